@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+# Thin: Meson builds, scripts/ does the rest. BUILD names the build directory.
+BUILD ?= build
+
+.PHONY: all demo test bench clean
+
+all: $(BUILD)/build.ninja
+	ninja -C $(BUILD)
+
+$(BUILD)/build.ninja:
+	scripts/install-packages build
+	meson setup $(BUILD)
+
+# Installs what is missing, builds, serves a disk, loads it, checks it. Under three minutes.
+demo: all
+	scripts/install-packages demo
+	VARVE_BUILD=$(CURDIR)/$(BUILD) scripts/demo
+
+# Installs what the tests need, builds all variants, runs everything. The last line counts.
+test:
+	scripts/install-packages test
+	scripts/run-tests --build $(BUILD)
+
+# Us and our peers on the same files, side by side.
+bench: all
+	scripts/install-packages bench
+	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/run
+
+clean:
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * varve/varve.h - the public interface of libvarve: disk images, queues, exports
+ *
+ * Conventions
+ *   Offsets and lengths are bytes. Names of files are in the file system's encoding, NUL-terminated.
+ *   A function that can fail returns 0 (or a count) on success and a negative errno on failure; with a
+ *   struct varve_error it also says in one line what was wrong and what to do. err may be NULL.
+ *   Objects are opaque and made by *_new/_open/_start, ended by *_free/_close/_stop, which take NULL.
+ *   The library never prints, never exits and installs no signal handler.
+ *
+ * Threads
+ *   An image belongs to one queue, its home (given at open, or private to the image). The synchronous calls of
+ *   one image may be made by any thread, one at a time per image; they block until done. Asynchronous requests
+ *   are submitted on a queue by the thread that runs that queue, and complete there. Different images and
+ *   different queues are independent.
+ */
+#ifndef VARVE_VARVE_H
+#define VARVE_VARVE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define VARVE_API __attribute__((visibility("default")))
+#else
+#define VARVE_API
+#endif
+
+/* ---- errors ------------------------------------------------------------------------------------------- */
+
+#define VARVE_ERROR_MAX 1024
+
+/* Filled by a failing call: a negative errno and one line of text, always NUL-terminated, without newline. */
+struct varve_error {
+	int code;
+	char message[VARVE_ERROR_MAX];
+};
+
+/* "0.1.0" */
+VARVE_API const char *varve_version(void);
+
+/* ---- queues ------------------------------------------------------------------------------------------- */
+
+struct varve_queue;
+struct varve_image;
+
+#define VARVE_QUEUE_THREAD (1u << 0) /* the queue runs on a thread of its own; otherwise the caller runs it */
+
+struct varve_queue_options {
+	unsigned flags;	    /* VARVE_QUEUE_* */
+	unsigned depth;	    /* asynchronous requests at most in flight, 1 .. 4096; 0: 128 */
+	const char *name;   /* for logs and the thread's name; NULL: "varve" */
+};
+
+/* Makes a queue. opts may be NULL for the defaults. */
+VARVE_API int varve_queue_new(struct varve_queue **ret_queue, const struct varve_queue_options *opts,
+			      struct varve_error *err);
+
+/* Frees a queue that no image and no export uses any more. Waits for the queue's thread. */
+VARVE_API void varve_queue_free(struct varve_queue *queue);
+
+/* One finished request. result: 0, or a negative errno. */
+struct varve_completion {
+	void *user_data;
+	int result;
+};
+
+/*
+ * A file descriptor that polls readable when varve_queue_reap() has something to do. Owned by the queue.
+ * Only for queues without a thread of their own.
+ */
+VARVE_API int varve_queue_fd(struct varve_queue *queue);
+
+/*
+ * Runs the queue: submits what was queued, collects at most max completions. Waits for the first one at most
+ * timeout_ms milliseconds (0: not at all, negative: until there is one). Returns the number collected, or a
+ * negative errno. Only for queues without a thread of their own, by one thread at a time.
+ */
+VARVE_API int varve_queue_reap(struct varve_queue *queue, struct varve_completion *completions, int max,
+			       int timeout_ms);
+
+#define VARVE_REQ_FUA (1u << 0)	      /* write: on stable storage before it completes */
+#define VARVE_REQ_MAY_UNMAP (1u << 1) /* write zeroes: space may be given back */
+
+/*
+ * Queue a request on an image. The memory and the iovec array stay the caller's, and must live until completion.
+ * -EAGAIN: depth requests are in flight; reap first. -EINVAL: out of the image's bounds.
+ * Nothing is sent to the kernel before varve_queue_reap(), so that a batch costs one system call.
+ */
+VARVE_API int varve_submit_readv(struct varve_queue *queue, struct varve_image *image, const struct iovec *iov,
+				 int nr_iov, uint64_t offset, void *user_data);
+VARVE_API int varve_submit_writev(struct varve_queue *queue, struct varve_image *image, const struct iovec *iov,
+				  int nr_iov, uint64_t offset, unsigned flags, void *user_data);
+VARVE_API int varve_submit_flush(struct varve_queue *queue, struct varve_image *image, void *user_data);
+VARVE_API int varve_submit_discard(struct varve_queue *queue, struct varve_image *image, uint64_t offset,
+				   uint64_t length, void *user_data);
+VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_image *image, uint64_t offset,
+					uint64_t length, unsigned flags, void *user_data);
+
+/* ---- images ------------------------------------------------------------------------------------------- */
+
+#define VARVE_OPEN_WRITABLE (1u << 0)
+#define VARVE_OPEN_NO_BACKING (1u << 1)	 /* open only the file named: no backing file, no data file */
+#define VARVE_OPEN_FORCE_SHARE (1u << 2) /* read although another process holds the image for writing */
+#define VARVE_OPEN_NO_IO (1u << 3)	 /* only varve_image_info() will be called */
+#define VARVE_OPEN_CHECK (1u << 4)	 /* for varve_image_check(): open although metadata is damaged */
+#define VARVE_OPEN_IMAGE_OPTS (1u << 5)	 /* name is "driver=qcow2,file.filename=..." instead of a file name */
+
+struct varve_open_options {
+	unsigned flags;		  /* VARVE_OPEN_* */
+	const char *format;	  /* "qcow2", "raw", ...; NULL: found by probing */
+	const char *cache;	  /* writeback, none, writethrough, directsync, unsafe; NULL: writeback */
+	const char *aio;	  /* io_uring, threads; NULL: the best one that works here */
+	struct varve_queue *home; /* NULL: private to the image, run by the synchronous calls */
+};
+
+/*
+ * Opens an image and its backing chain. name: a path, a name with a protocol prefix ("file:...",
+ * "null-co://"), or "json:{...}". opts may be NULL: read-only, probed.
+ * A raw image found by probing refuses writes that would turn it into another format (sector 0).
+ */
+VARVE_API int varve_image_open(struct varve_image **ret_image, const char *name,
+			       const struct varve_open_options *opts, struct varve_error *err);
+
+/* Flushes and closes. A negative errno says that data acknowledged before may not be on stable storage. */
+VARVE_API int varve_image_close(struct varve_image *image, struct varve_error *err);
+
+/*
+ * Lets a further queue submit requests to the image. While it is attached, the image's home queue must run
+ * (have a thread, or be reaped) for requests of the other queues to make progress. Detaching waits for the
+ * queue's requests. The home queue is attached by varve_image_open().
+ */
+VARVE_API int varve_image_attach(struct varve_image *image, struct varve_queue *queue, struct varve_error *err);
+VARVE_API void varve_image_detach(struct varve_image *image, struct varve_queue *queue);
+
+VARVE_API uint64_t varve_image_length(const struct varve_image *image);
+VARVE_API bool varve_image_writable(const struct varve_image *image);
+VARVE_API const char *varve_image_format(const struct varve_image *image);
+
+VARVE_API int varve_image_read(struct varve_image *image, uint64_t offset, void *buf, size_t length,
+			       struct varve_error *err);
+VARVE_API int varve_image_write(struct varve_image *image, uint64_t offset, const void *buf, size_t length,
+				unsigned flags, struct varve_error *err);
+VARVE_API int varve_image_flush(struct varve_image *image, struct varve_error *err);
+VARVE_API int varve_image_discard(struct varve_image *image, uint64_t offset, uint64_t length,
+				  struct varve_error *err);
+VARVE_API int varve_image_write_zeroes(struct varve_image *image, uint64_t offset, uint64_t length, unsigned flags,
+				       struct varve_error *err);
+
+/* One stretch of the image, as varve_image_map() finds it. */
+struct varve_extent {
+	uint64_t start;	     /* in the image */
+	uint64_t length;
+	uint64_t offset;     /* in file, when has_offset */
+	unsigned depth;	     /* 0: the image itself, 1: its backing file, ... */
+	bool present;	     /* allocated in a layer of the chain */
+	bool data;	     /* may hold other bytes than zero */
+	bool zero;	     /* reads as zeroes */
+	bool compressed;
+	bool has_offset;
+	const char *file;    /* name of the file that holds it; lives as long as the image; NULL without offset */
+};
+
+/* The stretch that begins at offset, at most length bytes. Neighbours that differ in nothing are not joined. */
+VARVE_API int varve_image_map(struct varve_image *image, uint64_t offset, uint64_t length,
+			      struct varve_extent *ret_extent, struct varve_error *err);
+
+/*
+ * Everything known about an image as one JSON object (the ImageInfo of qemu-img info --output=json).
+ * *ret_json is malloc'd; the caller frees it.
+ */
+VARVE_API int varve_image_info(struct varve_image *image, char **ret_json, struct varve_error *err);
+
+/* Statistics as one JSON object (requests, cold path, fibers, order queue). *ret_json: the caller frees it. */
+VARVE_API int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_error *err);
+
+struct varve_check_result {
+	uint64_t corruptions; /* references to free or doubly used space: data at risk */
+	uint64_t leaks;	      /* space marked used that nothing references: harmless */
+	uint64_t check_errors;/* places that could not be examined */
+	uint64_t image_end_offset;
+	uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+};
+
+/* Called by long operations about once in 100 ms; may be NULL. done and total are in the same, any, unit. */
+typedef void (*varve_progress_fn)(void *user_data, uint64_t done, uint64_t total);
+
+/* Called with one line for each thing that check finds; may be NULL. */
+typedef void (*varve_report_fn)(void *user_data, const char *line);
+
+/* Examines the metadata; changes nothing. -ENOTSUP: the format has no check. */
+VARVE_API int varve_image_check(struct varve_image *image, struct varve_check_result *ret_result,
+				varve_report_fn report, varve_progress_fn progress, void *user_data,
+				struct varve_error *err);
+
+/*
+ * Creates an image. options: "cluster_size=64k,backing_file=base.raw,..." (a comma in a value is written ",,");
+ * may be NULL. length may be UINT64_MAX when options give a backing file, whose length is taken then.
+ * On failure nothing is left behind: a file that was not there before is removed, one that was there is as it was.
+ */
+VARVE_API int varve_image_create(const char *name, const char *format, uint64_t length, const char *options,
+				 unsigned flags, varve_progress_fn progress, void *user_data, struct varve_error *err);
+
+#define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
+
+/* ---- exports ------------------------------------------------------------------------------------------ */
+
+struct varve_export;
+
+struct varve_vhost_user_blk_options {
+	const char *socket_path; /* made by the export; must not exist (or be a dead socket) */
+	unsigned nr_queues;	 /* virtqueues offered, 1 .. 64; 0: 1 */
+	unsigned queue_size;	 /* 2 .. 1024, power of two; 0: 256 (the largest ring accepted) */
+	bool writable;
+	const char *serial;	 /* at most 20 bytes; NULL: "varve" */
+};
+
+/*
+ * Serves an image to virtual machines over vhost-user-blk. control and the queues need a thread of their own
+ * (VARVE_QUEUE_THREAD); virtqueue i runs on queues[i % nr_queues]. The image's home should be one of them.
+ * Returns when the socket listens. One front end at a time; when it goes away the next may connect.
+ */
+VARVE_API int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_image *image,
+					  const struct varve_vhost_user_blk_options *opts, struct varve_queue *control,
+					  struct varve_queue *const *queues, unsigned nr_queues,
+					  struct varve_error *err);
+
+/* Stops: no new requests, waits for those in flight, flushes, removes the socket. */
+VARVE_API int varve_export_stop(struct varve_export *exp, struct varve_error *err);
+
+/* ---- log ---------------------------------------------------------------------------------------------- */
+
+enum varve_log_level { VARVE_LOG_ERROR, VARVE_LOG_WARNING, VARVE_LOG_INFO, VARVE_LOG_DEBUG };
+
+/*
+ * Where log lines go: once for the whole process, before other calls. The default is nowhere. The function may
+ * be called by any thread of the library; it must not call back into it.
+ */
+VARVE_API void varve_set_log(void (*fn)(void *user_data, enum varve_log_level level, const char *line),
+			     void *user_data);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aio/engine.c - which engines there are, and which ones a queue has
+ *
+ * Owns:    the list of engines that users may name; the contexts of a queue's engines.
+ * Assumes: the queue's thread, except for aio_engine_find().
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "aio/loop.h"
+#include "base/error.h"
+
+const struct aio_engine *aio_engine_find(const char *name, struct varve_error *err)
+{
+	/* sim has no files that a user could name. */
+	static const struct aio_engine *const engines[] = { &aio_engine_uring, &aio_engine_threads };
+
+	if (!name)
+		return uring_works() ? &aio_engine_uring : &aio_engine_threads;
+	for (unsigned i = 0; i < ARRAY_LEN(engines); i++) {
+		if (!strcmp(name, engines[i]->name))
+			return engines[i];
+	}
+	varve_error_set(err, -EINVAL, "unknown aio engine '%s': io_uring or threads", name);
+	return NULL;
+}
+
+int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_error *err)
+{
+	void *ctx = NULL;
+	int ret;
+
+	assert(queue_is_mine(q));
+	for (unsigned i = 0; i < q->nr_engines; i++) {
+		if (q->engines[i].engine == engine)
+			return 0;
+	}
+	assert(q->nr_engines < QUEUE_ENGINES);
+	ret = engine->attach(q, &ctx, err);
+	if (ret < 0)
+		return ret;
+	q->engines[q->nr_engines].engine = engine;
+	q->engines[q->nr_engines].ctx = ctx;
+	q->nr_engines++;
+	return 0;
+}
+
+void aio_submit(struct queue *q, struct aio_op *op)
+{
+	unsigned i = 0;
+
+	assert(queue_is_mine(q));
+	assert(op->nr_iov <= AIO_IOV_MAX && op->len <= AIO_LEN_MAX && op->off <= VARVE_LEN_MAX - AIO_LEN_MAX);
+	while (unlikely(q->engines[i].engine != op->file->engine)) {
+		i++;
+		assert(i < q->nr_engines && "aio_submit() on a queue without aio_attach()");
+	}
+	op->q = q;
+	op->next = NULL;
+	q->stats.aio_submitted++;
+	q->engines[i].engine->submit(q->engines[i].ctx, op);
+}
+
+void engines_flush(struct queue *q)
+{
+	for (unsigned i = 0; i < q->nr_engines; i++) {
+		if (q->engines[i].engine->flush)
+			q->engines[i].engine->flush(q->engines[i].ctx);
+	}
+}
+
+bool engines_reap(struct queue *q)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < q->nr_engines; i++) {
+		if (q->engines[i].engine->reap)
+			n += q->engines[i].engine->reap(q->engines[i].ctx);
+	}
+	return n;
+}
+
+void engines_detach(struct queue *q)
+{
+	assert(q->stats.aio_submitted == q->stats.aio_completed && "queue ended with I/O in flight");
+	while (q->nr_engines) {
+		q->nr_engines--;
+		q->engines[q->nr_engines].engine->detach(q, q->engines[q->nr_engines].ctx);
+	}
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aio/engine.h - several ways to do asynchronous I/O behind one interface
+ *
+ * An engine has a per-process ops table and a per-queue context, made the first time a file that uses it submits on
+ * that queue (or earlier by aio_attach()). An op is embedded in the requester's object; it has exactly one
+ * ending: done(), once, on the queue that submitted it, never from inside aio_submit(). A full ring keeps the op and
+ * goes on when room appears; the requester never sees EAGAIN.
+ */
+#ifndef VARVE_AIO_ENGINE_H
+#define VARVE_AIO_ENGINE_H
+
+#include "aio/queue.h"
+#include "aio/worker.h"
+
+enum aio_opcode {
+	AIO_READ,
+	AIO_WRITE,
+	AIO_FLUSH,   /* fdatasync */
+	AIO_DISCARD, /* punch a hole, or BLKDISCARD; contents undefined after */
+	AIO_ZERO,    /* reads as zeroes after; AIO_MAY_UNMAP: space may be given back */
+	AIO_OPCODES,
+};
+
+#define AIO_FUA (1u << 0)	/* write: as if followed by fdatasync of this range (RWF_DSYNC) */
+#define AIO_MAY_UNMAP (1u << 1)
+
+struct aio_file;
+
+struct aio_op {
+	/* set by the requester */
+	struct aio_file *file;
+	uint8_t opcode;
+	uint32_t flags;
+	const struct iovec *iov; /* must live until done() */
+	unsigned nr_iov;	 /* at most AIO_IOV_MAX */
+	uint64_t off, len;
+	/* res: bytes transferred (READ, WRITE; may be short, 0 at end of file), 0 (others), or a negative errno */
+	void (*done)(struct aio_op *op, int64_t res);
+
+	/* the engine's */
+	struct queue *q;
+	struct aio_op *next;
+	int64_t res;
+	struct work work;
+};
+
+#define AIO_IOV_MAX 1024
+#define AIO_LEN_MAX (1u << 30) /* bytes in one op; longer requests are split above */
+
+struct aio_engine {
+	const char *name; /* as users write it: io_uring, threads, sim */
+	/* *ret_ctx is the engine's state on this queue. -ENOSYS, -EPERM ...: not usable here, err says why. */
+	int (*attach)(struct queue *q, void **ret_ctx, struct varve_error *err);
+	void (*detach)(struct queue *q, void *ctx);
+	/* Takes over a file: registers it, finds what the engine can do with it. May be NULL. */
+	int (*file_open)(struct aio_file *file, struct varve_error *err);
+	void (*file_close)(struct aio_file *file);
+	void (*submit)(void *ctx, struct aio_op *op);
+	/* Called by the loop: hand what was submitted to the kernel / deliver completions (calls done()). */
+	void (*flush)(void *ctx);
+	unsigned (*reap)(void *ctx);
+	/*
+	 * An engine that can sleep for the queue (may be NULL): flush() and wait in one system call, at most timeout_ns
+	 * (negative: without limit), until a completion arrives or epoll_fd, which it watches, becomes readable:
+	 * *ret_fds. Only for queues with a thread of their own.
+	 */
+	void (*wait)(void *ctx, int64_t timeout_ns, bool *ret_fds);
+	/* A descriptor that polls readable when reap() would find something; -1 or NULL: completions come as messages. */
+	int (*poll_fd)(void *ctx);
+};
+
+/* An open file as the engines see it. proto/file owns it. */
+struct aio_file {
+	const struct aio_engine *engine;
+	int fd;		  /* -1 for sim */
+	bool is_blockdev;
+	bool direct;	  /* opened with O_DIRECT */
+	void *engine_data;
+	const char *name; /* for messages; owned by the node */
+};
+
+extern const struct aio_engine aio_engine_uring, aio_engine_threads, aio_engine_sim;
+
+/* By the user's name; NULL: the best that works on this machine (io_uring, else threads). */
+const struct aio_engine *aio_engine_find(const char *name, struct varve_error *err);
+
+/* Makes sure that q can do I/O with the engine; on q's thread. Idempotent. */
+int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_error *err);
+
+/* Never fails and never calls done() itself. The queue must be attached to the file's engine. */
+void aio_submit(struct queue *q, struct aio_op *op);
+
+#endif

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aio/queue.c - the life of a queue: making, freeing, its thread, hooks and slots
+ *
+ * Owns:    the ids of all queues of the process, the queue's file descriptors and its thread.
+ * Assumes: queue_free() is called when nothing is in flight; this is checked.
+ * Never:   runs work itself: that is turn.c.
+ */
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "aio/loop.h"
+#include "base/error.h"
+
+/* ---- ids ---- */
+
+static pthread_mutex_t ids_lock = PTHREAD_MUTEX_INITIALIZER;
+static bool ids_used[QUEUE_MAX];
+
+static int id_take(unsigned *ret_id)
+{
+	int ret = -EMFILE;
+
+	pthread_mutex_lock(&ids_lock);
+	for (unsigned i = 0; i < QUEUE_MAX && ret < 0; i++) {
+		if (!ids_used[i]) {
+			ids_used[i] = true;
+			*ret_id = i;
+			ret = 0;
+		}
+	}
+	pthread_mutex_unlock(&ids_lock);
+	return ret;
+}
+
+static void id_give(unsigned id)
+{
+	pthread_mutex_lock(&ids_lock);
+	ids_used[id] = false;
+	pthread_mutex_unlock(&ids_lock);
+}
+
+/* ---- which thread is this ---- */
+
+static _Thread_local const void *self_override;
+static _Thread_local char self_address;
+
+const void *thread_self(void)
+{
+	return self_override ? self_override : &self_address;
+}
+
+void thread_set_self(const void *self)
+{
+	self_override = self;
+}
+
+bool queue_is_mine(const struct queue *q)
+{
+	const void *runner = atomic_load_explicit(&q->runner, memory_order_relaxed);
+
+	return runner == thread_self() || (!runner && !q->own_thread);
+}
+
+/* ---- the queue's own thread ---- */
+
+struct thread_start {
+	struct queue *q;
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	bool running;
+};
+
+/* Started with all signals blocked: the embedder's handlers run on the embedder's threads. */
+static void *queue_thread(void *arg)
+{
+	struct thread_start *start = arg;
+	struct queue *q = start->q;
+	char name[16];
+
+	snprintf(name, sizeof(name), "%.15s", q->name);
+	pthread_setname_np(pthread_self(), name);
+	atomic_store_explicit(&q->runner, thread_self(), memory_order_relaxed);
+
+	pthread_mutex_lock(&start->lock);
+	start->running = true;
+	pthread_cond_signal(&start->cond);
+	pthread_mutex_unlock(&start->lock);
+
+	loop_enter(q);
+	loop_run(q, &q->stop);
+	while (loop_work(q))
+		;
+	/* Here and not in queue_free(): a thread that ends cancels what its ring still waits for. */
+	engines_detach(q);
+	loop_leave(q);
+	return NULL;
+}
+
+static int queue_start_thread(struct queue *q, struct varve_error *err)
+{
+	struct thread_start start = { .q = q };
+	sigset_t all, old;
+	int ret;
+
+	pthread_mutex_init(&start.lock, NULL);
+	pthread_cond_init(&start.cond, NULL);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	ret = pthread_create(&q->thread, NULL, queue_thread, &start);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (ret) {
+		ret = varve_error_errno(err, -ret, "queue %s: cannot start a thread", q->name);
+	} else {
+		/* Until then queue_is_mine() could say yes to this thread. */
+		pthread_mutex_lock(&start.lock);
+		while (!start.running)
+			pthread_cond_wait(&start.cond, &start.lock);
+		pthread_mutex_unlock(&start.lock);
+	}
+	pthread_cond_destroy(&start.cond);
+	pthread_mutex_destroy(&start.lock);
+	return ret;
+}
+
+/* ---- making and freeing ---- */
+
+static void queue_close_fds(struct queue *q)
+{
+	const int fds[] = { q->epoll_fd, q->event_fd, q->poll_fd, q->timer_fd };
+
+	for (unsigned i = 0; i < ARRAY_LEN(fds); i++) {
+		if (fds[i] >= 0)
+			close(fds[i]);
+	}
+}
+
+static int queue_open_fds(struct queue *q, struct varve_error *err)
+{
+	q->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (q->epoll_fd < 0)
+		return varve_error_errno(err, -errno, "queue %s: cannot make an epoll descriptor", q->name);
+	/* Blocking, because io_uring answers EAGAIN for a read of a non-blocking one instead of waiting. */
+	q->event_fd = eventfd(0, EFD_CLOEXEC);
+	if (q->event_fd < 0 || watches_event_fd(q, true) < 0)
+		return varve_error_errno(err, -errno, "queue %s: cannot make an event descriptor", q->name);
+	return 0;
+}
+
+int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_error *err)
+{
+	struct queue *q = aligned_alloc(64, align_up(sizeof(*q), 64));
+	int ret;
+
+	if (!q)
+		return varve_error_set(err, -ENOMEM, "out of memory for a queue");
+	memset(q, 0, sizeof(*q));
+	snprintf(q->name, sizeof(q->name), "%s", opts && opts->name ? opts->name : "varve");
+	q->virtual_time = opts && opts->virtual_time;
+	q->later.tail = &q->later.head;
+	q->epoll_fd = q->event_fd = q->poll_fd = q->timer_fd = q->wait_fd = -1;
+	TAILQ_INIT(&q->hooks);
+	fibers_init(q);
+	loop_clock(q);
+	ret = id_take(&q->id);
+	if (ret < 0) {
+		free(q);
+		return varve_error_set(err, ret, "more than %d queues at once", QUEUE_MAX);
+	}
+	workers_ref();
+	ret = queue_open_fds(q, err);
+	if (ret == 0 && opts && opts->own_thread) {
+		q->own_thread = true;
+		ret = queue_start_thread(q, err);
+	}
+	if (ret < 0) {
+		queue_close_fds(q);
+		workers_unref();
+		id_give(q->id);
+		free(q);
+		return ret;
+	}
+	*ret_q = q;
+	return 0;
+}
+
+static void queue_stop_thread(struct queue *q)
+{
+	assert(!queue_is_mine(q) && "a queue cannot be freed by its own thread");
+	atomic_store_explicit(&q->stop, true, memory_order_relaxed);
+	queue_kick(q);
+	pthread_join(q->thread, NULL);
+	q->own_thread = false;
+	atomic_store_explicit(&q->runner, NULL, memory_order_relaxed);
+}
+
+void queue_free(struct queue *q)
+{
+	if (!q)
+		return;
+	if (q->own_thread)
+		queue_stop_thread(q);
+	assert(!q->in_turn && "queue freed from inside a turn");
+	for (unsigned i = 0; i < QUEUE_SLOTS; i++) {
+		if (q->slots[i].destroy)
+			q->slots[i].destroy(q->slots[i].p);
+	}
+	engines_detach(q);
+	fibers_free(q);
+	/*
+	 * The thread that posted the last message may still be on its way out of queue_post(). Pairs with the release
+	 * there; a matter of nanoseconds, unless it was preempted.
+	 */
+	while (atomic_load_explicit(&q->posters, memory_order_acquire))
+		sched_yield();
+	assert(!atomic_load_explicit(&q->inbox, memory_order_relaxed) && !q->later.head &&
+	       "queue freed with undelivered messages");
+	assert(!q->timers && "queue freed with a timer armed");
+	assert(!q->nr_watches && "queue freed with a file descriptor watched");
+	assert(TAILQ_EMPTY(&q->hooks) && "queue freed with a hook");
+	queue_close_fds(q);
+	workers_unref();
+	id_give(q->id);
+	free(q);
+}
+
+unsigned queue_id(const struct queue *q)
+{
+	return q->id;
+}
+
+const char *queue_name(const struct queue *q)
+{
+	return q->name;
+}
+
+bool queue_has_thread(const struct queue *q)
+{
+	return q->own_thread;
+}
+
+uint64_t queue_now(const struct queue *q)
+{
+	return q->now_ns;
+}
+
+void queue_advance(struct queue *q, uint64_t ns)
+{
+	assert(q->virtual_time && queue_is_mine(q));
+	q->now_ns += ns;
+}
+
+const struct queue_stats *queue_stats(const struct queue *q)
+{
+	return &q->stats;
+}
+
+/* ---- hooks, slots ---- */
+
+void hook_add(struct queue *q, struct hook *h)
+{
+	assert(queue_is_mine(q));
+	TAILQ_INSERT_TAIL(&q->hooks, h, link);
+}
+
+void hook_del(struct queue *q, struct hook *h)
+{
+	assert(queue_is_mine(q));
+	if (q->hook_next == h)
+		q->hook_next = TAILQ_NEXT(h, link);
+	TAILQ_REMOVE(&q->hooks, h, link);
+}
+
+void *queue_slot_get(const struct queue *q, enum queue_slot slot)
+{
+	return q->slots[slot].p;
+}
+
+void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destroy)(void *p))
+{
+	q->slots[slot].p = p;
+	q->slots[slot].destroy = destroy;
+}

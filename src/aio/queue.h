@@ -1,0 +1,138 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aio/queue.h - the event loop: messages, timers, file descriptors, fibers, asynchronous I/O
+ *
+ * One queue is run by one thread at a time (its own, or whoever calls queue_turn()). Everything here is for
+ * that thread only, except queue_post(), queue_kick(), queue_id() and queue_name().
+ *
+ * One turn: 1. messages  2. timers  3. ready fds  4. ready fibers  5. completions of the engines
+ *           (3 to 5 repeat while cheap work appears)  6. end-of-turn hooks  7. one submit per engine, joined with
+ *           the wait where the engine allows.
+ */
+#ifndef VARVE_AIO_QUEUE_H
+#define VARVE_AIO_QUEUE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <varve/varve.h>
+
+struct queue;
+
+/* Queues alive at once in one process; ids are 0 .. QUEUE_MAX - 1 and are reused after queue_free(). */
+#define QUEUE_MAX 128
+
+struct queue_opts {
+	const char *name;  /* copied; NULL: "varve" */
+	bool own_thread;   /* queue_new() starts a thread that runs turns until queue_free() */
+	bool virtual_time; /* time moves only by queue_advance(): for tests */
+};
+
+int queue_new(struct queue **ret, const struct queue_opts *opts, struct varve_error *err);
+
+/* Stops and joins the queue's own thread, if any. Nothing may be in flight. */
+void queue_free(struct queue *q);
+
+unsigned queue_id(const struct queue *q);
+const char *queue_name(const struct queue *q);
+bool queue_has_thread(const struct queue *q);
+
+/* True on the thread that runs the queue now (or when no thread does, for queues without one). For asserts. */
+bool queue_is_mine(const struct queue *q);
+
+/* One turn. Waits for something to do at most timeout_ns (0: not at all; negative: without limit). */
+void queue_turn(struct queue *q, int64_t timeout_ns);
+
+/*
+ * Readable when a queue_turn() would find something to do. For embedding in another event loop: whoever polls this
+ * descriptor must have returned from queue_turn(q, 0) with nothing left to submit.
+ */
+int queue_poll_fd(struct queue *q);
+
+/* Monotonic time in nanoseconds, as of the start of this turn. */
+uint64_t queue_now(const struct queue *q);
+
+/* Virtual time only: moves the clock; due timers fire in the next turn. */
+void queue_advance(struct queue *q, uint64_t ns);
+
+/* ---- messages: work for another thread, or for later on this one; embedded in the sender's object ---- */
+
+struct msg {
+	struct msg *next;
+	void (*run)(struct msg *m);
+};
+
+/* Any thread. m->run() is called on q's thread; messages of one sender keep their order. m is free again then. */
+void queue_post(struct queue *q, struct msg *m);
+
+/* The queue's own thread: runs after what is being done now, in this turn or the next; no atomics, no wake-up. */
+void queue_later(struct queue *q, struct msg *m);
+
+/* Any thread: ends a wait in queue_turn(). */
+void queue_kick(struct queue *q);
+
+/* ---- timers ---- */
+
+struct timer {
+	uint64_t when_ns;
+	void (*fire)(struct timer *t); /* disarmed when called; may arm it again, or free it */
+	bool armed;
+
+	/* internal: place in the heap, order of arming among equal times */
+	uint64_t seq;
+	struct timer *child, *next, *prev;
+};
+
+/* Arms or re-arms for the absolute time when_ns; the caller set fire, and zeroed the struct before first use. */
+void timer_set(struct queue *q, struct timer *t, uint64_t when_ns);
+void timer_cancel(struct queue *q, struct timer *t);
+
+/* ---- file descriptors (level-triggered, EPOLLIN / EPOLLOUT / ...) ---- */
+
+struct watch {
+	int fd;
+	uint32_t events;
+	void (*ready)(struct watch *w, uint32_t events);
+};
+
+/* 0 or a negative errno (-EPERM: a regular file, which is always ready). */
+int watch_add(struct queue *q, struct watch *w);
+void watch_change(struct queue *q, struct watch *w, uint32_t events);
+/* No ready() after this returns; may be called inside ready(). Before w->fd is closed, not after. */
+void watch_del(struct queue *q, struct watch *w);
+
+/* ---- hooks ---- */
+
+struct hook {
+	TAILQ_ENTRY(hook) link;
+	/*
+	 * Called at the end of each turn before it may wait. For batching: one notification for all completions of a
+	 * turn. Returns true if it made more work for this turn (the turn then does not wait).
+	 */
+	bool (*run)(struct hook *h);
+};
+
+void hook_add(struct queue *q, struct hook *h);
+void hook_del(struct queue *q, struct hook *h);
+
+/* ---- per-queue attachments of other rooms (request pools, ...) ---- */
+
+enum queue_slot { QUEUE_SLOT_BLOCK, QUEUE_SLOT_API, QUEUE_SLOTS };
+
+/* The slot's destructor, if set, runs in queue_free(). */
+void *queue_slot_get(const struct queue *q, enum queue_slot slot);
+void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destroy)(void *p));
+
+/* ---- counters; read on the queue's thread or when nothing runs ---- */
+
+struct queue_stats {
+	uint64_t turns, waits;	   /* waits: turns that slept in the kernel */
+	uint64_t syscalls;	   /* made by the loop and the engines of this queue, or by others to wake it */
+	uint64_t msgs, timers, fd_events;
+	uint64_t fibers_started, fibers_parked, fiber_switches;
+	uint64_t aio_submitted, aio_completed;
+};
+
+const struct queue_stats *queue_stats(const struct queue *q);
+
+#endif

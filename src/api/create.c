@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api/create.c - new images
+ *
+ * Everything that can be known to be wrong is found before the target is touched: options, length, the backing
+ * chain. Then the target is made (or, if it exists, locked), and the format's driver, which checks its own options
+ * first and empties the file only then, writes the image.
+ *
+ * Owns:    the file it made, until create has succeeded: on failure it is removed again.
+ * Never:   removes a file that was there before.
+ */
+#include "api/api.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define SECTOR_LEN 512
+
+struct create {
+	/* what was asked for */
+	const char *name;
+	const struct driver *drv;
+	struct opts *opts;
+	uint64_t len; /* UINT64_MAX until it is known */
+	unsigned flags;
+	varve_progress_fn progress;
+	void *user_data;
+	struct varve_error *err;
+
+	const char *path; /* of the local file; NULL: the target is no local file */
+	bool is_new;	  /* made by us */
+	bool exists;
+	uint64_t file_id[2]; /* exists: which file it is, in the form of struct node */
+};
+
+/* ---- before the target is touched ---- */
+
+/* A local file's path; other protocols have nothing that could be made here. */
+static const char *create_path(const char *name)
+{
+	const char *rest = name;
+	const struct driver *leaf = driver_by_prefix(name, &rest);
+
+	if (leaf && strcmp(leaf->name, "file") != 0)
+		return NULL;
+	return rest;
+}
+
+static int create_look(struct create *c)
+{
+	struct stat st;
+
+	if (strncmp(c->name, "json:", 5) == 0)
+		return varve_error_set(c->err, -EINVAL, "%.200s: an image is created by its file name, not by json:",
+				       c->name);
+	c->path = create_path(c->name);
+	if (!c->path)
+		return 0;
+	if (*c->path == '\0')
+		return varve_error_set(c->err, -EINVAL, "'%s' names no file", c->name);
+	if (stat(c->path, &st) < 0) {
+		if (errno == ENOENT)
+			return 0;
+		return varve_error_errno(c->err, -errno, "%s", c->name);
+	}
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return varve_error_set(c->err, -EINVAL, "%s: neither a regular file nor a block device", c->name);
+	c->exists = true;
+	c->file_id[0] = S_ISBLK(st.st_mode) ? UINT64_MAX : st.st_dev;
+	c->file_id[1] = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_ino;
+	return 0;
+}
+
+/* The target must not be a layer of its own backing chain: it would be overwritten, and then back itself. */
+static int create_check_chain(struct create *c, struct node *n)
+{
+	for (; n && c->exists; n = n->backing) {
+		const struct node *leaf = n;
+
+		while (leaf->file)
+			leaf = leaf->file;
+		if (leaf->file_id[0] == c->file_id[0] && leaf->file_id[1] == c->file_id[1])
+			return varve_error_set(c->err, -EINVAL,
+					       "%s: the new image would be part of its own backing chain (%s)",
+					       c->name, n->name);
+	}
+	return 0;
+}
+
+/* The graph's options for the backing file as the new image will name it. */
+static int create_backing_opts(struct create *c, const char *backing, const char *format, struct opts *o)
+{
+	char path[NODE_NAME_MAX];
+	int ret;
+
+	ret = backing_path(c->name, backing, path, c->err);
+	if (ret == 0)
+		ret = opts_set(o, "filename", path, c->err);
+	if (ret == 0)
+		ret = opts_set(o, "format", format, c->err);
+	return ret;
+}
+
+/* Opens the backing chain, takes its length, closes it again. */
+static int create_backing_open(struct fiber *f, struct create *c, const char *backing, const char *format)
+{
+	struct node *top = NULL;
+	struct opts *o = opts_new();
+	int ret;
+
+	if (!o)
+		return varve_error_errno(c->err, -ENOMEM, "%s", c->name);
+	ret = create_backing_opts(c, backing, format, o);
+	if (ret == 0)
+		ret = graph_open(f, o, 0, &top, c->err);
+	opts_free(o);
+	if (ret < 0)
+		return varve_error_prefix(c->err, ret, "%s: backing file: ", c->name);
+	ret = create_check_chain(c, top);
+	if (ret == 0 && c->len == UINT64_MAX)
+		c->len = node_len(top);
+	(void)graph_close(f, top, NULL); /* opened read-only: nothing of ours can be lost */
+	return ret;
+}
+
+static int create_backing(struct fiber *f, struct create *c)
+{
+	const char *backing = opts_get(c->opts, "backing_file");
+	const char *format = opts_get(c->opts, "backing_fmt");
+
+	if (!backing && format)
+		return varve_error_set(c->err, -EINVAL, "%s: a backing format is given, but no backing file", c->name);
+	if (!backing || !*backing)
+		return 0;
+	if (!c->drv->alloc)
+		return varve_error_set(c->err, -EINVAL, "%s: images of format %s cannot have a backing file", c->name,
+				       c->drv->name);
+	if (!format)
+		return varve_error_set(c->err, -EINVAL,
+				       "%s: the format of the backing file %s is not given; say it (-F), it is never guessed",
+				       c->name, backing);
+	if (!driver_find(format))
+		return varve_error_set(c->err, -EINVAL, "%s: unknown backing format '%s'", c->name, format);
+	if (c->flags & VARVE_CREATE_NO_BACKING_CHECK)
+		return 0;
+	return create_backing_open(f, c, backing, format);
+}
+
+static int create_len(struct create *c)
+{
+	uint64_t size = UINT64_MAX;
+	int ret = opts_get_size(c->opts, "size", &size, c->err);
+
+	if (ret < 0)
+		return varve_error_prefix(c->err, ret, "%s: ", c->name);
+	if (c->len == UINT64_MAX)
+		c->len = size;
+	return 0;
+}
+
+static int create_round(struct create *c)
+{
+	if (c->len == UINT64_MAX)
+		return varve_error_set(c->err, -EINVAL, "%s: a new image needs a size", c->name);
+	if (c->len > VARVE_LEN_MAX - SECTOR_LEN)
+		return varve_error_set(c->err, -EFBIG, "%s: a size of %llu bytes is too large (at most 8 EiB)", c->name,
+				       (unsigned long long)c->len);
+	c->len = align_up(c->len, SECTOR_LEN);
+	return 0;
+}
+
+/* ---- the target ---- */
+
+static int create_file(struct create *c)
+{
+	int fd;
+
+	if (!c->path || c->exists)
+		return 0;
+	fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+	if (fd < 0)
+		return varve_error_errno(c->err, -errno, "%s: cannot be created", c->name);
+	close(fd);
+	c->is_new = true;
+	return 0;
+}
+
+static int create_write(struct fiber *f, struct create *c)
+{
+	struct node *leaf;
+	int ret, closed;
+
+	ret = graph_open_file(f, c->name, NODE_WRITABLE, &leaf, c->err);
+	if (ret < 0)
+		return ret;
+	ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
+	if (ret < 0)
+		varve_error_prefix(c->err, ret, "%s: ", c->name);
+	closed = graph_close(f, leaf, ret < 0 ? NULL : c->err);
+	return ret < 0 ? ret : closed;
+}
+
+static int create_fiber(struct fiber *f, void *arg)
+{
+	struct create *c = arg;
+	int ret;
+
+	ret = create_look(c);
+	if (ret == 0)
+		ret = create_len(c);
+	if (ret == 0)
+		ret = create_backing(f, c);
+	if (ret == 0)
+		ret = create_round(c);
+	if (ret == 0)
+		ret = create_file(c);
+	if (ret == 0)
+		ret = create_write(f, c);
+	if (ret < 0 && c->is_new)
+		unlink(c->path);
+	return ret;
+}
+
+int varve_image_create(const char *name, const char *format, uint64_t len, const char *options, unsigned flags,
+		       varve_progress_fn progress, void *user_data, struct varve_error *err)
+{
+	struct create c = {
+		.name = name,
+		.len = len,
+		.flags = flags,
+		.progress = progress,
+		.user_data = user_data,
+		.err = err,
+	};
+	struct varve_queue *queue = NULL;
+	int ret;
+
+	if (!name || !*name || !format)
+		return varve_error_set(err, -EINVAL, "a new image needs a name and a format");
+	if (flags & ~VARVE_CREATE_NO_BACKING_CHECK)
+		return varve_error_set(err, -EINVAL, "%s: unknown create flags 0x%x", name, flags);
+	c.drv = driver_find(format);
+	if (!c.drv || c.drv->kind != DRIVER_FORMAT)
+		return varve_error_set(err, -EINVAL, "%s: unknown format '%s'", name, format);
+	if (!c.drv->create)
+		return varve_error_set(err, -ENOTSUP, "%s: images of format %s can be read, not created", name, format);
+	c.opts = opts_new();
+	if (!c.opts)
+		return varve_error_errno(err, -ENOMEM, "%s", name);
+	ret = options ? opts_parse(c.opts, options, err) : 0;
+	if (ret < 0)
+		varve_error_prefix(err, ret, "%s: options: ", name);
+	if (ret == 0)
+		ret = api_private_queue(&queue, err);
+	if (ret == 0)
+		ret = fiber_call(queue->q, create_fiber, &c);
+	varve_queue_free(queue);
+	opts_free(c.opts);
+	return ret;
+}

@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api/image.c - images as the embedder sees them: open, close, attach queues
+ *
+ * Owns:    struct varve_image, and the private home queue of images opened without one.
+ * Assumes: block/ opens the graph from a list of options; this file only writes that list.
+ */
+#include "api/api.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "config.h"
+
+const char *varve_version(void)
+{
+	return VARVE_VERSION;
+}
+
+int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), void *arg)
+{
+	int ret;
+
+	if (image->private_home)
+		pthread_mutex_lock(&image->turn);
+	ret = fiber_call(image->home->q, fn, arg);
+	if (image->private_home)
+		pthread_mutex_unlock(&image->turn);
+	return ret;
+}
+
+int api_cache_flags(const char *cache, uint32_t *ret_flags, struct varve_error *err)
+{
+	static const struct {
+		const char *name;
+		uint32_t flags;
+	} modes[] = {
+		{ "writeback", 0 },
+		{ "none", NODE_DIRECT },
+		{ "off", NODE_DIRECT },
+		{ "writethrough", NODE_WRITETHROUGH },
+		{ "directsync", NODE_DIRECT | NODE_WRITETHROUGH },
+		{ "unsafe", NODE_NO_FLUSH },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
+		if (strcmp(cache, modes[i].name) == 0) {
+			*ret_flags = modes[i].flags;
+			return 0;
+		}
+	}
+	return varve_error_set(err, -EINVAL,
+			       "cache mode '%s' is not writeback, none, writethrough, directsync or unsafe", cache);
+}
+
+/* ---- opening ---- */
+
+static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, struct varve_error *err)
+{
+	static const struct {
+		unsigned api;
+		uint32_t node;
+	} names[] = {
+		{ VARVE_OPEN_WRITABLE, NODE_WRITABLE },	      { VARVE_OPEN_NO_BACKING, NODE_NO_BACKING },
+		{ VARVE_OPEN_FORCE_SHARE, NODE_FORCE_SHARE }, { VARVE_OPEN_NO_IO, NODE_NO_IO },
+		{ VARVE_OPEN_CHECK, NODE_CHECK },
+	};
+	unsigned left = oo->flags & ~VARVE_OPEN_IMAGE_OPTS;
+	const char *cold = getenv("VARVE_FORCE_COLD"); /* a switch of the tests: see CONTRIBUTING.md */
+	uint32_t flags = 0;
+	int ret;
+
+	if (oo->cache) {
+		ret = api_cache_flags(oo->cache, &flags, err);
+		if (ret < 0)
+			return ret;
+	}
+	for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+		if (left & names[i].api)
+			flags |= names[i].node;
+		left &= ~names[i].api;
+	}
+	if (left)
+		return varve_error_set(err, -EINVAL, "unknown open flags 0x%x", left);
+	if ((flags & NODE_WRITABLE) && (flags & NODE_FORCE_SHARE))
+		return varve_error_set(err, -EINVAL, "an image cannot be shared by force and open for writing");
+	if (cold && strcmp(cold, "1") == 0)
+		flags |= NODE_FORCE_COLD;
+	*ret_flags = flags;
+	return 0;
+}
+
+static int open_opts(const char *name, const struct varve_open_options *oo, struct opts *o, struct varve_error *err)
+{
+	int ret;
+
+	if (oo->flags & VARVE_OPEN_IMAGE_OPTS) {
+		if (oo->format)
+			return varve_error_set(err, -EINVAL,
+					       "image options carry the format as driver=; a format beside them is one too many");
+		ret = opts_parse(o, name, err);
+	} else {
+		ret = opts_set(o, "filename", name, err);
+		if (ret == 0 && oo->format)
+			ret = opts_set(o, "format", oo->format, err);
+	}
+	/* The graph hands it on to the file; options that name an engine for the file themselves win. */
+	if (ret == 0 && oo->aio && !opts_get(o, "aio") && !opts_get(o, "file.aio"))
+		ret = opts_set(o, "aio", oo->aio, err);
+	return ret;
+}
+
+struct open_args {
+	const char *name;
+	struct opts *opts;
+	uint32_t flags;
+	struct node *top;
+	struct varve_error *err;
+};
+
+static int open_fiber(struct fiber *f, void *arg)
+{
+	struct open_args *a = arg;
+
+	int ret = graph_open(f, a->opts, a->flags, &a->top, a->err);
+
+	if (ret < 0 && a->err && !strstr(a->err->message, a->name))
+		varve_error_prefix(a->err, ret, "%s: ", a->name);
+	return ret;
+}
+
+int varve_image_open(struct varve_image **ret_image, const char *name, const struct varve_open_options *opts,
+		     struct varve_error *err)
+{
+	static const struct varve_open_options defaults;
+	const struct varve_open_options *oo = opts ? opts : &defaults;
+	struct open_args a = { .name = name, .err = err };
+	struct varve_image *image;
+	int ret;
+
+	if (!ret_image || !name)
+		return varve_error_set(err, -EINVAL, "varve_image_open: no name, or no place for the image");
+	if (*name == '\0')
+		return varve_error_set(err, -EINVAL, "the name of the image is empty");
+	ret = open_flags(oo, &a.flags, err);
+	if (ret < 0)
+		return ret;
+	image = calloc(1, sizeof(*image));
+	a.opts = opts_new();
+	if (!image || !a.opts) {
+		ret = varve_error_errno(err, -ENOMEM, "%s", name);
+		goto fail;
+	}
+	ret = open_opts(name, oo, a.opts, err);
+	if (ret < 0)
+		goto fail;
+	image->home = oo->home;
+	if (!image->home) {
+		ret = api_private_queue(&image->home, err);
+		if (ret < 0)
+			goto fail;
+		image->private_home = true;
+	}
+	pthread_mutex_init(&image->turn, NULL);
+	ret = api_call(image, open_fiber, &a);
+	if (ret < 0) {
+		pthread_mutex_destroy(&image->turn);
+		goto fail;
+	}
+	opts_free(a.opts);
+	image->top = a.top;
+	atomic_fetch_add(&image->home->users, 1);
+	*ret_image = image;
+	return 0;
+
+fail:
+	if (image && image->private_home)
+		varve_queue_free(image->home);
+	opts_free(a.opts);
+	free(image);
+	return ret;
+}
+
+/* ---- closing ---- */
+
+struct close_args {
+	struct node *top;
+	struct varve_error *err;
+};
+
+static int close_fiber(struct fiber *f, void *arg)
+{
+	struct close_args *a = arg;
+
+	return graph_close(f, a->top, a->err);
+}
+
+int varve_image_close(struct varve_image *image, struct varve_error *err)
+{
+	struct close_args a = { .err = err };
+	unsigned users;
+	int ret;
+
+	if (!image)
+		return 0;
+	users = atomic_load(&image->users);
+	if (users)
+		return varve_error_set(err, -EBUSY,
+				       "%s: %u attached queues or exports still use the image; it stays open",
+				       node_name(image->top), users);
+	if (!image->home->has_thread)
+		api_finish(image->home, image);
+	a.top = image->top;
+	ret = api_call(image, close_fiber, &a);
+	atomic_fetch_sub(&image->home->users, 1);
+	if (image->private_home)
+		varve_queue_free(image->home);
+	pthread_mutex_destroy(&image->turn);
+	free(image);
+	return ret;
+}
+
+/* ---- further queues ---- */
+
+struct attach_args {
+	struct node *top;
+	struct queue *q;
+	struct varve_error *err;
+};
+
+static int attach_fiber(struct fiber *f, void *arg)
+{
+	struct attach_args *a = arg;
+
+	return node_attach(a->top, a->q, a->err);
+}
+
+static int detach_fiber(struct fiber *f, void *arg)
+{
+	struct attach_args *a = arg;
+
+	node_detach(f, a->top, a->q);
+	return 0;
+}
+
+static bool is_attached(const struct varve_image *image, const struct varve_queue *vq)
+{
+	return atomic_load(&image->top->slots[queue_id(vq->q)]) != NULL;
+}
+
+int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct varve_error *err)
+{
+	struct attach_args a = { .top = image->top, .q = vq->q, .err = err };
+	int ret;
+
+	if (is_attached(image, vq))
+		return varve_error_set(err, -EEXIST, "%s: queue %s is attached already", node_name(image->top),
+				       queue_name(vq->q));
+	if (image->private_home)
+		return varve_error_set(err, -EINVAL,
+				       "%s: further queues need an image that was opened with a home queue",
+				       node_name(image->top));
+	ret = fiber_call(vq->q, attach_fiber, &a);
+	if (ret < 0)
+		return ret;
+	atomic_fetch_add(&vq->users, 1);
+	atomic_fetch_add(&image->users, 1);
+	return 0;
+}
+
+void varve_image_detach(struct varve_image *image, struct varve_queue *vq)
+{
+	struct attach_args a = { .top = image->top, .q = vq->q };
+
+	if (vq == image->home || !is_attached(image, vq))
+		return;
+	if (!vq->has_thread)
+		api_finish(vq, image);
+	api_call(image, detach_fiber, &a);
+	atomic_fetch_sub(&vq->users, 1);
+	atomic_fetch_sub(&image->users, 1);
+}
+
+/* ---- what an image says of itself ---- */
+
+uint64_t varve_image_length(const struct varve_image *image)
+{
+	return node_len(image->top);
+}
+
+bool varve_image_writable(const struct varve_image *image)
+{
+	return image->top->flags & NODE_WRITABLE;
+}
+
+const char *varve_image_format(const struct varve_image *image)
+{
+	return image->top->drv->name;
+}

@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api/info.c - ImageInfo and statistics as JSON
+ *
+ * Assumes: every driver adds what only it knows: a format its "format-specific" part, a leaf the "actual-size".
+ * Never:   opens another file than the image's own.
+ */
+#include "api/api.h"
+
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+/*
+ * A JSON string of bytes that may not be UTF-8: file names are in the file system's encoding, and names inside an
+ * image are a stranger's. Each byte that is no part of a valid sequence becomes U+FFFD.
+ */
+static json_t *json_bytes(const char *bytes)
+{
+	json_t *s = json_string(bytes);
+	size_t n = strlen(bytes), used = 0;
+	char *fixed;
+
+	if (s)
+		return s;
+	fixed = malloc(n * 3 + 1);
+	if (!fixed)
+		return NULL;
+	while (*bytes) {
+		size_t take = 4;
+		json_t *one = NULL;
+
+		/* The longest valid sequence here is at most four bytes: let the JSON library judge. */
+		take = strnlen(bytes, take);
+		for (; take && !one; take--) {
+			one = json_stringn(bytes, take);
+			if (one)
+				break;
+		}
+		if (one) {
+			memcpy(fixed + used, bytes, take);
+			used += take;
+			bytes += take;
+			json_decref(one);
+		} else {
+			memcpy(fixed + used, "\xef\xbf\xbd", 3);
+			used += 3;
+			bytes++;
+		}
+	}
+	s = json_stringn(fixed, used);
+	free(fixed);
+	return s;
+}
+
+static int json_to_text(json_t *o, char **ret_json, const char *name, struct varve_error *err)
+{
+	char *text = json_dumps(o, JSON_COMPACT);
+
+	json_decref(o);
+	if (!text)
+		return varve_error_errno(err, -ENOMEM, "%s: information", name);
+	*ret_json = text;
+	return 0;
+}
+
+/* ---- ImageInfo ---- */
+
+struct info_args {
+	struct node *top;
+	json_t *o;
+	struct varve_error *err;
+};
+
+static void info_backing(struct node *n, json_t *o)
+{
+	char path[NODE_NAME_MAX];
+
+	if (!n->backing_name)
+		return;
+	json_object_set_new(o, "backing-filename", json_bytes(n->backing_name));
+	/* A name that cannot be placed is shown as it is: that nobody could open it is not info's to judge. */
+	if (backing_path(n->name, n->backing_name, path, NULL) == 0)
+		json_object_set_new(o, "full-backing-filename", json_bytes(path));
+	else
+		json_object_set_new(o, "full-backing-filename", json_bytes(n->backing_name));
+	if (n->backing_format)
+		json_object_set_new(o, "backing-filename-format", json_bytes(n->backing_format));
+}
+
+static int info_fiber(struct fiber *f, void *arg)
+{
+	struct info_args *a = arg;
+	struct node *n = a->top;
+	int ret;
+
+	json_object_set_new(a->o, "filename", json_bytes(n->name));
+	json_object_set_new(a->o, "format", json_bytes(n->drv->name));
+	json_object_set_new(a->o, "virtual-size", json_integer((json_int_t)node_len(n)));
+	if (n->cluster_len)
+		json_object_set_new(a->o, "cluster-size", json_integer(n->cluster_len));
+	info_backing(n, a->o);
+	for (; n; n = n->file) {
+		if (!n->drv->info)
+			continue;
+		ret = n->drv->info(f, n, a->o, a->err);
+		if (ret < 0)
+			return ret;
+	}
+	if (!json_object_get(a->o, "dirty-flag"))
+		json_object_set_new(a->o, "dirty-flag", json_false());
+	return 0;
+}
+
+int varve_image_info(struct varve_image *image, char **ret_json, struct varve_error *err)
+{
+	struct info_args a = { .top = image->top, .o = json_object(), .err = err };
+	int ret;
+
+	if (!a.o)
+		return varve_error_errno(err, -ENOMEM, "%s: information", node_name(image->top));
+	ret = api_call(image, info_fiber, &a);
+	if (ret < 0) {
+		json_decref(a.o);
+		return ret;
+	}
+	return json_to_text(a.o, ret_json, node_name(image->top), err);
+}
+
+/* ---- statistics ---- */
+
+struct stats_sum {
+	uint64_t hot, cold, split;
+	struct queue_stats home;
+};
+
+struct stats_args {
+	struct node *top;
+	struct queue *q;
+	struct stats_sum *sum;
+};
+
+/* On the queue whose counters are read. */
+static int stats_fiber(struct fiber *f, void *arg)
+{
+	struct stats_args *a = arg;
+	const struct node_slot *s = atomic_load(&a->top->slots[queue_id(a->q)]);
+
+	if (s) {
+		a->sum->hot += s->nr_hot;
+		a->sum->cold += s->nr_cold;
+		a->sum->split += s->nr_split;
+	}
+	if (a->q == a->top->home)
+		a->sum->home = *queue_stats(a->q);
+	return 0;
+}
+
+/*
+ * The counters belong to the threads of their queues, so each queue with a thread is asked on it. The queue of
+ * another thread of the embedder cannot be: its requests are missing from the sum, and "queues" says how many
+ * queues are in it.
+ */
+static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum)
+{
+	struct stats_args a = { .top = image->top, .q = image->home->q, .sum = sum };
+	unsigned nr = 1;
+
+	api_call(image, stats_fiber, &a);
+	for (unsigned i = 0; i < QUEUE_MAX; i++) {
+		struct node_slot *s = atomic_load(&image->top->slots[i]);
+
+		if (!s || s->q == image->home->q || !queue_has_thread(s->q))
+			continue;
+		a.q = s->q;
+		fiber_call(a.q, stats_fiber, &a);
+		nr++;
+	}
+	return nr;
+}
+
+int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_error *err)
+{
+	struct stats_sum sum = { 0 };
+	unsigned nr_queues = stats_collect(image, &sum);
+	const struct queue_stats *h = &sum.home;
+	json_t *o;
+
+	o = json_pack("{s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}}", "queues",
+		      (json_int_t)nr_queues, "requests", "hot", (json_int_t)sum.hot, "cold", (json_int_t)sum.cold,
+		      "split", (json_int_t)sum.split, "home", "turns", (json_int_t)h->turns, "waits",
+		      (json_int_t)h->waits, "syscalls", (json_int_t)h->syscalls, "fibers-started",
+		      (json_int_t)h->fibers_started, "fibers-parked", (json_int_t)h->fibers_parked,
+		      "fiber-switches", (json_int_t)h->fiber_switches, "aio-submitted",
+		      (json_int_t)h->aio_submitted, "aio-completed", (json_int_t)h->aio_completed);
+	if (!o)
+		return varve_error_errno(err, -ENOMEM, "%s: statistics", node_name(image->top));
+	return json_to_text(o, ret_json, node_name(image->top), err);
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/block.h - what the files of the corridor share among themselves
+ */
+#ifndef VARVE_BLOCK_BLOCK_H
+#define VARVE_BLOCK_BLOCK_H
+
+#include "block/node.h"
+
+/* node.c: the slot of the queue that runs now; it must have been attached. */
+static inline struct node_slot *node_slot(struct node *n, const struct queue *q)
+{
+	struct node_slot *s = atomic_load_explicit(&n->slots[queue_id(q)], memory_order_relaxed);
+
+	assert(s && "queue was not attached to this node");
+	return s;
+}
+
+/* grace.c: counts the request as I/O under a mapping of its node, and sends it to child; the count ends with it. */
+void hot_forward(struct node *n, struct req *r, struct node *child, uint64_t child_off);
+/* The same for a leaf: hands the counted request to the driver. */
+void hot_submit(struct node *n, struct req *r);
+
+/* map_io.c: entry of all format nodes. */
+void map_submit(struct node *n, struct req *r);
+
+/*
+ * cold.c: runs fn on a fiber of the node's home queue (home) or of the request's own; what it returns ends the
+ * request, COLD_RETRY sends it through n->submit once more, with REQ_REPAIRED set.
+ */
+#define COLD_RETRY 1
+typedef int cold_fn(struct fiber *f, struct node *n, struct req *r);
+void cold_start(struct node *n, struct req *r, cold_fn *fn, bool home);
+
+/* cold_read.c, cold_write.c, cold_unmap.c: what is done there for formats. */
+cold_fn cold_read, cold_write, cold_unmap, cold_flush;
+/* Reads [off, off + len) as the guest sees it, piece by piece. */
+int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, unsigned nr_iov);
+/* Writes with the clusters concerned locked by the caller. */
+int write_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
+		 unsigned nr_iov);
+/* The clusters that [off, off + len) touches, locked. */
+void clusters_lock(struct fiber *f, struct node *n, struct range *range, uint64_t off, uint64_t len);
+
+/* guard.c: a raw image that was found by probing. Bytes at the start of a file that formats are recognised by. */
+#define PROBE_LEN 2048
+cold_fn guard_write;
+
+/* split.c */
+void split_start(struct node *n, struct req *r);
+int split_pool_new(struct queue *q);
+
+/* chain.c: like map(), but down the chain of backing files: never answers ABSENT. UNLOADED names the node to load. */
+void chain_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
+struct chain_cache *chain_cache_new(struct node *n);
+void chain_cache_free(struct chain_cache *c);
+
+/* align.c: entry of leaves that want aligned requests. */
+void align_submit(struct node *n, struct req *r);
+
+/* node.c */
+struct node *node_new(const struct driver *drv, const char *name, struct node *file, uint32_t flags,
+		      struct queue *home);
+void node_set_submit(struct node *n); /* after the driver's open() */
+void node_free(struct node *n);	      /* this node only; the driver has closed it */
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/cold_read.c - reads and flushes that have to wait for metadata
+ */
+#include "base/iov.h"
+#include "block/block.h"
+
+#include <stdlib.h>
+
+/* chain_map() after all tables it needs are in memory. */
+static int map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e)
+{
+	for (;;) {
+		int ret;
+
+		chain_map(n, off, len, e);
+		if (e->kind != EXTENT_UNLOADED)
+			return 0;
+		ret = e->node->drv->load(f, e->node, off);
+		if (ret < 0)
+			return ret;
+	}
+}
+
+static int read_piece(struct fiber *f, const struct extent *e, const struct iovec *iov, unsigned nr_iov, uint64_t pos)
+{
+	struct iovec piece[64];
+	uint64_t done = 0;
+
+	if (e->kind == EXTENT_ZERO) {
+		iov_fill(iov, nr_iov, pos, 0, e->len);
+		return 0;
+	}
+	if (e->kind != EXTENT_DATA)
+		return e->error ? e->error : -EIO;
+	while (done < e->len) {
+		size_t got;
+		unsigned nr = iov_slice(piece, ARRAY_LEN(piece), iov, nr_iov, pos + done, e->len - done, &got);
+		int ret = node_readv(f, e->node, e->host_off + done, piece, nr);
+
+		if (ret < 0)
+			return ret;
+		done += got;
+	}
+	return 0;
+}
+
+int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, unsigned nr_iov)
+{
+	struct extent e;
+	int ret;
+
+	for (uint64_t pos = 0; pos < len; pos += e.len) {
+		ret = map_loaded(f, n, off + pos, len - pos, &e);
+		if (ret == 0)
+			ret = read_piece(f, &e, iov, nr_iov, pos);
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
+/*
+ * First visit: load what the request needs, then the hot path reads. A second visit means that the mapping changes or
+ * is evicted under us: read here, where a look-up and what follows it are not interrupted by other fibers.
+ */
+int cold_read(struct fiber *f, struct node *n, struct req *r)
+{
+	struct range range;
+	struct extent e;
+	int ret;
+
+	if (r->flags & REQ_REPAIRED) {
+		/* The lock keeps the clusters from being freed and reused while they are being read. */
+		clusters_lock(f, n, &range, r->off, r->len);
+		ret = read_pieces(f, n, r->off, r->len, r->iov, r->nr_iov);
+		range_unlock(&n->ranges, &range);
+		return ret;
+	}
+	for (uint64_t pos = 0; pos < r->len; pos += e.len) {
+		ret = map_loaded(f, n, r->off + pos, r->len - pos, &e);
+		if (ret < 0)
+			return ret;
+	}
+	return COLD_RETRY;
+}
+
+int cold_flush(struct fiber *f, struct node *n, struct req *r)
+{
+	return n->drv->sync(f, n);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/cold_unmap.c - discard and write-zeroes on formats with a mapping
+ *
+ * Whole clusters change their mapping; the parts of clusters at both ends are written with zeroes (write-zeroes) or
+ * left alone (discard, which is advice).
+ */
+#include "block/block.h"
+
+#define ZERO_BUF_LEN KiB(256)
+
+static const uint8_t zero_buf[ZERO_BUF_LEN];
+
+static int write_zero_bytes(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	for (uint64_t pos = 0; pos < len;) {
+		uint64_t part = MIN(len - pos, ZERO_BUF_LEN);
+		struct iovec iov = { (void *)zero_buf, part };
+		int ret = write_locked(f, n, off + pos, part, &iov, 1);
+
+		if (ret < 0)
+			return ret;
+		pos += part;
+	}
+	return 0;
+}
+
+/* Zeroes for a part that is no whole cluster: nothing to do where it reads as zeroes already. */
+static int zero_part(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	struct extent e;
+	int ret;
+
+	for (uint64_t pos = 0; pos < len; pos += e.len) {
+		chain_map(n, off + pos, len - pos, &e);
+		if (e.kind == EXTENT_UNLOADED) {
+			ret = e.node->drv->load(f, e.node, off + pos);
+			e.len = 0;
+		} else {
+			ret = e.kind == EXTENT_ZERO ? 0 : write_zero_bytes(f, n, off + pos, e.len);
+		}
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
+static int zero_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool unmap)
+{
+	uint64_t cl = n->cluster_len, end = off + len;
+	uint64_t first = align_up(off, cl);
+	uint64_t last = end == node_len(n) ? align_up(end, cl) : align_down(end, cl);
+	int ret;
+
+	if (first >= last)
+		return zero_part(f, n, off, len);
+	ret = off < first ? zero_part(f, n, off, first - off) : 0;
+	if (ret < 0)
+		return ret;
+	ret = n->drv->unlink(f, n, first, last - first, unmap ? UNLINK_ZERO_UNMAP : UNLINK_ZERO);
+	if (ret == -ENOTSUP)
+		ret = write_zero_bytes(f, n, first, MIN(last, end) - first);
+	if (ret < 0 || last >= end)
+		return ret;
+	return zero_part(f, n, last, end - last);
+}
+
+static int discard_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	uint64_t cl = n->cluster_len, end = off + len;
+	uint64_t first = align_up(off, cl);
+	uint64_t last = end == node_len(n) ? align_up(end, cl) : align_down(end, cl);
+	int ret;
+
+	if (first >= last)
+		return 0;
+	ret = n->drv->unlink(f, n, first, last - first, UNLINK_DISCARD);
+	return ret == -ENOTSUP ? 0 : ret;
+}
+
+int cold_unmap(struct fiber *f, struct node *n, struct req *r)
+{
+	struct range range;
+	int ret;
+
+	clusters_lock(f, n, &range, r->off, r->len);
+	if (r->op == REQ_DISCARD)
+		ret = discard_locked(f, n, r->off, r->len);
+	else
+		ret = zero_locked(f, n, r->off, r->len, r->flags & REQ_MAY_UNMAP);
+	range_unlock(&n->ranges, &range);
+	return ret;
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/drivers.c - the one list of drivers: the only place in block/ that knows any of them by name
+ */
+#include "block/node.h"
+#include "filter/filter.h"
+#include "format/qcow2/driver.h"
+#include "format/raw.h"
+#include "proto/proto.h"
+
+#include <string.h>
+
+static const struct driver *const drivers[] = {
+	&driver_file, &driver_host_device, &driver_null, &driver_memory, /* leaves */
+	&driver_fault,							  /* filters */
+	&driver_qcow2, &driver_raw,					  /* formats */
+};
+
+const struct driver *driver_find(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_LEN(drivers); i++)
+		if (!strcmp(drivers[i]->name, name))
+			return drivers[i];
+	return NULL;
+}
+
+const struct driver *driver_by_prefix(const char *filename, const char **ret_rest)
+{
+	for (size_t i = 0; i < ARRAY_LEN(drivers); i++) {
+		const char *prefix = drivers[i]->prefix;
+
+		if (prefix && !strncmp(filename, prefix, strlen(prefix))) {
+			*ret_rest = filename + strlen(prefix);
+			return drivers[i];
+		}
+	}
+	return NULL;
+}
+
+const struct driver *driver_probe(const uint8_t *buf, size_t len)
+{
+	const struct driver *best = &driver_raw;
+	int best_score = 0;
+
+	for (size_t i = 0; i < ARRAY_LEN(drivers); i++) {
+		int score = drivers[i]->probe ? drivers[i]->probe(buf, len) : 0;
+
+		if (score > best_score) {
+			best = drivers[i];
+			best_score = score;
+		}
+	}
+	return best;
+}

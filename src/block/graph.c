@@ -1,0 +1,522 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/graph.c - opening and closing whole disks
+ *
+ * Owns:    nothing after it returns: a graph belongs to whoever holds its top.
+ * Assumes: a fiber of the queue that becomes the home of all nodes.
+ * Never:   recurses along the backing chain (it may be long), opens one file twice in one chain (it would loop), or
+ *          takes a name out of an image for anything but a file name or a known protocol ("json:" is refused there).
+ */
+#include "block/block.h"
+#include "block/graph.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int leaf_len_sync(struct node *n)
+{
+	if (n->drv->kind == DRIVER_FILTER && !node_len(n))
+		atomic_store(&n->len, node_len(n->file));
+	return 0;
+}
+
+static void close_node(struct fiber *f, struct node *n)
+{
+	if (n->drv->close)
+		n->drv->close(f, n);
+	node_free(n);
+}
+
+/* One node above `file` (which may be NULL for a leaf). On failure file stays the caller's. */
+static int open_node(struct fiber *f, const struct driver *drv, const char *name, struct node *file, struct opts *o,
+		     uint32_t flags, struct node **ret, struct varve_error *err)
+{
+	struct node *n;
+	int r;
+
+	if (file && file->level + 1 >= FIBER_LEVELS)
+		return varve_error_set(err, -EINVAL, "%s: too many layers above one file", name);
+	n = node_new(drv, name, file, flags, fiber_queue(f));
+	if (!n)
+		return varve_error_errno(err, -ENOMEM, "%s", name);
+	r = drv->open(f, n, o, err);
+	if (r < 0) {
+		varve_error_prefix(err, r, "%s: ", name);
+		node_free(n);
+		return r;
+	}
+	leaf_len_sync(n);
+	node_set_submit(n);
+	r = node_attach(n, fiber_queue(f), err);
+	if (r < 0) {
+		close_node(f, n);
+		return r;
+	}
+	*ret = n;
+	return 0;
+}
+
+/* A node and what is below it in its own file, not its backing chain. */
+static void close_stack(struct fiber *f, struct node *n)
+{
+	while (n) {
+		struct node *file = n->file;
+
+		close_node(f, n);
+		n = file;
+	}
+}
+
+/* Flags that options of this node change; children inherit them. */
+static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *err)
+{
+	static const struct { const char *key; uint32_t flag; bool inverted; } keys[] = {
+		{ "cache.direct", NODE_DIRECT, false },
+		{ "cache.no-flush", NODE_NO_FLUSH, false },
+		{ "cache.writeback", NODE_WRITETHROUGH, true },
+		{ "force-share", NODE_FORCE_SHARE, false },
+		{ "read-only", NODE_WRITABLE, true },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
+		bool on = !!(*flags & keys[i].flag) != keys[i].inverted;
+		int ret = opts_get_bool(o, keys[i].key, &on, err);
+
+		if (ret < 0)
+			return ret;
+		if (keys[i].flag == NODE_WRITABLE && !on && !(*flags & NODE_WRITABLE))
+			continue; /* read-only=off does not make a read-only open writable */
+		*flags = on != keys[i].inverted ? *flags | keys[i].flag : *flags & ~keys[i].flag;
+	}
+	return 0;
+}
+
+/* The leaf that a file name (or the options driver=LEAF,...) describes. */
+static int open_leaf(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, uint32_t flags,
+		     struct node **ret, struct varve_error *err)
+{
+	const char *rest = NULL;
+	char name[NODE_NAME_MAX];
+	int r;
+
+	if (!filename)
+		filename = opts_get(o, "filename");
+	if (filename && strlen(filename) >= sizeof(name))
+		return varve_error_set(err, -ENAMETOOLONG, "file name of %zu bytes, at most %zu are possible",
+				       strlen(filename), sizeof(name) - 1);
+	strcpy(name, filename ? filename : ""); /* setting an option may free what an earlier look at it gave */
+	if (!drv && *name && (drv = driver_by_prefix(name, &rest))) {
+		r = drv->parse_name ? drv->parse_name(rest, o, err) : *rest ? -EINVAL : 0;
+		if (r < 0)
+			return err && *err->message ? r : varve_error_set(err, r, "%s: nothing may follow %s", name,
+									     drv->prefix);
+	} else if (*name) {
+		r = opts_set(o, "filename", name, err);
+		if (r < 0)
+			return r;
+	}
+	if (!drv)
+		drv = driver_find("file");
+	return open_node(f, drv, *name ? name : drv->name, NULL, o, flags, ret, err);
+}
+
+/* What a file name alone means to open_stack(): an image, whose format is looked for, or only what keeps the bytes. */
+enum want { WANT_IMAGE, WANT_LEAF };
+
+static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
+		      struct node **ret, struct varve_error *err);
+
+static int probe_format(struct fiber *f, struct node *file, const struct driver **ret, struct varve_error *err)
+{
+	uint8_t head[PROBE_LEN] = { 0 };
+	size_t len = MIN(sizeof(head), node_len(file));
+	int r = node_read(f, file, 0, head, len);
+
+	if (r < 0)
+		return varve_error_errno(err, r, "%s: cannot read the start of the file to find its format",
+					 node_name(file));
+	*ret = driver_probe(head, len);
+	return 0;
+}
+
+/* The child that a format or filter stands on: file.* options, or the file name given to the format itself. */
+static int open_child(struct fiber *f, const char *filename, struct opts *o, unsigned depth, uint32_t flags,
+		      struct node **ret, struct varve_error *err)
+{
+	struct opts *sub = opts_take_sub(o, "file");
+	const char *aio = opts_get(o, "aio"), *locking = opts_get(o, "locking");
+	enum want want;
+	int r = 0;
+
+	if (!sub && !filename)
+		return varve_error_set(err, -EINVAL, "neither a file name nor file.filename is given");
+	if (!sub && !(sub = opts_new()))
+		return varve_error_errno(err, -ENOMEM, "options");
+	if (filename)
+		r = opts_set(sub, "filename", filename, err);
+	if (r == 0 && aio)
+		r = opts_set(sub, "aio", aio, err);
+	if (r == 0 && locking)
+		r = opts_set(sub, "locking", locking, err);
+	/* No format below a format unless it is named. */
+	want = opts_get(sub, "driver") || opts_get(sub, "format") ? WANT_IMAGE : WANT_LEAF;
+	if (r == 0)
+		r = open_stack(f, sub, want, depth + 1, flags, ret, err);
+	if (r == 0 && (r = opts_done(sub, err)) < 0)
+		close_stack(f, *ret);
+	opts_free(sub);
+	return r;
+}
+
+static int json_name(struct opts *o, const char *filename, struct varve_error *err)
+{
+	return opts_parse_json(o, filename + strlen("json:"), err);
+}
+
+/*
+ * One image without its backing chain: leaf, filters, format. Recursion goes along driver=...,file.driver=... only,
+ * whose depth is bounded by FIBER_LEVELS. The options of this node that nobody asked for are left to the caller.
+ */
+static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
+		      struct node **ret, struct varve_error *err)
+{
+	const char *filename, *driver_name;
+	const struct driver *drv = NULL;
+	struct node *child;
+	bool probed = false;
+	int r;
+
+	if (depth >= FIBER_LEVELS)
+		return varve_error_set(err, -EINVAL, "too many layers above one file (file.file...): at most %d",
+				       FIBER_LEVELS);
+	filename = opts_get(o, "filename");
+	if (filename && !*filename)
+		filename = NULL;
+	driver_name = opts_get(o, "driver");
+	if (!driver_name)
+		driver_name = opts_get(o, "format");
+	if (driver_name && !(drv = driver_find(driver_name)))
+		return varve_error_set(err, -EINVAL, "driver or format '%s' is not known to this version", driver_name);
+	r = flags_from_opts(o, &flags, err);
+	if (r < 0)
+		return r;
+	if (want == WANT_LEAF || (drv && drv->kind == DRIVER_LEAF))
+		return open_leaf(f, drv, filename, o, flags, ret, err);
+	r = open_child(f, filename, o, depth, flags, &child, err);
+	if (r < 0)
+		return r;
+	if ((flags & NODE_WRITABLE) && !(child->flags & NODE_WRITABLE)) {
+		close_stack(f, child);
+		return varve_error_set(err, -EROFS, "file.read-only is on, but the image is to be opened for writing");
+	}
+	if (!drv) {
+		r = probe_format(f, child, &drv, err);
+		probed = r == 0 && drv == driver_find("raw") && (flags & NODE_WRITABLE);
+	}
+	if (r == 0)
+		r = open_node(f, drv, node_name(child), child, o, probed ? flags | NODE_PROBED : flags, ret, err);
+	if (r < 0)
+		close_stack(f, child);
+	return r;
+}
+
+/* ---- backing chains ---- */
+
+int backing_path(const char *image_name, const char *backing_name, char *buf, struct varve_error *err)
+{
+	const char *slash, *rest;
+	size_t dir;
+
+	if (!strncmp(backing_name, "json:", 5))
+		return varve_error_set(err, -EPERM, "the backing file name in the image is a json: description; such "
+						    "names are not followed, give the chain explicitly");
+	if (!strncmp(image_name, "file:", 5))
+		image_name += 5;
+	slash = strrchr(image_name, '/');
+	dir = backing_name[0] == '/' || driver_by_prefix(backing_name, &rest) || !slash
+		      ? 0
+		      : (size_t)(slash - image_name) + 1;
+	if (dir + strlen(backing_name) >= NODE_NAME_MAX)
+		return varve_error_set(err, -ENAMETOOLONG, "backing file name of %zu bytes is too long",
+				       dir + strlen(backing_name));
+	memcpy(buf, image_name, dir);
+	strcpy(buf + dir, backing_name);
+	return 0;
+}
+
+static struct node *leaf_of(struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
+static int chain_has_loop(struct node *top, struct node *next, struct varve_error *err)
+{
+	struct node *a = leaf_of(next);
+
+	if (!a->file_id[0] && !a->file_id[1])
+		return 0;
+	for (struct node *n = top; n; n = n->backing) {
+		struct node *b = leaf_of(n);
+
+		if (a->file_id[0] == b->file_id[0] && a->file_id[1] == b->file_id[1])
+			return varve_error_set(err, -ELOOP, "%s: the backing chain loops: it leads back to %s",
+					       node_name(next), node_name(n));
+	}
+	return 0;
+}
+
+static bool names_a_file(struct opts *o)
+{
+	return o && (opts_get(o, "filename") || opts_get(o, "file.filename") || opts_get(o, "file.driver"));
+}
+
+/* "backing": null says that there is none, whatever the image says. Names of other nodes are not known here. */
+static int backing_refused(struct opts *o, bool *ret_refused, struct varve_error *err)
+{
+	const char *text = opts_get(o, "backing");
+
+	*ret_refused = text != NULL;
+	if (text && *text)
+		return varve_error_set(err, -EINVAL, "backing=%.200s: a backing image is described by backing.* "
+						     "options, not by a name", text);
+	return 0;
+}
+
+/* Options for the backing image of n: what the user gave, completed by what the image says. NULL: there is none. */
+static int backing_opts(struct node *n, struct opts *given, struct opts **ret, struct varve_error *err)
+{
+	char path[NODE_NAME_MAX];
+	int r = 0;
+
+	*ret = given;
+	if (given && !n->drv->load)
+		return varve_error_set(err, -EINVAL, "option backing.*: an image of format %s has no backing image",
+				       n->drv->name);
+	if (!n->backing_name || names_a_file(given))
+		return 0;
+	if (!given && !(*ret = opts_new()))
+		return varve_error_errno(err, -ENOMEM, "options");
+	r = backing_path(node_name(n), n->backing_name, path, err);
+	if (r < 0)
+		varve_error_prefix(err, r, "%s: ", node_name(n));
+	if (r == 0)
+		r = opts_set(*ret, "filename", path, err);
+	if (r == 0 && n->backing_format && !opts_get(*ret, "driver") && !opts_get(*ret, "format"))
+		r = opts_set(*ret, "driver", n->backing_format, err);
+	return r;
+}
+
+/* A format in the file of another one would be read without its backing image: wrong bytes, not an error. */
+static int no_backing_below(struct node *n, struct varve_error *err)
+{
+	for (n = n->file; n; n = n->file)
+		if (n->backing_name)
+			return varve_error_set(err, -ENOTSUP, "%s: a %s image with a backing file cannot be the file "
+							      "of another format", node_name(n), n->drv->name);
+	return 0;
+}
+
+/* Opens the backing images of top, one after the other. `given`: backing.* of the options, or NULL; consumed. */
+static int open_chain(struct fiber *f, struct node *top, struct opts *given, uint32_t flags, struct varve_error *err)
+{
+	int r = 0;
+
+	flags &= ~(NODE_WRITABLE | NODE_PROBED | NODE_CHECK | NODE_WRITETHROUGH);
+	for (struct node *n = top; r == 0; n = n->backing) {
+		struct opts *o = NULL, *below = NULL;
+		struct node *b = NULL;
+		bool last = false;
+
+		r = backing_opts(n, given, &o, err);
+		given = NULL;
+		if (!o)
+			break;
+		if (r == 0) {
+			below = opts_take_sub(o, "backing");
+			r = backing_refused(o, &last, err);
+			if (r == 0)
+				r = open_stack(f, o, WANT_IMAGE, 0, flags, &b, err);
+			if (r == 0)
+				r = opts_done(o, err);
+			if (r < 0)
+				varve_error_prefix(err, r, "backing file of %s: ", node_name(n));
+		}
+		if (r == 0 && b->drv->kind != DRIVER_FORMAT)
+			r = varve_error_set(err, -EINVAL, "backing file of %s: driver %s is no image format",
+					    node_name(n), b->drv->name);
+		if (r == 0)
+			r = no_backing_below(b, err);
+		if (r == 0)
+			r = chain_has_loop(top, b, err);
+		opts_free(o);
+		given = below;
+		if (r < 0) {
+			close_stack(f, b);
+			break;
+		}
+		n->backing = b;
+		if (last)
+			break;
+	}
+	opts_free(given);
+	return r;
+}
+
+/* ---- the whole ---- */
+
+/* Below the filters: the format (or leaf) that the disk is; the chain of backing images begins there. */
+static struct node *below_filters(struct node *n)
+{
+	while (n->drv->kind == DRIVER_FILTER)
+		n = n->file;
+	return n;
+}
+
+static void close_all(struct fiber *f, struct node *top)
+{
+	while (top) {
+		struct node *next = below_filters(top)->backing;
+
+		close_stack(f, top);
+		top = next;
+	}
+}
+
+/* Chains of two or more backing images get their look-up table; level by level it would cost one look-up each. */
+static int chain_finish(struct node *top, struct varve_error *err)
+{
+	if ((top->flags & NODE_NO_IO) || !top->backing || !top->backing->backing)
+		return 0;
+	top->chain = chain_cache_new(top);
+	return top->chain ? 0 : varve_error_errno(err, -ENOMEM, "%s: table of the backing chain", node_name(top));
+}
+
+int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **ret_top, struct varve_error *err)
+{
+	struct varve_error local = { 0 };
+	struct opts *backing = NULL;
+	struct node *top, *disk;
+	bool no_backing;
+	const char *filename = opts_get(o, "filename");
+	int r;
+
+	if (!err)
+		err = &local;
+	if (filename && !strncmp(filename, "json:", 5)) {
+		char *text = strdup(filename);
+
+		r = !text ? -ENOMEM : opts_set(o, "filename", "", err);
+		if (r == 0)
+			r = json_name(o, text, err);
+		free(text);
+		if (r < 0)
+			return r;
+	}
+	backing = opts_take_sub(o, "backing");
+	r = backing_refused(o, &no_backing, err);
+	if (r == 0)
+		r = open_stack(f, o, WANT_IMAGE, 0, flags, &top, err);
+	if (r < 0) {
+		opts_free(backing);
+		return r;
+	}
+	disk = below_filters(top);
+	r = opts_done(o, err);
+	if (r == 0 && backing && !disk->drv->load)
+		r = varve_error_set(err, -EINVAL, "option backing.*: a disk of driver %s has no backing image",
+				    disk->drv->name);
+	if (r == 0 && !(top->flags & NODE_NO_BACKING))
+		r = no_backing_below(disk, err);
+	if (r == 0 && !(top->flags & NODE_NO_BACKING) && !no_backing && disk->drv->kind == DRIVER_FORMAT) {
+		r = open_chain(f, disk, backing, disk->flags, err);
+		backing = NULL;
+	}
+	if (r == 0)
+		r = chain_finish(disk, err);
+	opts_free(backing);
+	if (r < 0) {
+		close_all(f, top);
+		return r;
+	}
+	*ret_top = top;
+	return 0;
+}
+
+int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struct node **ret_leaf,
+		    struct varve_error *err)
+{
+	struct opts *o = opts_new();
+	int r;
+
+	if (!o)
+		return varve_error_errno(err, -ENOMEM, "%s", filename);
+	r = open_leaf(f, NULL, filename, o, flags, ret_leaf, err);
+	if (r == 0 && (r = opts_done(o, err)) < 0)
+		close_node(f, *ret_leaf);
+	opts_free(o);
+	return r;
+}
+
+int graph_stack(struct fiber *f, const struct driver *drv, struct node *file, struct opts *o, uint32_t flags,
+		struct node **ret_top, struct varve_error *err)
+{
+	return open_node(f, drv, file ? node_name(file) : drv->name, file, o, flags, ret_top, err);
+}
+
+int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
+{
+	int ret = 0;
+
+	if (top->flags & NODE_WRITABLE) {
+		ret = top->drv->kind == DRIVER_FORMAT && top->drv->sync ? top->drv->sync(f, top) :
+									   node_flush(f, top);
+		if (ret < 0)
+			varve_error_errno(err, ret, "%s: the last flush failed, data written before may be lost",
+					  node_name(top));
+	}
+	close_all(f, top);
+	return ret;
+}
+
+int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent,
+	      unsigned *ret_depth, bool *ret_present)
+{
+	unsigned depth = 0;
+	struct node *n = below_filters(top);
+
+	*ret_depth = 0;
+	*ret_present = false;
+	if (n->drv->kind != DRIVER_FORMAT) {
+		*ret_extent = (struct extent){ .kind = EXTENT_DATA, .node = n, .host_off = off, .len = len };
+		*ret_present = true;
+		return 0;
+	}
+	while (n) {
+		uint64_t nlen = node_len(n);
+		int ret;
+
+		if (off >= nlen)
+			break;
+		len = MIN(len, nlen - off);
+		n->drv->map(n, off, len, ret_extent);
+		if (ret_extent->kind == EXTENT_UNLOADED) {
+			ret = n->drv->load(f, n, off);
+			if (ret < 0)
+				return ret;
+			continue;
+		}
+		len = ret_extent->len;
+		if (ret_extent->kind != EXTENT_ABSENT) {
+			*ret_depth = depth;
+			*ret_present = true;
+			return 0;
+		}
+		n = n->backing;
+		if (n)
+			depth++;
+	}
+	*ret_extent = (struct extent){ .kind = EXTENT_ZERO, .len = len };
+	return 0;
+}

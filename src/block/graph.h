@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/graph.h - opening and closing whole disks: names, options, probing, backing chains
+ */
+#ifndef VARVE_BLOCK_GRAPH_H
+#define VARVE_BLOCK_GRAPH_H
+
+#include "block/node.h"
+
+/*
+ * Opens the disk that o describes and returns its top node:
+ *   "filename" (with protocol prefix or json:) or "driver" + "file.*" + "backing.*"; "format" is the same as
+ *   driver for a file name; flags NODE_*. All of o must be used up, else -EINVAL names the key.
+ * On a fiber of the queue that becomes home. Consumes nothing on failure.
+ */
+int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **ret_top, struct varve_error *err);
+
+/* Only the protocol layer of a file name, for create: the caller formats it. */
+int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struct node **ret_leaf,
+		    struct varve_error *err);
+
+/* Syncs and closes the whole graph. Returns the first error: acknowledged data may not be stable then. */
+int graph_close(struct fiber *f, struct node *top, struct varve_error *err);
+
+/* Builds a node above (or without) existing ones, for tests and filters: takes over file. */
+int graph_stack(struct fiber *f, const struct driver *drv, struct node *file, struct opts *o, uint32_t flags,
+		struct node **ret_top, struct varve_error *err);
+
+/* The file name of a backing file as seen from the directory of the image that names it. buf of NODE_NAME_MAX. */
+int backing_path(const char *image_name, const char *backing_name, char *buf, struct varve_error *err);
+
+/*
+ * The stretch at off as the top sees it, resolved down the chain: DATA names the leaf-side node, *ret_depth counts
+ * layers from the top (0), *ret_present says whether a layer of the chain holds it. Loads what it needs.
+ */
+int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent,
+	      unsigned *ret_depth, bool *ret_present);
+
+#endif

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/map_io.c - the hot path of every format: look up, send on
+ *
+ * Assumes: the format's map() is a pure look-up, safe on any attached queue.
+ * Never:   allocates, locks, waits, or moves guest data. What needs any of that goes to the cold path, which
+ *          repairs the mapping and sends the request here again.
+ */
+#include "base/iov.h"
+#include "block/block.h"
+
+static void go_cold(struct node *n, struct req *r, cold_fn *fn)
+{
+	node_slot(n, r->q)->nr_cold++;
+	cold_start(n, r, fn, true);
+}
+
+static void map_read(struct node *n, struct req *r)
+{
+	struct extent e;
+
+	chain_map(n, r->off, r->len, &e);
+	if (unlikely(e.kind == EXTENT_UNLOADED)) {
+		go_cold(n, r, cold_read);
+		return;
+	}
+	if (unlikely(e.len < r->len)) {
+		if (r->flags & REQ_SUB) /* a mapping changed meanwhile: pieces of pieces are read on a fiber */
+			go_cold(n, r, cold_read);
+		else
+			split_start(n, r);
+		return;
+	}
+	switch (e.kind) {
+	case EXTENT_DATA:
+		hot_forward(n, r, e.node, e.host_off);
+		return;
+	case EXTENT_ZERO:
+		iov_fill(r->iov, r->nr_iov, 0, 0, r->len);
+		req_done(r, 0);
+		return;
+	default:
+		req_done(r, e.error ? e.error : -EIO);
+	}
+}
+
+static void map_write(struct node *n, struct req *r)
+{
+	struct extent e;
+
+	if (unlikely(n->flags & NODE_PROBED) && r->off < PROBE_LEN) {
+		go_cold(n, r, guard_write);
+		return;
+	}
+	n->drv->map(n, r->off, r->len, &e);
+	if (unlikely(e.kind != EXTENT_DATA || !(e.flags & EXTENT_INPLACE))) {
+		go_cold(n, r, cold_write);
+		return;
+	}
+	if (unlikely(e.len < r->len)) {
+		if (r->flags & REQ_SUB)
+			go_cold(n, r, cold_write);
+		else
+			split_start(n, r);
+		return;
+	}
+	hot_forward(n, r, e.node, e.host_off);
+}
+
+/* Discard and write-zeroes. Formats without a mapping of their own (raw) leave it to the file. */
+static void map_unmap(struct node *n, struct req *r)
+{
+	struct extent e;
+
+	if (n->drv->unlink) {
+		go_cold(n, r, cold_unmap);
+		return;
+	}
+	if (unlikely(n->flags & NODE_PROBED) && r->off < PROBE_LEN) {
+		if (r->op == REQ_ZERO)
+			go_cold(n, r, guard_write);
+		else
+			req_done(r, 0); /* a discarded first sector could read as anything: keep it */
+		return;
+	}
+	n->drv->map(n, r->off, r->len, &e);
+	if (e.kind != EXTENT_DATA || e.len < r->len) {
+		req_done(r, e.error ? e.error : -EIO);
+		return;
+	}
+	hot_forward(n, r, e.node, e.host_off);
+}
+
+static void map_flush(struct node *n, struct req *r)
+{
+	if (!(n->flags & NODE_WRITABLE))
+		req_done(r, 0);
+	else if (!n->drv->sync || n->drv->clean(n))
+		req_forward(r, n->file, 0, NULL);
+	else
+		go_cold(n, r, cold_flush);
+}
+
+static int cold_detour(struct fiber *f, struct node *n, struct req *r)
+{
+	return COLD_RETRY;
+}
+
+void map_submit(struct node *n, struct req *r)
+{
+	if (unlikely(n->flags & NODE_FORCE_COLD) && !(r->flags & REQ_REPAIRED)) {
+		if (r->op == REQ_READ || r->op == REQ_FLUSH || !n->drv->alloc)
+			go_cold(n, r, r->op == REQ_READ ? cold_read : cold_detour);
+		else
+			go_cold(n, r, r->op == REQ_WRITE ? cold_write : cold_unmap);
+		return;
+	}
+	switch (r->op) {
+	case REQ_READ:
+		map_read(n, r);
+		break;
+	case REQ_WRITE:
+		map_write(n, r);
+		break;
+	case REQ_DISCARD:
+	case REQ_ZERO:
+		map_unmap(n, r);
+		break;
+	case REQ_FLUSH:
+		map_flush(n, r);
+		break;
+	default:
+		req_done(r, -EINVAL);
+	}
+}

@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/node.c - nodes: making and freeing, queues that use them, the door where requests come in
+ *
+ * Owns:    the slots: what each queue knows of a node.
+ * Assumes: a slot is touched by its queue's thread only; the array of slots changes on attach and detach.
+ * Never:   lets a request pass that is out of bounds or writes to a read-only node.
+ */
+#include "block/block.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct node *node_new(const struct driver *drv, const char *name, struct node *file, uint32_t flags,
+		      struct queue *home)
+{
+	struct node *n = aligned_alloc(64, align_up(sizeof(*n), 64));
+
+	if (!n)
+		return NULL;
+	memset(n, 0, sizeof(*n));
+	n->drv = drv;
+	n->flags = flags;
+	n->file = file;
+	n->home = home;
+	n->level = file ? file->level + 1 : 1;
+	n->align = n->mem_align = 1;
+	ranges_init(&n->ranges);
+	n->name = strdup(name);
+	n->state = calloc(1, drv->state_len ? drv->state_len : 1);
+	if (!n->name || !n->state) {
+		node_free(n);
+		return NULL;
+	}
+	return n;
+}
+
+void node_set_submit(struct node *n)
+{
+	if (n->drv->kind == DRIVER_FORMAT)
+		n->submit = map_submit;
+	else if (n->drv->kind == DRIVER_LEAF && (n->align > 1 || n->mem_align > 1))
+		n->submit = align_submit;
+	else
+		n->submit = n->drv->submit;
+}
+
+void node_free(struct node *n)
+{
+	if (!n)
+		return;
+	for (unsigned i = 0; i < QUEUE_MAX; i++)
+		free(n->slots[i]);
+	chain_cache_free(n->chain);
+	free(n->backing_name);
+	free(n->backing_format);
+	free(n->name);
+	free(n->state);
+	free(n);
+}
+
+int node_attach(struct node *n, struct queue *q, struct varve_error *err)
+{
+	struct node_slot *s;
+	int ret;
+
+	for (; n; n = n->backing) {
+		if (n->file) {
+			ret = node_attach(n->file, q, err);
+			if (ret < 0)
+				return ret;
+		}
+		if (atomic_load_explicit(&n->slots[queue_id(q)], memory_order_relaxed))
+			continue;
+		if (n->drv->attach) {
+			ret = n->drv->attach(n, q, err);
+			if (ret < 0)
+				return varve_error_prefix(err, ret, "%s: ", node_name(n));
+		}
+		ret = split_pool_new(q);
+		s = ret < 0 ? NULL : aligned_alloc(64, sizeof(*s));
+		if (!s)
+			return varve_error_errno(err, -ENOMEM, "%s: a queue cannot be attached", node_name(n));
+		memset(s, 0, sizeof(*s));
+		s->node = n;
+		s->q = q;
+		TAILQ_INIT(&s->parked);
+		/*
+		 * Store the slot, then look: pairs with node_grace() and drain in home, which change and then look
+		 * for slots. So home sees this slot, or we see what home changed before it looked.
+		 */
+		atomic_store(&n->slots[queue_id(q)], s);
+		atomic_thread_fence(memory_order_seq_cst);
+		s->quiesced = atomic_load(&n->drained);
+	}
+	return 0;
+}
+
+/*
+ * The end of a drain is told without waiting for an answer: a slot whose queue has not heard of it yet is freed by
+ * drain_ended().
+ */
+enum { DRAIN_END_NONE, DRAIN_END_SENT, DRAIN_END_ORPHAN };
+
+static void slot_free(struct node_slot *s)
+{
+	unsigned sent = DRAIN_END_SENT;
+
+	if (!s || !atomic_compare_exchange_strong(&s->drain_end_state, &sent, DRAIN_END_ORPHAN))
+		free(s);
+}
+
+void node_detach(struct fiber *f, struct node *n, struct queue *q)
+{
+	if (q == n->home)
+		return;
+	for (; n; n = n->backing) {
+		struct node_slot *s;
+
+		if (n->file)
+			node_detach(f, n->file, q);
+		/* No grace period or drain may be waiting for this queue's answer. */
+		fiber_lock(f, &n->grace_mutex);
+		fiber_lock(f, &n->drain_mutex);
+		s = atomic_exchange(&n->slots[queue_id(q)], NULL);
+		assert(!s || (!s->entered && !s->hot[0] && !s->hot[1] && TAILQ_EMPTY(&s->parked)));
+		slot_free(s);
+		fiber_unlock(&n->drain_mutex);
+		fiber_unlock(&n->grace_mutex);
+	}
+}
+
+/* ---- the door ---- */
+
+/* A write that must be stable goes on as a flush of the whole node when its data and mapping are in place. */
+static bool fua_becomes_flush(const struct node *n)
+{
+	return n->drv->kind == DRIVER_FORMAT && n->drv->sync;
+}
+
+static void entry_leave(struct node *n, struct req *r, int ret)
+{
+	struct node_slot *s = node_slot(n, r->q);
+
+	if (!--s->entered && unlikely(s->drain_reply != NULL)) {
+		struct msg *m = s->drain_reply;
+
+		s->drain_reply = NULL;
+		queue_post(n->home, m);
+	}
+	req_done(r, ret);
+}
+
+static void entry_done(struct req *r, int ret)
+{
+	entry_leave(r->at, r, ret);
+}
+
+static void entry_data_done(struct req *r, int ret)
+{
+	struct node *n = r->at;
+
+	if (ret < 0) {
+		entry_leave(n, r, ret);
+		return;
+	}
+	r->op = REQ_FLUSH;
+	r->flags &= ~REQ_REPAIRED;
+	req_forward(r, n, 0, entry_done);
+}
+
+static int entry_check(const struct node *n, const struct req *r)
+{
+	uint64_t len = node_len(n);
+
+	if (r->op == REQ_FLUSH)
+		return 0;
+	if (r->off > len || r->len > len - r->off)
+		return -EINVAL;
+	if (r->op != REQ_READ && !(n->flags & NODE_WRITABLE))
+		return -EROFS;
+	return 0;
+}
+
+static void node_enter(struct node *n, struct node_slot *s, struct req *r)
+{
+	bool flush_after;
+
+	s->entered++;
+	if ((n->flags & NODE_WRITETHROUGH) && r->op != REQ_READ && r->op != REQ_FLUSH)
+		r->flags |= REQ_FUA;
+	flush_after = unlikely(r->flags & REQ_FUA) && r->op != REQ_FLUSH &&
+		      (fua_becomes_flush(n) || r->op != REQ_WRITE);
+	if (flush_after)
+		r->flags &= ~REQ_FUA; /* the flush makes the data stable too: one sync, not two */
+	r->at = n;
+	req_forward(r, n, r->off, flush_after ? entry_data_done : entry_done);
+}
+
+void node_submit(struct node *n, struct req *r)
+{
+	struct node_slot *s = node_slot(n, r->q);
+	int ret = entry_check(n, r);
+
+	if (unlikely(ret < 0)) {
+		req_done(r, ret);
+		return;
+	}
+	if (unlikely(!r->len) && r->op != REQ_FLUSH) {
+		req_done(r, 0);
+		return;
+	}
+	if (unlikely(s->quiesced)) {
+		r->at = n;
+		TAILQ_INSERT_TAIL(&s->parked, r, parked);
+		return;
+	}
+	node_enter(n, s, r);
+}
+
+void req_forward(struct req *r, struct node *child, uint64_t child_off, void (*done)(struct req *r, int ret))
+{
+	if (done) {
+		struct hop *h = &r->hops[r->depth++];
+
+		h->node = r->at;
+		h->done = done;
+		h->off = r->off;
+	}
+	r->at = child;
+	r->off = child_off;
+	child->submit(child, r);
+}
+
+/* ---- drain ---- */
+
+struct drain {
+	struct fiber *f;
+	unsigned nr_pending;
+};
+
+struct drain_msg {
+	struct msg m; /* first to the queue, then back */
+	struct node_slot *s;
+	struct drain *d;
+};
+
+static void drain_answered(struct msg *m)
+{
+	struct drain_msg *dm = container_of(m, struct drain_msg, m);
+
+	if (!--dm->d->nr_pending)
+		fiber_wake(dm->d->f);
+}
+
+static void drain_arrived(struct msg *m)
+{
+	struct drain_msg *dm = container_of(m, struct drain_msg, m);
+
+	dm->s->quiesced = true;
+	m->run = drain_answered;
+	if (dm->s->entered)
+		dm->s->drain_reply = m;
+	else
+		queue_post(dm->s->node->home, m);
+}
+
+static void drain_ended(struct msg *m)
+{
+	struct node_slot *s = container_of(m, struct node_slot, drain_end);
+	struct req *r;
+
+	if (atomic_exchange(&s->drain_end_state, DRAIN_END_NONE) == DRAIN_END_ORPHAN) {
+		free(s);
+		return;
+	}
+	s->quiesced = false;
+	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) {
+		TAILQ_REMOVE(&s->parked, r, parked);
+		node_enter(s->node, s, r);
+	}
+}
+
+void node_drain_begin(struct fiber *f, struct node *n)
+{
+	struct drain d = { .f = f };
+	struct drain_msg msgs[QUEUE_MAX];
+
+	fiber_lock(f, &n->drain_mutex);
+	if (atomic_fetch_add(&n->drained, 1))
+		goto out;
+	for (unsigned i = 0; i < QUEUE_MAX; i++) {
+		struct node_slot *s = atomic_load(&n->slots[i]); /* pairs with node_attach() */
+
+		if (!s)
+			continue;
+		msgs[i] = (struct drain_msg){ .m.run = drain_arrived, .s = s, .d = &d };
+		d.nr_pending++;
+		queue_post(s->q, &msgs[i].m);
+	}
+	while (d.nr_pending)
+		fiber_wait(f);
+out:
+	fiber_unlock(&n->drain_mutex);
+}
+
+void node_drain_end(struct node *n)
+{
+	unsigned before = atomic_fetch_sub(&n->drained, 1);
+
+	assert(before);
+	if (before > 1)
+		return;
+	for (unsigned i = 0; i < QUEUE_MAX; i++) {
+		struct node_slot *s = atomic_load(&n->slots[i]); /* pairs with node_attach() */
+
+		if (!s)
+			continue;
+		atomic_store(&s->drain_end_state, DRAIN_END_SENT);
+		s->drain_end.run = drain_ended;
+		queue_post(s->q, &s->drain_end);
+	}
+}

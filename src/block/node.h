@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/node.h - a node: one layer of one disk, and the table of calls a driver gives
+ *
+ * A disk is a graph of nodes: a format node has a child `file` (a protocol node, or a filter above one) and
+ * perhaps a child `backing` (the next image of the chain); a filter has `file` only; a leaf has none.
+ * All nodes of one graph share the home queue: opening, closing, metadata changes and fibers happen there.
+ * Other queues that were attached submit requests and look up published mappings, nothing else.
+ */
+#ifndef VARVE_BLOCK_NODE_H
+#define VARVE_BLOCK_NODE_H
+
+#include <stdatomic.h>
+
+#include "base/error.h"
+#include "base/opts.h"
+#include "block/range.h"
+#include "block/req.h"
+
+/* ---- what a format answers ---- */
+
+enum extent_kind {
+	EXTENT_UNLOADED, /* the answer is not in memory: call load() on a fiber, ask again */
+	EXTENT_DATA,	 /* at host_off of node */
+	EXTENT_ZERO,	 /* reads as zeroes */
+	EXTENT_ABSENT,	 /* this layer says nothing: the backing node decides; zeroes without one */
+	EXTENT_PACKED,	 /* compressed or encrypted; not readable by this build: error says -ENOTSUP */
+	EXTENT_ERROR,	 /* metadata damaged here: error */
+};
+
+#define EXTENT_INPLACE (1u << 0) /* DATA: may be overwritten where it is (not shared with a snapshot) */
+#define EXTENT_ALLOCATED (1u << 1) /* ZERO: space is reserved for it all the same */
+/* of alloc(): */
+#define EXTENT_READS_ZERO (1u << 2) /* the fresh space is known to read as zeroes: no need to fill head and tail */
+
+struct extent {
+	enum extent_kind kind;
+	uint32_t flags;
+	int error;	   /* ERROR, PACKED: negative errno */
+	struct node *node; /* DATA: the node to send I/O to (n->file, mostly); UNLOADED: whose load() to call */
+	uint64_t host_off; /* DATA, or ZERO with ALLOCATED: where in node */
+	uint64_t len;	   /* bytes from the asked offset for which all this holds; > 0, <= the asked length */
+};
+
+enum unlink_mode {
+	UNLINK_ZERO,	     /* must read as zeroes after; space kept when cheaper */
+	UNLINK_ZERO_UNMAP,   /* must read as zeroes after; give space back */
+	UNLINK_DISCARD,	     /* like the peer: zero when there is a backing image, unallocated otherwise */
+};
+
+/* ---- check ---- */
+
+struct check {
+	struct varve_check_result *result;
+	varve_report_fn report;
+	varve_progress_fn progress;
+	void *user_data;
+};
+
+void check_report(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- drivers ---- */
+
+enum driver_kind { DRIVER_LEAF, DRIVER_FILTER, DRIVER_FORMAT };
+
+struct driver {
+	const char *name; /* as users write it: driver=NAME */
+	enum driver_kind kind;
+	size_t state_len; /* zeroed memory at node_state() */
+	const char *prefix; /* leaf: name before the colon in file names ("file:", "null-co:"), or NULL */
+
+	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */
+	int (*probe)(const uint8_t *buf, size_t len);
+
+	/* Leaf: puts what a file name after the prefix says into options ("filename", "host", ...). */
+	int (*parse_name)(const char *name, struct opts *o, struct varve_error *err);
+
+	/*
+	 * On a home queue's fiber. Formats and filters find n->file open. Sets n->len, n->align (leaf), backing_name and
+	 * backing_format (format). Takes its options from o. On failure the driver undoes its own work; close() is not
+	 * called then.
+	 */
+	int (*open)(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
+	/* No request is in flight. Metadata has been synced by node_close() before. */
+	void (*close)(struct fiber *f, struct node *n);
+
+	/* Leaf, filter: handle a request; in bounds, and aligned to n->align. Never waits, never recurses into itself. */
+	void (*submit)(struct node *n, struct req *r);
+	/* Leaf, optional: prepare queue q for requests (engine contexts); on q's thread. */
+	int (*attach)(struct node *n, struct queue *q, struct varve_error *err);
+	/* Leaf: file length now, or negative errno; used on the home queue by formats that grow. */
+	int64_t (*get_len)(struct fiber *f, struct node *n);
+	/* Leaf, optional: is there a hole at off, and for how many bytes (1 .. len) does the answer hold? Never claims a
+	 * hole that is not certain. */
+	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
+	/* Leaf: set the length; format: resize of the virtual disk. */
+	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+
+	/*
+	 * Format. map(): any attached queue, no waiting, no side effects: what is at [off, off + len)? The rest: fibers of
+	 * the home queue, called by block/ with the clusters concerned locked against each other (block/range.h).
+	 *
+	 * load():   bring what map() needs for off into memory. -EIO and the like if it cannot be read.
+	 * alloc():  find space for [off, off + len) (whole clusters of n->cluster_len, len is the wish; ret_extent->len may
+	 *           be shorter but is > 0), counted as used, not yet reachable. Only for parts where map() did not answer
+	 *           DATA with INPLACE. *ret_extent: DATA, host_off contiguous.
+	 * link():   make it reachable: published in memory at once, on disk after the data that the caller wrote.
+	 * unalloc():the data could not be written: give the space of alloc() back.
+	 * unlink(): whole clusters read as zeroes / nothing afterwards; frees what they held (uses node_grace()).
+	 * sync():   everything acknowledged becomes stable, metadata and data: the guest's flush.
+	 * clean():  any queue: true if no metadata waits, so that a flush may go straight to the file.
+	 */
+	void (*map)(struct node *n, uint64_t off, uint64_t len, struct extent *ret_extent);
+	int (*load)(struct fiber *f, struct node *n, uint64_t off);
+	int (*alloc)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret_extent);
+	int (*link)(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
+	void (*unalloc)(struct fiber *f, struct node *n, const struct extent *extent);
+	int (*unlink)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
+	int (*sync)(struct fiber *f, struct node *n);
+	bool (*clean)(struct node *n);
+
+	/*
+	 * Format: makes an image in `file` (open, writable; a fresh or emptied one). len: of the virtual disk. Checks all of
+	 * its options before it writes; takes them from o. Sizes of backing images were settled by the caller.
+	 */
+	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
+		      void *user_data, struct varve_error *err);
+	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
+	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+};
+
+/* The one list of drivers (block/drivers.c). NULL if unknown. */
+const struct driver *driver_find(const char *name);
+const struct driver *driver_by_prefix(const char *filename, const char **ret_rest);
+const struct driver *driver_probe(const uint8_t *buf, size_t len);
+
+/* ---- nodes ---- */
+
+#define NODE_WRITABLE (1u << 0)
+#define NODE_NO_BACKING (1u << 1)
+#define NODE_FORCE_SHARE (1u << 2)
+#define NODE_NO_IO (1u << 3)
+#define NODE_CHECK (1u << 4)
+#define NODE_NO_FLUSH (1u << 5)	    /* cache=unsafe: flushes are answered without doing anything */
+#define NODE_WRITETHROUGH (1u << 6) /* every write of the guest is FUA */
+#define NODE_DIRECT (1u << 7)	    /* O_DIRECT */
+#define NODE_PROBED (1u << 8)	    /* raw found by probing: sector 0 is guarded */
+#define NODE_FORCE_COLD (1u << 9)   /* tests: every request takes the cold path first */
+
+#define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
+
+/* What one queue knows of one node; touched by that queue's thread only. */
+struct node_slot {
+	struct node *node;
+	struct queue *q;
+	uint64_t entered;	 /* requests that came in at this node and are not done: drain */
+	bool quiesced;		 /* drained: new requests wait in parked */
+	unsigned phase;		 /* which of hot[] new requests count in */
+	uint64_t hot[2];	 /* hot-path I/O in flight under a mapping: grace */
+	struct msg *grace_reply; /* home waits until hot[!phase] is 0 */
+	struct msg *drain_reply; /* home waits until entered is 0 */
+	struct msg drain_end;	 /* home says: go on */
+	_Atomic unsigned drain_end_state; /* node.c: is drain_end on its way? */
+	struct req_list parked;
+	uint64_t nr_hot, nr_cold, nr_split; /* requests by path, for the statistics */
+} __attribute__((aligned(64)));
+
+struct chain_cache;
+
+struct node {
+	/* set at open */
+	const struct driver *drv;
+	void (*submit)(struct node *n, struct req *r); /* where requests for this node enter: the driver's, or block/'s */
+	void *state;
+	char *name; /* file name or description, for messages */
+	uint32_t flags;
+	struct node *file, *backing;
+	struct queue *home;
+	unsigned level;		  /* fibers of block/ for it run at this level: 1 leaf (0: its driver's own), above: 1 + level of file */
+	uint32_t align;		  /* leaf: requests must be multiples of it (power of two, 1: any) */
+	uint32_t mem_align;	  /* leaf: and memory addresses of this */
+	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
+	char *backing_name;	  /* format: as written in the image, NULL: none */
+	char *backing_format;	  /* format: as written in the image, NULL: not said */
+	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
+	struct chain_cache *chain; /* looked-up ranges of the layers below (block/chain.c) */
+
+	/* any queue, atomically */
+	_Atomic uint64_t len;	      /* bytes, as the layer above sees it */
+	_Atomic unsigned serialising; /* leaf: > 0: writes go through the range lock (read-modify-write is going on) */
+	_Atomic unsigned drained;     /* > 0: nothing enters; home changes it, queues that attach read it */
+	struct node_slot *_Atomic slots[QUEUE_MAX];
+
+	/* home queue only */
+	struct ranges ranges;
+	struct fiber_mutex grace_mutex;
+	struct fiber_mutex serial_mutex;
+	struct fiber_mutex drain_mutex;
+};
+
+static inline void *node_state(struct node *n)
+{
+	return n->state;
+}
+
+static inline const char *node_name(const struct node *n)
+{
+	return n->name;
+}
+
+static inline uint64_t node_len(const struct node *n)
+{
+	return atomic_load_explicit(&n->len, memory_order_relaxed);
+}
+
+/* ---- I/O on a node for code on a fiber (home queue or any attached queue): waits, returns 0 or negative errno ---- */
+
+int node_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
+int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
+int node_readv(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov);
+int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov, uint32_t flags);
+int node_flush(struct fiber *f, struct node *n);
+int node_discard(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
+int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint32_t flags);
+int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
+int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+
+/* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */
+int node_submit_wait(struct fiber *f, struct node *n, struct req *r);
+
+/*
+ * An export's or API's request enters the disk: bounds, drain and statistics are seen to here. Completion through
+ * r->done, never before node_submit() returns for leaves with an engine, possibly before for others (null, zeroes).
+ */
+void node_submit(struct node *n, struct req *r);
+
+/*
+ * For a format's unlink() and eviction: after it returns, no queue uses a mapping that was published before the call,
+ * and no hot-path I/O that relied on one is in flight. Home queue.
+ */
+void node_grace(struct fiber *f, struct node *n);
+
+/* No request is in flight at n, none enters, until node_drain_end(). Home queue. Nests. */
+void node_drain_begin(struct fiber *f, struct node *n);
+void node_drain_end(struct node *n);
+
+/*
+ * Queue q may submit to n (and everything below) from now on: on q's thread. Detaching: a fiber of the home queue,
+ * with nothing of q in flight at n and q still alive; the home queue itself stays attached until the graph closes.
+ */
+int node_attach(struct node *n, struct queue *q, struct varve_error *err);
+void node_detach(struct fiber *f, struct node *n, struct queue *q);
+
+#endif

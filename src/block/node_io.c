@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/node_io.c - I/O for code on a fiber: submit, wait, return the result
+ *
+ * Assumes: the fiber's queue is attached to the node. The request lies on the fiber's stack.
+ */
+#include "base/iov.h"
+#include "block/block.h"
+
+struct waiting_req {
+	struct fiber *f;
+	bool finished;
+	int ret;
+};
+
+static void wait_done(struct req *r, int ret)
+{
+	struct waiting_req *w = (struct waiting_req *)req_state(r);
+
+	w->ret = ret;
+	w->finished = true;
+	fiber_wake(w->f);
+}
+
+int node_submit_wait(struct fiber *f, struct node *n, struct req *r)
+{
+	struct waiting_req w = { .f = f };
+
+	/* The last hop is ours; it ends the request here instead of calling r->done. */
+	r->at = n;
+	req_set_state(r, (uintptr_t)&w);
+	req_forward(r, n, r->off, wait_done);
+	while (!w.finished)
+		fiber_wait(f);
+	return w.ret;
+}
+
+static int node_io(struct fiber *f, struct node *n, enum req_op op, uint64_t off, uint64_t len,
+		   const struct iovec *iov, unsigned nr_iov, uint32_t flags)
+{
+	struct req r;
+
+	if (!len && op != REQ_FLUSH)
+		return 0;
+	req_init(&r, fiber_queue(f), op, off, len, iov, nr_iov, flags, NULL);
+	return node_submit_wait(f, n, &r);
+}
+
+int node_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len)
+{
+	struct iovec iov = { buf, len };
+
+	return node_io(f, n, REQ_READ, off, len, &iov, 1, 0);
+}
+
+int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len)
+{
+	struct iovec iov = { (void *)buf, len };
+
+	return node_io(f, n, REQ_WRITE, off, len, &iov, 1, 0);
+}
+
+int node_readv(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov)
+{
+	return node_io(f, n, REQ_READ, off, iov_len(iov, nr_iov), iov, nr_iov, 0);
+}
+
+int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov, uint32_t flags)
+{
+	return node_io(f, n, REQ_WRITE, off, iov_len(iov, nr_iov), iov, nr_iov, flags);
+}
+
+int node_flush(struct fiber *f, struct node *n)
+{
+	return node_io(f, n, REQ_FLUSH, 0, 0, NULL, 0, 0);
+}
+
+int node_discard(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	return node_io(f, n, REQ_DISCARD, off, len, NULL, 0, 0);
+}
+
+int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint32_t flags)
+{
+	return node_io(f, n, REQ_ZERO, off, len, NULL, 0, flags);
+}
+
+/* Lengths belong to the leaf: filters in between do not change them. */
+static struct node *leaf_below(struct node *n)
+{
+	while (n->drv->kind != DRIVER_LEAF)
+		n = n->file;
+	return n;
+}
+
+int64_t node_file_len(struct fiber *f, struct node *n)
+{
+	n = leaf_below(n);
+	return n->drv->get_len ? n->drv->get_len(f, n) : (int64_t)node_len(n);
+}
+
+int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+{
+	int ret;
+
+	if (n->drv->kind == DRIVER_FILTER) {
+		ret = node_truncate(f, n->file, len, preallocate, err);
+		if (ret == 0)
+			atomic_store(&n->len, node_len(n->file));
+		return ret;
+	}
+	if (!n->drv->truncate)
+		return varve_error_set(err, -ENOTSUP, "%s: driver %s cannot change its length", node_name(n),
+				       n->drv->name);
+	return n->drv->truncate(f, n, len, preallocate, err);
+}

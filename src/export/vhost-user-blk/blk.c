@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/blk.c - requests of the guest
+ *
+ * Owns:    see blk.h.
+ * Assumes: node_submit() refuses what is out of the disk's bounds; off + len of what it is given does not overflow.
+ * Never:   fails a ring for a request that has a place for its status.
+ */
+#include "export/vhost-user-blk/blk.h"
+
+#include <string.h>
+
+#include "base/iov.h"
+
+enum blk_type {
+	BLK_IN = 0,
+	BLK_OUT = 1,
+	BLK_FLUSH = 4,
+	BLK_GET_ID = 8,
+	BLK_DISCARD = 11,
+	BLK_WRITE_ZEROES = 13,
+};
+
+#define RANGE_UNMAP 1u /* write zeroes: the space may be given back */
+
+/* docs/spec/virtio-blk.md: what every request begins with. */
+struct blk_header {
+	le32 type;
+	le32 reserved;
+	le64 sector;
+};
+
+static_assert(sizeof(struct blk_header) == 16, "see the spec");
+
+/* The data of a request: its buffers without header and status. */
+struct blk_data {
+	struct iovec *iov;
+	unsigned nr_iov;
+	uint32_t len;
+};
+
+static bool has_feature(const struct blk_slot *s, unsigned bit)
+{
+	return s->ctx->features >> bit & 1;
+}
+
+/* Ends a request. Of a failed one the status is written, which counts only if nothing lies before it. */
+static void answer(struct blk_slot *s, enum blk_status status)
+{
+	*s->status = (uint8_t)status;
+	blk_finished(s, likely(status == BLK_OK) ? s->written : !s->has_in);
+}
+
+static void request_done(struct req *r, int ret)
+{
+	answer(container_of(r, struct blk_slot, req), likely(ret == 0) ? BLK_OK : BLK_IOERR);
+}
+
+static void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t len, const struct blk_data *data,
+		   uint32_t flags, void (*done)(struct req *r, int ret))
+{
+	req_init(&s->req, s->ctx->q, op, off, len, data ? data->iov : NULL, data ? data->nr_iov : 0, flags, done);
+	node_submit(s->ctx->disk->top, &s->req);
+}
+
+/* ---- read, write, flush, get id ---- */
+
+static void read_write(struct blk_slot *s, enum req_op op, uint64_t sector, const struct blk_data *data, uint32_t flags)
+{
+	if (unlikely(data->len % BLK_SECTOR_LEN || sector > (VARVE_LEN_MAX - data->len) >> BLK_SECTOR_BITS))
+		answer(s, BLK_IOERR);
+	else if (unlikely(!data->len))
+		answer(s, BLK_OK);
+	else
+		submit(s, op, sector << BLK_SECTOR_BITS, data->len, data, flags, request_done);
+}
+
+static void get_id(struct blk_slot *s, const struct blk_data *in)
+{
+	if (in->len < BLK_ID_LEN) {
+		answer(s, BLK_IOERR);
+		return;
+	}
+	iov_from_buf(in->iov, in->nr_iov, 0, s->ctx->disk->id, BLK_ID_LEN);
+	s->written = BLK_ID_LEN + (in->len == BLK_ID_LEN);
+	answer(s, BLK_OK);
+}
+
+/* ---- discard and write zeroes ---- */
+
+static void range_done(struct req *r, int ret);
+
+/* Submits one range after the other until one does not end at once, or fails, or none is left. */
+static void run_ranges(struct blk_slot *s)
+{
+	enum req_op op = s->range_op;
+
+	while (s->ret == 0 && s->next_range < s->nr_ranges) {
+		const struct blk_range *range = &s->range[s->next_range++];
+		uint64_t len = (uint64_t)le32_get(range->nr_sectors) << BLK_SECTOR_BITS;
+		uint32_t flags = 0;
+
+		if (!len)
+			continue;
+		if (op == REQ_ZERO)
+			flags = s->ctx->write_flags | (le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
+		/* An answer that comes inside submit() only leaves a mark: no recursion, however many ranges. */
+		s->answered = false;
+		s->submitting = true;
+		submit(s, op, le64_get(range->sector) << BLK_SECTOR_BITS, len, NULL, flags, range_done);
+		s->submitting = false;
+		if (!s->answered)
+			return;
+	}
+	if (s->ret == 0)
+		answer(s, BLK_OK);
+	else
+		answer(s, s->ret == -ENOTSUP ? BLK_UNSUPP : BLK_IOERR);
+}
+
+static void range_done(struct req *r, int ret)
+{
+	struct blk_slot *s = container_of(r, struct blk_slot, req);
+
+	s->ret = ret;
+	s->answered = true;
+	if (!s->submitting)
+		run_ranges(s);
+}
+
+/* Checks all ranges before the first is touched. */
+static enum blk_status check_ranges(const struct blk_slot *s, enum req_op op)
+{
+	for (unsigned i = 0; i < s->nr_ranges; i++) {
+		const struct blk_range *range = &s->range[i];
+		uint64_t nr = le32_get(range->nr_sectors);
+
+		if (le32_get(range->flags) & ~(op == REQ_ZERO ? RANGE_UNMAP : 0u))
+			return BLK_UNSUPP;
+		if (nr > BLK_RANGE_SECTORS_MAX || le64_get(range->sector) > (VARVE_LEN_MAX >> BLK_SECTOR_BITS) - nr)
+			return BLK_IOERR;
+	}
+	return BLK_OK;
+}
+
+static void ranges(struct blk_slot *s, enum req_op op, const struct blk_data *out)
+{
+	struct blk_range copy[BLK_RANGES_MAX];
+	enum blk_status status;
+
+	if (!out->len || out->len % sizeof(copy[0]) || out->len > sizeof(copy)) {
+		answer(s, BLK_IOERR);
+		return;
+	}
+	/* By way of the stack, because the ranges take the place of the buffers that they come from. */
+	iov_to_buf(out->iov, out->nr_iov, 0, copy, out->len);
+	memcpy(s->range, copy, out->len);
+	s->nr_ranges = (uint16_t)(out->len / sizeof(copy[0]));
+	s->next_range = 0;
+	s->ret = 0;
+	s->range_op = op;
+	status = check_ranges(s, op);
+	if (status == BLK_OK)
+		run_ranges(s);
+	else
+		answer(s, status);
+}
+
+/* ---- the beginning of every request ---- */
+
+/* Takes the header off the front of the readable buffers, wherever they are cut. */
+static void take_header(struct blk_data *out, struct blk_header *ret_header)
+{
+	size_t left = sizeof(*ret_header);
+
+	if (likely(out->iov->iov_len == left)) {
+		memcpy(ret_header, out->iov->iov_base, left);
+		out->iov++;
+		out->nr_iov--;
+	} else {
+		iov_to_buf(out->iov, out->nr_iov, 0, ret_header, left);
+		for (; left && left >= out->iov->iov_len; out->nr_iov--)
+			left -= (out->iov++)->iov_len;
+		if (left) {
+			out->iov->iov_base = (uint8_t *)out->iov->iov_base + left;
+			out->iov->iov_len -= left;
+		}
+	}
+	out->len -= sizeof(*ret_header);
+	/* From here on only our copy counts, whatever the guest writes over the original. */
+	__asm__ volatile("" : "+m"(*ret_header));
+}
+
+/* Takes the status byte off the end of the writable buffers. */
+static void take_status(struct blk_slot *s, struct blk_data *in)
+{
+	struct iovec *last = &in->iov[in->nr_iov - 1];
+
+	s->status = (uint8_t *)last->iov_base + --last->iov_len;
+	if (!last->iov_len)
+		in->nr_iov--;
+	in->len--;
+	s->has_in = in->len > 0;
+	s->written = !s->has_in;
+}
+
+static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const struct blk_data *out,
+		     const struct blk_data *in)
+{
+	bool writable = s->ctx->disk->writable;
+
+	switch (type) {
+	case BLK_IN:
+		if (unlikely(out->len))
+			break;
+		s->written = in->len + 1;
+		read_write(s, REQ_READ, sector, in, 0);
+		return;
+	case BLK_OUT:
+		if (unlikely(!writable || in->len))
+			break;
+		read_write(s, REQ_WRITE, sector, out, s->ctx->write_flags);
+		return;
+	case BLK_FLUSH:
+		if (writable)
+			submit(s, REQ_FLUSH, 0, 0, NULL, 0, request_done);
+		else
+			answer(s, BLK_OK);
+		return;
+	case BLK_GET_ID:
+		get_id(s, in);
+		return;
+	case BLK_DISCARD:
+	case BLK_WRITE_ZEROES:
+		if (!writable)
+			break;
+		if (!has_feature(s, type == BLK_DISCARD ? BLK_F_DISCARD : BLK_F_WRITE_ZEROES)) {
+			answer(s, BLK_UNSUPP);
+			return;
+		}
+		ranges(s, type == BLK_DISCARD ? REQ_DISCARD : REQ_ZERO, out);
+		return;
+	default:
+		answer(s, BLK_UNSUPP);
+		return;
+	}
+	/* A read-only disk, or data in a direction that the request has not. */
+	answer(s, BLK_IOERR);
+}
+
+const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain)
+{
+	struct blk_data out = { s->iov, chain->nr_out, chain->out_len };
+	struct blk_data in = { s->iov + chain->nr_out, chain->nr_in, chain->in_len };
+	struct blk_header header;
+
+	if (unlikely(!in.len))
+		return "a request without a writable byte for its status";
+	if (unlikely(out.len < sizeof(header)))
+		return "a request with a header of less than 16 bytes";
+	take_header(&out, &header);
+	take_status(s, &in);
+	dispatch(s, le32_get(header.type), le64_get(header.sector), &out, &in);
+	return NULL;
+}

@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/export.c - one served disk: its socket, its queues, start and stop
+ *
+ * Owns:    the listening socket and its name in the file system, the session, the queues' attachment to the node.
+ * Assumes: start and stop are called by a thread that runs none of the queues.
+ * Never:   removes a file that it did not make, or another program's socket that somebody listens on.
+ *
+ * While a front end is connected nobody is accepted: the next one waits in the socket's backlog.
+ */
+#include "export/vhost-user-blk/export.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "export/vhost-user-blk/session.h"
+
+#define RINGS_MAX 64
+#define QUEUE_SIZE_DEFAULT 256
+#define BACKLOG 8
+
+/* After accept() failed for want of descriptors or memory, the socket stays readable: do not spin over it. */
+#define ACCEPT_PAUSE_NS 500000000ull
+
+struct vublk {
+	/* set at start */
+	char *path;
+	char *name; /* "vhost-user-blk: PATH", for the log */
+	struct blk_disk disk;
+	struct queue *control;
+	unsigned nr_queues;
+	struct queue **queues; /* each once, for attaching */
+	bool *attached;	       /* by us */
+	dev_t dev;	       /* of the socket's file, to know it again */
+	ino_t ino;
+
+	/* control thread */
+	struct watch listener;
+	bool listening;
+	struct timer retry;
+	bool stopping;
+	struct waitlist stopped;
+	struct session session;
+};
+
+/* ---- accepting ---- */
+
+static void pause_listening(struct vublk *v)
+{
+	if (v->listening)
+		watch_del(v->control, &v->listener);
+	v->listening = false;
+}
+
+static int listen_again(struct vublk *v)
+{
+	int ret = v->listening ? 0 : watch_add(v->control, &v->listener);
+
+	v->listening = ret == 0;
+	return ret;
+}
+
+static void retry_fired(struct timer *t)
+{
+	struct vublk *v = container_of(t, struct vublk, retry);
+
+	if (listen_again(v) < 0)
+		timer_set(v->control, t, queue_now(v->control) + ACCEPT_PAUSE_NS);
+}
+
+static void listener_ready(struct watch *w, uint32_t events)
+{
+	struct vublk *v = container_of(w, struct vublk, listener);
+	int fd = accept4(w->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	(void)events;
+	if (fd >= 0) {
+		pause_listening(v);
+		session_open(&v->session, fd);
+	} else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+		log_warning("%s: cannot accept a front end: %s; trying again", v->name, strerror(errno));
+		pause_listening(v);
+		timer_set(v->control, &v->retry, queue_now(v->control) + ACCEPT_PAUSE_NS);
+	}
+}
+
+static void session_closed(struct session *s)
+{
+	struct vublk *v = container_of(s, struct vublk, session);
+
+	if (v->stopping)
+		waitlist_wake_all(&v->stopped);
+	else if (listen_again(v) < 0)
+		timer_set(v->control, &v->retry, queue_now(v->control) + ACCEPT_PAUSE_NS);
+}
+
+/* ---- the socket ---- */
+
+/* Nobody listens on the socket at addr any more: a program died without removing it. */
+static bool is_dead(const struct sockaddr_un *addr)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	bool dead;
+
+	if (fd < 0)
+		return false;
+	dead = connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 && errno == ECONNREFUSED;
+	close(fd);
+	return dead;
+}
+
+/* Makes room for our socket: nothing is there, or a dead socket, which is removed. */
+static int clear_path(const struct sockaddr_un *addr, struct varve_error *err)
+{
+	struct stat st;
+
+	if (lstat(addr->sun_path, &st) < 0)
+		return errno == ENOENT ? 0 : varve_error_errno(err, -errno, "%s", addr->sun_path);
+	if (!S_ISSOCK(st.st_mode))
+		return varve_error_set(err, -EEXIST, "%s: exists and is not a socket; choose another path or remove it",
+				       addr->sun_path);
+	if (!is_dead(addr))
+		return varve_error_set(err, -EADDRINUSE, "%s: another program listens on this socket", addr->sun_path);
+	if (unlink(addr->sun_path) < 0 && errno != ENOENT)
+		return varve_error_errno(err, -errno, "%s: cannot remove the socket of a program that has ended",
+					 addr->sun_path);
+	return 0;
+}
+
+static int make_socket(struct vublk *v, struct varve_error *err)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct stat st;
+	int fd, ret;
+
+	if (strlen(v->path) >= sizeof(addr.sun_path))
+		return varve_error_set(err, -ENAMETOOLONG, "%s: a socket path has at most %zu bytes, this one has %zu",
+				       v->path, sizeof(addr.sun_path) - 1, strlen(v->path));
+	strcpy(addr.sun_path, v->path);
+	ret = clear_path(&addr, err);
+	if (ret < 0)
+		return ret;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return varve_error_errno(err, -errno, "%s: socket", v->path);
+	if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+		ret = varve_error_errno(err, -errno, "%s: cannot make the socket", v->path);
+		close(fd);
+		return ret;
+	}
+	if (listen(fd, BACKLOG) < 0 || lstat(v->path, &st) < 0) {
+		ret = varve_error_errno(err, -errno, "%s: cannot listen", v->path);
+		(void)unlink(v->path); /* made a moment ago */
+		close(fd);
+		return ret;
+	}
+	v->dev = st.st_dev;
+	v->ino = st.st_ino;
+	v->listener = (struct watch){ .fd = fd, .events = EPOLLIN, .ready = listener_ready };
+	return 0;
+}
+
+/* Closes the socket and removes its name, if that is still ours. */
+static void remove_socket(struct vublk *v)
+{
+	struct stat st;
+
+	if (v->listener.fd < 0)
+		return;
+	if (lstat(v->path, &st) == 0 && st.st_dev == v->dev && st.st_ino == v->ino)
+		(void)unlink(v->path); /* gone already is as good */
+	close(v->listener.fd);
+	v->listener.fd = -1;
+}
+
+/* ---- attaching the queues ---- */
+
+struct attach_call {
+	struct vublk *v;
+	unsigned i;
+	struct varve_error *err;
+};
+
+static int attach_one(struct fiber *f, void *arg)
+{
+	struct attach_call *a = arg;
+	struct vublk *v = a->v;
+
+	(void)f;
+	/* The image's home queue, say, was attached when it was opened, and must stay so after us. */
+	if (atomic_load(&v->disk.top->slots[queue_id(v->queues[a->i])]))
+		return 0;
+	v->attached[a->i] = true;
+	return node_attach(v->disk.top, v->queues[a->i], a->err);
+}
+
+static int detach_one(struct fiber *f, void *arg)
+{
+	struct attach_call *a = arg;
+
+	node_detach(f, a->v->disk.top, a->v->queues[a->i]);
+	return 0;
+}
+
+static void detach_queues(struct vublk *v)
+{
+	for (unsigned i = 0; i < v->nr_queues; i++) {
+		struct attach_call a = { v, i, NULL };
+
+		if (v->attached[i])
+			fiber_call(v->disk.top->home, detach_one, &a);
+		v->attached[i] = false;
+	}
+}
+
+static int attach_queues(struct vublk *v, struct varve_error *err)
+{
+	for (unsigned i = 0; i < v->nr_queues; i++) {
+		struct attach_call a = { v, i, err };
+		int ret = fiber_call(v->queues[i], attach_one, &a);
+
+		if (ret < 0) {
+			v->attached[i] = false;
+			return ret;
+		}
+	}
+	return 0;
+}
+
+/* ---- start and stop ---- */
+
+static int check_options(const struct node *top, const struct varve_vhost_user_blk_options *o, struct varve_error *err)
+{
+	if (o->nr_queues > RINGS_MAX)
+		return varve_error_set(err, -EINVAL, "%s: %u virtqueues, 1 .. %d are possible", o->socket_path,
+				       o->nr_queues, RINGS_MAX);
+	if (o->queue_size && (!is_pow2(o->queue_size) || o->queue_size < 2 || o->queue_size > VRING_NUM_MAX))
+		return varve_error_set(err, -EINVAL, "%s: a queue size of %u is not a power of two from 2 to %d",
+				       o->socket_path, o->queue_size, VRING_NUM_MAX);
+	if (o->serial && strlen(o->serial) > BLK_ID_LEN)
+		return varve_error_set(err, -EINVAL, "%s: the serial \"%s\" has more than %d bytes", o->socket_path,
+				       o->serial, BLK_ID_LEN);
+	if (o->writable && !(top->flags & NODE_WRITABLE))
+		return varve_error_set(err, -EACCES, "%s: %s is open read-only and cannot be served writable",
+				       o->socket_path, node_name(top));
+	return 0;
+}
+
+static int start_listening(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	(void)f;
+	return listen_again(v);
+}
+
+static int stop_everything(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	v->stopping = true;
+	pause_listening(v);
+	timer_cancel(v->control, &v->retry);
+	if (v->session.state != SESSION_CLOSED) {
+		session_close(&v->session);
+		while (v->session.state != SESSION_CLOSED)
+			waitlist_wait(f, &v->stopped);
+	}
+	return 0;
+}
+
+static void vublk_free(struct vublk *v)
+{
+	session_free(&v->session);
+	free(v->queues);
+	free(v->attached);
+	free(v->path);
+	free(v->name);
+	free(v);
+}
+
+/* The object, with nothing started yet. */
+static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_blk_options *o, struct queue *control,
+			       struct queue *const *queues, unsigned nr_queues)
+{
+	struct vublk *v = calloc(1, sizeof(*v));
+
+	if (!v)
+		return NULL;
+	v->path = strdup(o->socket_path);
+	if (asprintf(&v->name, "vhost-user-blk: %s", o->socket_path) < 0)
+		v->name = NULL;
+	v->queues = calloc(nr_queues, sizeof(*v->queues));
+	v->attached = calloc(nr_queues, sizeof(*v->attached));
+	if (!v->path || !v->name || !v->queues || !v->attached) {
+		vublk_free(v);
+		return NULL;
+	}
+	v->control = control;
+	v->disk.top = top;
+	v->disk.writable = o->writable;
+	memcpy(v->disk.id, o->serial ? o->serial : "varve", strlen(o->serial ? o->serial : "varve"));
+	v->listener.fd = -1;
+	v->retry.fire = retry_fired;
+	for (unsigned i = 0; i < nr_queues; i++)
+		v->queues[v->nr_queues++] = queues[i];
+	return v;
+}
+
+int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_vhost_user_blk_options *opts,
+		struct queue *control, struct queue *const *queues, unsigned nr_queues, struct varve_error *err)
+{
+	struct vublk *v;
+	int ret;
+
+	assert(nr_queues);
+	ret = check_options(top, opts, err);
+	if (ret < 0)
+		return ret;
+	v = vublk_new(top, opts, control, queues, nr_queues);
+	if (!v)
+		return varve_error_errno(err, -ENOMEM, "%s", opts->socket_path);
+	ret = session_init(&v->session, v->name, &v->disk, control, queues, nr_queues,
+			   opts->nr_queues ? opts->nr_queues : 1,
+			   opts->queue_size ? opts->queue_size : QUEUE_SIZE_DEFAULT, session_closed, err);
+	if (ret < 0)
+		goto fail;
+	ret = attach_queues(v, err);
+	if (ret < 0)
+		goto fail;
+	ret = make_socket(v, err);
+	if (ret < 0)
+		goto fail;
+	ret = fiber_call(control, start_listening, v);
+	if (ret < 0) {
+		varve_error_errno(err, ret, "%s: cannot wait for front ends", opts->socket_path);
+		goto fail;
+	}
+	*ret_vublk = v;
+	return 0;
+fail:
+	remove_socket(v);
+	detach_queues(v);
+	vublk_free(v);
+	return ret;
+}
+
+void vublk_stop(struct vublk *v)
+{
+	if (!v)
+		return;
+	fiber_call(v->control, stop_everything, v);
+	remove_socket(v);
+	detach_queues(v);
+	vublk_free(v);
+}

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/msg.c - receiving messages and checking their form
+ *
+ * Owns:    nothing beyond a message's descriptors while it is being received.
+ * Assumes: see msg.h.
+ * Never:   reads more than one message ahead, or more bytes than its payload may have.
+ */
+#include "export/vhost-user-blk/msg.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/math.h"
+
+enum form {
+	FORM_UNKNOWN, /* not served here */
+	FORM_EMPTY,
+	FORM_U64,
+	FORM_STATE,
+	FORM_ADDR,
+	FORM_MEM,
+	FORM_CONFIG,
+	FORM_RING_FD, /* u64 with a ring, a flag, and one descriptor unless the flag is set */
+};
+
+static const struct {
+	const char *name;
+	enum form form;
+} requests[] = {
+	[UMSG_GET_FEATURES] = { "GET_FEATURES", FORM_EMPTY },
+	[UMSG_SET_FEATURES] = { "SET_FEATURES", FORM_U64 },
+	[UMSG_SET_OWNER] = { "SET_OWNER", FORM_EMPTY },
+	[UMSG_RESET_OWNER] = { "RESET_OWNER", FORM_EMPTY },
+	[UMSG_SET_MEM_TABLE] = { "SET_MEM_TABLE", FORM_MEM },
+	[6] = { "SET_LOG_BASE", FORM_UNKNOWN },
+	[7] = { "SET_LOG_FD", FORM_UNKNOWN },
+	[UMSG_SET_VRING_NUM] = { "SET_VRING_NUM", FORM_STATE },
+	[UMSG_SET_VRING_ADDR] = { "SET_VRING_ADDR", FORM_ADDR },
+	[UMSG_SET_VRING_BASE] = { "SET_VRING_BASE", FORM_STATE },
+	[UMSG_GET_VRING_BASE] = { "GET_VRING_BASE", FORM_STATE },
+	[UMSG_SET_VRING_KICK] = { "SET_VRING_KICK", FORM_RING_FD },
+	[UMSG_SET_VRING_CALL] = { "SET_VRING_CALL", FORM_RING_FD },
+	[UMSG_SET_VRING_ERR] = { "SET_VRING_ERR", FORM_RING_FD },
+	[UMSG_GET_PROTOCOL_FEATURES] = { "GET_PROTOCOL_FEATURES", FORM_EMPTY },
+	[UMSG_SET_PROTOCOL_FEATURES] = { "SET_PROTOCOL_FEATURES", FORM_U64 },
+	[UMSG_GET_QUEUE_NUM] = { "GET_QUEUE_NUM", FORM_EMPTY },
+	[UMSG_SET_VRING_ENABLE] = { "SET_VRING_ENABLE", FORM_STATE },
+	[21] = { "SET_BACKEND_REQ_FD", FORM_UNKNOWN },
+	[22] = { "IOTLB_MSG", FORM_UNKNOWN },
+	[UMSG_GET_CONFIG] = { "GET_CONFIG", FORM_CONFIG },
+	[UMSG_SET_CONFIG] = { "SET_CONFIG", FORM_CONFIG },
+	[28] = { "POSTCOPY_ADVISE", FORM_UNKNOWN },
+	[29] = { "POSTCOPY_LISTEN", FORM_UNKNOWN },
+	[30] = { "POSTCOPY_END", FORM_UNKNOWN },
+	[31] = { "GET_INFLIGHT_FD", FORM_UNKNOWN },
+	[32] = { "SET_INFLIGHT_FD", FORM_UNKNOWN },
+	[UMSG_RESET_DEVICE] = { "RESET_DEVICE", FORM_EMPTY },
+	[35] = { "VRING_KICK", FORM_UNKNOWN },
+	[36] = { "GET_MAX_MEM_SLOTS", FORM_UNKNOWN },
+	[37] = { "ADD_MEM_REG", FORM_UNKNOWN },
+	[38] = { "REM_MEM_REG", FORM_UNKNOWN },
+	[39] = { "SET_STATUS", FORM_UNKNOWN },
+	[40] = { "GET_STATUS", FORM_UNKNOWN },
+	[42] = { "SET_DEVICE_STATE_FD", FORM_UNKNOWN },
+	[43] = { "CHECK_DEVICE_STATE", FORM_UNKNOWN },
+};
+
+static_assert(UMSG_REQUESTS <= ARRAY_LEN(requests), "every request that is served has a form");
+
+const char *umsg_name(uint32_t request)
+{
+	if (request < ARRAY_LEN(requests) && requests[request].name)
+		return requests[request].name;
+	return "request";
+}
+
+static enum form form_of(uint32_t request)
+{
+	return request < ARRAY_LEN(requests) ? requests[request].form : FORM_UNKNOWN;
+}
+
+void umsg_reset(struct umsg *m)
+{
+	for (unsigned i = 0; i < m->nr_fds; i++) {
+		if (m->fds[i] >= 0)
+			close(m->fds[i]);
+	}
+	m->nr_fds = 0;
+	m->have = 0;
+}
+
+int umsg_take_fd(struct umsg *m, unsigned i)
+{
+	int fd;
+
+	assert(i < m->nr_fds);
+	fd = m->fds[i];
+	m->fds[i] = -1;
+	return fd;
+}
+
+/* ---- receiving ---- */
+
+/* Keeps the descriptors of one recvmsg(). Those that do not fit are closed: true says that there were such. */
+static bool take_fds(struct umsg *m, struct msghdr *mh)
+{
+	bool lost = mh->msg_flags & MSG_CTRUNC; /* the kernel has closed those */
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
+		size_t nr;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		nr = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < nr; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			if (m->nr_fds < UMSG_FDS_MAX) {
+				m->fds[m->nr_fds++] = fd;
+			} else {
+				close(fd);
+				lost = true;
+			}
+		}
+	}
+	return lost;
+}
+
+/* Receives up to len bytes and whatever descriptors come with them. Bytes, or as umsg_recv(). */
+static ssize_t recv_part(struct umsg *m, int sock, void *buf, size_t len, struct varve_error *err)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(UMSG_FDS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { buf, len };
+	struct msghdr mh = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t n;
+
+	do
+		n = recvmsg(sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		return -EAGAIN;
+	if (n < 0)
+		return varve_error_errno(err, -errno, "cannot receive");
+	if (take_fds(m, &mh))
+		return varve_error_set(err, -EPROTO,
+				       "a message came with more than the %d descriptors that one may carry",
+				       UMSG_FDS_MAX);
+	if (n == 0 && m->have)
+		return varve_error_set(err, -ECONNRESET,
+				       "the front end closed the connection inside a message (%zu bytes of it came)",
+				       m->have);
+	return n;
+}
+
+/* The header is whole: is it one to read on after? */
+static int check_header(const struct umsg_header *h, struct varve_error *err)
+{
+	if ((h->flags & UMSG_VERSION_MASK) != UMSG_VERSION)
+		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 "): protocol version %u, 1 is supported",
+				       umsg_name(h->request), h->request, h->flags & UMSG_VERSION_MASK);
+	if (h->flags & UMSG_REPLY)
+		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 ") has the reply flag, but nothing was asked",
+				       umsg_name(h->request), h->request);
+	if (h->size > sizeof(union umsg_payload))
+		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 ") announces %" PRIu32 " bytes, at most %zu fit",
+				       umsg_name(h->request), h->request, h->size, sizeof(union umsg_payload));
+	return 0;
+}
+
+int umsg_recv(struct umsg *m, int sock, struct varve_error *err)
+{
+	const size_t header_len = sizeof(m->header);
+	ssize_t n;
+	int ret;
+
+	while (m->have < header_len) {
+		n = recv_part(m, sock, (char *)&m->header + m->have, header_len - m->have, err);
+		if (n <= 0)
+			return (int)n;
+		m->have += (size_t)n;
+	}
+	ret = check_header(&m->header, err);
+	if (ret < 0)
+		return ret;
+	while (m->have < header_len + m->header.size) {
+		size_t at = m->have - header_len;
+
+		n = recv_part(m, sock, (char *)&m->payload + at, m->header.size - at, err);
+		if (n < 0)
+			return (int)n;
+		m->have += (size_t)n;
+	}
+	return 1;
+}
+
+/* ---- checking ---- */
+
+/* What the payload must measure, given what it says of itself. It was received, but perhaps not that far. */
+static uint64_t payload_len(const struct umsg *m, enum form form)
+{
+	switch (form) {
+	case FORM_U64:
+	case FORM_RING_FD:
+		return sizeof(m->payload.u64);
+	case FORM_STATE:
+		return sizeof(m->payload.state);
+	case FORM_ADDR:
+		return sizeof(m->payload.addr);
+	case FORM_MEM:
+		if (m->header.size < UMSG_MEM_HEADER_LEN)
+			return UMSG_MEM_HEADER_LEN;
+		return UMSG_MEM_HEADER_LEN + (uint64_t)m->payload.mem.nr_regions * sizeof(struct umsg_region);
+	case FORM_CONFIG:
+		if (m->header.size < UMSG_CONFIG_HEADER_LEN)
+			return UMSG_CONFIG_HEADER_LEN;
+		return UMSG_CONFIG_HEADER_LEN + (uint64_t)m->payload.config.len;
+	case FORM_EMPTY:
+	case FORM_UNKNOWN:
+		break;
+	}
+	return 0;
+}
+
+static unsigned fds_wanted(const struct umsg *m, enum form form)
+{
+	if (form == FORM_MEM)
+		return m->payload.mem.nr_regions;
+	return form == FORM_RING_FD && !(m->payload.u64 & UMSG_VRING_NO_FD);
+}
+
+int umsg_check(const struct umsg *m, struct varve_error *err)
+{
+	uint32_t request = m->header.request;
+	enum form form = form_of(request);
+	const char *name = umsg_name(request);
+
+	if (form == FORM_UNKNOWN)
+		return varve_error_set(err, -ENOTSUP, "%s (%" PRIu32 ") was sent, which is not offered", name, request);
+	if (m->header.size != payload_len(m, form))
+		return varve_error_set(err, -EPROTO, "%s has %" PRIu32 " bytes, not the %" PRIu64 " that belong to it",
+				       name, m->header.size, payload_len(m, form));
+	if (m->nr_fds != fds_wanted(m, form))
+		return varve_error_set(err, -EPROTO, "%s came with %u descriptors instead of %u", name, m->nr_fds,
+				       fds_wanted(m, form));
+	if (form == FORM_RING_FD && m->payload.u64 & ~(uint64_t)(UMSG_VRING_INDEX | UMSG_VRING_NO_FD))
+		return varve_error_set(err, -EPROTO, "%s: unknown bits in 0x%" PRIx64, name, m->payload.u64);
+	return 0;
+}
+
+int64_t umsg_ring(const struct umsg *m)
+{
+	switch (form_of(m->header.request)) {
+	case FORM_STATE:
+		return m->payload.state.index;
+	case FORM_ADDR:
+		return m->payload.addr.index;
+	case FORM_RING_FD:
+		return (int64_t)(m->payload.u64 & UMSG_VRING_INDEX);
+	default:
+		return -1;
+	}
+}

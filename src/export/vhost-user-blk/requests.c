@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/requests.c - what each message does
+ *
+ * Owns:    nothing; works on the session.
+ * Assumes: umsg_check() passed, and the rings of the message's scope are off.
+ * Never:   keeps half of a message that it refuses.
+ *
+ * docs/spec/vhost-user.md.
+ */
+#include "export/vhost-user-blk/requests.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define PROTOCOL_FEATURES                                                                                            \
+	(UINT64_C(1) << UMSG_PROTOCOL_F_MQ | UINT64_C(1) << UMSG_PROTOCOL_F_REPLY_ACK |                              \
+	 UINT64_C(1) << UMSG_PROTOCOL_F_CONFIG | UINT64_C(1) << UMSG_PROTOCOL_F_RESET_DEVICE)
+
+/* ---- answers ---- */
+
+static void answer(struct session *s, const void *payload, uint32_t len)
+{
+	struct umsg_header h = {
+		.request = s->msg.header.request,
+		.flags = UMSG_VERSION | UMSG_REPLY,
+		.size = len,
+	};
+
+	assert(sizeof(h) + len <= sizeof(s->answer));
+	memcpy(s->answer, &h, sizeof(h));
+	if (len)
+		memcpy(s->answer + sizeof(h), payload, len);
+	s->answer_len = sizeof(h) + len;
+	s->answer_sent = 0;
+}
+
+void session_answer_u64(struct session *s, uint64_t value)
+{
+	answer(s, &value, sizeof(value));
+}
+
+static struct ring *ring_of(struct session *s)
+{
+	return &s->rings[umsg_ring(&s->msg)];
+}
+
+/* ---- features ---- */
+
+static int get_features(struct session *s)
+{
+	session_answer_u64(s, blk_features(s->disk));
+	return 0;
+}
+
+static int set_features(struct session *s)
+{
+	uint64_t take = s->msg.payload.u64, offered = blk_features(s->disk);
+
+	if (take & ~offered)
+		return varve_error_set(&s->err, -EINVAL, "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
+				       take & ~offered);
+	if (!(take >> BLK_F_VERSION_1 & 1))
+		return varve_error_set(&s->err, -ENOTSUP,
+				       "SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are not served");
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		if (s->rings[i].on && take != s->features)
+			return varve_error_set(&s->err, -EBUSY,
+					       "SET_FEATURES changes 0x%" PRIx64 " while queue %u runs",
+					       take ^ s->features, i);
+	}
+	s->features = take;
+	s->has_features = true;
+	/* A front end that does not know how to enable rings finds them enabled; taking the bit disables none. */
+	for (unsigned i = 0; i < s->nr_rings && !(take >> UMSG_F_PROTOCOL_FEATURES & 1); i++)
+		s->rings[i].enabled = true;
+	return 0;
+}
+
+static int get_protocol_features(struct session *s)
+{
+	session_answer_u64(s, PROTOCOL_FEATURES);
+	return 0;
+}
+
+static int set_protocol_features(struct session *s)
+{
+	uint64_t take = s->msg.payload.u64;
+
+	if (take & ~PROTOCOL_FEATURES)
+		return varve_error_set(&s->err, -EINVAL,
+				       "SET_PROTOCOL_FEATURES takes 0x%" PRIx64 ", which was not offered",
+				       take & ~PROTOCOL_FEATURES);
+	s->protocol_features = take;
+	return 0;
+}
+
+static int get_queue_num(struct session *s)
+{
+	session_answer_u64(s, s->nr_rings);
+	return 0;
+}
+
+/* SET_OWNER needs nothing done; RESET_OWNER is obsolete, and best ignored. */
+static int nothing(struct session *s)
+{
+	(void)s;
+	return 0;
+}
+
+/* As at the beginning of the session, except for what the front end has told of itself and of its memory. */
+static int reset_device(struct session *s)
+{
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		struct ring *r = &s->rings[i];
+
+		ring_set_kick(r, -1);
+		r->num = 0;
+		r->base = 0;
+		r->has_addr = r->enabled = r->broken = false;
+	}
+	s->features = 0;
+	s->has_features = false;
+	return 0;
+}
+
+/* ---- memory ---- */
+
+static int set_mem_table(struct session *s)
+{
+	const struct umsg_mem_table *t = &s->msg.payload.mem;
+	struct gmem fresh;
+	int ret = gmem_map(&fresh, t->region, s->msg.fds, t->nr_regions, &s->err);
+
+	if (ret < 0)
+		return varve_error_prefix(&s->err, ret, "SET_MEM_TABLE: ");
+	gmem_unmap(&s->mem);
+	s->mem = fresh;
+	return 0;
+}
+
+/* ---- rings ---- */
+
+static int running(struct session *s, const struct ring *r)
+{
+	return varve_error_set(&s->err, -EBUSY, "%s: queue %u is running", umsg_name(s->msg.header.request), r->index);
+}
+
+static int set_vring_num(struct session *s)
+{
+	struct ring *r = ring_of(s);
+	uint32_t num = s->msg.payload.state.num;
+
+	if (!is_pow2(num) || num > s->num_max)
+		return varve_error_set(&s->err, -EINVAL,
+				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u", r->index,
+				       num, s->num_max);
+	if (r->on)
+		return running(s, r);
+	r->num = num;
+	return 0;
+}
+
+static int set_vring_addr(struct session *s)
+{
+	const struct umsg_vring_addr *a = &s->msg.payload.addr;
+	struct ring *r = ring_of(s);
+	struct vring_addr addr = { a->desc, a->avail, a->used };
+	struct vring trial;
+	int ret;
+
+	if (a->flags)
+		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ADDR: queue %u: flags 0x%x, none are offered",
+				       r->index, a->flags);
+	/* If it can be told already that the ring would not start, this is the message to say so. */
+	if (r->num && s->mem.nr_regions) {
+		ret = vring_open(&trial, &s->mem, &addr, r->num, r->base, false, false, &s->err);
+		if (ret < 0)
+			return varve_error_prefix(&s->err, ret, "SET_VRING_ADDR: queue %u: ", r->index);
+	}
+	r->addr = addr;
+	r->has_addr = true;
+	return 0;
+}
+
+static int set_vring_base(struct session *s)
+{
+	struct ring *r = ring_of(s);
+	uint32_t base = s->msg.payload.state.num;
+
+	if (base > UINT16_MAX)
+		return varve_error_set(&s->err, -EINVAL, "SET_VRING_BASE: queue %u: %u is not an index of a ring",
+				       r->index, base);
+	if (r->on)
+		return running(s, r);
+	r->base = (uint16_t)base;
+	return 0;
+}
+
+/* Stops the ring: it starts again with the next SET_VRING_KICK. What was broken may be set up anew. */
+static int get_vring_base(struct session *s)
+{
+	struct ring *r = ring_of(s);
+	struct umsg_vring_state state = { r->index, r->base };
+
+	ring_set_kick(r, -1);
+	r->broken = false;
+	answer(s, &state, sizeof(state));
+	return 0;
+}
+
+static int set_vring_enable(struct session *s)
+{
+	struct ring *r = ring_of(s);
+	uint32_t enable = s->msg.payload.state.num;
+
+	if (enable > 1)
+		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ENABLE: queue %u: %u is neither 0 nor 1", r->index,
+				       enable);
+	r->enabled = enable;
+	return 0;
+}
+
+/* Takes the message's descriptor, an eventfd; -1 if it has none. */
+static int take_eventfd(struct session *s, int *ret_fd)
+{
+	const char *name = umsg_name(s->msg.header.request);
+	unsigned index = ring_of(s)->index;
+	struct stat st;
+	int flags;
+
+	*ret_fd = -1;
+	if (!s->msg.nr_fds)
+		return 0;
+	if (fstat(s->msg.fds[0], &st) < 0)
+		return varve_error_errno(&s->err, -errno, "%s: queue %u", name, index);
+	if (st.st_dev != s->eventfd_dev || st.st_ino != s->eventfd_ino)
+		return varve_error_set(&s->err, -EINVAL, "%s: queue %u: the descriptor is not an eventfd", name, index);
+	flags = fcntl(s->msg.fds[0], F_GETFL);
+	if (flags < 0 || fcntl(s->msg.fds[0], F_SETFL, flags | O_NONBLOCK) < 0)
+		return varve_error_errno(&s->err, -errno, "%s: queue %u: the descriptor cannot be made non-blocking",
+					 name, index);
+	*ret_fd = umsg_take_fd(&s->msg, 0);
+	return 0;
+}
+
+static int set_vring_kick(struct session *s)
+{
+	struct ring *r = ring_of(s);
+	int fd, ret;
+
+	if (!s->msg.nr_fds)
+		return varve_error_set(&s->err, -ENOTSUP,
+				       "SET_VRING_KICK: queue %u has no descriptor; polling a ring is not offered",
+				       r->index);
+	ret = take_eventfd(s, &fd);
+	if (ret == 0)
+		ring_set_kick(r, fd);
+	return ret;
+}
+
+static int set_vring_call(struct session *s)
+{
+	int fd, ret = take_eventfd(s, &fd);
+
+	if (ret == 0 && ring_set_call(ring_of(s), fd))
+		s->nr_waiting++;
+	return ret;
+}
+
+static int set_vring_err(struct session *s)
+{
+	int fd, ret = take_eventfd(s, &fd);
+
+	if (ret == 0 && ring_set_err(ring_of(s), fd))
+		s->nr_waiting++;
+	return ret;
+}
+
+/* ---- configuration ---- */
+
+static int get_config(struct session *s)
+{
+	struct umsg_config c = s->msg.payload.config;
+	uint8_t space[UMSG_CONFIG_MAX];
+
+	/* No payload says that there is no such part. */
+	if (c.off > sizeof(space) || c.len > sizeof(space) - c.off) {
+		answer(s, NULL, 0);
+		return 0;
+	}
+	blk_config(s->disk, s->nr_rings, s->num_max, space);
+	memcpy(c.data, space + c.off, c.len);
+	answer(s, &c, (uint32_t)UMSG_CONFIG_HEADER_LEN + c.len);
+	return 0;
+}
+
+/*
+ * No field can be written. A guest can make its front end send this, so it is not a reason to end the session: it is
+ * refused if an answer is wanted, and else ignored.
+ */
+static int set_config(struct session *s)
+{
+	if (!s->need_reply)
+		return 0;
+	return varve_error_set(&s->err, -EPERM, "SET_CONFIG: no field of the configuration can be written");
+}
+
+/* ---- the table ---- */
+
+static const struct request {
+	int (*apply)(struct session *s);
+	enum session_scope scope;
+	bool has_answer;
+} table[UMSG_REQUESTS] = {
+	[UMSG_GET_FEATURES] = { get_features, SCOPE_NO_RING, true },
+	[UMSG_SET_FEATURES] = { set_features, SCOPE_NO_RING, false },
+	[UMSG_SET_OWNER] = { nothing, SCOPE_NO_RING, false },
+	[UMSG_RESET_OWNER] = { nothing, SCOPE_NO_RING, false },
+	[UMSG_SET_MEM_TABLE] = { set_mem_table, SCOPE_ALL_RINGS, false },
+	[UMSG_SET_VRING_NUM] = { set_vring_num, SCOPE_NO_RING, false },
+	[UMSG_SET_VRING_ADDR] = { set_vring_addr, SCOPE_RING, false },
+	[UMSG_SET_VRING_BASE] = { set_vring_base, SCOPE_NO_RING, false },
+	[UMSG_GET_VRING_BASE] = { get_vring_base, SCOPE_RING, true },
+	[UMSG_SET_VRING_KICK] = { set_vring_kick, SCOPE_RING, false },
+	[UMSG_SET_VRING_CALL] = { set_vring_call, SCOPE_NO_RING, false },
+	[UMSG_SET_VRING_ERR] = { set_vring_err, SCOPE_NO_RING, false },
+	[UMSG_GET_PROTOCOL_FEATURES] = { get_protocol_features, SCOPE_NO_RING, true },
+	[UMSG_SET_PROTOCOL_FEATURES] = { set_protocol_features, SCOPE_NO_RING, false },
+	[UMSG_GET_QUEUE_NUM] = { get_queue_num, SCOPE_NO_RING, true },
+	[UMSG_SET_VRING_ENABLE] = { set_vring_enable, SCOPE_RING, false },
+	[UMSG_GET_CONFIG] = { get_config, SCOPE_NO_RING, true },
+	[UMSG_SET_CONFIG] = { set_config, SCOPE_NO_RING, false },
+	[UMSG_RESET_DEVICE] = { reset_device, SCOPE_ALL_RINGS, false },
+};
+
+static const struct request *request_of(const struct umsg *m)
+{
+	assert(m->header.request < UMSG_REQUESTS && table[m->header.request].apply);
+	return &table[m->header.request];
+}
+
+enum session_scope session_scope(const struct umsg *m)
+{
+	return request_of(m)->scope;
+}
+
+bool session_has_answer(const struct umsg *m)
+{
+	return request_of(m)->has_answer;
+}
+
+int session_apply(struct session *s)
+{
+	if (umsg_ring(&s->msg) >= (int64_t)s->nr_rings)
+		return varve_error_set(&s->err, -EINVAL, "%s: queue %" PRId64 " of %u",
+				       umsg_name(s->msg.header.request), umsg_ring(&s->msg), s->nr_rings);
+	return request_of(&s->msg)->apply(s);
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/ring.h - one virtqueue at work on its queue
+ *
+ * Owns:    the ring's slots, and its kick, call and error descriptors.
+ * Assumes: the memory table outlives the ring's run. Descriptors are eventfds in non-blocking mode; a front end
+ *          that makes one of them blocking again can stall the queue that it runs on.
+ * Never:   touched by two threads at a time: it is handed over by messages, and back.
+ *
+ *	              ring_start()                 started
+ *	 control:  OFF ───────────▶ (START sent) ───────────▶ ON          the ring's queue has it
+ *	            ▲                                         │
+ *	            └────────────── (STOP sent) ◀─────────────┘           ring_stop(); the answer comes when no
+ *	               stopped                                            request is in flight any more
+ *
+ * While it is ON it may turn out to be broken: it then takes no further request, says so in the log and on its error
+ * descriptor, and waits for STOP.
+ */
+#ifndef VARVE_VUBLK_RING_H
+#define VARVE_VUBLK_RING_H
+
+#include "export/vhost-user-blk/blk.h"
+
+enum ring_order { RING_START, RING_STOP, RING_CALL, RING_ERR };
+
+struct ring {
+	/* set by ring_init() */
+	unsigned index;
+	const char *name; /* of the export, for the log */
+	struct queue *q, *control;
+	void (*answered)(struct ring *r); /* on the control thread: an order was carried out, result in r->ret */
+	void *owner;
+
+	/* control thread only */
+	bool on;		/* START was sent and STOP not yet answered */
+	bool enabled;		/* SET_VRING_ENABLE */
+	bool has_addr;
+	unsigned num;		/* 0: not set */
+	struct vring_addr addr;
+
+	/* control thread while the ring is off, its queue while it is on */
+	uint16_t base; /* the next available entry, when off */
+	bool broken;
+	unsigned nr_breaks; /* in this session */
+	int kick_fd, call_fd, err_fd; /* -1: none */
+	struct vring vr;
+	struct blk_ctx ctx;
+	struct blk_slot *slots; /* nr_slots, by head descriptor */
+	unsigned nr_slots;
+
+	/* its queue only */
+	unsigned nr_busy;
+	bool stopping, dirty; /* dirty: there are used elements to publish */
+	bool more_posted;     /* a turn was not enough to empty the ring */
+	bool watching;
+	struct watch kick;
+	struct hook hook;
+	struct msg more;
+
+	/* an order on its way, and back */
+	enum ring_order order;
+	int new_fd, old_fd;
+	int ret;
+	struct msg order_msg, answer_msg;
+};
+
+void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q, struct queue *control,
+	       const struct blk_disk *disk, void (*answered)(struct ring *r), void *owner);
+
+/* The ring is off. Forgets everything that a front end has set. */
+void ring_reset(struct ring *r);
+
+/* ---- control thread; r->answered() follows each of these if it returns 0 ---- */
+
+/* The ring is off, and num, addr and kick_fd are set. */
+int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, struct varve_error *err);
+
+/* The ring is on. */
+void ring_stop(struct ring *r);
+
+/* ---- control thread: replace a descriptor (-1: none). True: the ring is on, r->answered() follows ---- */
+
+bool ring_set_call(struct ring *r, int fd);
+bool ring_set_err(struct ring *r, int fd);
+/* The ring is off. */
+void ring_set_kick(struct ring *r, int fd);
+
+#endif

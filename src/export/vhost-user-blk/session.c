@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/session.c - from one state to the next: receive, stop rings, apply, start rings, answer
+ *
+ * Owns:    see session.h.
+ * Assumes: what each message does stands in requests.c.
+ * Never:   leaves a state while a ring still owes an answer.
+ */
+#include "export/vhost-user-blk/session.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "export/vhost-user-blk/requests.h"
+
+/* Messages served in one turn of the control queue, so that a chatterer does not keep it for itself. */
+#define MESSAGES_PER_TURN 32
+
+/* The log is the operator's; a front end does not get to fill it. */
+#define REFUSALS_LOGGED 20
+
+static void advance(struct session *s);
+
+/* ---- watching the socket ---- */
+
+static void unwatch(struct session *s)
+{
+	if (s->watching)
+		watch_del(s->control, &s->watch);
+	s->watching = false;
+}
+
+/* The events that the state wants. While rings are waited for the socket is left alone: a hang-up can wait too. */
+static int watch_for(struct session *s, uint32_t events)
+{
+	int ret = 0;
+
+	if (s->watching && s->watch.events == events)
+		return 0;
+	if (s->watching) {
+		watch_change(s->control, &s->watch, events);
+	} else {
+		s->watch.events = events;
+		ret = watch_add(s->control, &s->watch);
+		s->watching = ret == 0;
+	}
+	s->watch.events = events;
+	return ret;
+}
+
+/* ---- rings ---- */
+
+static bool ring_ready(const struct session *s, const struct ring *r)
+{
+	return r->enabled && r->kick_fd >= 0 && r->has_addr && r->num && !r->broken && s->has_features &&
+	       s->mem.nr_regions;
+}
+
+static void stop_ring(struct session *s, struct ring *r)
+{
+	if (r->on) {
+		s->nr_waiting++;
+		ring_stop(r);
+	}
+}
+
+static void stop_rings(struct session *s)
+{
+	for (unsigned i = 0; i < s->nr_rings; i++)
+		stop_ring(s, &s->rings[i]);
+}
+
+/* A ring that cannot start forgets its addresses, so that the next message does not fail for the same reason. */
+static void start_failed(struct session *s, struct ring *r, int ret)
+{
+	r->has_addr = false;
+	if (s->result == 0)
+		s->result = ret;
+}
+
+static void start_rings(struct session *s)
+{
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		struct ring *r = &s->rings[i];
+		struct varve_error err;
+		int ret;
+
+		if (r->on || !ring_ready(s, r))
+			continue;
+		ret = ring_start(r, &s->mem, s->features, &err);
+		if (ret == 0) {
+			s->nr_waiting++;
+			continue;
+		}
+		if (s->result == 0)
+			s->err = err;
+		start_failed(s, r, ret);
+	}
+}
+
+static void ring_answered(struct ring *r)
+{
+	struct session *s = r->owner;
+
+	if (r->ret < 0) {
+		if (s->result == 0)
+			varve_error_errno(&s->err, r->ret, "queue %u: its kick descriptor cannot be waited for",
+					  r->index);
+		start_failed(s, r, r->ret);
+	}
+	if (--s->nr_waiting == 0)
+		advance(s);
+}
+
+/* ---- the end ---- */
+
+static void forget_everything(struct session *s)
+{
+	for (unsigned i = 0; i < s->nr_rings; i++)
+		ring_reset(&s->rings[i]);
+	gmem_unmap(&s->mem);
+	umsg_reset(&s->msg);
+	close(s->watch.fd);
+	s->watch.fd = -1;
+	s->features = s->protocol_features = 0;
+	s->has_features = false;
+	s->answer_len = 0;
+	s->doomed = false;
+	s->nr_refused = 0;
+}
+
+static void begin_closing(struct session *s)
+{
+	unwatch(s);
+	s->state = SESSION_CLOSING;
+	stop_rings(s);
+	if (s->nr_waiting == 0)
+		advance(s);
+}
+
+void session_close(struct session *s)
+{
+	switch (s->state) {
+	case SESSION_CLOSED:
+		s->closed(s);
+		break;
+	case SESSION_READING:
+	case SESSION_WRITING:
+		begin_closing(s);
+		break;
+	case SESSION_QUIESCING:
+	case SESSION_RESUMING:
+		s->doomed = true;
+		break;
+	case SESSION_CLOSING:
+		break;
+	}
+}
+
+/* ---- answering ---- */
+
+/* Sends what is left of the answer. Afterwards the state is READING, WRITING or CLOSING. */
+static void send_answer(struct session *s)
+{
+	while (s->answer_sent < s->answer_len) {
+		ssize_t n = send(s->watch.fd, s->answer + s->answer_sent, s->answer_len - s->answer_sent,
+				 MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN) {
+			s->state = SESSION_WRITING;
+			if (watch_for(s, EPOLLOUT) < 0)
+				begin_closing(s);
+			return;
+		}
+		if (n < 0) {
+			begin_closing(s); /* the front end went away; nobody is left to be told */
+			return;
+		}
+		s->answer_sent += (size_t)n;
+	}
+	s->answer_len = 0;
+	s->state = SESSION_READING;
+	if (watch_for(s, EPOLLIN) < 0) {
+		log_warning("%s: connection closed: no memory to wait for it", s->name);
+		begin_closing(s);
+	}
+}
+
+/*
+ * The message is done with. One that was refused is answered with a refusal if the front end asked for an answer;
+ * else only the end of the connection can tell it that things are not as it believes.
+ */
+static void finish_message(struct session *s)
+{
+	umsg_reset(&s->msg);
+	if (s->result < 0 && !s->need_reply) {
+		log_warning("%s: connection closed: %s", s->name, s->err.message);
+		begin_closing(s);
+		return;
+	}
+	if (s->result < 0 && s->nr_refused++ < REFUSALS_LOGGED)
+		log_warning("%s: refused: %s%s", s->name, s->err.message,
+			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)" : "");
+	if (s->need_reply && !s->answer_len)
+		session_answer_u64(s, s->result < 0);
+	send_answer(s);
+}
+
+/* ---- from state to state ---- */
+
+/* No ring owes an answer. */
+static void advance(struct session *s)
+{
+	switch (s->state) {
+	case SESSION_QUIESCING:
+		if (!s->doomed) {
+			s->result = session_apply(s);
+			start_rings(s);
+		}
+		s->state = SESSION_RESUMING;
+		if (s->nr_waiting)
+			break;
+		/* fallthrough */
+	case SESSION_RESUMING:
+		if (s->doomed)
+			begin_closing(s);
+		else
+			finish_message(s);
+		break;
+	case SESSION_CLOSING:
+		forget_everything(s);
+		s->state = SESSION_CLOSED;
+		s->closed(s);
+		break;
+	case SESSION_CLOSED:
+	case SESSION_READING:
+	case SESSION_WRITING:
+		assert(!"a ring answered in a state without orders");
+	}
+}
+
+/* A whole message: stop what it concerns, then go on. */
+static void begin_message(struct session *s)
+{
+	bool ack = s->protocol_features >> UMSG_PROTOCOL_F_REPLY_ACK & 1;
+	int64_t ring = umsg_ring(&s->msg);
+
+	s->result = 0;
+	s->answer_len = s->answer_sent = 0;
+	s->need_reply = ack && s->msg.header.flags & UMSG_NEED_REPLY && !session_has_answer(&s->msg);
+	s->state = SESSION_QUIESCING;
+	if (ring < (int64_t)s->nr_rings) {
+		switch (session_scope(&s->msg)) {
+		case SCOPE_RING:
+			stop_ring(s, &s->rings[ring]);
+			break;
+		case SCOPE_ALL_RINGS:
+			stop_rings(s);
+			break;
+		case SCOPE_NO_RING:
+			break;
+		}
+	}
+	if (s->nr_waiting == 0)
+		advance(s);
+	if (s->state == SESSION_QUIESCING || s->state == SESSION_RESUMING)
+		unwatch(s);
+}
+
+static void read_messages(struct session *s)
+{
+	struct varve_error err;
+
+	for (unsigned i = 0; i < MESSAGES_PER_TURN && s->state == SESSION_READING; i++) {
+		int ret = umsg_recv(&s->msg, s->watch.fd, &err);
+
+		if (ret == -EAGAIN)
+			return;
+		if (ret == 0) {
+			log_debug("%s: the front end has gone", s->name);
+			begin_closing(s);
+			return;
+		}
+		if (ret > 0)
+			ret = umsg_check(&s->msg, &err);
+		if (ret < 0) {
+			log_warning("%s: connection closed: %s", s->name, err.message);
+			begin_closing(s);
+			return;
+		}
+		begin_message(s);
+	}
+}
+
+static void socket_ready(struct watch *w, uint32_t events)
+{
+	struct session *s = container_of(w, struct session, watch);
+
+	(void)events; /* an error or a hang-up shows when reading or writing */
+	if (s->state == SESSION_WRITING)
+		send_answer(s);
+	else if (s->state == SESSION_READING)
+		read_messages(s);
+}
+
+/* ---- making and unmaking ---- */
+
+/* All eventfds share one inode, which they share with nothing that could make us wait (a pipe, a FUSE file). */
+static int learn_eventfd(struct session *s, struct varve_error *err)
+{
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	struct stat st;
+	int ret = 0;
+
+	if (fd < 0 || fstat(fd, &st) < 0)
+		ret = varve_error_errno(err, -errno, "eventfd");
+	if (fd >= 0)
+		close(fd);
+	if (ret < 0)
+		return ret;
+	s->eventfd_dev = st.st_dev;
+	s->eventfd_ino = st.st_ino;
+	return 0;
+}
+
+int session_init(struct session *s, const char *name, const struct blk_disk *disk, struct queue *control,
+		 struct queue *const *queues, unsigned nr_queues, unsigned nr_rings, unsigned num_max,
+		 void (*closed)(struct session *s), struct varve_error *err)
+{
+	int ret;
+
+	*s = (struct session){
+		.name = name,
+		.disk = disk,
+		.control = control,
+		.num_max = num_max,
+		.nr_rings = nr_rings,
+		.closed = closed,
+		.watch = { .fd = -1, .ready = socket_ready },
+	};
+	ret = learn_eventfd(s, err);
+	if (ret < 0)
+		return ret;
+	s->rings = calloc(nr_rings, sizeof(*s->rings));
+	if (!s->rings)
+		return varve_error_errno(err, -ENOMEM, "%u rings", nr_rings);
+	for (unsigned i = 0; i < nr_rings; i++)
+		ring_init(&s->rings[i], i, name, queues[i % nr_queues], control, disk, ring_answered, s);
+	return 0;
+}
+
+void session_free(struct session *s)
+{
+	assert(s->state == SESSION_CLOSED);
+	free(s->rings);
+	s->rings = NULL;
+}
+
+void session_open(struct session *s, int fd)
+{
+	assert(s->state == SESSION_CLOSED);
+	s->watch.fd = fd;
+	s->state = SESSION_READING;
+	if (watch_for(s, EPOLLIN) < 0)
+		begin_closing(s);
+	else
+		log_debug("%s: a front end has connected", s->name);
+}

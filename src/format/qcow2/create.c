@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/create.c - new images: what was asked for, and whether the format can do it
+ *
+ * Owns:    the options of create.
+ * Assumes: the caller found the lengths of backing files, and emptied or made the file.
+ * Never:   writes before everything that was asked for has been checked. layout.c writes.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/qcow2/layout.h"
+
+#define SECTOR 512u
+
+struct wish {
+	uint32_t version;
+	unsigned cluster_bits, refcount_order;
+	bool lazy_refcounts;
+	uint8_t compression_type;
+	enum prealloc prealloc;
+	const char *backing_file, *backing_format; /* NULL: none */
+};
+
+static int get_version(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	const char *compat = opts_get(o, "compat");
+
+	w->version = 3;
+	if (!compat || !strcmp(compat, "1.1") || !strcmp(compat, "v3"))
+		return 0;
+	w->version = 2;
+	if (!strcmp(compat, "0.10") || !strcmp(compat, "v2"))
+		return 0;
+	return varve_error_set(err, -EINVAL, "option compat=%s: must be 0.10 (v2) or 1.1 (v3)", compat);
+}
+
+static int get_cluster_bits(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	uint64_t len = KiB(64);
+	int ret = opts_get_size(o, "cluster_size", &len, err);
+
+	if (ret < 0)
+		return ret;
+	if (!is_pow2(len) || len < 1ull << QCOW2_CLUSTER_BITS_MIN || len > 1ull << QCOW2_CLUSTER_BITS_MAX)
+		return varve_error_set(err, -EINVAL, "option cluster_size=%s: must be a power of two, 512 to 2M",
+				       opts_get(o, "cluster_size"));
+	w->cluster_bits = log2_u64(len);
+	return 0;
+}
+
+static int get_refcount_order(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	uint64_t bits = 16;
+	int ret = opts_get_u64(o, "refcount_bits", &bits, err);
+
+	if (ret < 0)
+		return ret;
+	if (!is_pow2(bits) || bits > 64)
+		return varve_error_set(err, -EINVAL, "option refcount_bits=%s: must be 1, 2, 4, 8, 16, 32 or 64",
+				       opts_get(o, "refcount_bits"));
+	w->refcount_order = log2_u64(bits);
+	return 0;
+}
+
+static int get_prealloc(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	static const char *const names[] = {
+		[PREALLOC_OFF] = "off",
+		[PREALLOC_METADATA] = "metadata",
+		[PREALLOC_FALLOC] = "falloc",
+		[PREALLOC_FULL] = "full",
+	};
+	const char *name = opts_get(o, "preallocation");
+
+	w->prealloc = PREALLOC_OFF;
+	if (!name)
+		return 0;
+	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
+		if (!strcmp(name, names[i])) {
+			w->prealloc = i;
+			return 0;
+		}
+	}
+	return varve_error_set(err, -EINVAL, "option preallocation=%s: must be off, metadata, falloc or full", name);
+}
+
+static int get_compression(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	const char *type = opts_get(o, "compression_type");
+
+	w->compression_type = 0;
+	if (!type || !strcmp(type, "zlib"))
+		return 0;
+	w->compression_type = 1;
+	if (!strcmp(type, "zstd"))
+		return 0;
+	return varve_error_set(err, -EINVAL, "option compression_type=%s: must be zlib or zstd", type);
+}
+
+static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	const char *file = opts_get(o, "backing_file"), *format = opts_get(o, "backing_fmt");
+
+	w->backing_file = file && *file ? file : NULL;
+	w->backing_format = format && *format ? format : NULL;
+	if (w->backing_format && !w->backing_file)
+		return varve_error_set(err, -EINVAL, "option backing_fmt=%s needs backing_file", format);
+	if (w->backing_file && strlen(w->backing_file) > QCOW2_BACKING_NAME_MAX)
+		return varve_error_set(err, -EINVAL, "option backing_file: %zu bytes are too long, qcow2 allows %d",
+				       strlen(w->backing_file), QCOW2_BACKING_NAME_MAX);
+	if (w->backing_format && strlen(w->backing_format) > QCOW2_BACKING_FORMAT_MAX)
+		return varve_error_set(err, -EINVAL, "option backing_fmt=%s: must be at most %d bytes", format,
+				       QCOW2_BACKING_FORMAT_MAX);
+	return 0;
+}
+
+/* What qcow2 has and we cannot write. "off" is what we do. */
+static int refuse_unsupported(struct opts *o, struct varve_error *err)
+{
+	static const char *const switches[] = { "extended_l2", "data_file_raw", "encryption" };
+	static const char *const encrypt[] = { "format",     "key-secret",    "cipher-alg", "cipher-mode",
+					       "ivgen-alg",  "ivgen-hash-alg", "hash-alg",  "iter-time" };
+
+	for (unsigned i = 0; i < ARRAY_LEN(switches); i++) {
+		bool on = false;
+		int ret = opts_get_bool(o, switches[i], &on, err);
+
+		if (ret < 0)
+			return ret;
+		if (on)
+			return varve_error_set(err, -ENOTSUP, "option %s=on: varve cannot write such qcow2 images",
+					       switches[i]);
+	}
+	if (opts_get(o, "data_file"))
+		return varve_error_set(err, -ENOTSUP, "option data_file=%s: varve cannot write qcow2 images with an "
+				       "external data file", opts_get(o, "data_file"));
+	for (unsigned i = 0; i < ARRAY_LEN(encrypt); i++) {
+		char key[32] = "encrypt.";
+
+		strcat(key, encrypt[i]);
+		if (opts_get(o, key))
+			return varve_error_set(err, -ENOTSUP, "option %s=%s: varve cannot write encrypted images", key,
+					       opts_get(o, key));
+	}
+	return 0;
+}
+
+/* Options that do not go together. */
+static int check_wish(const struct wish *w, struct varve_error *err)
+{
+	if (w->version < 3 && w->refcount_order != 4)
+		return varve_error_set(err, -EINVAL, "option refcount_bits=%u needs compat=1.1", 1u << w->refcount_order);
+	if (w->version < 3 && w->lazy_refcounts)
+		return varve_error_set(err, -EINVAL, "option lazy_refcounts=on needs compat=1.1");
+	if (w->version < 3 && w->compression_type)
+		return varve_error_set(err, -EINVAL, "option compression_type=zstd needs compat=1.1");
+	if (w->prealloc != PREALLOC_OFF && w->backing_file)
+		return varve_error_set(err, -EINVAL, "options preallocation and backing_file exclude each other: "
+				       "preallocated clusters would hide the backing file");
+	return 0;
+}
+
+static int get_wish(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	int ret;
+
+	if ((ret = get_version(w, o, err)) < 0 || (ret = get_cluster_bits(w, o, err)) < 0 ||
+	    (ret = get_refcount_order(w, o, err)) < 0 || (ret = get_prealloc(w, o, err)) < 0 ||
+	    (ret = get_compression(w, o, err)) < 0 || (ret = get_backing(w, o, err)) < 0 ||
+	    (ret = opts_get_bool(o, "lazy_refcounts", &w->lazy_refcounts, err)) < 0 ||
+	    (ret = refuse_unsupported(o, err)) < 0 || (ret = check_wish(w, err)) < 0)
+		return ret;
+	return opts_done(o, err);
+}
+
+static void fill_header(struct qcow2_header *h, const struct wish *w, const struct layout *l)
+{
+	memset(h, 0, sizeof(*h));
+	h->version = w->version;
+	h->cluster_bits = w->cluster_bits;
+	h->disk_len = l->disk_len;
+	h->l1_off = layout_l1_off(l);
+	h->l1_entries = (uint32_t)l->l1_entries;
+	h->refcount_table_off = layout_table_off(l);
+	h->refcount_table_clusters = (uint32_t)l->table;
+	h->refcount_order = w->refcount_order;
+	h->header_len = w->version < 3 ? QCOW2_V2_HEADER_LEN : (uint32_t)sizeof(struct qcow2_header_disk);
+	h->compression_type = w->compression_type;
+	if (w->compression_type)
+		h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+	if (w->lazy_refcounts)
+		h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
+	if (w->backing_file)
+		memcpy(h->backing_name, w->backing_file, strlen(w->backing_file));
+	if (w->backing_format)
+		memcpy(h->backing_format, w->backing_format, strlen(w->backing_format));
+}
+
+int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
+		 void *user_data, struct varve_error *err)
+{
+	struct wish w = { 0 };
+	struct qcow2_header *h = NULL;
+	uint8_t *cluster = NULL;
+	struct layout l;
+	int ret = get_wish(&w, o, err);
+
+	if (ret < 0)
+		return ret;
+	/* Disks are whole sectors; other lengths are rounded up, as the other tools do. */
+	ret = layout_plan(&l, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.cluster_bits,
+			  w.refcount_order, w.prealloc, err);
+	if (ret < 0)
+		return ret;
+	h = calloc(1, sizeof(*h));
+	cluster = aligned_alloc(4096, (size_t)MAX(1ull << w.cluster_bits, 4096));
+	if (!h || !cluster) {
+		ret = varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(file));
+		goto out;
+	}
+	fill_header(h, &w, &l);
+	ret = qcow2_header_build(h, cluster, err);
+	if (ret == 0)
+		ret = layout_write(f, file, &l, w.prealloc, cluster, progress, user_data, err);
+out:
+	free(cluster);
+	free(h);
+	return ret;
+}

@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/layout.h - where everything lies in a new image, and writing it
+ *
+ *     header | refcount table | refcount blocks | L1 | L2 tables | data
+ *
+ * L2 tables and data exist only with preallocation. The regions are contiguous and in clusters, so each table is a
+ * formula and is written in pieces of bounded size, whatever the disk's length.
+ */
+#ifndef VARVE_QCOW2_LAYOUT_H
+#define VARVE_QCOW2_LAYOUT_H
+
+#include "format/qcow2/qcow2.h"
+
+enum prealloc { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
+
+/* Clusters, unless the name says otherwise. */
+struct layout {
+	unsigned cluster_bits, refcount_order;
+	uint64_t disk_len; /* bytes */
+	uint64_t table, blocks, l1, l2, data;
+	uint64_t l1_entries, nr; /* nr: of the whole file */
+};
+
+/* Fills *ret from the first four arguments; -EFBIG with the reason when a limit of the format is exceeded. */
+int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
+		enum prealloc prealloc, struct varve_error *err);
+
+/* Places as the header needs them. */
+uint64_t layout_table_off(const struct layout *l);
+uint64_t layout_l1_off(const struct layout *l);
+
+/*
+ * Makes the image in file: prepares its length, writes all tables and the preallocated data, syncs, writes header (one
+ * cluster), syncs.
+ */
+int layout_write(struct fiber *f, struct node *file, const struct layout *l, enum prealloc prealloc,
+		 const uint8_t *header, varve_progress_fn progress, void *user_data, struct varve_error *err);
+
+#endif

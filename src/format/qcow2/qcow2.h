@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/qcow2.h - what the files of the qcow2 driver share
+ *
+ *   disk.h      the structures on disk and the bits of their entries, with their limits
+ *   header.c    the header and its extensions: parse (every field checked), build, rewrite
+ *   open.c      open, close, sync, and the driver's table of calls
+ *   cache.c     slices of L2 tables in memory, published to all queues
+ *   map.c       from guest offsets to extents, on any queue
+ *   l2.c        changing the mapping: alloc, link, unlink
+ *   resize.c    a longer virtual disk: a longer L1 table
+ *   refcount.c  the count of each host cluster: get, change, growth of the refcount table
+ *   alloc.c     finding space, giving it back once that is safe
+ *   create.c    new images and preallocation
+ *   check.c     examination
+ *   snapshot.c  the snapshot table (read)
+ *   info.c      what `img info` shows
+ *
+ * All offsets in the file are host_off, all offsets of the virtual disk guest_off; both are bytes.
+ */
+#ifndef VARVE_QCOW2_H
+#define VARVE_QCOW2_H
+
+#include "block/node.h"
+#include "format/qcow2/disk.h"
+#include "order/order.h"
+
+/* A header after qcow2_header_parse(): host byte order, every field in bounds. */
+struct qcow2_header {
+	uint32_t version;	 /* 2, 3 */
+	uint32_t cluster_bits;	 /* 9 .. 21 */
+	uint64_t disk_len;
+	uint64_t l1_off;
+	uint32_t l1_entries;
+	uint64_t refcount_table_off;
+	uint32_t refcount_table_clusters;
+	uint32_t nr_snapshots;
+	uint64_t snapshots_off;
+	uint32_t crypt_method;
+	uint64_t incompatible, compatible, autoclear;
+	uint32_t refcount_order; /* refcounts are 1 << refcount_order bits wide */
+	uint32_t header_len;
+	uint8_t compression_type;
+	char backing_name[QCOW2_BACKING_NAME_MAX + 1]; /* "": none */
+	char backing_format[QCOW2_BACKING_FORMAT_MAX + 1];
+	char data_file[QCOW2_DATA_FILE_NAME_MAX + 1];
+	char unknown_feature[QCOW2_FEATURE_NAME_LEN + 1]; /* name of the first unknown incompatible bit, from the table */
+	/* bitmaps extension; nr_bitmaps 0: none */
+	uint32_t nr_bitmaps;
+	uint64_t bitmap_directory_len, bitmap_directory_off;
+};
+
+struct qcow2 {
+	/* set at open */
+	struct node *node, *file;
+	struct order *order;
+	struct qcow2_header h;	  /* l1_*, refcount_table_*, autoclear change on the home queue */
+	unsigned cluster_bits;
+	uint32_t cluster_len;
+	unsigned l2_entry_len;	  /* 8, or 16 with extended L2 entries */
+	uint32_t l2_entries;	  /* in one table */
+	bool writable;
+	uint64_t l2_cache_len;	  /* bytes of memory for L2 slices */
+
+	/* home queue only */
+	uint64_t *l1;		  /* h.l1_entries, host byte order */
+	uint64_t *refcount_table; /* host byte order; refcount_table_clusters << (cluster_bits - 3) entries */
+	uint32_t refcount_table_entries;
+	uint64_t end_cluster;	  /* first cluster that has never been used, as far as we know: allocation's frontier */
+	uint64_t zero_from;	  /* host offset from which on the file reads as zeroes (its length at open, regular files) */
+	struct refcount_cache *refcounts;
+	struct alloc_state *alloc;
+
+	/* any queue: l2.c */
+	struct l2_cache *l2;
+};
+
+/* header.c --------------------------------------------------------------------------------------------- */
+
+/*
+ * Parses the first `len` bytes of a file (a full first cluster if the file has it). file_len bounds table places.
+ * Unknown incompatible features, encryption and the like are NOT refused here (info shows them):
+ * qcow2_header_usable() does, naming the feature.
+ */
+int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct qcow2_header *ret,
+		       struct varve_error *err);
+int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err);
+/* Builds a complete first cluster: header, extensions (backing format, feature names), backing name. */
+int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err);
+
+/* refcount.c ------------------------------------------------------------------------------------------- */
+
+int refcount_open(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+void refcount_close(struct qcow2 *q);
+/* Count of one host cluster. Clusters that no refcount block covers have 0. */
+int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *ret);
+/*
+ * Adds delta (+1, -1, ...) to nr clusters from `cluster` on. The change reaches the disk after `after`; *ret_mark is
+ * durable when it is. All or nothing in memory. Grows the refcount structures as needed. -ERANGE when a count would leave its width,
+ * -EIO for damaged structures.
+ */
+int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
+		 order_mark *ret_mark);
+/* Plain functions on the bytes of a refcount block, for every width; used by check and create too. */
+uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index);
+void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
+
+/* alloc.c ---------------------------------------------------------------------------------------------- */
+
+int alloc_open(struct qcow2 *q);
+void alloc_close(struct qcow2 *q);
+/*
+ * nr contiguous free clusters, refcount 1 each (*ret_mark durable when the refcounts are). May give fewer: *ret_nr >= 1.
+ * *ret_fresh: the space has never been used, the file reads as zeroes there.
+ */
+int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, uint64_t *ret_nr,
+		   bool *ret_fresh, order_mark *ret_mark);
+/* Give clusters back (refcount - 1) once `gone`, the mark of the write that removed the reference, is durable. */
+int alloc_free(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
+/* Does the frees whose mark is durable by now. Called by sync and close. */
+int alloc_settle(struct fiber *f, struct qcow2 *q);
+
+/* map.c, cache.c, l2.c ------------------------------------------------------------------------------------------------- */
+
+int l2_open(struct qcow2 *q);
+void l2_close(struct qcow2 *q);
+/* Room for a longer L1 table; the disk is drained. */
+int l2_grow(struct qcow2 *q, uint32_t l1_entries);
+void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
+int l2_load(struct fiber *f, struct node *n, uint64_t off);
+int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret);
+int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
+void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
+int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
+
+/* snapshot.c ------------------------------------------------------------------------------------------- */
+
+struct qcow2_snapshot {
+	uint64_t l1_off;
+	uint32_t l1_entries;
+	char *id, *name;
+	uint32_t date_s, date_ns;
+	uint64_t vm_clock_ns, vm_state_len, disk_len;
+	uint64_t icount; /* UINT64_MAX: none */
+};
+
+/* Reads and checks the whole table. *ret_list has h.nr_snapshots elements; free with snapshots_free(). */
+int snapshots_read(struct fiber *f, struct node *file, const struct qcow2_header *h, struct qcow2_snapshot **ret_list,
+		   uint64_t *ret_table_len, struct varve_error *err);
+void snapshots_free(struct qcow2_snapshot *list, uint32_t nr);
+
+/* resize.c: the driver's truncate(); grows only. */
+int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+
+/* create.c, check.c, info.c ---------------------------------------------------------------------------- */
+
+int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
+		 void *user_data, struct varve_error *err);
+int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+
+#endif

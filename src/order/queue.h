@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * order/queue.h - what the files of the block queue share
+ *
+ *   order.c     what is queued: put, read, marks
+ *   writeout.c  how it reaches the disk: wait, flush
+ *   sector.c    the queued bytes
+ */
+#ifndef VARVE_ORDER_QUEUE_H
+#define VARVE_ORDER_QUEUE_H
+
+#include "order/order.h"
+#include "order/sector.h"
+
+/* Elements of one vectored write. */
+#define ORDER_IOV 512
+
+/* Exists as long as it has entries. */
+struct section {
+	uint64_t nr;
+	struct sector *list;
+	TAILQ_ENTRY(section) link;
+};
+
+/*
+ * durable < open at all times. Sections up to durable are gone; those in between are closed: they are being written
+ * out, or that failed and will be tried again; from open on puts are taken.
+ */
+struct order {
+	/* set once */
+	struct node *file;
+	uint64_t limit;
+
+	/* home queue only */
+	TAILQ_HEAD(section_list, section) sections; /* ascending */
+	struct sector_table table;
+	uint64_t durable, open;
+	bool writing;		 /* one fiber writes out; the others wait in waiting */
+	bool failed;		 /* the last write-out did */
+	int error;		 /* of the last one that did */
+	struct waitlist waiting; /* woken when durable advances and when a write-out ends */
+	struct order_stats stats;
+	struct iovec iov[ORDER_IOV]; /* the writing fiber's */
+
+	/* any queue, atomically */
+	_Atomic bool clean;
+};
+
+static inline uint64_t order_queued(const struct order *o)
+{
+	return o->table.nr * SECTOR_COST;
+}
+
+/* After the queue became empty or not, or a write-out failed or succeeded. */
+void order_update_clean(struct order *o);
+
+/* After a put: keeps the queue within its limit. May wait. */
+void order_relieve(struct fiber *f, struct order *o);
+
+#endif

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * order/writeout.c - the block queue: sections reach the disk, one after the other
+ *
+ * Owns:    the way of a section: closed, written, synced, gone; and the one fiber that does it at a time.
+ * Assumes: node_flush() on the file returns 0 only when the kernel made all writes stable that had completed before.
+ * Never:   writes an entry of a section before the sync of the section before it succeeded.
+ */
+#include "order/queue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* A vectored write that is being collected from neighbouring bytes. */
+struct batch {
+	uint64_t off, len;
+	unsigned nr_iov;
+};
+
+static int batch_write(struct fiber *f, struct order *o, struct batch *b)
+{
+	int err;
+
+	if (!b->nr_iov)
+		return 0;
+	err = node_writev(f, o->file, b->off, o->iov, b->nr_iov, 0);
+	if (err < 0)
+		return err;
+	o->stats.writes++;
+	o->stats.bytes += b->len;
+	b->nr_iov = 0;
+	return 0;
+}
+
+static int batch_add(struct fiber *f, struct order *o, struct batch *b, uint64_t off, uint8_t *bytes, unsigned len)
+{
+	if (b->nr_iov && (b->off + b->len != off || b->nr_iov == ORDER_IOV)) {
+		int err = batch_write(f, o, b);
+
+		if (err < 0)
+			return err;
+	}
+	if (!b->nr_iov) {
+		b->off = off;
+		b->len = 0;
+	}
+	o->iov[b->nr_iov++] = (struct iovec){ bytes, len };
+	b->len += len;
+	return 0;
+}
+
+/* The section is closed: its list and bytes stand still while we wait for the disk. */
+static int section_write(struct fiber *f, struct order *o, struct section *sec)
+{
+	struct batch b = { 0 };
+	int err = 0;
+
+	sec->list = sector_sort(sec->list);
+	for (struct sector *s = sec->list; s && err == 0; s = s->next) {
+		unsigned from = 0, len;
+
+		for (; err == 0 && sector_run(s, &from, &len); from += len)
+			err = batch_add(f, o, &b, s->nr * SECTOR_LEN + from, s->bytes + from, len);
+	}
+	return err < 0 ? err : batch_write(f, o, &b);
+}
+
+static void section_retire(struct order *o, struct section *sec)
+{
+	while (sec->list) {
+		struct sector *s = sec->list;
+
+		sec->list = s->next;
+		sector_remove(&o->table, s);
+		free(s);
+	}
+	TAILQ_REMOVE(&o->sections, sec, link);
+	free(sec);
+	o->stats.sections++;
+}
+
+/*
+ * The mark that a sync beginning now makes durable: all sections without entries that follow are covered by it too,
+ * which lets it serve everybody whose data completed while the section was being written.
+ */
+static uint64_t sync_covers(const struct order *o, const struct section *written)
+{
+	const struct section *next = written ? TAILQ_NEXT(written, link) : TAILQ_FIRST(&o->sections);
+
+	return next ? next->nr - 1 : o->open;
+}
+
+/*
+ * One section with its sync; or, where no entries come next, only a sync.
+ *
+ * Power lost before the sync is done leaves any part of this section's writes on disk, and nothing of the later ones:
+ * what the entries of a section point at was made durable by the syncs before.
+ *
+ * A failed write or sync leaves the section as it is. The kernel may have dropped the pages it could not write and
+ * report success the next time, so all of the section is written again, also what seemed to be written.
+ */
+static int write_step(struct fiber *f, struct order *o, uint64_t target)
+{
+	struct section *sec = TAILQ_FIRST(&o->sections);
+	uint64_t covers;
+	int err;
+
+	/*
+	 * The number before this section's is not durable, although it has no entries: it stands for data that this
+	 * section's entries point at. Without a sync of their own the entries could be there and the data not.
+	 */
+	if (sec && (sec->nr > target || o->durable < sec->nr - 1))
+		sec = NULL;
+	if (sec) {
+		o->open = order_max(o->open, sec->nr + 1);
+		err = section_write(f, o, sec);
+		if (err < 0)
+			return err;
+	}
+	covers = sync_covers(o, sec);
+	o->open = order_max(o->open, covers + 1);
+	err = node_flush(f, o->file);
+	if (err < 0)
+		return err;
+	o->stats.syncs++;
+	o->durable = covers;
+	if (sec)
+		section_retire(o, sec);
+	return 0;
+}
+
+/* The calling fiber becomes the one that writes. */
+static int write_out(struct fiber *f, struct order *o, uint64_t target)
+{
+	int err = 0;
+
+	o->writing = true;
+	while (o->durable < target && err == 0) {
+		err = write_step(f, o, target);
+		o->failed = err < 0;
+		order_update_clean(o);
+		waitlist_wake_all(&o->waiting);
+	}
+	if (err < 0) {
+		o->error = err;
+		o->stats.errors++;
+	}
+	o->writing = false;
+	return err;
+}
+
+int order_wait(struct fiber *f, struct order *o, order_mark mark)
+{
+	assert(mark <= order_all(o));
+	while (o->durable < mark) {
+		uint64_t errors = o->stats.errors;
+
+		if (!o->writing)
+			return write_out(f, o, mark);
+		waitlist_wait(f, &o->waiting);
+		/*
+		 * Sections go in order: what failed lies at or before our mark. Trying again at once, once for each
+		 * fiber that waited, would only repeat the error; the next flush or wait tries.
+		 */
+		if (o->durable < mark && o->stats.errors != errors)
+			return o->error;
+	}
+	return 0;
+}
+
+int order_flush(struct fiber *f, struct order *o)
+{
+	return order_wait(f, o, order_all(o));
+}
+
+/*
+ * Beyond the limit the putting fiber writes out what is queued now. Does another one write already, it goes on until
+ * twice the limit, then it waits for room. Errors are not its concern: the entry is queued, and a flush will tell.
+ */
+void order_relieve(struct fiber *f, struct order *o)
+{
+	uint64_t errors = o->stats.errors;
+
+	if (order_queued(o) > o->limit && !o->writing)
+		(void)write_out(f, o, order_all(o)); /* counted; the next flush or wait meets it again */
+	while (order_queued(o) > 2 * o->limit && o->stats.errors == errors) {
+		if (o->writing)
+			waitlist_wait(f, &o->waiting);
+		else
+			(void)write_out(f, o, order_all(o)); /* as above */
+	}
+}

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * proto/file.h - what the parts of the file driver share
+ */
+#ifndef VARVE_PROTO_FILE_H
+#define VARVE_PROTO_FILE_H
+
+#include "block/node.h"
+
+struct file {
+	/* set at open */
+	struct aio_file af;
+	uint32_t block_len; /* discard and zero take multiples of it: a device's logical block; files: 1 */
+	bool writable;
+	bool no_flush;
+
+	/* any queue, atomically */
+	_Atomic int flush_error; /* first failure of a sync; see file_flush_failed() */
+	_Atomic bool no_discard; /* the file system said that it cannot */
+	_Atomic bool no_zero[2]; /* same; [1]: with AIO_MAY_UNMAP */
+};
+
+enum file_locking { FILE_LOCKING_AUTO, FILE_LOCKING_ON, FILE_LOCKING_OFF };
+
+/* file.c: the hot path */
+void file_submit(struct node *n, struct req *r);
+int file_attach(struct node *n, struct queue *q, struct varve_error *err);
+int file_flush_failed(struct file *fl, int error); /* returns error */
+int file_flush_error(const struct file *fl);	   /* what every flush must fail with; 0: nothing yet */
+bool file_is_unsupported(int64_t error);
+void file_grow(struct node *n, uint64_t end);
+
+/* file_slow.c: what the hot path could not do in one operation; takes the request over */
+void file_slow(struct node *n, struct req *r);			  /* all of it */
+void file_slow_rest(struct node *n, struct req *r, uint64_t pos); /* read, write: from byte pos of it */
+void file_slow_fua(struct node *n, struct req *r, int error);	  /* write: its FUA form failed */
+
+/* file_open.c */
+int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
+int file_open_device(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
+void file_close(struct fiber *f, struct node *n);
+
+/* file_align.c: worker threads. What O_DIRECT asks of offsets and lengths, and of memory. */
+int file_find_align(int fd, bool is_blockdev, uint32_t *ret_align, uint32_t *ret_mem_align,
+		    struct varve_error *err);
+/* Logical block of a block device. */
+int file_block_len(int fd, uint32_t *ret_len, struct varve_error *err);
+
+/* file_lock.c: worker threads. Tells other processes what we do with the image, and learns what they do. */
+int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err);
+
+/* file_len.c */
+int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads */
+int64_t file_get_len(struct fiber *f, struct node *n);
+int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
+		uint64_t *ret_len);
+int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int file_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+
+#endif

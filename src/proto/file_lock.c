@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * proto/file_lock.c - locks by which processes that use the same image learn of each other
+ *
+ * The bytes and their meaning are those of QEMU, so that both refuse an image that the other has open in a
+ * way that does not go together: byte 100 + p is locked by whoever does p, byte 200 + p by whoever cannot
+ * bear that others do p. All locks are shared ones; a byte that somebody else has locked is a byte on which
+ * an exclusive lock would not be granted. The locks belong to the open file description, and end with it.
+ *
+ * Assumes: worker threads (file systems on a network may take their time).
+ * Never:   keeps a lock after it has failed.
+ */
+#include "proto/file.h"
+
+#include <fcntl.h>
+
+#include "base/error.h"
+
+#define LOCK_HELD 100
+#define LOCK_UNSHARED 200
+
+enum perm { PERM_CONSISTENT_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, PERMS };
+
+static const char *const perm_names[PERMS] = { "consistent read", "write", "write unchanged", "resize" };
+
+#define BIT(p) (1u << (p))
+
+/* What an open image does, and what others may not do meanwhile. Readers and one writer never mix. */
+#define HELD_READER BIT(PERM_CONSISTENT_READ)
+#define HELD_WRITER (BIT(PERM_CONSISTENT_READ) | BIT(PERM_WRITE) | BIT(PERM_RESIZE))
+#define UNSHARED (BIT(PERM_WRITE) | BIT(PERM_RESIZE))
+
+static int lock_byte(int fd, off_t off, short type)
+{
+	struct flock fl = { .l_type = type, .l_whence = SEEK_SET, .l_start = off, .l_len = 1 };
+
+	while (fcntl(fd, F_OFD_SETLK, &fl) < 0) {
+		if (errno != EINTR)
+			return -errno;
+	}
+	return 0;
+}
+
+static int lock_bytes(int fd, off_t base, unsigned bits)
+{
+	int ret = 0;
+
+	for (unsigned p = 0; !ret && p < PERMS; p++) {
+		if (bits & BIT(p))
+			ret = lock_byte(fd, base + (off_t)p, F_RDLCK);
+	}
+	return ret;
+}
+
+static void unlock_all(int fd)
+{
+	struct flock fl = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = LOCK_HELD, .l_len = 200 };
+
+	(void)fcntl(fd, F_OFD_SETLK,
+		    &fl); /* at worst the locks go with the descriptor, which is closed next */
+}
+
+/* 1 if another open file description has the byte locked. */
+static int byte_is_locked(int fd, off_t off)
+{
+	struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = off, .l_len = 1 };
+
+	while (fcntl(fd, F_OFD_GETLK, &fl) < 0) {
+		if (errno != EINTR)
+			return -errno;
+	}
+	return fl.l_type != F_UNLCK;
+}
+
+/* Our locks are in place: does anything that others have locked contradict them? */
+static int lock_check(int fd, const char *name, unsigned held, struct varve_error *err)
+{
+	for (unsigned p = 0; p < PERMS; p++) {
+		int refused = held & BIT(p) ? byte_is_locked(fd, LOCK_UNSHARED + (off_t)p) : 0;
+		int used = UNSHARED & BIT(p) ? byte_is_locked(fd, LOCK_HELD + (off_t)p) : 0;
+
+		if (refused < 0 || used < 0)
+			return varve_error_errno(err, refused < 0 ? refused : used,
+						 "cannot look at image locks");
+		if (refused || used)
+			return varve_error_set(
+				err, -EAGAIN,
+				"Failed to get %s\"%s\" lock. Is another process using the image [%s]?",
+				refused ? "" : "shared ", perm_names[p], name);
+	}
+	return 0;
+}
+
+int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err)
+{
+	unsigned held = writable ? HELD_WRITER : HELD_READER;
+	int ret;
+
+	if (locking == FILE_LOCKING_OFF)
+		return 0;
+	/* Lock first and look then: of two that start at once, both may be refused, but never both go on. */
+	ret = lock_bytes(fd, LOCK_HELD, held);
+	if (!ret)
+		ret = lock_bytes(fd, LOCK_UNSHARED, UNSHARED);
+	if (ret < 0) {
+		unlock_all(fd);
+		if (locking == FILE_LOCKING_AUTO && (ret == -EINVAL || ret == -EOPNOTSUPP || ret == -ENOSYS))
+			return 0; /* no such locks here: nobody else can have one either */
+		return varve_error_errno(err, ret, "cannot lock the image (locking=off opens it without)");
+	}
+	ret = lock_check(fd, name, held, err);
+	if (ret < 0)
+		unlock_all(fd);
+	return ret;
+}

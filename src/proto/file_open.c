@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * proto/file_open.c - opening and closing a file or block device
+ *
+ * Owns:    the descriptor, from open() to file_close().
+ * Assumes: open(), fstat() and locks may block for long: they run on a worker thread.
+ * Never:   opens what is neither a regular file nor a block device: looking at a tape, a watchdog or a
+ *          pipe by opening it can change the world or never return.
+ */
+#include "proto/file.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/opts.h"
+
+struct open_work {
+	/* asked */
+	const char *filename;
+	uint32_t flags; /* NODE_* */
+	bool want_device;
+	enum file_locking locking;
+	struct varve_error *err;
+
+	/* found */
+	int fd;
+	bool is_blockdev;
+	uint64_t id[2];
+	uint64_t len;
+	uint32_t align, mem_align, block_len;
+};
+
+static const char *type_name(mode_t mode)
+{
+	return S_ISDIR(mode)	? "a directory"
+	       : S_ISCHR(mode)	? "a character device"
+	       : S_ISFIFO(mode) ? "a pipe"
+	       : S_ISSOCK(mode) ? "a socket"
+	       : S_ISREG(mode)	? "a regular file"
+				: "of an unknown type";
+}
+
+static int check_type(const struct open_work *w, mode_t mode)
+{
+	if (w->want_device && !S_ISBLK(mode))
+		return varve_error_set(w->err, -ENOTBLK, "is %s; driver host_device takes block devices",
+				       type_name(mode));
+	if (!S_ISREG(mode) && !S_ISBLK(mode))
+		return varve_error_set(w->err, S_ISDIR(mode) ? -EISDIR : -EINVAL,
+				       "is %s; only regular files and block devices hold images",
+				       type_name(mode));
+	return 0;
+}
+
+/* Does not wait as pipes and some devices do on open(): the file may have been exchanged since stat(). */
+static int open_quickly(const struct open_work *w, int direct)
+{
+	int how = w->flags & NODE_WRITABLE ? O_RDWR : O_RDONLY, fd;
+
+	do {
+		fd = open(w->filename, how | direct | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	} while (fd < 0 && errno == EINTR);
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_fd(struct open_work *w)
+{
+	bool direct = w->flags & NODE_DIRECT;
+	int fd = open_quickly(w, direct ? O_DIRECT : 0);
+
+	if (fd == -EINVAL && direct) {
+		/* EINVAL has other causes too; the same open without O_DIRECT shows which it was. */
+		fd = open_quickly(w, 0);
+		if (fd >= 0) {
+			close(fd);
+			return varve_error_set(
+				w->err, -EINVAL,
+				"the file system has no direct I/O (O_DIRECT); use another cache mode");
+		}
+	}
+	if (fd < 0)
+		return varve_error_errno(w->err, fd, "cannot open%s",
+					 w->flags & NODE_WRITABLE ? " for writing" : "");
+	w->fd = fd;
+	return 0;
+}
+
+/* What was opened, and that it is what we looked at before. */
+static int look_at_fd(struct open_work *w)
+{
+	struct stat st;
+	int ret, how;
+
+	if (fstat(w->fd, &st) < 0)
+		return varve_error_errno(w->err, -errno, "cannot look at the open file");
+	ret = check_type(w, st.st_mode);
+	if (ret < 0)
+		return ret;
+	/* O_NONBLOCK has done its duty; io_uring would answer EAGAIN with it, not wait for the disk. */
+	how = fcntl(w->fd, F_GETFL);
+	if (how < 0 || fcntl(w->fd, F_SETFL, how & ~O_NONBLOCK) < 0)
+		return varve_error_errno(w->err, -errno, "cannot set the mode of the open file");
+	w->is_blockdev = S_ISBLK(st.st_mode);
+	/* A device may have several names and inodes; no file system has the device number of all ones. */
+	w->id[0] = w->is_blockdev ? UINT64_MAX : st.st_dev;
+	w->id[1] = w->is_blockdev ? st.st_rdev : st.st_ino;
+	ret = file_fd_len(w->fd, w->is_blockdev, &w->len);
+	return ret < 0 ? varve_error_errno(w->err, ret, "cannot read the length") : 0;
+}
+
+static int find_limits(struct open_work *w)
+{
+	int ret = 0;
+
+	w->align = w->mem_align = w->block_len = 1;
+	if (w->is_blockdev)
+		ret = file_block_len(w->fd, &w->block_len, w->err);
+	if (!ret && (w->flags & NODE_DIRECT))
+		ret = file_find_align(w->fd, w->is_blockdev, &w->align, &w->mem_align, w->err);
+	return ret;
+}
+
+static int open_work(void *arg)
+{
+	struct open_work *w = arg;
+	struct stat st;
+	int ret;
+
+	if (stat(w->filename, &st) < 0)
+		return varve_error_errno(w->err, -errno, "cannot open");
+	ret = check_type(w, st.st_mode);
+	if (!ret)
+		ret = open_fd(w);
+	if (ret < 0)
+		return ret;
+	ret = look_at_fd(w);
+	if (!ret && !(w->flags & NODE_FORCE_SHARE))
+		ret = file_lock(w->fd, w->filename, w->flags & NODE_WRITABLE, w->locking, w->err);
+	if (!ret)
+		ret = find_limits(w);
+	if (ret < 0)
+		close(w->fd);
+	return ret;
+}
+
+static int close_work(void *arg)
+{
+	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says. */
+	close(*(int *)arg);
+	return 0;
+}
+
+static int parse_locking(struct opts *o, enum file_locking *ret, struct varve_error *err)
+{
+	const char *text = opts_get(o, "locking");
+
+	if (!text || !strcmp(text, "auto"))
+		*ret = FILE_LOCKING_AUTO;
+	else if (!strcmp(text, "on"))
+		*ret = FILE_LOCKING_ON;
+	else if (!strcmp(text, "off"))
+		*ret = FILE_LOCKING_OFF;
+	else
+		return varve_error_set(err, -EINVAL, "option 'locking': '%.200s' is none of on, off, auto",
+				       text);
+	return 0;
+}
+
+static int open_common(struct fiber *f, struct node *n, struct opts *o, bool want_device,
+		       struct varve_error *err)
+{
+	struct open_work w = { .flags = n->flags, .want_device = want_device, .err = err, .fd = -1 };
+	struct file *fl = node_state(n);
+	const struct aio_engine *engine;
+	int ret;
+
+	w.filename = opts_get(o, "filename");
+	if (!w.filename || !*w.filename)
+		return varve_error_set(err, -EINVAL, "driver %s: option 'filename' is missing", n->drv->name);
+	ret = parse_locking(o, &w.locking, err);
+	if (ret < 0)
+		return ret;
+	engine = aio_engine_find(opts_get(o, "aio"), err);
+	if (!engine)
+		return -EINVAL;
+	ret = fiber_work(f, open_work, &w);
+	if (ret < 0)
+		return ret;
+
+	fl->af = (struct aio_file){ .engine = engine,
+				    .fd = w.fd,
+				    .is_blockdev = w.is_blockdev,
+				    .direct = n->flags & NODE_DIRECT,
+				    .name = node_name(n) };
+	fl->block_len = w.block_len;
+	fl->writable = n->flags & NODE_WRITABLE;
+	fl->no_flush = n->flags & NODE_NO_FLUSH;
+	ret = engine->file_open ? engine->file_open(&fl->af, err) : 0;
+	if (ret < 0) {
+		fiber_work(f, close_work, &w.fd);
+		return ret;
+	}
+	n->file_id[0] = w.id[0];
+	n->file_id[1] = w.id[1];
+	n->align = w.align;
+	n->mem_align = w.mem_align;
+	atomic_store_explicit(&n->len, w.len, memory_order_relaxed);
+	return 0;
+}
+
+int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
+{
+	return open_common(f, n, o, false, err);
+}
+
+int file_open_device(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
+{
+	return open_common(f, n, o, true, err);
+}
+
+void file_close(struct fiber *f, struct node *n)
+{
+	struct file *fl = node_state(n);
+
+	if (fl->af.engine->file_close)
+		fl->af.engine->file_close(&fl->af);
+	fiber_work(f, close_work, &fl->af.fd);
+}

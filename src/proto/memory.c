@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * proto/memory.c - a disk in memory, gone when it is closed
+ *
+ * The bytes lie in segments of MEM_SEG_LEN that are mapped when they are first written; the kernel gives
+ * pages only for what was touched. Every request is done at once, inside submit, on whatever queue it comes
+ * from.
+ *
+ * Owns:    the segments, until close. One that is installed stays: readers of other queues need no lock.
+ * Assumes: overlapping requests of several queues are their senders' affair, as with any disk.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/error.h"
+#include "base/iov.h"
+#include "base/opts.h"
+#include "proto/proto.h"
+
+#define MEM_SEG_LEN MiB(32)
+#define MEM_SEGS 32768
+#define MEM_LEN_MAX (MEM_SEG_LEN * MEM_SEGS) /* 1 TiB */
+
+struct memory {
+	uint8_t *_Atomic *segs; /* MEM_SEGS of them; NULL: reads as zeroes */
+	size_t page_len;
+};
+
+static uint8_t *seg_get(struct memory *m, uint64_t off)
+{
+	/* pairs with the release in seg_make(): the mapping is there before its address is seen */
+	return atomic_load_explicit(&m->segs[off / MEM_SEG_LEN], memory_order_acquire);
+}
+
+static uint8_t *seg_make(struct memory *m, uint64_t off)
+{
+	uint8_t *seg = seg_get(m, off), *none = NULL;
+
+	if (seg)
+		return seg;
+	seg = mmap(NULL, MEM_SEG_LEN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		   0);
+	if (seg == MAP_FAILED)
+		return NULL;
+	if (atomic_compare_exchange_strong_explicit(&m->segs[off / MEM_SEG_LEN], &none, seg,
+						    memory_order_acq_rel, memory_order_acquire))
+		return seg;
+	munmap(seg, MEM_SEG_LEN); /* another queue was first */
+	return none;
+}
+
+static void memory_read(struct memory *m, const struct req *r)
+{
+	for (uint64_t pos = 0; pos < r->len;) {
+		uint64_t off = r->off + pos, part = MIN(r->len - pos, MEM_SEG_LEN - off % MEM_SEG_LEN);
+		const uint8_t *seg = off < MEM_LEN_MAX ? seg_get(m, off) : NULL;
+
+		if (seg)
+			iov_from_buf(r->iov, r->nr_iov, pos, seg + off % MEM_SEG_LEN, part);
+		else
+			iov_fill(r->iov, r->nr_iov, pos, 0, part);
+		pos += part;
+	}
+}
+
+static int memory_write(struct memory *m, const struct req *r)
+{
+	for (uint64_t pos = 0; pos < r->len;) {
+		uint64_t off = r->off + pos, part = MIN(r->len - pos, MEM_SEG_LEN - off % MEM_SEG_LEN);
+		uint8_t *seg = off < MEM_LEN_MAX ? seg_make(m, off) : NULL;
+
+		if (!seg)
+			return -ENOSPC;
+		iov_to_buf(r->iov, r->nr_iov, pos, seg + off % MEM_SEG_LEN, part);
+		pos += part;
+	}
+	return 0;
+}
+
+/* Part of one segment: whole pages go back to the kernel, and are zeroes when they come again. */
+static void seg_zero(const struct memory *m, uint8_t *seg, uint64_t from, uint64_t to)
+{
+	uint64_t page_from = align_up(from, m->page_len), page_to = align_down(to, m->page_len);
+
+	if (page_from < page_to && !madvise(seg + page_from, page_to - page_from, MADV_DONTNEED)) {
+		memset(seg + from, 0, page_from - from);
+		memset(seg + page_to, 0, to - page_to);
+	} else {
+		memset(seg + from, 0, to - from);
+	}
+}
+
+static void memory_zero(struct memory *m, uint64_t off, uint64_t len)
+{
+	uint64_t end = MIN(off + len, MEM_LEN_MAX);
+
+	while (off < end) {
+		uint64_t at = off % MEM_SEG_LEN, part = MIN(end - off, MEM_SEG_LEN - at);
+		uint8_t *seg = seg_get(m, off);
+
+		if (seg)
+			seg_zero(m, seg, at, at + part);
+		off += part;
+	}
+}
+
+static void memory_grow(struct node *n, uint64_t end)
+{
+	uint64_t len = node_len(n);
+
+	while (end > len && !atomic_compare_exchange_weak_explicit(&n->len, &len, end, memory_order_relaxed,
+								   memory_order_relaxed))
+		;
+}
+
+static void memory_submit(struct node *n, struct req *r)
+{
+	struct memory *m = node_state(n);
+	int ret = 0;
+
+	switch (r->op) {
+	case REQ_READ:
+		memory_read(m, r);
+		break;
+	case REQ_WRITE:
+		ret = memory_write(m, r);
+		break;
+	case REQ_ZERO:
+		if (r->off + r->len > MEM_LEN_MAX)
+			ret = -ENOSPC;
+		else
+			memory_zero(m, r->off, r->len);
+		break;
+	case REQ_DISCARD:
+		memory_zero(m, r->off, r->len);
+		break;
+	case REQ_FLUSH:
+		break;
+	case REQ_OPS:
+		ret = -ENOTSUP;
+		break;
+	}
+	if (!ret && (r->op == REQ_WRITE || r->op == REQ_ZERO))
+		memory_grow(n, r->off + r->len);
+	req_done(r, ret);
+}
+
+static int check_len(uint64_t len, struct varve_error *err)
+{
+	if (len > MEM_LEN_MAX)
+		return varve_error_set(err, -EFBIG, "a size of %llu bytes is too large (at most 1 TiB)",
+				       (unsigned long long)len);
+	return 0;
+}
+
+static int memory_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
+{
+	struct memory *m = node_state(n);
+	uint64_t len = 0;
+	int ret;
+
+	(void)f;
+	ret = opts_get_size(o, "size", &len, err);
+	if (!ret)
+		ret = check_len(len, err);
+	if (ret < 0)
+		return ret;
+	m->page_len = (size_t)sysconf(_SC_PAGESIZE);
+	m->segs = calloc(MEM_SEGS, sizeof(*m->segs));
+	if (!m->segs)
+		return varve_error_set(err, -ENOMEM, "out of memory");
+	n->align = n->mem_align = 1;
+	atomic_store_explicit(&n->len, len, memory_order_relaxed);
+	return 0;
+}
+
+static void memory_close(struct fiber *f, struct node *n)
+{
+	struct memory *m = node_state(n);
+
+	(void)f;
+	for (unsigned i = 0; i < MEM_SEGS; i++) {
+		if (m->segs[i])
+			munmap(m->segs[i], MEM_SEG_LEN);
+	}
+	free(m->segs);
+}
+
+static int64_t memory_get_len(struct fiber *f, struct node *n)
+{
+	(void)f;
+	return (int64_t)node_len(n);
+}
+
+static int memory_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
+			 uint64_t *ret_len)
+{
+	struct memory *m = node_state(n);
+
+	(void)f;
+	*ret_hole = off >= MEM_LEN_MAX || !seg_get(m, off);
+	*ret_len = MIN(len, MEM_SEG_LEN - off % MEM_SEG_LEN);
+	return 0;
+}
+
+static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
+			   struct varve_error *err)
+{
+	struct memory *m = node_state(n);
+	uint64_t old = node_len(n);
+	int ret = check_len(len, err);
+
+	(void)f;
+	(void)preallocate; /* memory cannot be promised: the kernel gives it when it is touched */
+	if (ret < 0)
+		return ret;
+	atomic_store_explicit(&n->len, len, memory_order_relaxed);
+	if (len < old)
+		memory_zero(m, len, old - len); /* what is cut off must not come back when it grows again */
+	return 0;
+}
+
+const struct driver driver_memory = {
+	.name = "memory",
+	.kind = DRIVER_LEAF,
+	.state_len = sizeof(struct memory),
+	.open = memory_open,
+	.close = memory_close,
+	.submit = memory_submit,
+	.get_len = memory_get_len,
+	.status = memory_status,
+	.truncate = memory_truncate,
+};

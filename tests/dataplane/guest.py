@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: MIT
+"""guest - boot a real Linux guest on a served disk and hear what it found
+
+Owns:    the processes it starts (QEMU, the back end), the socket folder, the files of a job.
+Assumes: a kernel tree from scripts/get-kernel; QEMU 7.2 or later; no KVM is needed.
+Never:   installs anything, leaves a process behind, or ends one that it did not start.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SCRIPTS = os.path.join(HERE, "..", "..", "scripts")
+INIT = os.path.join(HERE, "guest-init")
+
+BOOT_TIMEOUT = 240  # seconds; a boot with its job takes 10 to 20 on an idle machine
+STOP_TIMEOUT = 30
+DATA_LEN = 4 << 20  # of the random bytes from which a job cuts what it writes
+
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class GuestError(Exception):
+    """Something that the test needs is missing, or did not do what it was asked."""
+
+
+def _die_with_parent():
+    """Runs in the child: a test that is killed outright leaves nothing behind either."""
+    _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _spawn(argv, **kw):
+    try:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, preexec_fn=_die_with_parent, **kw)
+    except FileNotFoundError:
+        raise GuestError(f"{argv[0]} is missing: install it, or build varve and set VARVE_BUILD")
+
+
+def run(*argv, timeout=120, ok=(0,)):
+    """Run a program to its end; returns its standard output."""
+    proc = _spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = proc.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        proc.kill()
+        proc.communicate()
+        raise GuestError(f"no end after {timeout} s: {' '.join(argv)}")
+    if proc.returncode not in ok:
+        raise GuestError(f"exit status {proc.returncode}: {' '.join(argv)}\n"
+                         f"{out.decode(errors='replace')}{err.decode(errors='replace')}")
+    return out
+
+
+def sha256_file(path):
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+class Kernel:
+    """The kernel tree and the initramfs, made at first use and kept in the cache folder."""
+
+    def __init__(self, cache):
+        tree = run(os.path.join(SCRIPTS, "get-kernel"), cache, timeout=1200).decode().strip()
+        images = [f for f in os.listdir(os.path.join(tree, "boot")) if f.startswith("vmlinuz-")]
+        if len(images) != 1:
+            raise GuestError(f"{tree}/boot: expected one vmlinuz-*, found {images}")
+        self.image = os.path.join(tree, "boot", images[0])
+        self.initramfs = os.path.join(cache, "initramfs.cpio")
+        run(os.path.join(SCRIPTS, "make-initramfs"), tree, INIT, self.initramfs)
+
+
+class Job:
+    """What the guest finds in /job. All of it follows from the seed: the host can foretell it."""
+
+    def __init__(self, name, seed, old=None):
+        self.name = name
+        self.rng = random.Random(seed)
+        self.data = self.rng.randbytes(DATA_LEN)
+        self.files = {}  # path -> (offset, length) in data
+        self.victims = []
+        self.ops = ([], [])
+        self.old = old or {}  # path -> sha256, there before the job
+
+    def add_files(self, count, folder="data"):
+        """Small files, some of them odd in length or empty, and two large ones."""
+        for i in range(count):
+            length = self.rng.choice((0, 1, 511, 4096, self.rng.randrange(1, 200_000)))
+            self.files[f"{folder}/f{i}"] = (self.rng.randrange(DATA_LEN - length), length)
+        self.files[f"{folder}/large"] = (0, DATA_LEN)
+        self.files[f"{folder}/tail"] = (DATA_LEN // 3, DATA_LEN - DATA_LEN // 3)
+        self.victims = self.rng.sample(sorted(self.files), count // 3) + [f"{folder}/tail"]
+        self.victims = sorted(set(self.victims))
+
+    def content(self, path):
+        off, length = self.files[path]
+        return self.data[off:off + length]
+
+    def sums(self):
+        return {path: hashlib.sha256(self.content(path)).hexdigest() for path in self.files}
+
+    def sums_left(self):
+        """What is still there after the victims are deleted."""
+        return {path: s for path, s in self.sums().items() if path not in self.victims}
+
+    def write(self, folder):
+        """Make the folder that becomes /job."""
+        def listing(sums):
+            return "".join(f"{s}  {path}\n" for path, s in sorted(sums.items()))
+
+        text = {
+            "files": "".join(f"{p} {o} {n}\n" for p, (o, n) in self.files.items()),
+            "victims": "".join(f"{p}\n" for p in self.victims),
+            "sums": listing(self.sums()),
+            "sums.left": listing(self.sums_left()),
+            "sums.old": listing(self.old),
+            "ops.0": "".join(" ".join(map(str, op)) + "\n" for op in self.ops[0]),
+            "ops.1": "".join(" ".join(map(str, op)) + "\n" for op in self.ops[1]),
+        }
+        os.makedirs(folder)
+        for name, content in text.items():
+            with open(os.path.join(folder, name), "w") as f:
+                f.write(content)
+        with open(os.path.join(folder, "data"), "wb") as f:
+            f.write(self.data)
+
+
+class Backend:
+    """Serves one disk on a vhost-user socket, from start() to stop()."""
+
+    name = None
+
+    def __init__(self, disk, fmt="qcow2", queues=1, read_only=False):
+        self.disk, self.fmt, self.queues, self.read_only = disk, fmt, queues, read_only
+        # A folder of its own, with a short name: a socket path has 107 bytes at most.
+        self.folder = tempfile.mkdtemp(prefix="varve-guest-")
+        self.socket = os.path.join(self.folder, "disk.sock")
+        self.proc = None
+        self.output = tempfile.TemporaryFile()
+
+    def argv(self):
+        raise NotImplementedError
+
+    def __enter__(self):
+        try:
+            self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
+            self._wait_ready()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(self, *exc):
+        self._end()
+
+    def _end(self):
+        if self.proc and self.proc.poll() is None:
+            self.proc.kill()
+        if self.proc:
+            self.proc.wait()
+        self.output.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _listening(self):
+        """Whether the socket listens; connecting to find out would be a first front end."""
+        accepts = 0x10000
+        with open("/proc/net/unix") as f:
+            rows = [line.split() for line in f.readlines()[1:]]
+        return any(len(r) == 8 and r[7] == self.socket and int(r[3], 16) & accepts for r in rows)
+
+    def _wait_ready(self):
+        end = time.monotonic() + STOP_TIMEOUT
+        while not self._listening():
+            if self.proc.poll() is not None:
+                raise GuestError(f"{self.name} ended with status {self.proc.returncode} before "
+                                 f"it served {self.disk}:\n{self._printed()}")
+            if time.monotonic() > end:
+                raise GuestError(f"{self.name} does not listen on {self.socket} "
+                                 f"after {STOP_TIMEOUT} s")
+            time.sleep(0.01)  # the only sign is the socket itself
+
+    def alive(self):
+        return self.proc.poll() is None
+
+    def stop(self):
+        """Ask it to end; returns (exit status, what it printed)."""
+        self.proc.send_signal(signal.SIGTERM)
+        try:
+            self.proc.wait(timeout=STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise GuestError(f"{self.name} still runs {STOP_TIMEOUT} s after SIGTERM")
+        return self.proc.returncode, self._printed()
+
+    def _printed(self):
+        self.output.seek(0)
+        return self.output.read().decode(errors="replace")
+
+
+class VarveBackend(Backend):
+    name = "varve serve"
+
+    def argv(self):
+        ro = ["--read-only"] if self.read_only else []
+        return [varve_path(), "serve", self.disk, "-f", self.fmt, "--vhost-user", self.socket,
+                "--num-queues", str(self.queues)] + ro
+
+
+class QsdBackend(Backend):
+    """Another implementation in varve's place: what fails here as well is the test's own fault."""
+    name = "qemu-storage-daemon"
+
+    def argv(self):
+        ro = "on" if self.read_only else "off"
+        rw = "off" if self.read_only else "on"
+        return ["qemu-storage-daemon", "--blockdev",
+                f"driver=file,node-name=file,filename={self.disk},discard=unmap,read-only={ro}",
+                "--blockdev",
+                f"driver={self.fmt},node-name=disk,file=file,discard=unmap,read-only={ro}",
+                "--export", f"type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,"
+                f"addr.path={self.socket},writable={rw},num-queues={self.queues}"]
+
+
+class PlainDisk:
+    """No back end at all: QEMU opens the image itself. The reference for what a guest sees."""
+
+    def __init__(self, disk, fmt="qcow2", queues=1, read_only=False):
+        self.disk, self.fmt, self.queues, self.read_only = disk, fmt, queues, read_only
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        pass
+
+    def alive(self):
+        return True
+
+    def stop(self):
+        return 0, ""
+
+
+def varve_path():
+    build = os.environ.get("VARVE_BUILD")
+    if not build:
+        raise GuestError("VARVE_BUILD is not set: it names the build folder that holds tools/varve")
+    return os.path.join(build, "tools", "varve")
+
+
+class Outcome:
+    """How a boot ended: the verdict line, the facts, and the whole console for the report."""
+
+    def __init__(self, console, status, seconds):
+        self.console, self.status, self.seconds = console, status, seconds
+        verdicts = re.findall(r"^GUEST-RESULT: (.*)$", console, re.M)
+        self.verdict = verdicts[-1] if verdicts else "none"
+        self.facts = dict(re.findall(r"^GUEST-FACT: ([^=\n]+)=(.*)$", console, re.M))
+
+    def require_pass(self):
+        if self.verdict != "PASS" or self.status != 0:
+            raise AssertionError(f"verdict of the guest: {self.verdict}; QEMU ended with "
+                                 f"{self.status} after {self.seconds:.0f} s; its console:\n"
+                                 f"{self.console}")
+
+
+class Guest:
+    """One boot. The disk is a Backend that has been entered, or a PlainDisk."""
+
+    def __init__(self, kernel, job, disk, folder, cpus=1, memory="256M"):
+        self.kernel, self.job, self.disk = kernel, job, disk
+        self.folder, self.cpus, self.memory = folder, cpus, memory
+
+    def _initrd(self):
+        """The initramfs with the job's files after it: the kernel unpacks archives in a row."""
+        root = tempfile.mkdtemp(prefix="job-", dir=self.folder)
+        self.job.write(os.path.join(root, "job"))
+        names = sorted(os.listdir(os.path.join(root, "job")))
+        listing = "job\n" + "".join(f"job/{name}\n" for name in names)
+        extra = subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root,
+                               input=listing.encode(), stdout=subprocess.PIPE, check=True).stdout
+        path = os.path.join(root, "initrd")
+        with open(self.kernel.initramfs, "rb") as base, open(path, "wb") as f:
+            f.write(base.read())
+            f.write(extra)
+        return path
+
+    def _disk_argv(self):
+        disk = self.disk
+        if isinstance(disk, PlainDisk):
+            ro = "on" if disk.read_only else "off"
+            return ["-blockdev", f"driver=file,node-name=file,filename={disk.disk},discard=unmap,"
+                    f"read-only={ro}", "-blockdev",
+                    f"driver={disk.fmt},node-name=disk,file=file,discard=unmap,read-only={ro}",
+                    "-device", f"virtio-blk-pci,drive=disk,num-queues={disk.queues}"]
+        return ["-chardev", f"socket,id=disk,path={disk.socket}",
+                "-device", f"vhost-user-blk-pci,chardev=disk,num-queues={disk.queues}"]
+
+    def argv(self, initrd):
+        return ["qemu-system-x86_64", "-machine", "q35,memory-backend=mem",
+                "-accel", "tcg,thread=multi", "-smp", str(self.cpus), "-m", self.memory,
+                "-object", f"memory-backend-memfd,id=mem,size={self.memory},share=on",
+                "-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio",
+                "-kernel", self.kernel.image, "-initrd", initrd,
+                "-append", "console=ttyS0 quiet panic=-1 mitigations=off "
+                f"varve.job={self.job.name}",
+                *self._disk_argv()]
+
+    def _console(self, proc, deadline):
+        """All that QEMU prints until it ends; it is ended if it takes too long or lost its disk."""
+        while True:
+            try:
+                return proc.communicate(timeout=1)[0]
+            except subprocess.TimeoutExpired:
+                pass
+            why = None
+            if not self.disk.alive():
+                why = "the back end has died"  # QEMU would wait for it to come back
+            elif time.monotonic() > deadline:
+                why = "out of time"
+            if why:
+                proc.kill()
+                return proc.communicate()[0] + f"\n(QEMU killed: {why})\n".encode()
+
+    def run(self, timeout=BOOT_TIMEOUT):
+        initrd = self._initrd()
+        start = time.monotonic()
+        proc = _spawn(self.argv(initrd), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            out = self._console(proc, start + timeout)
+        except BaseException:
+            proc.kill()
+            proc.wait()
+            raise
+        finally:
+            os.unlink(initrd)
+        console = re.sub(r"\x1b(\[[?0-9;]*[A-Za-z]|c)|\r", "", out.decode(errors="replace"))
+        return Outcome(console, proc.returncode, time.monotonic() - start)
+
+
+def qemu_check(disk):
+    """qemu-img's findings on an image, as a dict; absent counts are zero."""
+    out = json.loads(run("qemu-img", "check", "-f", "qcow2", "--output=json", disk, ok=(0, 2, 3)))
+    return {k: out.get(k, 0) for k in ("check-errors", "corruptions", "leaks")}

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""test_cli - the grammar: names of tools, help, versions, order of options, what is refused by name"""
+
+import re
+import subprocess
+
+import pytest
+
+from tool import img, io, ok, run, varve, varve_path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    path = tmp_path / "disk.qcow2"
+    ok(img("create", "-q", "-f", "qcow2", path, "1M"))
+    return path
+
+
+def link(tmp_path, name):
+    path = tmp_path / name
+    path.symlink_to(varve_path())
+    return path
+
+
+def test_help_of_every_tool_and_command_is_on_stdout():
+    for args in ([], ["img"], ["io"], ["serve"], *[["img", c] for c in
+                 ("create", "info", "check", "map", "compare")]):
+        for flag in ("-h", "--help"):
+            r = ok(varve(*args, flag))
+            assert r.out.startswith("Usage: varve"), str(r)
+
+
+def test_version_under_our_own_name():
+    for args in ([], ["img"], ["io"], ["serve"]):
+        assert re.match(r"varve( \w+)? version \d+\.\d+\.\d+\n$", ok(varve(*args, "-V")).out)
+
+
+def test_version_under_the_old_names_is_what_callers_parse(tmp_path):
+    for name in ("qemu-img", "qemu-io"):
+        first = ok(run(link(tmp_path, name), "--version")).out.splitlines()[0]
+        assert re.search(rf"^{name} version ([0-9.]+) \(varve \d+\.\d+\.\d+\)$", first), first
+
+
+def test_a_link_behaves_as_the_tool_it_is_named_after(tmp_path, disk):
+    assert ok(run(link(tmp_path, "qemu-img"), "info", disk)).out == ok(img("info", disk)).out
+    assert ok(run(link(tmp_path, "qemu-io"), "-c", "length", disk)).out == "1 MiB\n"
+    r = run(link(tmp_path, "qemu-nbd"), disk)
+    assert r.rc == 1 and "not part of this version" in r.err, str(r)
+
+
+def test_errors_begin_with_the_name_in_use(tmp_path):
+    assert run(link(tmp_path, "qemu-img"), "info", tmp_path / "none").err.startswith("qemu-img: ")
+    assert img("info", tmp_path / "none").err.startswith("varve img: ")
+
+
+def test_options_may_follow_the_file(disk):
+    expected = ok(img("info", "--output=json", "-f", "qcow2", "-U", disk)).json
+    assert ok(img("info", disk, "--force-share", "--output=json", "-f", "qcow2")).json == expected
+    assert ok(img("info", disk, "--output", "json", "--", )).json == expected
+
+
+def test_two_dashes_end_the_options(tmp_path):
+    ok(img("create", "-q", "--", "-f", "64k", cwd=tmp_path))
+    assert (tmp_path / "-f").stat().st_size == 65536
+
+
+@pytest.mark.parametrize("command", ["amend", "bench", "bitmap", "commit", "convert", "dd", "measure",
+                                     "rebase", "resize", "snapshot"])
+def test_a_command_of_another_version_is_refused_by_name(command, disk):
+    r = img(command, disk)
+    assert r.rc == 1 and command in r.err and "not part of this version" in r.err, str(r)
+
+
+def test_options_of_another_version_are_refused_by_name(disk):
+    for args in (["img", "check", "-r", "all", disk], ["img", "info", "--object", "secret,id=x", disk],
+                 ["io", "-s", disk], ["io", "-k", disk], ["io", "-C", disk]):
+        r = varve(*args)
+        assert r.rc == 1 and "not part of this version" in r.err, str(r)
+
+
+def test_unknown_words_are_errors_that_name_them(disk):
+    for args, word in (([], "no tool"), (["frob"], "frob"), (["img"], "no command"), (["img", "frob"], "frob"),
+                       (["img", "info", "-Z", disk], "-Z"), (["img", "info", "--frob", disk], "--frob"),
+                       (["img", "info", "-f"], "-f"), (["img", "info"], "file name"),
+                       (["img", "info", disk, disk], "file name"),
+                       (["img", "info", "--output=xml", disk], "xml"),
+                       (["img", "create", "-q", disk, "1M", "2M"], "2M"),
+                       (["img", "create", "-q", disk, "1Z"], "1Z"),
+                       (["img", "map", "-s", "x", disk], "x"), (["io", disk, disk], "too many")):
+        r = varve(*args)
+        assert r.rc == 1 and word in r.err and r.out == "", str(r)
+    assert img("compare", disk).rc == 2
+
+
+def test_success_is_silent_on_stderr(disk):
+    for args in (["info", disk], ["check", disk], ["map", disk], ["compare", disk, disk]):
+        ok(img(*args))
+    ok(io(disk, "write 0 64k", "read 0 64k", "flush"))
+
+
+def test_output_that_cannot_be_written_is_an_error(disk):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        p = subprocess.run([varve_path(), "img", "info", str(disk)], stdout=full, stderr=subprocess.PIPE,
+                           timeout=60, check=False)
+    assert p.returncode == 1 and b"standard output" in p.stderr
+
+
+def test_image_opts_and_json_names(tmp_path, disk):
+    opts = f"driver=qcow2,file.driver=file,file.filename={disk}"
+    assert ok(img("info", "--image-opts", opts, "--output=json")).json["virtual-size"] == 1 << 20
+    name = 'json:{"driver": "qcow2", "file": {"driver": "file", "filename": "%s"}}' % disk
+    assert ok(img("info", name, "--output=json")).json["virtual-size"] == 1 << 20
+    r = img("info", "--image-opts", "-f", "qcow2", opts)
+    assert r.rc == 1 and "driver=" in r.err, str(r)
+    odd = tmp_path / "a,b.raw"
+    odd.write_bytes(bytes(4096))
+    opts = "driver=raw,file.filename=" + str(odd).replace(",", ",,")
+    assert ok(img("info", "--image-opts", opts, "--output=json")).json["virtual-size"] == 4096
+
+
+def test_every_cache_mode_and_engine_reads_and_writes(disk):
+    for number, (cache, aio) in enumerate((c, a) for a in ("threads", "io_uring")
+                                          for c in ("writeback", "none", "writethrough", "directsync", "unsafe")):
+        ok(io(disk, f"write -P {number} 5000 70000", f"read -P {number} 5000 70000", "flush",
+              options=("-t", cache, "-i", aio)))
+    ok(img("check", disk))
+    r = io(disk, options=("-t", "fast"))
+    assert r.rc == 1 and "fast" in r.err
+    r = io(disk, options=("-i", "carrier-pigeon"))
+    assert r.rc == 1 and "carrier-pigeon" in r.err

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""test_io - varve io prints what qemu-io prints, and does what it says"""
+
+import pytest
+
+from tool import KIB, MIB, img, io, ok, qio, timeless, varve
+
+
+@pytest.fixture(params=["qcow2", "raw"])
+def disks(request, tmp_path):
+    """Two fresh images of one format, one for each implementation."""
+    paths = tmp_path / "ours", tmp_path / "theirs"
+    for p in paths:
+        ok(img("create", "-q", "-f", request.param, p, "4M"))
+    return request.param, *paths
+
+
+SCRIPT = [
+    "write 0 64k", "read 0 64k", "read -P 0xcd 0 64k", "read -P 1 0 64k", "read -v 65500 40",
+    "read -P 0xcd -s 100 -l 200 0 512", "read -P 0 -l 10 64k 512", "w -P 7 1000 3000", "r -P 7 1000 3000",
+    "writev -P 9 1M 512 1k 2k", "readv -P 9 1M 512 1k 2k", "readv -v 1M 16 20", "write -f -P 3 2M 4k",
+    "write -z 3M 64k", "write -z -u 0 64k", "discard 1M 64k", "flush", "length", "read -q 0 512",
+    "write -q 0 512", "discard -q 128k 64k", "read 4M 512", "write 4M 1", "read 4095k 2k", "discard 4M 64k",
+    "aio_write -P 5 100k 4k", "aio_flush", "aio_read -P 5 100k 4k", "aio_flush", "aio_read -P 6 100k 4k",
+    "aio_flush", "aio_write -z 100k 4k", "aio_flush", "aio_read -q 0 512", "aio_flush", "bad", "read", "read 0",
+    "alloc", "read -P 300 0 512", "read 0 0", "write 1 1", "read 1 1",
+]
+
+
+def test_results_read_as_those_of_qemu_io(disks):
+    fmt, ours, theirs = disks
+    a = io(ours, *SCRIPT, options=("-f", fmt))
+    b = qio(theirs, *SCRIPT, options=("-f", fmt))
+    assert timeless(a.out) == timeless(b.out)
+    assert a.err == b.err
+    assert a.rc == b.rc == 1
+    ok(img("compare", "-f", fmt, "-F", fmt, ours, theirs))
+
+
+def test_map_and_alloc(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    commands = ["map", "write -q 64k 64k", "write -q -z 1M 64k", "map", "alloc 0 4M", "alloc 64k", "alloc 0",
+                "alloc 100k 100k", "alloc 5M", "alloc 3M 3M"]
+    ours = ok(io(disk, *commands)).out
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    assert ours == ok(qio(disk, *commands)).out
+
+
+def test_map_of_an_overlay_shows_only_its_own(tmp_path):
+    ok(img("create", "-q", "-f", "raw", tmp_path / "base", "1M"))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top"))
+    ok(io(tmp_path / "top", "write -q 128k 64k"))
+    assert ok(io(tmp_path / "top", "map")).out == ok(qio(tmp_path / "top", "map")).out
+
+
+def test_machine_readable_results(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    for command in ("write -C 0 64k", "read -C 0 64k", "discard -C 0 64k"):
+        fields = ok(io(disk, command)).out.strip().split(",")
+        assert fields[:2] == ["65536", "1"] and fields[2].startswith("0:00:0"), fields
+        assert float(fields[3]) > 0 and float(fields[4]) > 0
+
+
+def test_commands_from_standard_input(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    r = varve("io", disk, input="write -P 1 0 4k\n\nread -P 1 0 4k\nquit\nread -P 9 0 4k\n")
+    assert r.rc == 0 and r.err == "", str(r)
+    assert r.out.count("varve io> ") == 4
+    assert varve("io", disk, input="read -P 9 0 4k\nlength").rc == 1
+
+
+def test_write_from_a_file(tmp_path):
+    disk, source = tmp_path / "disk", tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    ok(img("create", "-q", disk, "64k"))
+    ok(io(disk, f"write -s {source} 100 25", options=("-f", "raw")))
+    assert disk.read_bytes()[100:125] == b"0123456789012345678901234"
+    r = io(disk, f"write -s {tmp_path}/none 0 512", options=("-f", "raw"))
+    assert r.rc == 1 and "none" in r.out
+
+
+def test_many_asynchronous_requests_at_once(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", disk, "4M"))
+    writes = [f"aio_write -q -P {n % 256} {n * 4}k 4k" for n in range(1000)]
+    ok(io(disk, *writes, "aio_flush", *[f"aio_read -P {n % 256} {n * 4}k 4k" for n in range(1000)], "aio_flush"))
+    for n in range(0, 1000, 37):
+        ok(io(disk, f"read -P {n % 256} {n * 4}k 4k"))
+    ok(img("check", disk))
+
+
+def test_asynchronous_requests_are_finished_at_the_end(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    r = ok(io(disk, "aio_write -P 1 0 1M", "aio_write -P 2 1M 1M"))
+    assert r.out.count("wrote 1048576/1048576") == 2
+    ok(io(disk, "read -P 1 0 1M", "read -P 2 1M 1M"))
+
+
+def test_open_close_and_open_again(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for path, size in ((a, "1M"), (b, "2M")):
+        ok(img("create", "-q", "-f", "qcow2", path, size))
+    r = ok(varve("io", "-c", f"open {a}", "-c", "length", "-c", "close", "-c", f"open -r {b}", "-c", "length"))
+    assert r.out == "1 MiB\n2 MiB\n"
+    assert varve("io", "-c", "length").rc == 1
+    assert varve("io", "-c", f"open {a}", "-c", f"open {b}").rc == 1
+    assert varve("io", "-c", f"open -r {a}", "-c", "write 0 512").rc == 1
+
+
+def test_read_only_means_that_nothing_changes(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "1M"))
+    before = disk.read_bytes()
+    r = io(disk, "read 0 64k", "write 0 512", "discard 0 64k", "write -z 0 64k", options=("-r",))
+    assert r.rc == 1 and r.out.count("failed") == 3, str(r)
+    assert disk.read_bytes() == before
+
+
+def test_a_probed_raw_image_does_not_become_another_format(tmp_path):
+    """CVE-2008-2004 and its many children: what is raw today must not be probed as qcow2 tomorrow."""
+    disk, header = tmp_path / "disk", tmp_path / "header"
+    ok(img("create", "-q", disk, "1M"))
+    ok(img("create", "-q", "-f", "qcow2", header, "1M"))
+    assert io(disk, f"write -s {header} 0 512").rc == 1
+    assert ok(img("info", "--output=json", disk)).json["format"] == "raw"
+    ok(io(disk, "write -P 1 0 512", f"write -s {header} 512 512"))
+    ok(io(disk, f"write -s {header} 0 512", options=("-f", "raw")))
+
+
+def test_sizes_of_commands(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4G"))
+    r = io(disk, "read 0 3G", "read 0 -5", "read 0x1000 0x200", "read 1.5k 512", "write -z 0 4G", "discard 0 4G")
+    assert "cannot exceed" in r.out and "at offset 4096" in r.out and "at offset 1536" in r.out
+    assert r.out.count(f"{4 << 30}/{4 << 30} bytes at offset 0") == 2, str(r)
+    assert KIB and MIB

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vu_ring.h - the driver's side of a split virtqueue
+ *
+ * Owns:    the ring's three parts in guest memory, the indirect tables, the driver's own record
+ *          of which descriptor is where, and the kick, call and error eventfds.
+ * Assumes: one thread uses a ring; the back end is another process that may misbehave.
+ * Never:   believes the device: every used element is checked against our own record, and a lie
+ *          is reported as -EPROTO with the text in ring->err.
+ *
+ * All memory barriers of the front end are in vu_ring.c.
+ *
+ * How it is used: vu_ring_add() as often as there are requests and room, one vu_ring_kick() for
+ * all of them, then vu_ring_reap() and, when that brought nothing, vu_ring_wait().
+ */
+#ifndef VU_RING_H
+#define VU_RING_H
+
+#include <linux/virtio_ring.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vu_mem.h"
+#include "vu_util.h"
+
+/* How the segments of a request are laid out in descriptors. */
+enum vu_indirect {
+	VU_DIRECT,		/* a chain in the ring's own table */
+	VU_INDIRECT,		/* one descriptor that points to a table */
+	VU_INDIRECT_MIXED,	/* the two above in turn */
+	VU_INDIRECT_TAIL,	/* first segment in the ring, chained to an indirect rest; the
+				 * virtio specification has devices take it, not every one does */
+};
+
+/* A piece of a request in guest memory. Those the device writes come after those it reads. */
+struct vu_seg {
+	uint64_t guest_addr;
+	uint32_t len;		/* bytes */
+	bool dev_writes;
+};
+
+/* What the device has finished. */
+struct vu_done {
+	void *cookie;		/* as given to vu_ring_add() */
+	uint32_t written;	/* bytes the device says that it wrote */
+};
+
+/* The driver's record of one descriptor. */
+struct vu_slot {
+	uint16_t next;		/* the next one of the same chain, or of the free list */
+	uint16_t nr;		/* on the head of a chain in flight: its descriptors; else 0 */
+	uint32_t writable;	/* on the head: bytes that the device may write */
+	void *cookie;
+};
+
+struct vu_ring {
+	/* Set by vu_ring_init(); features may be changed until the first request. */
+	unsigned index;			/* which queue of the device */
+	uint16_t len;			/* descriptors, a power of two */
+	uint16_t table_len;		/* descriptors in each indirect table */
+	enum vu_indirect indirect;
+	bool event_idx;			/* VIRTIO_RING_F_EVENT_IDX was negotiated */
+	bool spin;			/* vu_ring_wait() polls memory, the device needs no call */
+	struct vring_desc *desc;
+	struct vring_avail *avail;
+	struct vring_used *used;
+	struct vring_desc *tables;	/* one for each descriptor; NULL when table_len is 0 */
+	uint64_t tables_guest_addr;
+	int kick_fd, call_fd, err_fd;
+	int peer_fd;			/* the connection: its end ends a wait; -1 for none */
+
+	/* The using thread only. */
+	struct vu_slot *slot;
+	uint16_t free_head;
+	uint16_t nr_free;
+	uint16_t nr_chains;		/* requests in flight */
+	uint16_t next_avail;		/* where the next request goes */
+	uint16_t published;		/* what the device was told of */
+	uint16_t last_used;		/* what we have reaped up to */
+	uint64_t nr_kicks;		/* eventfd writes */
+	uint64_t nr_kicks_spared;	/* ... the device said that it does not need */
+	uint64_t nr_sleeps;		/* times vu_ring_wait() went to sleep */
+	struct vu_err err;
+};
+
+/*
+ * Lay a ring of len descriptors (a power of two up to 32768) into guest memory and make its
+ * eventfds. table_len: descriptors of each indirect table, 0 when none will be used. The ring
+ * starts empty with index 0; indirect is VU_DIRECT, event_idx and spin are false.
+ * vu_ring_free() is safe afterwards even if this failed, and on a ring that is all zero.
+ */
+int vu_ring_init(struct vu_ring *r, struct vu_mem *mem, unsigned index, uint16_t len,
+		 uint16_t table_len);
+
+void vu_ring_free(struct vu_ring *r);
+
+/* Bytes of guest memory that vu_ring_init() takes at most. */
+uint64_t vu_ring_mem_len(uint16_t len, uint16_t table_len);
+
+/*
+ * Forget all requests and begin at index base, as a driver does after a device reset. The ring
+ * must be stopped. Also brings a ring back in order that a test has scribbled over.
+ */
+void vu_ring_reset(struct vu_ring *r, uint16_t base);
+
+/*
+ * Put one request into the ring, not yet visible to the device. -ENOSPC: no descriptors free,
+ * reap first. -E2BIG: more segments than the ring or an indirect table can ever hold.
+ */
+int vu_ring_add(struct vu_ring *r, const struct vu_seg *segs, unsigned nr_segs, void *cookie);
+
+/* Show the device all that was added, and kick it if it wants to be kicked. */
+int vu_ring_kick(struct vu_ring *r);
+
+/* Take up to max finished requests. Returns how many, 0 for none, or -EPROTO. */
+int vu_ring_reap(struct vu_ring *r, struct vu_done *done, unsigned max);
+
+/*
+ * Wait until vu_ring_reap() has something. -ETIMEDOUT at the deadline (vu_now_ns() time);
+ * -EIO when the device signalled an error on its error eventfd; -ECONNRESET when the back end
+ * closed the connection; -EINTR when a signal came.
+ */
+int vu_ring_wait(struct vu_ring *r, uint64_t deadline_ns);
+
+#endif

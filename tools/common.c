@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/common.c - messages, numbers, opening images
+ */
+#include "common.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <getopt.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *prog = "varve";
+
+/* ---- messages ---- */
+
+/* Names may come from an image, that is, from a stranger: no line breaks, nothing that a terminal obeys. */
+static void print_harmless(FILE *to, const char *text)
+{
+	for (; *text; text++) {
+		unsigned char c = (unsigned char)*text;
+
+		if (c < 0x20 || c == 0x7f)
+			fprintf(to, "\\x%02x", c);
+		else
+			fputc(c, to);
+	}
+}
+
+void print_text(const char *text)
+{
+	print_harmless(stdout, text);
+}
+
+static void complain_v(const char *fmt, va_list ap)
+{
+	char text[2 * VARVE_ERROR_MAX];
+
+	vsnprintf(text, sizeof(text), fmt, ap);
+	/* What belongs before the message on a shared terminal or file comes before it. */
+	fflush(stdout);
+	fprintf(stderr, "%s: ", prog);
+	print_harmless(stderr, text);
+	fputc('\n', stderr);
+}
+
+void complain(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	complain_v(fmt, ap);
+	va_end(ap);
+}
+
+int complain_usage(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	complain_v(fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "Help: %s --help\n", prog);
+	return 1;
+}
+
+int complain_missing(const char *what)
+{
+	complain("%s is not part of this version (varve %s)", what, varve_version());
+	return 1;
+}
+
+int complain_option(int c, char **argv)
+{
+	char word[3] = { '-', (char)optopt, '\0' };
+	const char *what = optopt > 0 && optopt < 127 && isprint(optopt) ? word : argv[optind - 1];
+
+	if (c == ':')
+		return complain_usage("option '%s' needs a value", what);
+	return complain_usage("unknown option '%s'", what);
+}
+
+void print_version(const char *tool)
+{
+	if (strncmp(prog, "qemu-", 5) == 0)
+		printf("%s version %s (varve %s)\n", prog, PEER_VERSION, varve_version());
+	else
+		printf("%s version %s\n", tool, varve_version());
+}
+
+int finish_stdout(void)
+{
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return 0;
+	complain("standard output: %s", strerror(errno));
+	return 1;
+}
+
+/* ---- numbers ---- */
+
+static int suffix_shift(int c)
+{
+	static const char suffixes[] = "bkmgtpe";
+	const char *at = c ? strchr(suffixes, tolower(c)) : NULL;
+
+	return at ? (int)(at - suffixes) * 10 : -1;
+}
+
+/* Digits behind the point, as a fraction of 1 << shift. The point was read. */
+static int parse_fraction(const char **text, double *ret)
+{
+	double scale = 0.1, sum = 0;
+	const char *s = *text;
+
+	if (!isdigit((unsigned char)*s))
+		return -EINVAL;
+	for (; isdigit((unsigned char)*s); s++, scale /= 10)
+		sum += (*s - '0') * scale;
+	*text = s;
+	*ret = sum;
+	return 0;
+}
+
+int parse_size(const char *text, uint64_t *ret)
+{
+	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
+	double fraction = 0;
+	uint64_t whole, part;
+	char *end;
+	const char *s;
+	int shift;
+
+	if (!isdigit((unsigned char)*text))
+		return -EINVAL;
+	errno = 0;
+	whole = strtoull(text, &end, hex ? 16 : 10);
+	if (errno)
+		return -ERANGE;
+	s = end;
+	if (*s == '.' && !hex) {
+		s++;
+		if (parse_fraction(&s, &fraction) < 0)
+			return -EINVAL;
+	}
+	shift = *s && !hex ? suffix_shift(*s) : 0;
+	if (shift < 0 || (*s && s[1]) || (hex && *s))
+		return -EINVAL;
+	if (fraction > 0 && shift == 0)
+		return -EINVAL; /* no half bytes */
+	part = (uint64_t)(fraction * (double)(1ull << shift));
+	if (whole > (UINT64_MAX >> shift) || __builtin_add_overflow(whole << shift, part, &whole))
+		return -ERANGE;
+	*ret = whole;
+	return 0;
+}
+
+int parse_unsigned(const char *text, unsigned max, unsigned *ret)
+{
+	unsigned long v;
+	char *end;
+
+	if (!isdigit((unsigned char)*text))
+		return -EINVAL;
+	errno = 0;
+	v = strtoul(text, &end, 10);
+	if (*end)
+		return -EINVAL;
+	if (errno || v > max)
+		return -ERANGE;
+	*ret = (unsigned)v;
+	return 0;
+}
+
+static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB" };
+
+const char *size_text(char buf[32], uint64_t bytes)
+{
+	double v = (double)bytes;
+	unsigned u = 0;
+
+	/* Three digits must do: 1000 of a unit is written as a fraction of the next. */
+	while (v >= 999.5 && u + 1 < ARRAY_LEN(units)) {
+		v /= 1024;
+		u++;
+	}
+	snprintf(buf, 32, "%.3g %s", v, units[u]);
+	return buf;
+}
+
+const char *size_text_exact(char buf[32], double bytes)
+{
+	double v = bytes;
+	unsigned u = 0;
+
+	while (v >= 1024 && u + 1 < ARRAY_LEN(units)) {
+		v /= 1024;
+		u++;
+	}
+	if (v == floor(v))
+		snprintf(buf, 32, "%.0f %s", v, u ? units[u] : "bytes");
+	else
+		snprintf(buf, 32, u ? "%.3f %s" : "%f %s", v, u ? units[u] : "bytes");
+	return buf;
+}
+
+int parse_output(const char *text, enum output *ret)
+{
+	if (strcmp(text, "human") == 0)
+		*ret = OUTPUT_HUMAN;
+	else if (strcmp(text, "json") == 0)
+		*ret = OUTPUT_JSON;
+	else
+		return complain_usage("--output: '%s' is neither human nor json", text);
+	return 0;
+}
+
+/* ---- images ---- */
+
+struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
+			       struct varve_queue *home)
+{
+	struct varve_open_options oo = {
+		.flags = flags,
+		.format = args->format,
+		.cache = args->cache,
+		.aio = args->aio,
+		.home = home,
+	};
+	struct varve_image *image;
+	struct varve_error err;
+
+	if (args->image_opts)
+		oo.flags |= VARVE_OPEN_IMAGE_OPTS;
+	if (args->force_share)
+		oo.flags |= VARVE_OPEN_FORCE_SHARE;
+	if (varve_image_open(&image, name, &oo, &err) < 0) {
+		complain("%s", err.message);
+		return NULL;
+	}
+	return image;
+}
+
+int close_image(struct varve_image *image)
+{
+	struct varve_error err;
+
+	if (varve_image_close(image, &err) < 0) {
+		complain("%s", err.message);
+		return 1;
+	}
+	return 0;
+}
+
+json_t *image_info(struct varve_image *image)
+{
+	struct varve_error err;
+	json_t *info;
+	char *text;
+
+	if (varve_image_info(image, &text, &err) < 0) {
+		complain("%s", err.message);
+		return NULL;
+	}
+	info = json_loads(text, 0, NULL);
+	free(text);
+	if (!info)
+		complain("the library's description of the image is not JSON: this is an error in varve");
+	return info;
+}
+
+const char *info_str(const json_t *info, const char *key)
+{
+	return json_string_value(json_object_get(info, key));
+}
+
+int64_t info_int(const json_t *info, const char *key, int64_t fallback)
+{
+	const json_t *v = json_object_get(info, key);
+
+	return json_is_integer(v) ? json_integer_value(v) : fallback;
+}
+
+static void print_value(const char *key, json_t *value, int indent);
+
+static void print_members(const json_t *object, int indent)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach((json_t *)(uintptr_t)object, key, value)
+		print_value(key, value, indent);
+}
+
+/* One line, or a heading and its parts four columns further in. JSON's dashes are for machines. */
+static void print_value(const char *key, json_t *value, int indent)
+{
+	size_t i;
+	json_t *item;
+
+	printf("%*s", indent, "");
+	for (; *key; key++)
+		putchar(*key == '-' ? ' ' : *key);
+	switch (json_typeof(value)) {
+	case JSON_STRING:
+		printf(": ");
+		print_text(json_string_value(value));
+		putchar('\n');
+		break;
+	case JSON_INTEGER:
+		printf(": %lld\n", (long long)json_integer_value(value));
+		break;
+	case JSON_TRUE:
+	case JSON_FALSE:
+		printf(": %s\n", json_is_true(value) ? "true" : "false");
+		break;
+	case JSON_REAL:
+		printf(": %f\n", json_real_value(value));
+		break;
+	case JSON_NULL:
+		printf(": none\n");
+		break;
+	case JSON_OBJECT:
+		printf(":\n");
+		print_members(value, indent + 4);
+		break;
+	case JSON_ARRAY:
+		printf(":\n");
+		json_array_foreach(value, i, item) {
+			char number[24];
+
+			snprintf(number, sizeof(number), "[%zu]", i);
+			print_value(number, item, indent + 4);
+		}
+		break;
+	}
+}
+
+void print_format_specific(const json_t *info)
+{
+	const json_t *data = json_object_get(json_object_get(info, "format-specific"), "data");
+
+	if (!json_object_size(data))
+		return;
+	printf("Format specific information:\n");
+	print_members(data, 4);
+}

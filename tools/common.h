@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/common.h - what the commands of varve share
+ *
+ *   main.c         which tool is meant: varve img, varve io, varve serve, or the name of a link
+ *   common.c       messages, numbers, options that open an image
+ *   progress.c     how far a long operation is: -p, SIGUSR1
+ *   img.h          the commands of `varve img`, one file each
+ *   io.h           `varve io`
+ *   serve.c        `varve serve`
+ *
+ * Only the public interface of libvarve is used here: the tools prove that it is enough.
+ */
+#ifndef VARVE_TOOLS_COMMON_H
+#define VARVE_TOOLS_COMMON_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <varve/varve.h>
+
+/* The release of QEMU's tools whose grammar the commands follow; told by -V under their names. */
+#define PEER_VERSION "7.2.0"
+
+/* What error messages begin with: "varve img", "qemu-img", ... */
+extern const char *prog;
+
+/* One line on stderr: "prog: text". */
+void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The same, and where help is found. Returns 1, the exit status. */
+int complain_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* An option that is known but not part of this version. Returns 1. */
+int complain_missing(const char *what);
+
+/* For what getopt_long() answered ('?' or ':') with opterr == 0 and ":" first in its list. Returns 1. */
+int complain_option(int c, char **argv);
+
+/* To stdout, with control characters made visible. */
+void print_text(const char *text);
+
+/* Says which version this is; under the name of one of QEMU's tools in the form that callers of it parse. */
+void print_version(const char *tool);
+
+/* stdout could take everything that was written to it: 0, else a message and 1. */
+int finish_stdout(void);
+
+#define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* ---- numbers ---- */
+
+/* "64k", "1.5G", "0x200": powers of 1024. 0, or -EINVAL for what is no size, -ERANGE for what is too large. */
+int parse_size(const char *text, uint64_t *ret);
+int parse_unsigned(const char *text, unsigned max, unsigned *ret);
+
+/* Three significant digits: "1.32 MiB". For what people read in `info`. */
+const char *size_text(char buf[32], uint64_t bytes);
+/* Three decimals, none for whole numbers: "1.500 KiB". For what `io` reports. */
+const char *size_text_exact(char buf[32], double bytes);
+
+/* ---- opening images ---- */
+
+/* What the options -f, --image-opts, -U, -t/-T and -i of a command say. */
+struct open_args {
+	const char *format;
+	bool image_opts;
+	bool force_share;
+	const char *cache;
+	const char *aio;
+};
+
+/* NULL, after a message. flags: VARVE_OPEN_* beside what args says. */
+struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
+			       struct varve_queue *home);
+/* Closes; a message and 1 if acknowledged data may be lost. */
+int close_image(struct varve_image *image);
+
+/* ImageInfo of an open image as a JSON object; NULL, after a message. */
+json_t *image_info(struct varve_image *image);
+
+/* The lines "    key: value" of a format-specific part. */
+void print_format_specific(const json_t *image_info);
+
+/* Strings of an ImageInfo object; NULL if absent. */
+const char *info_str(const json_t *image_info, const char *key);
+/* Integers; fallback if absent. */
+int64_t info_int(const json_t *image_info, const char *key, int64_t fallback);
+
+enum output { OUTPUT_HUMAN, OUTPUT_JSON };
+
+/* --output=human|json. */
+int parse_output(const char *text, enum output *ret);
+
+/* ---- progress ---- */
+
+/* From now on SIGUSR1 asks for a line on stderr. show: a line on stdout is kept up to date. */
+void progress_start(bool show);
+/* A varve_progress_fn. */
+void progress_update(void *user_data, uint64_t done, uint64_t total);
+void progress_end(void);
+
+/* ---- the tools: main() of each; argv[0] is the tool's own ---- */
+
+int img_main(int argc, char **argv);
+int io_main(int argc, char **argv);
+int serve_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_check.c - `varve img check`
+ *
+ * Exit status: 0 clean, 1 the check itself failed, 2 corruptions, 3 leaks only, 63 the format has no check.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "img.h"
+
+static const char check_usage[] =
+	"check [-f FORMAT | --image-opts] [-T CACHE] [-U] [--output human|json] [-q] FILE\n\n"
+	"  -f, --format FORMAT   do not guess the format\n"
+	"      --image-opts      FILE is driver=...,file.filename=...\n"
+	"  -T, --cache CACHE     writeback (default), none, ...\n"
+	"  -U, --force-share     also while another process writes to the image\n"
+	"      --output FORMAT   human (default) or json\n"
+	"  -q, --quiet           print nothing but errors of the check itself\n"
+	"Exit status: 0 clean, 1 not checked, 2 corruptions, 3 leaks only, 63 the format has no check.\n";
+
+enum { CHECK_CLEAN = 0, CHECK_FAILED = 1, CHECK_CORRUPT = 2, CHECK_LEAKS = 3, CHECK_UNSUPPORTED = 63 };
+
+struct check_args {
+	struct open_args open;
+	enum output output;
+	bool quiet;
+};
+
+static void report(void *user_data, const char *line)
+{
+	const struct check_args *a = user_data;
+
+	if (!a->quiet && a->output == OUTPUT_HUMAN) {
+		fflush(stdout);
+		fprintf(stderr, "%s\n", line);
+	}
+}
+
+static void print_human(const struct varve_check_result *r)
+{
+	if (!r->corruptions && !r->leaks && !r->check_errors)
+		printf("No errors were found on the image.\n");
+	if (r->corruptions)
+		printf("\n%" PRIu64 " errors were found on the image.\nData may be lost already, and writing to it may "
+		       "damage more.\n",
+		       r->corruptions);
+	if (r->leaks)
+		printf("\n%" PRIu64 " leaked clusters were found on the image.\nThey waste space; no data is in danger.\n",
+		       r->leaks);
+	if (r->check_errors)
+		printf("\n%" PRIu64 " places could not be examined.\n", r->check_errors);
+	if (r->total_clusters && r->allocated_clusters)
+		printf("%" PRIu64 "/%" PRIu64 " = %0.2f%% allocated, %0.2f%% fragmented, %0.2f%% compressed clusters\n",
+		       r->allocated_clusters, r->total_clusters,
+		       100.0 * (double)r->allocated_clusters / (double)r->total_clusters,
+		       100.0 * (double)r->fragmented_clusters / (double)r->allocated_clusters,
+		       100.0 * (double)r->compressed_clusters / (double)r->allocated_clusters);
+	if (r->image_end_offset)
+		printf("Image end offset: %" PRIu64 "\n", r->image_end_offset);
+}
+
+static void set_count(json_t *o, const char *key, uint64_t count)
+{
+	if (count)
+		json_object_set_new(o, key, json_integer((json_int_t)count));
+}
+
+static void print_json(const struct varve_check_result *r, const char *name, const char *format)
+{
+	json_t *o = json_object(), *filename = json_string(name);
+
+	set_count(o, "image-end-offset", r->image_end_offset);
+	set_count(o, "total-clusters", r->total_clusters);
+	set_count(o, "allocated-clusters", r->allocated_clusters);
+	set_count(o, "fragmented-clusters", r->fragmented_clusters);
+	set_count(o, "compressed-clusters", r->compressed_clusters);
+	set_count(o, "corruptions", r->corruptions);
+	set_count(o, "leaks", r->leaks);
+	json_object_set_new(o, "check-errors", json_integer((json_int_t)r->check_errors));
+	/* A name that is no UTF-8 cannot stand in JSON. */
+	json_object_set_new(o, "filename", filename ? filename : json_string("?"));
+	json_object_set_new(o, "format", json_string(format));
+	json_dumpf(o, stdout, JSON_INDENT(4));
+	putchar('\n');
+	json_decref(o);
+}
+
+static int check_image(struct varve_image *image, const char *name, struct check_args *a)
+{
+	struct varve_check_result r;
+	struct varve_error err;
+	int ret;
+
+	ret = varve_image_check(image, &r, report, progress_update, a, &err);
+	if (ret < 0) {
+		complain("%s", err.message);
+		return ret == -ENOTSUP ? CHECK_UNSUPPORTED : CHECK_FAILED;
+	}
+	if (a->output == OUTPUT_JSON)
+		print_json(&r, name, varve_image_format(image));
+	else if (!a->quiet)
+		print_human(&r);
+	if (finish_stdout() || r.check_errors)
+		return CHECK_FAILED;
+	if (r.corruptions)
+		return CHECK_CORRUPT;
+	return r.leaks ? CHECK_LEAKS : CHECK_CLEAN;
+}
+
+static int check(const char *name, struct check_args *a)
+{
+	struct varve_image *image = open_image(name, &a->open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_CHECK, NULL);
+	int ret;
+
+	if (!image)
+		return CHECK_FAILED;
+	ret = check_image(image, name, a);
+	if (close_image(image) && ret == CHECK_CLEAN)
+		ret = CHECK_FAILED;
+	return ret;
+}
+
+int img_check(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "help", no_argument, NULL, 'h' },
+		{ "quiet", no_argument, NULL, 'q' },
+		{ "format", required_argument, NULL, 'f' },
+		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
+		{ "cache", required_argument, NULL, 'T' },
+		{ "repair", required_argument, NULL, 'r' },
+		{ "force-share", no_argument, NULL, 'U' },
+		{ "output", required_argument, NULL, LONG_OUTPUT },
+		{ "object", required_argument, NULL, LONG_OBJECT },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct check_args a = { 0 };
+	int c;
+
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, ":hqf:T:r:U", longs, NULL)) != -1) {
+		switch (c) {
+		case 'h':
+			return img_help(check_usage);
+		case 'q':
+			a.quiet = true;
+			break;
+		case 'f':
+			a.open.format = optarg;
+			break;
+		case LONG_IMAGE_OPTS:
+			a.open.image_opts = true;
+			break;
+		case 'T':
+			a.open.cache = optarg;
+			break;
+		case 'r':
+			return complain_missing("repair (-r)");
+		case 'U':
+			a.open.force_share = true;
+			break;
+		case LONG_OUTPUT:
+			if (parse_output(optarg, &a.output))
+				return 1;
+			break;
+		case LONG_OBJECT:
+			return complain_missing("--object");
+		default:
+			return complain_option(c, argv);
+		}
+	}
+	if (argc - optind != 1)
+		return complain_usage("check: one file name is needed");
+	return check(argv[optind], &a);
+}

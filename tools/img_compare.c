@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_compare.c - `varve img compare`
+ *
+ * Exit status: 0 the same, 1 different, 2 one cannot be opened (or wrong usage), 3 a map cannot be read,
+ * 4 data cannot be read.
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+static const char compare_usage[] =
+	"compare [-f FORMAT] [-F FORMAT] [--image-opts] [-s] [-T CACHE] [-U] [-p] [-q] FILE1 FILE2\n\n"
+	"  -f, --a-format FORMAT  of the first image: do not guess\n"
+	"  -F, --b-format FORMAT  of the second image\n"
+	"      --image-opts       both names are driver=...,file.filename=...\n"
+	"  -s, --strict           sizes and allocation must agree too\n"
+	"  -T, --cache CACHE      writeback (default), none, ...\n"
+	"  -U, --force-share      also while another process writes to the images\n"
+	"  -p, --progress         show how far it is\n"
+	"  -q, --quiet            print errors only\n"
+	"Exit status: 0 the same, 1 different, 2 not opened, 3 map not readable, 4 data not readable.\n";
+
+enum { COMPARE_SAME, COMPARE_DIFFER, COMPARE_OPEN, COMPARE_MAP, COMPARE_READ };
+
+#define COMPARE_BUF_LEN ((size_t)2 << 20)
+#define SECTOR_LEN 512
+
+struct side {
+	const char *name;
+	struct varve_image *image;
+	uint64_t len;
+	struct varve_extent extent; /* the last one looked up */
+	uint8_t *buf;
+};
+
+struct compare {
+	struct side side[2];
+	struct open_args open[2];
+	bool strict, quiet, progress;
+};
+
+static void tell(const struct compare *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static void tell(const struct compare *c, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (c->quiet)
+		return;
+	va_start(ap, fmt);
+	vprintf(fmt, ap);
+	va_end(ap);
+}
+
+/* The extent of one side at off. Beyond the end of the shorter image there are zeroes, present nowhere. */
+static int side_map(struct side *s, uint64_t off, uint64_t end)
+{
+	struct varve_error err;
+
+	if (off >= s->len) {
+		s->extent = (struct varve_extent){ .start = off, .length = end - off, .zero = true };
+		return 0;
+	}
+	if (off >= s->extent.start && off - s->extent.start < s->extent.length)
+		return 0;
+	if (varve_image_map(s->image, off, MIN(end, s->len) - off, &s->extent, &err) < 0) {
+		complain("%s", err.message);
+		return COMPARE_MAP;
+	}
+	return 0;
+}
+
+static uint64_t side_left(const struct side *s, uint64_t off)
+{
+	return s->extent.start + s->extent.length - off;
+}
+
+static int side_read(struct side *s, uint64_t off, size_t len)
+{
+	struct varve_error err;
+
+	if (s->extent.zero) {
+		memset(s->buf, 0, len);
+		return 0;
+	}
+	if (varve_image_read(s->image, off, s->buf, len, &err) < 0) {
+		complain("%s", err.message);
+		return COMPARE_READ;
+	}
+	return 0;
+}
+
+/* Compares [off, off + len), where both extents reach at least to its end. */
+static int compare_piece(struct compare *c, uint64_t off, size_t len)
+{
+	struct side *a = &c->side[0], *b = &c->side[1];
+	size_t at;
+	int ret;
+
+	if (a->extent.zero && b->extent.zero)
+		return COMPARE_SAME;
+	ret = side_read(a, off, len);
+	if (!ret)
+		ret = side_read(b, off, len);
+	if (ret || memcmp(a->buf, b->buf, len) == 0)
+		return ret;
+	for (at = 0; a->buf[at] == b->buf[at]; at++)
+		;
+	tell(c, "Content mismatch at offset %" PRIu64 "!\n", (off + at) / SECTOR_LEN * SECTOR_LEN);
+	return COMPARE_DIFFER;
+}
+
+static int compare_all(struct compare *c)
+{
+	struct side *a = &c->side[0], *b = &c->side[1];
+	uint64_t end = MAX(a->len, b->len), off = 0, len;
+	int ret = 0;
+
+	while (off < end && ret == 0) {
+		ret = side_map(a, off, end);
+		if (!ret)
+			ret = side_map(b, off, end);
+		if (ret)
+			break;
+		if (c->strict && a->extent.present != b->extent.present) {
+			tell(c, "Strict mode: Offset %" PRIu64 " allocation mismatch!\n", off);
+			return COMPARE_DIFFER;
+		}
+		len = MIN(side_left(a, off), side_left(b, off));
+		if (!a->extent.zero || !b->extent.zero)
+			len = MIN(len, COMPARE_BUF_LEN);
+		ret = compare_piece(c, off, len);
+		off += len;
+		progress_update(NULL, off, end);
+	}
+	return ret;
+}
+
+static int compare_open(struct compare *c)
+{
+	for (int i = 0; i < 2; i++) {
+		struct side *s = &c->side[i];
+
+		s->image = open_image(s->name, &c->open[i], 0, NULL);
+		if (!s->image)
+			return COMPARE_OPEN;
+		s->len = varve_image_length(s->image);
+		s->buf = malloc(COMPARE_BUF_LEN);
+		if (!s->buf) {
+			complain("out of memory");
+			return COMPARE_OPEN;
+		}
+	}
+	return 0;
+}
+
+static int compare(struct compare *c)
+{
+	int ret = compare_open(c);
+	bool sizes_differ = c->side[0].len != c->side[1].len;
+
+	if (ret == 0 && sizes_differ && c->strict) {
+		tell(c, "Strict mode: Image size mismatch!\n");
+		ret = COMPARE_DIFFER;
+	} else if (ret == 0) {
+		progress_start(c->progress);
+		ret = compare_all(c);
+		if (ret == COMPARE_SAME)
+			progress_end();
+	}
+	if (ret == COMPARE_SAME) {
+		if (sizes_differ)
+			tell(c, "Warning: Image size mismatch!\n");
+		tell(c, "Images are identical.\n");
+	}
+	for (int i = 0; i < 2; i++) {
+		if (close_image(c->side[i].image) && ret == COMPARE_SAME)
+			ret = COMPARE_READ;
+		free(c->side[i].buf);
+	}
+	return finish_stdout() && ret == COMPARE_SAME ? COMPARE_OPEN : ret;
+}
+
+/* Wrong usage must not look like "different". */
+static int usage_error(void)
+{
+	return COMPARE_OPEN;
+}
+
+int img_compare(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "help", no_argument, NULL, 'h' },
+		{ "quiet", no_argument, NULL, 'q' },
+		{ "progress", no_argument, NULL, 'p' },
+		{ "a-format", required_argument, NULL, 'f' },
+		{ "b-format", required_argument, NULL, 'F' },
+		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
+		{ "strict", no_argument, NULL, 's' },
+		{ "cache", required_argument, NULL, 'T' },
+		{ "force-share", no_argument, NULL, 'U' },
+		{ "object", required_argument, NULL, LONG_OBJECT },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct compare cmp = { 0 };
+	int c;
+
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, ":hqpf:F:sT:U", longs, NULL)) != -1) {
+		switch (c) {
+		case 'h':
+			return img_help(compare_usage);
+		case 'q':
+			cmp.quiet = true;
+			break;
+		case 'p':
+			cmp.progress = true;
+			break;
+		case 'f':
+			cmp.open[0].format = optarg;
+			break;
+		case 'F':
+			cmp.open[1].format = optarg;
+			break;
+		case LONG_IMAGE_OPTS:
+			cmp.open[0].image_opts = cmp.open[1].image_opts = true;
+			break;
+		case 's':
+			cmp.strict = true;
+			break;
+		case 'T':
+			cmp.open[0].cache = cmp.open[1].cache = optarg;
+			break;
+		case 'U':
+			cmp.open[0].force_share = cmp.open[1].force_share = true;
+			break;
+		case LONG_OBJECT:
+			complain_missing("--object");
+			return usage_error();
+		default:
+			complain_option(c, argv);
+			return usage_error();
+		}
+	}
+	if (argc - optind != 2) {
+		complain_usage("compare: two file names are needed");
+		return usage_error();
+	}
+	if (cmp.quiet)
+		cmp.progress = false;
+	cmp.side[0].name = argv[optind];
+	cmp.side[1].name = argv[optind + 1];
+	return compare(&cmp);
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_map.c - `varve img map`
+ */
+#include <getopt.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "img.h"
+
+static const char map_usage[] =
+	"map [-f FORMAT | --image-opts] [-s OFFSET] [-l LENGTH] [-U] [--output human|json] FILE\n\n"
+	"  -f, --format FORMAT        do not guess the format\n"
+	"      --image-opts           FILE is driver=...,file.filename=...\n"
+	"  -s, --start-offset OFFSET  begin there\n"
+	"  -l, --max-length LENGTH    and look at so much\n"
+	"  -U, --force-share          also while another process writes to the image\n"
+	"      --output FORMAT        human (default: what lies where) or json (everything)\n";
+
+struct map_args {
+	struct open_args open;
+	uint64_t start, len; /* len UINT64_MAX: to the end */
+	enum output output;
+};
+
+static bool same_kind(const struct varve_extent *a, const struct varve_extent *b)
+{
+	if (a->depth != b->depth || a->present != b->present || a->data != b->data || a->zero != b->zero ||
+	    a->compressed != b->compressed || a->has_offset != b->has_offset)
+		return false;
+	if (!a->has_offset)
+		return true;
+	return a->offset + a->length == b->offset && strcmp(a->file, b->file) == 0;
+}
+
+int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,
+		   struct varve_error *err)
+{
+	struct varve_extent next;
+	int r = varve_image_map(image, off, end - off, ret, err);
+
+	while (r == 0 && ret->start + ret->length < end) {
+		off = ret->start + ret->length;
+		r = varve_image_map(image, off, end - off, &next, err);
+		if (r == 0 && !same_kind(ret, &next))
+			break;
+		if (r == 0)
+			ret->length += next.length;
+	}
+	return r;
+}
+
+static const char *yes_no(bool b)
+{
+	return b ? "true" : "false";
+}
+
+static void print_json(const struct varve_extent *e, bool first)
+{
+	printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64 ", \"depth\": %u, \"present\": %s, \"zero\": %s, "
+	       "\"data\": %s, \"compressed\": %s",
+	       first ? "[" : ",\n", e->start, e->length, e->depth, yes_no(e->present), yes_no(e->zero),
+	       yes_no(e->data), yes_no(e->compressed));
+	if (e->has_offset)
+		printf(", \"offset\": %" PRIu64, e->offset);
+	printf("}");
+}
+
+/* One line for what holds data; what cannot be said in a line is an error, not a wrong line. */
+static int print_human(const struct varve_extent *e, const char *name)
+{
+	if (!e->data)
+		return 0;
+	if (!e->has_offset) {
+		complain("%s: offset %" PRIu64 " is compressed or encrypted and has no place to show; use --output=json",
+			 name, e->start);
+		return 1;
+	}
+	printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64, e->start, e->length, e->offset);
+	print_text(e->file);
+	putchar('\n');
+	return 0;
+}
+
+static int map_image(struct varve_image *image, const char *name, const struct map_args *a)
+{
+	uint64_t off = a->start, end = varve_image_length(image);
+	struct varve_extent e;
+	struct varve_error err;
+	bool first = true;
+
+	if (off > end) {
+		complain("%s: offset %" PRIu64 " is beyond the end of the image at %" PRIu64, name, off, end);
+		return 1;
+	}
+	if (a->len < end - off)
+		end = off + a->len;
+	if (a->output == OUTPUT_HUMAN)
+		printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
+	for (; off < end; off = e.start + e.length, first = false) {
+		if (img_map_joined(image, off, end, &e, &err) < 0) {
+			complain("%s", err.message);
+			return 1;
+		}
+		if (a->output == OUTPUT_JSON)
+			print_json(&e, first);
+		else if (print_human(&e, name))
+			return 1;
+	}
+	if (a->output == OUTPUT_JSON)
+		printf("%s]\n", first ? "[" : "");
+	return 0;
+}
+
+static int map(const char *name, const struct map_args *a)
+{
+	struct varve_image *image = open_image(name, &a->open, 0, NULL);
+	int ret;
+
+	if (!image)
+		return 1;
+	ret = map_image(image, name, a);
+	ret |= finish_stdout();
+	return close_image(image) | ret;
+}
+
+int img_map(int argc, char **argv)
+{
+	static const struct option longs[] = {
+		{ "help", no_argument, NULL, 'h' },
+		{ "format", required_argument, NULL, 'f' },
+		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
+		{ "start-offset", required_argument, NULL, 's' },
+		{ "max-length", required_argument, NULL, 'l' },
+		{ "force-share", no_argument, NULL, 'U' },
+		{ "output", required_argument, NULL, LONG_OUTPUT },
+		{ "object", required_argument, NULL, LONG_OBJECT },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct map_args a = { .len = UINT64_MAX };
+	int c;
+
+	opterr = 0;
+	while ((c = getopt_long(argc, argv, ":hf:s:l:U", longs, NULL)) != -1) {
+		switch (c) {
+		case 'h':
+			return img_help(map_usage);
+		case 'f':
+			a.open.format = optarg;
+			break;
+		case LONG_IMAGE_OPTS:
+			a.open.image_opts = true;
+			break;
+		case 's':
+			if (parse_size(optarg, &a.start) < 0)
+				return complain_usage("map: -s '%s' is no offset", optarg);
+			break;
+		case 'l':
+			if (parse_size(optarg, &a.len) < 0)
+				return complain_usage("map: -l '%s' is no length", optarg);
+			break;
+		case 'U':
+			a.open.force_share = true;
+			break;
+		case LONG_OUTPUT:
+			if (parse_output(optarg, &a.output))
+				return 1;
+			break;
+		case LONG_OBJECT:
+			return complain_missing("--object");
+		default:
+			return complain_option(c, argv);
+		}
+	}
+	if (argc - optind != 1)
+		return complain_usage("map: one file name is needed");
+	return map(argv[optind], &a);
+}

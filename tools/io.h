@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/io.h - `varve io`: commands that read and write one open image
+ *
+ *   io.c        options, the loop over commands, opening
+ *   io_rw.c     read, write and their vectored forms; discard, flush
+ *   io_aio.c    the same asynchronously, through a queue
+ *   io_misc.c   map, alloc, length, info, sleep, ...
+ *   io_buf.c    patterns, dumps, the lines that report a result
+ */
+#ifndef VARVE_TOOLS_IO_H
+#define VARVE_TOOLS_IO_H
+
+#include <sys/uio.h>
+
+#include "common.h"
+
+struct io {
+	struct varve_queue *queue; /* home of the image; run by this thread */
+	struct varve_image *image; /* NULL: none open */
+	unsigned pending;	   /* asynchronous requests */
+	bool quit;
+};
+
+struct io_command {
+	const char *name, *alt;
+	/* 0, or -1 after a message on stdout. argv[0] is the command's name. */
+	int (*run)(struct io *io, int argc, char **argv);
+	int min_args, max_args; /* max < 0: any number */
+	bool no_image;		/* works without an open image */
+	const char *args, *what;
+};
+
+/* All commands, by file; the last has no name. */
+extern const struct io_command io_rw_commands[], io_aio_commands[], io_misc_commands[], io_open_commands[];
+
+const struct io_command *io_find(const char *name);
+/* Calls fn for every command. */
+void io_each(void (*fn)(const struct io_command *c));
+
+/* A command used wrongly: prints how it is used. Returns -1. */
+int io_usage(const char *name);
+
+/* ---- io_buf.c ---- */
+
+/* Bytes read or written at most by one command that needs a buffer. */
+#define IO_LEN_MAX 2147483136ull
+
+/* Memory that suits O_DIRECT; NULL after a message. */
+void *io_buf(size_t len, int fill);
+void io_buf_free(void *buf);
+
+/* Numbers of a command; -1 after a message. */
+int io_size(const char *text, uint64_t *ret);
+int io_pattern(const char *text, int *ret);
+
+/* One buffer in pieces, as many as there are lengths in argv[0 .. argc); -1 after a message. */
+struct io_vector {
+	uint8_t *buf;
+	size_t len;
+	struct iovec *iov;
+	int nr_iov;
+};
+
+int io_vector(struct io_vector *ret, int argc, char **argv, int fill);
+void io_vector_free(struct io_vector *v);
+
+void io_dump(const uint8_t *buf, uint64_t off, size_t len);
+/* -1 and a line if buf is not all `pattern`. off: as reported. */
+int io_verify(const uint8_t *buf, size_t len, int pattern, uint64_t off);
+
+uint64_t io_now_ns(void);
+
+/* How a command's result is told. */
+struct io_report {
+	const char *what; /* "read", "wrote", "discard" */
+	bool quiet, machine;
+	uint64_t off, len;
+	uint64_t start_ns;
+};
+
+void io_report(const struct io_report *r);
+
+/* "read failed: Input/output error". Returns -1. */
+int io_failed(const char *name, int error);
+
+/* 0, or the error that a request beyond the end gets. */
+int io_check_range(const struct io *io, uint64_t off, uint64_t len);
+
+/* ---- io_aio.c ---- */
+
+/* Reports what has completed; with `all`, waits for every request. */
+void io_aio_reap(struct io *io, bool all);
+/* Runs the queue for so long. */
+void io_aio_sleep(struct io *io, uint64_t ms);
+
+#endif

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/main.c - which tool is meant
+ *
+ * `varve img ...`, `varve io ...`, `varve serve ...`; a link named qemu-img or qemu-io behaves as that tool.
+ */
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common.h"
+
+static const struct tool {
+	const char *word; /* varve WORD */
+	const char *link; /* name of a link that means it; NULL: none */
+	const char *prog;
+	int (*run)(int argc, char **argv);
+	const char *what;
+} tools[] = {
+	{ "img", "qemu-img", "varve img", img_main, "create, inspect, check and compare disk images" },
+	{ "io", "qemu-io", "varve io", io_main, "read and write an image by hand or script" },
+	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
+};
+
+/* Names of QEMU's tools that have no counterpart here yet: said so, instead of acting as something else. */
+static const char *const foreign[] = { "qemu-nbd", "qemu-storage-daemon" };
+
+static const char *base_name(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+static void usage(void)
+{
+	printf("Usage: varve TOOL [ARGUMENT]...\n"
+	       "Disk images, and disks for virtual machines made of them.\n\n");
+	for (size_t i = 0; i < ARRAY_LEN(tools); i++)
+		printf("  varve %-6s %s\n", tools[i].word, tools[i].what);
+	printf("\nvarve TOOL --help says more; varve --version which version this is.\n");
+}
+
+static int run_varve(int argc, char **argv)
+{
+	if (argc < 2)
+		return complain_usage("no tool named");
+	for (size_t i = 0; i < ARRAY_LEN(tools); i++) {
+		if (strcmp(argv[1], tools[i].word) != 0)
+			continue;
+		prog = tools[i].prog;
+		return tools[i].run(argc - 1, argv + 1);
+	}
+	if (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
+		usage();
+		return finish_stdout();
+	}
+	if (strcmp(argv[1], "-V") == 0 || strcmp(argv[1], "--version") == 0) {
+		print_version("varve");
+		return finish_stdout();
+	}
+	return complain_usage("no tool '%s'", argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+	const char *name = argc ? base_name(argv[0]) : "varve";
+
+	/* A reader that goes away is an error of write(), not a reason to die half-way through a change. */
+	signal(SIGPIPE, SIG_IGN);
+	for (size_t i = 0; i < ARRAY_LEN(tools); i++) {
+		if (tools[i].link && strcmp(name, tools[i].link) == 0) {
+			prog = tools[i].link;
+			return tools[i].run(argc, argv);
+		}
+	}
+	for (size_t i = 0; i < ARRAY_LEN(foreign); i++) {
+		if (strcmp(name, foreign[i]) == 0) {
+			prog = foreign[i];
+			return complain_missing(foreign[i]);
+		}
+	}
+	return run_varve(argc, argv);
+}

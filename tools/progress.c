@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/progress.c - how far a long operation is
+ *
+ * With -p a line on stdout is rewritten in place; without it SIGUSR1 asks for one line on stderr. Both have the
+ * form that callers parse: "    (42.00/100%)".
+ */
+#include "common.h"
+
+#include <signal.h>
+#include <string.h>
+
+static volatile sig_atomic_t asked;
+static bool shown;
+static double percent, percent_shown;
+
+static void on_sigusr1(int sig)
+{
+	(void)sig;
+	asked = 1;
+}
+
+void progress_start(bool show)
+{
+	struct sigaction sa = { .sa_handler = on_sigusr1, .sa_flags = SA_RESTART };
+
+	shown = show;
+	percent = 0;
+	percent_shown = -1;
+	sigemptyset(&sa.sa_mask);
+	sigaction(SIGUSR1, &sa, NULL);
+}
+
+void progress_update(void *user_data, uint64_t done, uint64_t total)
+{
+	(void)user_data;
+	percent = total ? 100.0 * (double)done / (double)total : 100.0;
+	if (percent > 100)
+		percent = 100;
+	/* Hundredths are what one sees. */
+	if (shown && (percent - percent_shown >= 0.01 || percent_shown < 0)) {
+		printf("    (%3.2f/100%%)\r", percent);
+		fflush(stdout);
+		percent_shown = percent;
+	}
+	if (asked) {
+		asked = 0;
+		fprintf(stderr, "    (%3.2f/100%%)\n", percent);
+	}
+}
+
+void progress_end(void)
+{
+	if (!shown)
+		return;
+	progress_update(NULL, 1, 1);
+	putchar('\n');
+	fflush(stdout);
+	shown = false;
+}
