@@ -52,8 +52,6 @@ struct varve_queue {
 
 	/* the thread that runs the queue */
 	struct api_slots free, done;
-	bool collecting; /* inside varve_queue_reap() */
-	bool submitting;
 
 	/* any thread, atomically */
 	_Atomic unsigned users; /* images and exports that use the queue */
@@ -74,6 +72,9 @@ int api_private_queue(struct varve_queue **ret, struct varve_error *err);
 
 /* Runs fn on a fiber of the image's home queue and waits for its result. */
 int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), void *arg);
+
+/* Makes the descriptor of a queue readable if there are completions to reap. */
+void api_announce(struct varve_queue *queue);
 
 /* Waits until none of the asynchronous requests in flight on the queue belongs to the image. */
 void api_finish(struct varve_queue *queue, struct varve_image *image);

@@ -24,6 +24,7 @@ int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), v
 	if (image->private_home)
 		pthread_mutex_lock(&image->turn);
 	ret = fiber_call(image->home->q, fn, arg);
+	api_announce(image->home);
 	if (image->private_home)
 		pthread_mutex_unlock(&image->turn);
 	return ret;
@@ -261,6 +262,7 @@ int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct
 				       "%s: further queues need an image that was opened with a home queue",
 				       node_name(image->top));
 	ret = fiber_call(vq->q, attach_fiber, &a);
+	api_announce(vq);
 	if (ret < 0)
 		return ret;
 	atomic_fetch_add(&vq->users, 1);

@@ -93,13 +93,19 @@ static void slot_done(struct req *r, int ret)
 {
 	struct api_slot *s = container_of(r, struct api_slot, req);
 	struct varve_queue *vq = s->queue;
-	bool first = STAILQ_EMPTY(&vq->done);
 
 	s->result = ret;
 	s->image = NULL;
 	STAILQ_INSERT_TAIL(&vq->done, s, link);
-	/* Finished while a synchronous call ran the queue: whoever polls the descriptor must hear of it. */
-	if (first && !vq->collecting && !vq->submitting)
+}
+
+/*
+ * The loop knows nothing of completions that nobody has read: they came while a synchronous call ran the queue, at
+ * once in submit, or were more than the caller of reap took. A kick is free unless somebody polls.
+ */
+void api_announce(struct varve_queue *vq)
+{
+	if (!vq->has_thread && !STAILQ_EMPTY(&vq->done))
 		queue_kick(vq->q);
 }
 
@@ -136,13 +142,12 @@ static int slot_submit(struct varve_queue *vq, struct varve_image *image, enum r
 	s = slot_take(vq, image, op, off, len, user_data, &ret);
 	if (!s)
 		return ret;
-	vq->submitting = true;
 	req_init(&s->req, vq->q, op, off, len, iov, (unsigned)nr_iov, flags, slot_done);
 	if (len == 0 && op != REQ_FLUSH)
 		slot_done(&s->req, 0);
 	else
 		node_submit(image->top, &s->req);
-	vq->submitting = false;
+	api_announce(vq);
 	return 0;
 }
 
@@ -245,7 +250,6 @@ int varve_queue_reap(struct varve_queue *vq, struct varve_completion *completion
 		return -EINVAL;
 	if (timeout_ms > 0)
 		deadline = monotonic_ns() + left;
-	vq->collecting = true;
 	for (;;) {
 		/* Unread completions keep the turn from waiting, not from submitting. */
 		queue_turn(vq->q, STAILQ_EMPTY(&vq->done) ? left : 0);
@@ -256,10 +260,7 @@ int varve_queue_reap(struct varve_queue *vq, struct varve_completion *completion
 		if (timeout_ms > 0 && (left = deadline - monotonic_ns()) <= 0)
 			break;
 	}
-	vq->collecting = false;
-	/* More than max are there: the descriptor stays readable. */
-	if (!STAILQ_EMPTY(&vq->done))
-		queue_kick(vq->q);
+	api_announce(vq);
 	return n;
 }
 
@@ -276,4 +277,5 @@ void api_finish(struct varve_queue *vq, struct varve_image *image)
 {
 	while (has_in_flight(vq, image))
 		queue_turn(vq->q, -1);
+	api_announce(vq);
 }

@@ -119,12 +119,14 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 {
 	struct alloc_state *a = q->alloc;
 	uint64_t cluster = a->hint, got;
+	bool never_used = false;
 	int r;
 
 	fiber_lock(f, &a->mutex);
 	r = find_freed(f, q, nr, &cluster, &got);
 	if (r == 0 && !got) {
 		got = nr;
+		never_used = true;
 		r = find_fresh(f, q, nr, &cluster);
 	}
 	if (r == 0)
@@ -136,7 +138,8 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 		return r;
 	*ret_host_off = cluster << q->cluster_bits;
 	*ret_nr = got;
-	*ret_fresh = *ret_host_off >= q->zero_from;
+	/* Behind the end of the file as it was at open, and not handed out since. */
+	*ret_fresh = never_used && *ret_host_off >= q->zero_from;
 	return 0;
 }
 

@@ -1,336 +1,478 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/header.c - the header: parsed with every field checked, and built
+ * qcow2/header.c - the first cluster of an image: header, extensions, backing file name
  *
- * Never:   believes a length or an offset before it was compared with the limits of disk.h and with the file.
+ * Owns:    the bounds of every field in it; nobody else reads the header from disk.
+ * Assumes: nothing about the bytes.
+ * Never:   refuses in parse() what is well-formed but cannot be used here: img info shows it. That is usable()'s part.
  */
 #include "format/qcow2/qcow2.h"
 
-#include <stdio.h>
 #include <string.h>
 
-#define ULL unsigned long long
-
-static const struct { uint8_t type, bit; const char *name; } feature_names[] = {
-	{ 0, 0, "dirty bit" },	       { 0, 1, "corrupt bit" },	     { 0, 2, "external data file" },
-	{ 0, 3, "compression type" },  { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
-	{ 2, 0, "bitmaps" },	       { 2, 1, "raw external data" },
+/* docs/spec/qcow2.md, "Header extensions". Data follows, padded to a multiple of 8. */
+struct extension_disk {
+	be32 type;
+	be32 len;
 };
 
+/* docs/spec/qcow2.md, "Feature names". */
 struct feature_disk {
-	uint8_t type, bit;
-	char name[QCOW2_FEATURE_NAME_LEN];
+	uint8_t kind;	 /* 0 incompatible, 1 compatible, 2 autoclear */
+	uint8_t bit;
+	char name[QCOW2_FEATURE_NAME_LEN]; /* padded with NUL */
 };
 static_assert(sizeof(struct feature_disk) == 48, "see the spec");
 
-struct extension_disk {
-	be32 type, len;
+struct bitmaps_disk {
+	be32 nr_bitmaps;
+	be32 reserved;
+	be64 directory_len;
+	be64 directory_off;
+};
+static_assert(sizeof(struct bitmaps_disk) == 24, "see the spec");
+
+#define INCOMPAT_KNOWN                                                                                          \
+	(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION | \
+	 QCOW2_INCOMPAT_EXTENDED_L2)
+
+static unsigned long long ull(uint64_t x)
+{
+	return x;
+}
+
+/* What parse() works on. */
+struct reader {
+	const uint8_t *buf;
+	size_t len;
+	uint64_t file_len;
+	struct qcow2_header *h;
+	struct varve_error *err;
 };
 
-/* A table of len bytes at off: aligned, in the part of the file that offsets can name, and not past its end. */
-static int place_check(const struct qcow2_header *h, const char *what, uint64_t off, uint64_t len, uint64_t file_len,
-		       struct varve_error *err)
-{
-	uint64_t end;
+/* ---- fixed fields ---- */
 
-	if (!is_aligned(off, 1ull << h->cluster_bits))
-		return varve_error_set(err, -EINVAL, "%s at offset %llu is not aligned to the cluster size %llu", what,
-				       (ULL)off, 1ull << h->cluster_bits);
-	if (u64_add(off, len, &end) || end > QCOW2_HOST_OFF_MAX)
-		return varve_error_set(err, -EINVAL, "%s at offset %llu is beyond what the format can address", what,
-				       (ULL)off);
-	if (end > file_len)
-		return varve_error_set(err, -EINVAL,
-				       "%s (%llu bytes at offset %llu) lies beyond the end of the file (%llu bytes): the "
-				       "file is truncated or damaged",
-				       what, (ULL)len, (ULL)off, (ULL)file_len);
-	return 0;
-}
-
-static int fixed_parse(const struct qcow2_header_disk *d, size_t len, struct qcow2_header *h, struct varve_error *err)
+static int parse_fields(struct reader *rd)
 {
-	if (len < QCOW2_V2_HEADER_LEN || be32_get(d->magic) != QCOW2_MAGIC)
-		return varve_error_set(err, -EINVAL, "not a qcow2 image: the magic number is missing");
-	h->version = be32_get(d->version);
+	struct qcow2_header_disk d = { 0 };
+	struct qcow2_header *h = rd->h;
+
+	memcpy(&d, rd->buf, MIN(rd->len, sizeof(d)));
+	if (rd->len < sizeof(d.magic) || be32_get(d.magic) != QCOW2_MAGIC)
+		return varve_error_set(rd->err, -EINVAL, "not a qcow2 image: it does not begin with 'QFI\\xfb'");
+	if (rd->len < QCOW2_V2_HEADER_LEN)
+		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, a qcow2 header has at least %d", rd->len,
+				       QCOW2_V2_HEADER_LEN);
+	h->version = be32_get(d.version);
 	if (h->version != 2 && h->version != 3)
-		return varve_error_set(err, -ENOTSUP, "qcow2 version %u is not supported, only 2 and 3 are", h->version);
-	h->cluster_bits = be32_get(d->cluster_bits);
-	if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX)
-		return varve_error_set(err, -EINVAL, "cluster size 2^%u is not 512 B .. 2 MiB", h->cluster_bits);
-	h->disk_len = be64_get(d->disk_len);
-	h->l1_off = be64_get(d->l1_off);
-	h->l1_entries = be32_get(d->l1_entries);
-	h->refcount_table_off = be64_get(d->refcount_table_off);
-	h->refcount_table_clusters = be32_get(d->refcount_table_clusters);
-	h->nr_snapshots = be32_get(d->nr_snapshots);
-	h->snapshots_off = be64_get(d->snapshots_off);
-	h->crypt_method = be32_get(d->crypt_method);
-	if (h->crypt_method > 2)
-		return varve_error_set(err, -ENOTSUP, "encryption method %u is unknown", h->crypt_method);
+		return varve_error_set(rd->err, -ENOTSUP, "qcow2 version %u is not supported, only 2 and 3 are", h->version);
+	if (h->version == 3 && rd->len < QCOW2_V3_HEADER_LEN_MIN)
+		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, a qcow2 version 3 header has at least %d",
+				       rd->len, QCOW2_V3_HEADER_LEN_MIN);
+	h->cluster_bits = be32_get(d.cluster_bits);
+	h->disk_len = be64_get(d.disk_len);
+	h->crypt_method = be32_get(d.crypt_method);
+	h->l1_entries = be32_get(d.l1_entries);
+	h->l1_off = be64_get(d.l1_off);
+	h->refcount_table_off = be64_get(d.refcount_table_off);
+	h->refcount_table_clusters = be32_get(d.refcount_table_clusters);
+	h->nr_snapshots = be32_get(d.nr_snapshots);
+	h->snapshots_off = be64_get(d.snapshots_off);
 	h->refcount_order = 4;
 	h->header_len = QCOW2_V2_HEADER_LEN;
-	if (h->version == 2)
+	if (h->version < 3)
 		return 0;
-	if (len < QCOW2_V3_HEADER_LEN_MIN)
-		return varve_error_set(err, -EINVAL, "the file ends inside the header");
-	h->incompatible = be64_get(d->incompatible);
-	h->compatible = be64_get(d->compatible);
-	h->autoclear = be64_get(d->autoclear);
-	h->refcount_order = be32_get(d->refcount_order);
-	h->header_len = be32_get(d->header_len);
-	if (h->refcount_order > QCOW2_REFCOUNT_ORDER_MAX)
-		return varve_error_set(err, -EINVAL, "refcount width 2^%u bits, at most 64 bits are possible",
-				       h->refcount_order);
-	if (h->header_len < QCOW2_V3_HEADER_LEN_MIN || h->header_len % 8 || h->header_len > 1u << h->cluster_bits ||
-	    h->header_len > len)
-		return varve_error_set(err, -EINVAL, "header length %u is not a multiple of 8 from 104 to the cluster size",
-				       h->header_len);
-	if (h->header_len > offsetof(struct qcow2_header_disk, compression_type) && len >= sizeof(*d))
-		h->compression_type = d->compression_type;
+	h->incompatible = be64_get(d.incompatible);
+	h->compatible = be64_get(d.compatible);
+	h->autoclear = be64_get(d.autoclear);
+	h->refcount_order = be32_get(d.refcount_order);
+	h->header_len = be32_get(d.header_len);
+	if (h->header_len > offsetof(struct qcow2_header_disk, compression_type))
+		h->compression_type = d.compression_type;
 	return 0;
 }
 
-static int fields_check(const struct qcow2_header *h, uint64_t file_len, struct varve_error *err)
+static int check_geometry(struct reader *rd)
 {
-	uint64_t cluster_len = 1ull << h->cluster_bits;
-	unsigned entry_len = h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
-	uint64_t span = (cluster_len / entry_len) << h->cluster_bits;
-	int r;
+	const struct qcow2_header *h = rd->h;
 
-	if (!!h->compression_type != !!(h->incompatible & QCOW2_INCOMPAT_COMPRESSION))
-		return varve_error_set(err, -EINVAL, "compression type %u does not agree with the compression type feature bit",
-				       h->compression_type);
-	if (h->compression_type > 1)
-		return varve_error_set(err, -ENOTSUP, "compression type %u is unknown", h->compression_type);
-	if (entry_len == 16 && h->cluster_bits < 14)
-		return varve_error_set(err, -EINVAL, "extended L2 entries need clusters of at least 16 KiB");
-	if (h->disk_len > VARVE_LEN_MAX - cluster_len)
-		return varve_error_set(err, -EFBIG, "virtual size %llu is too large", (ULL)h->disk_len);
-	if (h->l1_entries > QCOW2_L1_LEN_MAX / 8)
-		return varve_error_set(err, -EFBIG, "L1 table of %u entries is too large (at most %llu)", h->l1_entries,
-				       (ULL)(QCOW2_L1_LEN_MAX / 8));
-	if (h->l1_entries < div_up(h->disk_len, span))
-		return varve_error_set(err, -EINVAL, "L1 table of %u entries is too small for a virtual size of %llu bytes",
-				       h->l1_entries, (ULL)h->disk_len);
-	r = place_check(h, "L1 table", h->l1_off, h->l1_entries * 8ull, h->l1_entries ? file_len : UINT64_MAX, err);
-	if (r < 0)
-		return r;
-	if (!h->refcount_table_clusters)
-		return varve_error_set(err, -EINVAL, "the image has no refcount table");
-	if (h->refcount_table_clusters > QCOW2_REFCOUNT_TABLE_LEN_MAX >> h->cluster_bits)
-		return varve_error_set(err, -EFBIG, "refcount table of %u clusters is too large (at most %llu)",
-				       h->refcount_table_clusters, (ULL)(QCOW2_REFCOUNT_TABLE_LEN_MAX >> h->cluster_bits));
-	r = place_check(h, "refcount table", h->refcount_table_off, (uint64_t)h->refcount_table_clusters << h->cluster_bits,
-			file_len, err);
-	if (r < 0)
-		return r;
-	if (!h->refcount_table_off)
-		return varve_error_set(err, -EINVAL, "the refcount table is at offset 0, where the header is");
-	if (h->nr_snapshots > QCOW2_SNAPSHOTS_MAX)
-		return varve_error_set(err, -EFBIG, "%u snapshots are too many (at most %u)", h->nr_snapshots,
-				       QCOW2_SNAPSHOTS_MAX);
-	return h->nr_snapshots ? place_check(h, "snapshot table", h->snapshots_off, 40ull * h->nr_snapshots, file_len, err) :
-				 0;
+	if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX)
+		return varve_error_set(rd->err, -EINVAL, "cluster size 2^%u is not 512 bytes .. 2 MiB", h->cluster_bits);
+	if ((h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) && h->cluster_bits < 14)
+		return varve_error_set(rd->err, -EINVAL, "cluster size %u is too small for extended L2 entries, which need "
+				       "at least 16 KiB", 1u << h->cluster_bits);
+	if (h->version == 3 && (h->header_len < QCOW2_V3_HEADER_LEN_MIN || h->header_len % 8))
+		return varve_error_set(rd->err, -EINVAL, "header length %u is not a multiple of 8 from %d on", h->header_len,
+				       QCOW2_V3_HEADER_LEN_MIN);
+	if (h->header_len > 1u << h->cluster_bits)
+		return varve_error_set(rd->err, -EINVAL, "header length %u is larger than a cluster (%u)", h->header_len,
+				       1u << h->cluster_bits);
+	if (h->header_len > rd->len)
+		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, the header alone has %u", rd->len,
+				       h->header_len);
+	if (h->refcount_order > QCOW2_REFCOUNT_ORDER_MAX)
+		return varve_error_set(rd->err, -EINVAL, "refcount width 2^%u bits is more than 64", h->refcount_order);
+	if (h->crypt_method > 2)
+		return varve_error_set(rd->err, -ENOTSUP, "encryption method %u is not known to this version",
+				       h->crypt_method);
+	return 0;
 }
 
-static int backing_parse(const struct qcow2_header_disk *d, const uint8_t *buf, size_t len, struct qcow2_header *h,
-			 struct varve_error *err)
+static int check_compression(struct reader *rd)
 {
-	uint64_t off = be64_get(d->backing_name_off), end;
-	uint32_t n = be32_get(d->backing_name_len);
+	const struct qcow2_header *h = rd->h;
+	bool flag = h->incompatible & QCOW2_INCOMPAT_COMPRESSION;
 
+	if (h->compression_type > 1)
+		return varve_error_set(rd->err, -ENOTSUP, "compression type %u is not known to this version",
+				       h->compression_type);
+	if (flag != !!h->compression_type)
+		return varve_error_set(rd->err, -EINVAL,
+				       "compression type %u does not agree with the incompatible feature bit 3, which is %s",
+				       h->compression_type, flag ? "set" : "clear");
+	return 0;
+}
+
+/*
+ * A table named by the header: at a cluster boundary, behind the first cluster, within the 56 bits of a host offset
+ * and inside the file. len > 0.
+ */
+static int check_place(struct reader *rd, const char *what, uint64_t host_off, uint64_t len)
+{
+	uint64_t cluster_len = 1ull << rd->h->cluster_bits, end;
+
+	if (!is_aligned(host_off, cluster_len))
+		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0x%llx: not a multiple of the cluster size (%llu)",
+				       what, ull(host_off), ull(cluster_len));
+	if (host_off < cluster_len)
+		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0: the header is there", what);
+	if (u64_add(host_off, len, &end) || end > QCOW2_HOST_OFF_MAX)
+		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0x%llx: beyond what qcow2 can address (2^56)",
+				       what, ull(host_off));
+	if (end > rd->file_len)
+		return varve_error_set(rd->err, -EINVAL,
+				       "%s at host offset 0x%llx, %llu bytes long: reaches beyond the end of the file "
+				       "(%llu bytes); the file is truncated or damaged",
+				       what, ull(host_off), ull(len), ull(rd->file_len));
+	return 0;
+}
+
+static int check_l1(struct reader *rd)
+{
+	const struct qcow2_header *h = rd->h;
+	uint64_t entry_len = h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
+	uint64_t covers = ((1ull << h->cluster_bits) / entry_len) << h->cluster_bits; /* bytes of disk for one entry */
+
+	if (h->disk_len > VARVE_LEN_MAX)
+		return varve_error_set(rd->err, -EFBIG, "virtual size of %llu bytes is larger than 2^63 - 1",
+				       ull(h->disk_len));
+	if (h->l1_entries > QCOW2_L1_LEN_MAX / 8)
+		return varve_error_set(rd->err, -EFBIG, "L1 table of %u entries is larger than %llu MiB", h->l1_entries,
+				       ull(QCOW2_L1_LEN_MAX >> 20));
+	if (h->l1_entries < div_up(h->disk_len, covers))
+		return varve_error_set(rd->err, -EINVAL, "L1 table of %u entries is too small for a virtual size of %llu bytes",
+				       h->l1_entries, ull(h->disk_len));
+	return h->l1_entries ? check_place(rd, "L1 table", h->l1_off, (uint64_t)h->l1_entries * 8) : 0;
+}
+
+static int check_tables(struct reader *rd)
+{
+	const struct qcow2_header *h = rd->h;
+	uint64_t table_len = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
+	int ret = check_l1(rd);
+
+	if (ret < 0)
+		return ret;
+	if (!table_len)
+		return varve_error_set(rd->err, -EINVAL, "the refcount table has no clusters");
+	if (table_len > QCOW2_REFCOUNT_TABLE_LEN_MAX)
+		return varve_error_set(rd->err, -EFBIG, "refcount table of %u clusters is larger than %llu MiB",
+				       h->refcount_table_clusters, ull(QCOW2_REFCOUNT_TABLE_LEN_MAX >> 20));
+	ret = check_place(rd, "refcount table", h->refcount_table_off, table_len);
+	if (ret < 0)
+		return ret;
+	if (h->nr_snapshots > QCOW2_SNAPSHOTS_MAX)
+		return varve_error_set(rd->err, -EFBIG, "%u snapshots are more than the %d that are allowed",
+				       h->nr_snapshots, QCOW2_SNAPSHOTS_MAX);
+	/* Each entry of the snapshot table has at least 40 bytes. */
+	return h->nr_snapshots ? check_place(rd, "snapshot table", h->snapshots_off, (uint64_t)h->nr_snapshots * 40) : 0;
+}
+
+/* ---- names ---- */
+
+/*
+ * A name of len bytes. NUL bytes at its end are dropped; one in the middle would make it mean one thing here and another
+ * to a program that reads all of it.
+ */
+static int copy_name(struct reader *rd, const char *what, const uint8_t *bytes, size_t len, char *to)
+{
+	while (len && !bytes[len - 1])
+		len--;
+	if (len && memchr(bytes, 0, len))
+		return varve_error_set(rd->err, -EINVAL, "%s contains a NUL byte", what);
+	memcpy(to, bytes, len);
+	to[len] = 0;
+	return 0;
+}
+
+/* *ret_end: where extensions end, the backing file name or the end of the cluster. */
+static int parse_backing_name(struct reader *rd, size_t *ret_end)
+{
+	const struct qcow2_header_disk *d = (const void *)rd->buf;
+	uint64_t off = be64_get(d->backing_name_off), cluster_len = 1ull << rd->h->cluster_bits;
+	uint32_t len = be32_get(d->backing_name_len);
+
+	*ret_end = (size_t)MIN(cluster_len, (uint64_t)rd->len);
 	if (!off)
 		return 0;
-	if (n > QCOW2_BACKING_NAME_MAX)
-		return varve_error_set(err, -EINVAL, "backing file name of %u bytes is too long (at most %u)", n,
+	if (len > QCOW2_BACKING_NAME_MAX)
+		return varve_error_set(rd->err, -EINVAL, "backing file name of %u bytes is longer than %d", len,
 				       QCOW2_BACKING_NAME_MAX);
-	if (off < h->header_len || u64_add(off, n, &end) || end > 1ull << h->cluster_bits || end > len)
-		return varve_error_set(err, -EINVAL, "backing file name (%u bytes at offset %llu) is not inside the first "
-						     "cluster behind the header", n, (ULL)off);
-	if (memchr(buf + off, 0, n))
-		return varve_error_set(err, -EINVAL, "backing file name contains a NUL byte");
-	memcpy(h->backing_name, buf + off, n);
-	return 0;
+	if (off < rd->h->header_len)
+		return varve_error_set(rd->err, -EINVAL, "backing file name at offset %llu lies in the header (%u bytes)",
+				       ull(off), rd->h->header_len);
+	if (off > cluster_len || len > cluster_len - off)
+		return varve_error_set(rd->err, -EINVAL,
+				       "backing file name at offset %llu, %u bytes long, is not inside the first cluster",
+				       ull(off), len);
+	if (off + len > rd->len)
+		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, the backing file name ends at %llu", rd->len,
+				       ull(off + len));
+	*ret_end = (size_t)off;
+	return copy_name(rd, "backing file name", rd->buf + off, len, rd->h->backing_name);
 }
 
-static int text_extension(char *dst, size_t room, const char *what, const uint8_t *data, uint32_t len,
-			  struct varve_error *err)
+/* ---- extensions ---- */
+
+static int parse_backing_format(struct reader *rd, const uint8_t *data, uint32_t len)
 {
-	if (len >= room)
-		return varve_error_set(err, -EINVAL, "%s of %u bytes is too long (at most %zu)", what, len, room - 1);
-	memcpy(dst, data, len);
-	dst[len] = '\0';
-	return 0;
+	if (len > QCOW2_BACKING_FORMAT_MAX)
+		return varve_error_set(rd->err, -EINVAL, "backing format name of %u bytes is longer than %d", len,
+				       QCOW2_BACKING_FORMAT_MAX);
+	return copy_name(rd, "backing format name", data, len, rd->h->backing_format);
 }
 
-/* The name of the lowest incompatible bit that we do not know, if the image gives it. */
-static void feature_name_find(struct qcow2_header *h, const uint8_t *data, uint32_t len)
+static int parse_data_file(struct reader *rd, const uint8_t *data, uint32_t len)
 {
-	uint64_t unknown = h->incompatible & ~(uint64_t)31;
+	if (len > QCOW2_DATA_FILE_NAME_MAX)
+		return varve_error_set(rd->err, -EINVAL, "data file name of %u bytes is longer than %d", len,
+				       QCOW2_DATA_FILE_NAME_MAX);
+	return copy_name(rd, "data file name", data, len, rd->h->data_file);
+}
 
-	for (uint32_t i = 0; unknown && i + 48 <= len; i += 48) {
-		const struct feature_disk *fd = (const void *)(data + i);
+/* The name of the first incompatible bit that we do not know. */
+static void parse_feature_names(struct reader *rd, const uint8_t *data, uint32_t len)
+{
+	uint64_t unknown = rd->h->incompatible & ~INCOMPAT_KNOWN;
 
-		if (fd->type == 0 && fd->bit == __builtin_ctzll(unknown))
-			snprintf(h->unknown_feature, sizeof(h->unknown_feature), "%.*s", (int)sizeof(fd->name), fd->name);
+	for (; unknown && len >= sizeof(struct feature_disk); len -= sizeof(struct feature_disk)) {
+		struct feature_disk feature;
+
+		memcpy(&feature, data, sizeof(feature));
+		data += sizeof(feature);
+		if (feature.kind == 0 && feature.bit == (unsigned)__builtin_ctzll(unknown)) {
+			memcpy(rd->h->unknown_feature, feature.name, sizeof(feature.name));
+			break;
+		}
 	}
-	for (char *c = h->unknown_feature; *c; c++)
-		if (*c < ' ' || *c > '~')
-			*c = '?';
+	for (char *c = rd->h->unknown_feature; *c; c++) {
+		if ((unsigned char)*c < 0x20 || *c == 0x7f)
+			*c = '?'; /* it will be shown on a terminal */
+	}
 }
 
-static int bitmaps_extension(struct qcow2_header *h, const uint8_t *data, uint32_t len, struct varve_error *err)
+static int parse_bitmaps(struct reader *rd, const uint8_t *data, uint32_t len)
 {
-	const struct { be32 nr, reserved; be64 dir_len, dir_off; } *b = (const void *)data;
+	struct qcow2_header *h = rd->h;
+	struct bitmaps_disk d;
 
-	if (len != 24)
-		return varve_error_set(err, -EINVAL, "bitmaps extension of %u bytes, it must have 24", len);
-	h->nr_bitmaps = be32_get(b->nr);
-	h->bitmap_directory_len = be64_get(b->dir_len);
-	h->bitmap_directory_off = be64_get(b->dir_off);
-	if (!h->nr_bitmaps || h->nr_bitmaps > QCOW2_BITMAPS_MAX || h->bitmap_directory_len > QCOW2_BITMAP_DIRECTORY_LEN_MAX)
-		return varve_error_set(err, -EINVAL, "bitmaps extension: %u bitmaps in a directory of %llu bytes are not "
-						     "possible", h->nr_bitmaps, (ULL)h->bitmap_directory_len);
-	return 0;
+	/* Whoever changed the image without knowing bitmaps cleared the bit: what stands here means nothing then. */
+	if (!(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
+		return 0;
+	if (len != sizeof(d))
+		return varve_error_set(rd->err, -EINVAL, "bitmaps extension of %u bytes, it must have %zu", len, sizeof(d));
+	memcpy(&d, data, sizeof(d));
+	h->nr_bitmaps = be32_get(d.nr_bitmaps);
+	h->bitmap_directory_len = be64_get(d.directory_len);
+	h->bitmap_directory_off = be64_get(d.directory_off);
+	if (!h->nr_bitmaps || h->nr_bitmaps > QCOW2_BITMAPS_MAX)
+		return varve_error_set(rd->err, -EINVAL, "bitmaps extension: %u bitmaps are not 1 .. %d", h->nr_bitmaps,
+				       QCOW2_BITMAPS_MAX);
+	if (!h->bitmap_directory_len || h->bitmap_directory_len > QCOW2_BITMAP_DIRECTORY_LEN_MAX)
+		return varve_error_set(rd->err, -EINVAL, "bitmap directory of %llu bytes is not 1 .. %llu",
+				       ull(h->bitmap_directory_len), ull(QCOW2_BITMAP_DIRECTORY_LEN_MAX));
+	return check_place(rd, "bitmap directory", h->bitmap_directory_off, h->bitmap_directory_len);
 }
 
-static int extensions_parse(const uint8_t *buf, size_t len, uint64_t backing_off, struct qcow2_header *h,
-			    struct varve_error *err)
+static int parse_extension(struct reader *rd, uint32_t type, const uint8_t *data, uint32_t len, uint32_t *seen)
 {
-	uint64_t end = MIN(len, 1ull << h->cluster_bits), pos = h->header_len;
-	int r = 0;
+	static const uint32_t known[] = { QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_FEATURE_NAMES, QCOW2_EXT_BITMAPS,
+					  QCOW2_EXT_LUKS, QCOW2_EXT_DATA_FILE };
 
-	/* Version 2 files made before extensions existed have the name right behind the header. */
-	if (backing_off && backing_off < end)
-		end = backing_off;
-	while (r == 0 && pos + 8 <= end) {
-		const struct extension_disk *x = (const void *)(buf + pos);
-		uint32_t type = be32_get(x->type), n = be32_get(x->len);
-		const uint8_t *data = buf + pos + 8;
+	for (unsigned i = 0; i < ARRAY_LEN(known); i++) {
+		if (type != known[i])
+			continue;
+		if (*seen & 1u << i)
+			return varve_error_set(rd->err, -EINVAL, "header extension 0x%08x stands there twice", type);
+		*seen |= 1u << i;
+	}
+	switch (type) {
+	case QCOW2_EXT_BACKING_FORMAT:
+		return parse_backing_format(rd, data, len);
+	case QCOW2_EXT_DATA_FILE:
+		return parse_data_file(rd, data, len);
+	case QCOW2_EXT_BITMAPS:
+		return parse_bitmaps(rd, data, len);
+	case QCOW2_EXT_FEATURE_NAMES:
+		parse_feature_names(rd, data, len);
+		return 0;
+	default:
+		return 0; /* LUKS: luks.c reads its own; unknown ones may be ignored, and stay where they are */
+	}
+}
 
+static int parse_extensions(struct reader *rd, size_t end)
+{
+	size_t pos = rd->h->header_len;
+	uint32_t seen = 0;
+
+	/* Old images without extensions have the backing file name right behind the header. */
+	while (pos < end) {
+		struct extension_disk ext;
+		uint32_t type, len;
+		int ret;
+
+		if (end - pos < sizeof(ext))
+			return varve_error_set(rd->err, -EINVAL, "header extension at offset %zu is cut off at %zu", pos, end);
+		memcpy(&ext, rd->buf + pos, sizeof(ext));
+		type = be32_get(ext.type);
+		len = be32_get(ext.len);
+		pos += sizeof(ext);
 		if (type == QCOW2_EXT_END)
 			return 0;
-		if (n > end - pos - 8)
-			return varve_error_set(err, -EINVAL, "header extension 0x%08x of %u bytes is longer than the header area",
-					       type, n);
-		if (type == QCOW2_EXT_BACKING_FORMAT)
-			r = text_extension(h->backing_format, sizeof(h->backing_format), "backing format name", data, n, err);
-		else if (type == QCOW2_EXT_DATA_FILE)
-			r = text_extension(h->data_file, sizeof(h->data_file), "data file name", data, n, err);
-		else if (type == QCOW2_EXT_FEATURE_NAMES)
-			feature_name_find(h, data, n);
-		else if (type == QCOW2_EXT_BITMAPS)
-			r = bitmaps_extension(h, data, n, err);
-		pos += 8 + align_up(n, 8);
+		if (len > end - pos)
+			return varve_error_set(rd->err, -EINVAL,
+					       "header extension 0x%08x of %u bytes reaches beyond the extension area (%zu left)",
+					       type, len, end - pos);
+		ret = parse_extension(rd, type, rd->buf + pos, len, &seen);
+		if (ret < 0)
+			return ret;
+		pos += align_up(len, 8);
 	}
-	return r;
+	return 0;
 }
 
 int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct qcow2_header *ret,
 		       struct varve_error *err)
 {
-	const struct qcow2_header_disk *d = (const void *)buf;
+	struct qcow2_header h = { 0 };
+	struct reader rd = { .buf = buf, .len = len, .file_len = file_len, .h = &h, .err = err };
+	size_t end;
 	int r;
 
-	memset(ret, 0, sizeof(*ret));
-	r = fixed_parse(d, len, ret, err);
-	if (r == 0 && !(ret->incompatible & ~(uint64_t)31))
-		r = fields_check(ret, file_len, err);
-	if (r == 0)
-		r = backing_parse(d, buf, len, ret, err);
-	if (r == 0)
-		r = extensions_parse(buf, len, be64_get(d->backing_name_off), ret, err);
-	return r;
-}
-
-int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err)
-{
-	uint64_t unknown = h->incompatible & ~(uint64_t)31;
-
-	if (unknown)
-		return varve_error_set(err, -ENOTSUP, "the image uses an unknown feature: %s (incompatible bit %d)",
-				       *h->unknown_feature ? h->unknown_feature : "unnamed", __builtin_ctzll(unknown));
-	if (h->crypt_method)
-		return varve_error_set(err, -ENOTSUP, "the image is encrypted (%s), which this version cannot read",
-				       h->crypt_method == 1 ? "AES" : "LUKS");
-	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return varve_error_set(err, -ENOTSUP, "the image keeps its data in an external data file, which this version "
-						      "cannot use");
-	if (!writable)
-		return 0;
-	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
-		return varve_error_set(err, -EACCES, "the image is marked corrupt and can only be opened read-only");
-	if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
-		return varve_error_set(err, -EACCES, "the image was not closed cleanly and its refcounts may be stale (dirty bit); "
-						     "repair it first (qemu-img check -r all), or open it read-only");
-	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
-		return varve_error_set(err, -ENOTSUP, "the image has extended L2 entries, which this version can read but not "
-						      "write");
+	if ((r = parse_fields(&rd)) < 0 || (r = check_geometry(&rd)) < 0 || (r = check_compression(&rd)) < 0 ||
+	    (r = check_tables(&rd)) < 0 || (r = parse_backing_name(&rd, &end)) < 0 || (r = parse_extensions(&rd, end)) < 0)
+		return r;
+	*ret = h;
 	return 0;
 }
 
-static uint8_t *extension_put(uint8_t *p, const uint8_t *end, uint32_t type, const void *data, uint32_t len)
-{
-	struct extension_disk x = { be32_put(type), be32_put(len) };
+/* ---- what this version can do ---- */
 
-	if (!p || align_up(len, 8) + sizeof(x) > (size_t)(end - p))
-		return NULL;
-	memcpy(p, &x, sizeof(x));
-	if (len)
-		memcpy(p + sizeof(x), data, len);
-	return p + sizeof(x) + align_up(len, 8);
+int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err)
+{
+	uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN;
+
+	if (unknown && *h->unknown_feature)
+		return varve_error_set(err, -ENOTSUP, "feature '%s' (incompatible bit %d) is not known to this version",
+				       h->unknown_feature, __builtin_ctzll(unknown));
+	if (unknown)
+		return varve_error_set(err, -ENOTSUP, "an unnamed feature (incompatible bit %d) is not known to this version",
+				       __builtin_ctzll(unknown));
+	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return varve_error_set(err, -ENOTSUP, "images with an external data file are not supported");
+	if (h->crypt_method)
+		return varve_error_set(err, -ENOTSUP, "%s encryption is not supported",
+				       h->crypt_method == 1 ? "AES" : "LUKS");
+	if (!writable)
+		return 0;
+	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+		return varve_error_set(err, -EIO, "the image is marked corrupt and can be opened read-only; repair it "
+				       "(qemu-img check -r all) before writing");
+	if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
+		return varve_error_set(err, -EIO, "the image was not closed cleanly and its refcounts may be stale: writing "
+				       "could overwrite data; open it read-only, or repair it first (qemu-img check -r all)");
+	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
+		return varve_error_set(err, -ENOTSUP, "images with extended L2 entries (subclusters) can be read, but not "
+				       "written");
+	return 0;
+}
+
+/* ---- building ---- */
+
+static size_t put_extension(uint8_t *to, uint32_t type, const void *data, size_t len)
+{
+	struct extension_disk ext = { be32_put(type), be32_put((uint32_t)len) };
+
+	memcpy(to, &ext, sizeof(ext));
+	memcpy(to + sizeof(ext), data, len);
+	return sizeof(ext) + align_up(len, 8);
+}
+
+static const struct feature_disk feature_names[] = {
+	{ 0, 0, "dirty bit" },		   { 0, 1, "corrupt bit" },	     { 0, 2, "external data file" },
+	{ 0, 3, "compression type" },	   { 0, 4, "extended L2 entries" },  { 1, 0, "lazy refcounts" },
+	{ 2, 0, "bitmaps" },		   { 2, 1, "raw external data" },
+};
+
+static struct qcow2_header_disk to_disk(const struct qcow2_header *h)
+{
+	return (struct qcow2_header_disk){
+		.magic = be32_put(QCOW2_MAGIC),
+		.version = be32_put(h->version),
+		.cluster_bits = be32_put(h->cluster_bits),
+		.disk_len = be64_put(h->disk_len),
+		.crypt_method = be32_put(h->crypt_method),
+		.l1_entries = be32_put(h->l1_entries),
+		.l1_off = be64_put(h->l1_off),
+		.refcount_table_off = be64_put(h->refcount_table_off),
+		.refcount_table_clusters = be32_put(h->refcount_table_clusters),
+		.nr_snapshots = be32_put(h->nr_snapshots),
+		.snapshots_off = be64_put(h->snapshots_off),
+		.incompatible = be64_put(h->incompatible),
+		.compatible = be64_put(h->compatible),
+		.autoclear = be64_put(h->autoclear),
+		.refcount_order = be32_put(h->refcount_order),
+		.header_len = be32_put(h->header_len),
+		.compression_type = h->compression_type,
+	};
 }
 
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err)
 {
-	struct qcow2_header_disk *d = (void *)cluster;
-	uint32_t name_len = (uint32_t)strlen(h->backing_name);
-	struct feature_disk names[ARRAY_LEN(feature_names)] = { 0 };
-	uint8_t *end = cluster + (1ull << h->cluster_bits), *p, *q;
+	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name), pos = h->header_len;
+	size_t format_len = strlen(h->backing_format), need;
+	struct qcow2_header_disk d = to_disk(h);
 
-	memset(cluster, 0, 1ull << h->cluster_bits);
-	d->magic = be32_put(QCOW2_MAGIC);
-	d->version = be32_put(h->version);
-	d->cluster_bits = be32_put(h->cluster_bits);
-	d->disk_len = be64_put(h->disk_len);
-	d->crypt_method = be32_put(h->crypt_method);
-	d->l1_entries = be32_put(h->l1_entries);
-	d->l1_off = be64_put(h->l1_off);
-	d->refcount_table_off = be64_put(h->refcount_table_off);
-	d->refcount_table_clusters = be32_put(h->refcount_table_clusters);
-	d->nr_snapshots = be32_put(h->nr_snapshots);
-	d->snapshots_off = be64_put(h->snapshots_off);
-	p = cluster + QCOW2_V2_HEADER_LEN;
-	if (h->version >= 3) {
-		d->incompatible = be64_put(h->incompatible);
-		d->compatible = be64_put(h->compatible);
-		d->autoclear = be64_put(h->autoclear);
-		d->refcount_order = be32_put(h->refcount_order);
-		d->header_len = be32_put(sizeof(*d));
-		d->compression_type = h->compression_type;
-		p = cluster + sizeof(*d);
-	}
-	if (*h->backing_format)
-		p = extension_put(p, end, QCOW2_EXT_BACKING_FORMAT, h->backing_format, (uint32_t)strlen(h->backing_format));
-	for (size_t i = 0; i < ARRAY_LEN(feature_names); i++) {
-		names[i].type = feature_names[i].type;
-		names[i].bit = feature_names[i].bit;
-		memcpy(names[i].name, feature_names[i].name, strlen(feature_names[i].name));
-	}
-	/* The names are a courtesy: small clusters may have no room for them beside a long backing file name. */
-	q = h->version >= 3 ? extension_put(p, end, QCOW2_EXT_FEATURE_NAMES, names, sizeof(names)) : NULL;
-	if (q && (size_t)(end - q) >= 8 + name_len)
-		p = q;
-	else if (q)
-		memset(p, 0, (size_t)(q - p));
-	p = extension_put(p, end, QCOW2_EXT_END, NULL, 0);
-	if (!p || (size_t)(end - p) < name_len)
-		return varve_error_set(err, -EINVAL, "a backing file name of %u bytes has no room in a header cluster of %llu bytes",
-				       name_len, 1ull << h->cluster_bits);
+	assert(h->version == 3 ? h->header_len == sizeof(d) : h->header_len == QCOW2_V2_HEADER_LEN);
+	need = pos + (format_len ? sizeof(struct extension_disk) + align_up(format_len, 8) : 0) +
+	       sizeof(struct extension_disk) + name_len;
+	if (need > cluster_len)
+		return varve_error_set(err, -EINVAL, "backing file name of %zu bytes does not fit into the first cluster (%zu "
+				       "bytes); use larger clusters or a shorter name", name_len, cluster_len);
+	memset(cluster, 0, cluster_len);
+	if (name_len)
+		d.backing_name_len = be32_put((uint32_t)name_len);
+	if (format_len)
+		pos += put_extension(cluster + pos, QCOW2_EXT_BACKING_FORMAT, h->backing_format, format_len);
+	/* Names are a courtesy to versions that know less; in the smallest clusters there is no room for them. */
+	if (h->version == 3 && need + sizeof(struct extension_disk) + sizeof(feature_names) <= cluster_len)
+		pos += put_extension(cluster + pos, QCOW2_EXT_FEATURE_NAMES, feature_names, sizeof(feature_names));
+	pos += sizeof(struct extension_disk); /* the end: zeroes */
 	if (name_len) {
-		d->backing_name_off = be64_put((uint64_t)(p - cluster));
-		d->backing_name_len = be32_put(name_len);
-		memcpy(p, h->backing_name, name_len);
+		d.backing_name_off = be64_put(pos);
+		memcpy(cluster + pos, h->backing_name, name_len);
 	}
+	memcpy(cluster, &d, h->header_len);
 	return 0;
 }
