@@ -152,8 +152,11 @@ static void chain_below(struct node *n, uint64_t off, uint64_t len, struct exten
 			return;
 		}
 	}
-	/* Not in memory, or not to be remembered; at pos perhaps, but the question, and load(), are about off. */
-	chain_walk(n->backing, off, len, ret);
+	/* Not in memory, or damaged: but that is what stands at pos; the question, and load(), are about off. */
+	chain_walk(n->backing, off, end - off, ret);
+	if (ret->kind == EXTENT_DATA || ret->kind == EXTENT_ZERO)
+		chain_insert(c, off, off, ret);
+	ret->len = MIN(len, ret->len);
 }
 
 void chain_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)

@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define SYNC_ROUNDS 8
+
 static int leaf_len_sync(struct node *n)
 {
 	if (n->drv->kind == DRIVER_FILTER && !node_len(n))
@@ -267,6 +269,23 @@ static int chain_has_loop(struct node *top, struct node *next, struct varve_erro
 	return 0;
 }
 
+/*
+ * A backing file that could not be opened because we hold it ourselves, for writing, further up in the chain: say so, rather
+ * than that it is locked. Looked at without locks, on this path only.
+ */
+static int explain_loop(struct fiber *f, struct node *top, struct opts *o, int ret, struct varve_error *err)
+{
+	const char *filename = opts_get(o, "filename");
+	struct node *leaf;
+
+	if (!filename || graph_open_file(f, filename, NODE_FORCE_SHARE, &leaf, NULL) < 0)
+		return ret;
+	if (chain_has_loop(top, leaf, err) < 0)
+		ret = -ELOOP;
+	close_node(f, leaf);
+	return ret;
+}
+
 static bool names_a_file(struct opts *o)
 {
 	return o && (opts_get(o, "filename") || opts_get(o, "file.filename") || opts_get(o, "file.driver"));
@@ -281,6 +300,18 @@ static int backing_refused(struct opts *o, bool *ret_refused, struct varve_error
 	if (text && *text)
 		return varve_error_set(err, -EINVAL, "backing=%.200s: a backing image is described by backing.* "
 						     "options, not by a name", text);
+	return 0;
+}
+
+/* The same by name, before the file is opened: a second open of a file that we hold for writing fails by its lock. */
+static int chain_names_loop(struct node *top, struct opts *o, struct varve_error *err)
+{
+	const char *name = opts_get(o, "filename");
+
+	for (struct node *n = top; n && name; n = n->backing) {
+		if (!strcmp(node_name(n), name))
+			return varve_error_set(err, -ELOOP, "%s: the backing chain loops: it leads back to this image", name);
+	}
 	return 0;
 }
 
@@ -337,7 +368,11 @@ static int open_chain(struct fiber *f, struct node *top, struct opts *given, uin
 			below = opts_take_sub(o, "backing");
 			r = backing_refused(o, &last, err);
 			if (r == 0)
+				r = chain_names_loop(top, o, err);
+			if (r == 0)
 				r = open_stack(f, o, WANT_IMAGE, 0, flags, &b, err);
+			if (r < 0 && r != -ENOENT)
+				r = explain_loop(f, top, o, r, err);
 			if (r == 0)
 				r = opts_done(o, err);
 			if (r < 0)
@@ -465,13 +500,30 @@ int graph_stack(struct fiber *f, const struct driver *drv, struct node *file, st
 	return open_node(f, drv, file ? node_name(file) : drv->name, file, o, flags, ret_top, err);
 }
 
+/*
+ * The last flush. What it frees (space whose last reference is durably gone only now) changes metadata once more, so it is
+ * repeated until nothing waits; two rounds do for qcow2, three when a table moved.
+ */
+static int node_sync_all(struct fiber *f, struct node *n)
+{
+	int ret;
+
+	if (n->drv->kind != DRIVER_FORMAT || !n->drv->sync)
+		return node_flush(f, n);
+	for (unsigned i = 0; i < SYNC_ROUNDS; i++) {
+		ret = n->drv->sync(f, n);
+		if (ret < 0 || n->drv->clean(n))
+			return ret;
+	}
+	return 0;
+}
+
 int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 {
 	int ret = 0;
 
 	if (top->flags & NODE_WRITABLE) {
-		ret = top->drv->kind == DRIVER_FORMAT && top->drv->sync ? top->drv->sync(f, top) :
-									   node_flush(f, top);
+		ret = node_sync_all(f, top);
 		if (ret < 0)
 			varve_error_errno(err, ret, "%s: the last flush failed, data written before may be lost",
 					  node_name(top));
@@ -499,6 +551,7 @@ int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, str
 
 		if (off >= nlen)
 			break;
+		*ret_depth = depth; /* of the last layer that reaches so far, if none holds it */
 		len = MIN(len, nlen - off);
 		n->drv->map(n, off, len, ret_extent);
 		if (ret_extent->kind == EXTENT_UNLOADED) {
@@ -509,7 +562,6 @@ int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, str
 		}
 		len = ret_extent->len;
 		if (ret_extent->kind != EXTENT_ABSENT) {
-			*ret_depth = depth;
 			*ret_present = true;
 			return 0;
 		}

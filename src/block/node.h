@@ -120,8 +120,8 @@ struct driver {
 	bool (*clean)(struct node *n);
 
 	/*
-	 * Format: makes an image in `file` (open, writable; a fresh or emptied one). len: of the virtual disk. Checks all of
-	 * its options before it writes; takes them from o. Sizes of backing images were settled by the caller.
+	 * Format: makes an image in `file` (open, writable; what it holds is to go). len: of the virtual disk. Takes its options
+	 * from o and checks all of them before it empties the file. Sizes of backing images were settled by the caller.
 	 */
 	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		      void *user_data, struct varve_error *err);

@@ -40,10 +40,15 @@ def unchanged(folder):
     assert state(folder) == before
 
 
-def everywhere(path, folder, *words, options=("-f", "qcow2")):
-    """Every command that opens an image refuses this one in the same way. compare has its own exit status."""
+def everywhere(path, folder, *words, options=("-f", "qcow2"), check=True):
+    """
+    Every command that opens an image refuses this one in the same way. compare has its own exit status; check looks at
+    the one image alone and takes damage for what it is there to find, so it may say something else.
+    """
     with unchanged(folder):
-        for r in (img("check", *options, path), img("map", *options, path), io(path, options=options),
+        if check:
+            refused(img("check", *options, path), path, *words)
+        for r in (img("map", *options, path), io(path, options=options),
                   io(path, "read 0 512", options=("-r", *options)),
                   varve("serve", path, *options, "--vhost-user", os.path.join(folder, "sock"))):
             refused(r, path, *words)
@@ -84,12 +89,13 @@ def test_truncated_data_is_an_error_not_zeroes(tmp_path, disk):
     with unchanged(tmp_path):
         r = io(disk, "read 3M 64k", options=("-r",))
         assert r.rc == 1 and "read failed" in r.out, str(r)
-        assert img("compare", disk, disk).rc == 4
+        assert img("compare", disk, disk).rc in (3, 4)
         assert img("check", disk).rc in (1, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(5000), b"KDMV" + bytes(600), b"conectix" + bytes(504),
-                                     b"QED\0" + bytes(4096), b"vhdxfile" + bytes(65536)])
+                                     b"QED\0" + bytes(4096), b"vhdxfile" + bytes(65536)],
+                         ids=["empty", "elf", "vmdk", "vpc", "qed", "vhdx"])
 def test_foreign_files_are_not_qcow2(tmp_path, content):
     path = tmp_path / "foreign"
     path.write_bytes(content)
@@ -102,14 +108,23 @@ def test_unknown_format_name(tmp_path, disk):
 
 
 def test_features_of_others_are_named(tmp_path):
-    for option, word in (("extended_l2=on", "extended L2"), (f"data_file={tmp_path}/data", "data file"),
-                         ("encrypt.format=luks,encrypt.key-secret=s", "encr")):
+    for option, word in ((f"data_file={tmp_path}/data", "data file"), ("encrypt.format=luks,encrypt.key-secret=s", "encr")):
         path = tmp_path / "d"
         secret = ["--object", "secret,id=s,data=x"] if "encrypt" in option else []
         ok(qimg("create", "-q", "-f", "qcow2", *secret, "-o", option, path, "1M"))
-        everywhere(path, tmp_path, word)
+        everywhere(path, tmp_path, word, check=False)
         ok(img("info", path))
         path.unlink()
+
+
+def test_what_can_be_read_but_not_written_is_named(tmp_path, disk):
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", tmp_path / "d", "1M"))
+    patch(disk, 72, struct.pack(">Q", 2))  # marked corrupt
+    for path, word in ((tmp_path / "d", "extended L2"), (disk, "corrupt")):
+        with unchanged(tmp_path):
+            ok(img("map", path))
+            refused(io(path), path, word)
+            refused(varve("serve", path, "--vhost-user", tmp_path / "sock"), path, word)
 
 
 def test_unknown_incompatible_feature(tmp_path, disk):
@@ -165,7 +180,7 @@ def rebase(path, name):
 
 def test_an_image_that_backs_itself(tmp_path, disk):
     rebase(disk, "disk.qcow2")
-    everywhere(disk, tmp_path, "chain")
+    everywhere(disk, tmp_path, "chain", check=False)
     with unchanged(tmp_path):
         refused(img("info", "--backing-chain", disk), disk, "chain")
     ok(img("info", disk))
@@ -174,7 +189,7 @@ def test_an_image_that_backs_itself(tmp_path, disk):
 def test_a_ring_of_images(tmp_path):
     for n in range(3):
         ok(qimg("create", "-q", "-f", "qcow2", "-u", "-b", f"d{(n + 1) % 3}", "-F", "qcow2", tmp_path / f"d{n}", "1M"))
-    everywhere(tmp_path / "d0", tmp_path, "chain")
+    everywhere(tmp_path / "d0", tmp_path, "chain", check=False)
     with unchanged(tmp_path):
         refused(img("info", "--backing-chain", tmp_path / "d1"), "chain")
 
@@ -182,7 +197,7 @@ def test_a_ring_of_images(tmp_path):
 def test_a_ring_under_different_names(tmp_path, disk):
     (tmp_path / "link").symlink_to(disk)
     rebase(disk, "link")
-    everywhere(disk, tmp_path)
+    everywhere(disk, tmp_path, check=False)
 
 
 def test_a_missing_backing_file(tmp_path):
@@ -196,7 +211,7 @@ def test_a_missing_backing_file(tmp_path):
 def test_create_over_its_own_backing_file(tmp_path, disk):
     with unchanged(tmp_path):
         refused(img("create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", disk), disk, "chain")
-        os.symlink(disk, tmp_path / "link")
+    os.symlink(disk, tmp_path / "link")
     with unchanged(tmp_path):
         refused(img("create", "-q", "-f", "qcow2", "-b", tmp_path / "link", "-F", "qcow2", disk), disk, "chain")
 
@@ -354,7 +369,7 @@ def test_socket_path_that_exists(tmp_path, disk):
 def test_socket_path_that_is_too_long(tmp_path, disk):
     path = str(tmp_path / ("x" * 120))
     with unchanged(tmp_path):
-        refused(varve("serve", disk, "--vhost-user", path), path, "long")
+        refused(varve("serve", disk, "--vhost-user", path), path, "107 bytes")
 
 
 def test_socket_in_a_folder_that_is_missing(tmp_path, disk):
@@ -385,7 +400,7 @@ def test_no_space_to_create(small):
 def test_no_space_to_write(small):
     disk = small / "d"
     ok(img("create", "-q", "-f", "qcow2", disk, "64M"))
-    r = io(disk, "write -q 0 64k", "write -q 1M 32M", "flush")
+    r = io(disk, "write -q 0 64k", "flush", "write -q 1M 32M", "flush")
     assert r.rc == 1 and "write failed: No space left on device" in r.out, str(r)
     ok(io(disk, "read -P 0xcd 0 64k"))
     assert img("check", disk).rc in (0, 3)

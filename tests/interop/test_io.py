@@ -40,7 +40,7 @@ def test_results_read_as_those_of_qemu_io(disks):
 def test_map_and_alloc(tmp_path):
     disk = tmp_path / "disk"
     ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
-    commands = ["map", "write -q 64k 64k", "write -q -z 1M 64k", "map", "alloc 0 4M", "alloc 64k", "alloc 0",
+    commands = ["map", "write -q 64k 64k", "write -q 1M 64k", "write -q -z 1M 64k", "map", "alloc 0 4M", "alloc 64k", "alloc 0",
                 "alloc 100k 100k", "alloc 5M", "alloc 3M 3M"]
     ours = ok(io(disk, *commands)).out
     ok(img("create", "-q", "-f", "qcow2", disk, "4M"))

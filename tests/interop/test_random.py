@@ -143,7 +143,9 @@ def one_seed(seed, folder):
         model = Model(length, model)
         for _ in range(rng.choice([1, 2, 3])):
             tool = rng.choice([io, qio])
-            cache = rng.choice(["writeback", "writeback", "none", "writethrough", "unsafe"])
+            # QEMU does not write with O_DIRECT to a raw file that ends anywhere.
+            direct = ["none"] if fmt == "qcow2" or length % 4096 == 0 else []
+            cache = rng.choice(["writeback", "writeback", "writethrough", "unsafe", *direct])
             ok(tool(path, *batch(rng, model, bits), options=("-f", fmt, "-t", cache)))
         if fmt == "qcow2":
             ok(img("check", "-q", "-f", fmt, path))

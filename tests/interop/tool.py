@@ -50,9 +50,9 @@ def run(*args, input=None, cwd=None, env=None, check=False):
     """Runs a program; its output as text. check: it must succeed, and say nothing on stderr."""
     args = [os.fspath(a) for a in args]
     full_env = {**os.environ, "LC_ALL": "C", **(env or {})}
-    p = subprocess.run(args, input=input, capture_output=True, timeout=TIMEOUT, cwd=cwd, env=full_env,
-                       text=True, errors="surrogateescape")
-    r = Result(args, p.returncode, p.stdout, p.stderr)
+    p = subprocess.run(args, input=input and os.fsencode(input), capture_output=True, timeout=TIMEOUT, cwd=cwd,
+                       env=full_env, check=False)
+    r = Result(args, p.returncode, os.fsdecode(p.stdout), os.fsdecode(p.stderr))
     if check:
         assert r.rc == 0 and r.err == "", str(r)
     return r

@@ -3,8 +3,8 @@
  * qcow2/create.c - new images: what was asked for, and whether the format can do it
  *
  * Owns:    the options of create.
- * Assumes: the caller found the lengths of backing files, and emptied or made the file.
- * Never:   writes before everything that was asked for has been checked. layout.c writes.
+ * Assumes: the caller found the lengths of backing files, and made the file if it was not there.
+ * Never:   writes (or empties the file) before everything that was asked for has been checked. layout.c writes.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -221,6 +221,9 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	}
 	fill_header(h, &w, &l);
 	ret = qcow2_header_build(h, cluster, err);
+	/* Nothing that was asked for is wrong: an old file's bytes may go. A device keeps its own, and its length. */
+	if (ret == 0)
+		ret = node_truncate(f, file, 0, false, err);
 	if (ret == 0)
 		ret = layout_write(f, file, &l, w.prealloc, cluster, progress, user_data, err);
 out:

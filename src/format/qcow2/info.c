@@ -144,9 +144,11 @@ static int add_features(const struct qcow2_header *h, json_t *data, struct varve
 
 	add(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"), &ret);
 	add(data, "compression-type", json_string(h->compression_type ? "zstd" : "zlib"), &ret);
+	/* In this order, because the human form prints them as they come and is compared with the other tool's. */
+	if (h->version >= 3)
+		add(data, "lazy-refcounts", json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS), &ret);
 	add(data, "refcount-bits", json_integer(1 << h->refcount_order), &ret);
 	if (h->version >= 3) {
-		add(data, "lazy-refcounts", json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS), &ret);
 		add(data, "corrupt", json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT), &ret);
 		add(data, "extended-l2", json_boolean(h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2), &ret);
 	}

@@ -155,7 +155,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	q->writable = (n->flags & NODE_WRITABLE) && !(n->flags & NODE_CHECK);
 	n->cluster_len = q->cluster_len;
 	atomic_store(&n->len, q->h.disk_len);
-	if (!(n->flags & (NODE_NO_IO | NODE_CHECK)))
+	/* What check does not understand it cannot judge: features are refused there too, damage is not. */
+	if (!(n->flags & NODE_NO_IO) && (!(n->flags & NODE_CHECK) || q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN))
 		r = qcow2_header_usable(&q->h, q->writable, err);
 	if (r == 0)
 		r = names_set(n, &q->h, err);

@@ -36,7 +36,8 @@ struct wait_mode {
 	const struct aio_engine *engine; /* NULL: none */
 };
 
-static struct wait_mode wait_epoll = { NULL }, wait_uring = { &aio_engine_uring };
+static struct wait_mode wait_epoll __attribute__((unused)) = { NULL };
+static struct wait_mode wait_uring __attribute__((unused)) = { &aio_engine_uring };
 
 #define BOTH_MODES(test)                                          \
 	{ #test " (epoll)", test, NULL, NULL, &wait_epoll },       \

@@ -234,7 +234,7 @@ const struct driver driver_hold = {
 
 void image_open(struct image *img, struct queue *q, uint64_t cluster, uint64_t size, uint32_t flags)
 {
-	uint64_t room = 4 * size + MiB(1);
+	uint64_t room = 4 * size + KiB(256);
 	char options[96];
 
 	img->l.q = q ? q : leaf_queue();
@@ -291,10 +291,13 @@ void io_start(struct io *io, struct node *n, struct queue *q, enum req_op op, ui
 
 int io_wait(struct io *io)
 {
+	/* The limit is for requests that never end; a turn sleeps only when there is nothing to do. */
 	for (unsigned i = 0; !io->done && i < 100000; i++)
-		queue_turn(io->r.q, 0);
-	if (!io->done)
-		fail_msg("a request does not end");
+		queue_turn(io->r.q, i < 1000 ? 0 : 1000000);
+	if (!io->done) {
+		fprintf(stderr, "a request does not end\n");
+		abort(); /* fail_msg() is for the main thread only, and the request is still in flight */
+	}
 	return io->ret;
 }
 
@@ -310,6 +313,71 @@ int io_now(struct image *img, enum req_op op, uint64_t off, void *buf, uint64_t 
 
 	io_start(&io, img->l.n, img->l.q, op, off, buf, len, flags);
 	return io_wait(&io);
+}
+
+/* ---- queues with threads ---- */
+
+static void *worker_thread(void *arg)
+{
+	struct worker *w = arg;
+	struct varve_error err = { 0, "" };
+
+	w->ret = node_attach(w->n, w->q, &err);
+	if (w->ret < 0)
+		snprintf(w->why, sizeof(w->why), "attach: %.150s", err.message);
+	else
+		w->ret = w->fn(w);
+	/* It goes on answering home's messages until everybody has ended. */
+	atomic_store(&w->done, true);
+	while (atomic_load(&w->done))
+		queue_turn(w->q, 1000000);
+	return NULL;
+}
+
+struct detach {
+	struct node *n;
+	struct queue *q;
+};
+
+static int detach_fiber(struct fiber *f, void *arg)
+{
+	struct detach *d = arg;
+
+	node_detach(f, d->n, d->q);
+	return 0;
+}
+
+void workers_run(struct leaf *home, struct worker *w, unsigned nr, void (*meanwhile)(void *arg), void *arg)
+{
+	unsigned left = nr;
+
+	for (unsigned i = 0; i < nr; i++) {
+		w[i].n = home->n;
+		w[i].nr = i;
+		w[i].q = leaf_queue();
+		assert_int_equal(pthread_create(&w[i].thread, NULL, worker_thread, &w[i]), 0);
+	}
+	while (left) {
+		if (meanwhile)
+			meanwhile(arg);
+		queue_turn(home->q, meanwhile ? 0 : 1000000);
+		left = 0;
+		for (unsigned i = 0; i < nr; i++)
+			left += !atomic_load(&w[i].done);
+	}
+	for (unsigned i = 0; i < nr; i++) {
+		struct detach d = { w[i].n, w[i].q };
+
+		assert_int_equal(fiber_call(home->q, detach_fiber, &d), 0);
+	}
+	for (unsigned i = 0; i < nr; i++) {
+		atomic_store(&w[i].done, false);
+		pthread_join(w[i].thread, NULL);
+		turns(w[i].q, 2);
+		queue_free(w[i].q);
+		if (w[i].ret < 0)
+			fail_msg("worker %u: %d %s", i, w[i].ret, w[i].why);
+	}
 }
 
 /* ---- random ---- */

@@ -11,6 +11,8 @@
 #include "../proto/leaf.h"
 #include "block/block.h"
 
+#include <pthread.h>
+
 struct fake {
 	/* set by the test */
 	uint64_t alloc_run;   /* clusters that alloc() gives at once */
@@ -90,6 +92,24 @@ int io_wait(struct io *io);
 /* Some turns, for things to happen that shall not end anything. */
 void turns(struct queue *q, unsigned nr);
 int io_now(struct image *img, enum req_op op, uint64_t off, void *buf, uint64_t len, uint32_t flags);
+
+/* ---- queues with threads ---- */
+
+/* A queue that a thread of the test runs: attaches to n, calls fn, ends. */
+struct worker {
+	struct node *n;
+	struct queue *q;
+	int (*fn)(struct worker *w); /* negative: failed, why[] says how */
+	void *arg;
+	unsigned nr; /* 0, 1, ... */
+	int ret;
+	char why[200];
+	pthread_t thread;
+	_Atomic bool done;
+};
+
+/* Runs the workers, and the home queue on this thread, until all have ended; meanwhile() between its turns (or NULL). */
+void workers_run(struct leaf *home, struct worker *w, unsigned nr, void (*meanwhile)(void *arg), void *arg);
 
 /* ---- random numbers with a seed that failures print ---- */
 

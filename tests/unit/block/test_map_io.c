@@ -288,9 +288,10 @@ static int model_io(struct model *m, enum req_op op, uint64_t off, uint64_t len,
 
 	for (uint64_t pos = 0; pos < len;) {
 		uint64_t part = nr == 79 ? len - pos : 1 + rnd_below(&m->rnd, len - pos);
+		uint64_t small = 1 + rnd_below(&m->rnd, 700);
 
 		if (rnd_below(&m->rnd, 4) && nr < 79)
-			part = MIN(part, 1 + rnd_below(&m->rnd, 700));
+			part = MIN(part, small);
 		iov[nr++] = (struct iovec){ m->buf + pos, part };
 		pos += part;
 	}
@@ -302,11 +303,12 @@ static void model_step(struct model *m)
 	uint64_t grain = rnd_below(&m->rnd, 3) ? 512 : 1;
 	uint64_t off = rnd_below(&m->rnd, MODEL_LEN / grain) * grain;
 	uint64_t len = (1 + rnd_below(&m->rnd, (MODEL_LEN - off + grain - 1) / grain)) * grain;
+	uint64_t few = grain * (1 + rnd_below(&m->rnd, 16)); /* not inside of MIN(), which asks twice */
 	uint64_t what = rnd_below(&m->rnd, 10), i = rnd_below(&m->rnd, fake_of(m->img.l.n)->nr_clusters);
 
 	len = MIN(len, MODEL_LEN - off);
 	if (rnd_below(&m->rnd, 2))
-		len = MIN(len, grain * (1 + rnd_below(&m->rnd, 16)));
+		len = MIN(len, few);
 	if (rnd_below(&m->rnd, 3) == 0)
 		fake_forget(m->img.l.n, i);
 	if (what < 4) {

@@ -230,7 +230,7 @@ static void flush_with_cuts(struct model *m)
 static void every_short_history_survives_every_power_cut(void **state)
 {
 	static const char alphabet[] = "abABndF";
-	const unsigned letters = sizeof(alphabet) - 1, len = 5;
+	const unsigned letters = sizeof(alphabet) - 1, len = 4;
 	unsigned total = 1;
 
 	for (unsigned i = 0; i < len; i++)
@@ -399,13 +399,13 @@ static void random_history(unsigned seed, bool faults)
 
 static void random_histories_survive_power_cuts(void **state)
 {
-	for (unsigned seed = 1; seed <= 200; seed++)
+	for (unsigned seed = 1; seed <= 100; seed++)
 		random_history(seed, false);
 }
 
 static void random_histories_with_failing_operations_survive_too(void **state)
 {
-	for (unsigned seed = 1001; seed <= 1200; seed++)
+	for (unsigned seed = 1001; seed <= 1100; seed++)
 		random_history(seed, true);
 }
 
