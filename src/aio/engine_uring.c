@@ -16,6 +16,7 @@
 
 #include <errno.h>
 
+#include "aio/fiber_switch.h"
 #include "aio/loop.h"
 #include "base/error.h"
 
@@ -352,9 +353,13 @@ static int refuse(int ret, struct varve_error *err)
 
 static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err)
 {
-	struct uring *u = calloc(1, sizeof(*u));
+	struct uring *u;
 	int ret;
 
+	/* It does not see what the kernel writes later, and stops all threads while one waits in the ring. */
+	if (runs_on_valgrind())
+		return varve_error_set(err, -ENOSYS, "io_uring does not work under valgrind: use aio=threads");
+	u = calloc(1, sizeof(*u));
 	if (!u)
 		return varve_error_set(err, -ENOMEM, "out of memory for the aio engine 'io_uring'");
 	u->q = q;
@@ -431,7 +436,7 @@ static void works_ask(void)
 {
 	struct io_uring ring;
 
-	if (ring_init(&ring, 0) < 0)
+	if (runs_on_valgrind() || ring_init(&ring, 0) < 0)
 		return;
 	works = ring.features & IORING_FEAT_EXT_ARG && ring.features & IORING_FEAT_NODROP;
 	io_uring_queue_exit(&ring);

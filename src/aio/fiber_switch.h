@@ -8,9 +8,12 @@
 #ifndef VARVE_AIO_FIBER_SWITCH_H
 #define VARVE_AIO_FIBER_SWITCH_H
 
-#include <stddef.h>
+#include <stdbool.h>
 
 struct fiber_ctx;
+
+/* False in builds that do not know valgrind. */
+bool runs_on_valgrind(void);
 
 /* NULL: no memory (or no thread). */
 struct fiber_ctx *fiber_ctx_new(void);

@@ -217,7 +217,6 @@ static void loop_wait(struct queue *q, int64_t timeout_ns)
 		q->stats.syscalls += signals;
 	}
 	kick_clear(q);
-	loop_clock(q);
 }
 
 /* ---- turns ---- */
@@ -268,6 +267,8 @@ void queue_turn(struct queue *q, int64_t timeout_ns)
 	if (hooks_run(q) || q->work_done != before)
 		timeout_ns = 0;
 	loop_wait(q, timeout_ns);
+	if (timeout_ns)
+		loop_clock(q);
 	loop_work(q);
 	hooks_run(q);
 	loop_leave(q);
@@ -297,5 +298,6 @@ void loop_run(struct queue *q, const _Atomic bool *until)
 		if (!more && time_jump(q))
 			continue;
 		loop_wait(q, more ? 0 : -1);
+		loop_clock(q);
 	}
 }

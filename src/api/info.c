@@ -138,6 +138,7 @@ struct stats_args {
 	struct node *top;
 	struct queue *q;
 	struct stats_sum *sum;
+	json_t *o; /* the home queue's turn: the drivers' own counters */
 };
 
 /* On the queue whose counters are read. */
@@ -151,8 +152,13 @@ static int stats_fiber(struct fiber *f, void *arg)
 		a->sum->cold += s->nr_cold;
 		a->sum->split += s->nr_split;
 	}
-	if (a->q == a->top->home)
-		a->sum->home = *queue_stats(a->q);
+	if (a->q != a->top->home)
+		return 0;
+	a->sum->home = *queue_stats(a->q);
+	for (struct node *n = a->top; n; n = n->file) {
+		if (n->drv->stats)
+			n->drv->stats(n, a->o);
+	}
 	return 0;
 }
 
@@ -161,9 +167,9 @@ static int stats_fiber(struct fiber *f, void *arg)
  * another thread of the embedder cannot be: its requests are missing from the sum, and "queues" says how many
  * queues are in it.
  */
-static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum)
+static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum, json_t *o)
 {
-	struct stats_args a = { .top = image->top, .q = image->home->q, .sum = sum };
+	struct stats_args a = { .top = image->top, .q = image->home->q, .sum = sum, .o = o };
 	unsigned nr = 1;
 
 	api_call(image, stats_fiber, &a);
@@ -179,21 +185,32 @@ static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum)
 	return nr;
 }
 
+static json_t *count(uint64_t n)
+{
+	return json_integer((json_int_t)n);
+}
+
 int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_error *err)
 {
+	json_t *o = json_object(), *requests = json_object(), *home = json_object();
 	struct stats_sum sum = { 0 };
-	unsigned nr_queues = stats_collect(image, &sum);
 	const struct queue_stats *h = &sum.home;
-	json_t *o;
 
-	o = json_pack("{s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}}", "queues",
-		      (json_int_t)nr_queues, "requests", "hot", (json_int_t)sum.hot, "cold", (json_int_t)sum.cold,
-		      "split", (json_int_t)sum.split, "home", "turns", (json_int_t)h->turns, "waits",
-		      (json_int_t)h->waits, "syscalls", (json_int_t)h->syscalls, "fibers-started",
-		      (json_int_t)h->fibers_started, "fibers-parked", (json_int_t)h->fibers_parked,
-		      "fiber-switches", (json_int_t)h->fiber_switches, "aio-submitted",
-		      (json_int_t)h->aio_submitted, "aio-completed", (json_int_t)h->aio_completed);
-	if (!o)
-		return varve_error_errno(err, -ENOMEM, "%s: statistics", node_name(image->top));
+	/* A member that could not be made is missing; the whole is still true. */
+	json_object_set_new(o, "queues", count(stats_collect(image, &sum, o)));
+	json_object_set_new(requests, "hot", count(sum.hot));
+	json_object_set_new(requests, "cold", count(sum.cold));
+	json_object_set_new(requests, "split", count(sum.split));
+	json_object_set_new(o, "requests", requests);
+	json_object_set_new(home, "turns", count(h->turns));
+	json_object_set_new(home, "waits", count(h->waits));
+	json_object_set_new(home, "syscalls", count(h->syscalls));
+	json_object_set_new(home, "messages", count(h->msgs));
+	json_object_set_new(home, "fibers-started", count(h->fibers_started));
+	json_object_set_new(home, "fibers-parked", count(h->fibers_parked));
+	json_object_set_new(home, "fiber-switches", count(h->fiber_switches));
+	json_object_set_new(home, "aio-submitted", count(h->aio_submitted));
+	json_object_set_new(home, "aio-completed", count(h->aio_completed));
+	json_object_set_new(o, "home", home);
 	return json_to_text(o, ret_json, node_name(image->top), err);
 }

@@ -532,6 +532,23 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 	return ret;
 }
 
+/* A format without tables (raw) knows no holes; the file below may. */
+static int ask_file(struct fiber *f, struct extent *e)
+{
+	struct node *leaf = below_filters(e->node);
+	bool hole = false;
+	int ret;
+
+	if (e->kind != EXTENT_DATA || !leaf->drv->status)
+		return 0;
+	ret = leaf->drv->status(f, leaf, e->host_off, e->len, &hole, &e->len);
+	if (ret == 0 && hole) {
+		e->kind = EXTENT_ZERO;
+		e->flags |= EXTENT_ALLOCATED;
+	}
+	return ret;
+}
+
 int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent,
 	      unsigned *ret_depth, bool *ret_present)
 {
@@ -563,7 +580,7 @@ int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, str
 		len = ret_extent->len;
 		if (ret_extent->kind != EXTENT_ABSENT) {
 			*ret_present = true;
-			return 0;
+			return n->drv->load ? 0 : ask_file(f, ret_extent);
 		}
 		n = n->backing;
 		if (n)

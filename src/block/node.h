@@ -128,6 +128,8 @@ struct driver {
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+	/* Optional. Home queue: adds the node's own counters to an object of varve_image_stats() (a json_t). */
+	void (*stats)(struct node *n, void *json_stats);
 };
 
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
@@ -180,6 +182,7 @@ struct node {
 	unsigned level;		  /* fibers of block/ for it run at this level: 1 leaf (0: its driver's own), above: 1 + level of file */
 	uint32_t align;		  /* leaf: requests must be multiples of it (power of two, 1: any) */
 	uint32_t mem_align;	  /* leaf: and memory addresses of this */
+	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */
 	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */

@@ -207,6 +207,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	n->file_id[1] = w.id[1];
 	n->align = w.align;
 	n->mem_align = w.mem_align;
+	n->fixed_len = w.is_blockdev;
 	atomic_store_explicit(&n->len, w.len, memory_order_relaxed);
 	return 0;
 }

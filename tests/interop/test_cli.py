@@ -2,6 +2,7 @@
 """test_cli - the grammar: names of tools, help, versions, order of options, what is refused by name"""
 
 import re
+import signal
 import subprocess
 
 import pytest
@@ -128,3 +129,16 @@ def test_every_cache_mode_and_engine_reads_and_writes(disk):
     assert r.rc == 1 and "fast" in r.err
     r = io(disk, options=("-i", "carrier-pigeon"))
     assert r.rc == 1 and "carrier-pigeon" in r.err
+
+
+def test_sigusr1_asks_how_far_a_long_command_is():
+    zeroes = "driver=raw,file.driver=null-co,file.read-zeroes=on,file.size=1P"
+    p = subprocess.Popen([varve_path(), "img", "compare", "-p", "--image-opts", zeroes, zeroes],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert p.stdout.read(5) == b"    ("  # it runs, and catches the signal by now
+        p.send_signal(signal.SIGUSR1)
+        assert re.match(rb"    \(\d+\.\d\d/100%\)\n", p.stderr.readline())
+    finally:
+        p.kill()
+        p.communicate(timeout=60)

@@ -256,7 +256,7 @@ static int write_data(struct fiber *f, struct maker *m, bool full)
 /* The file gets its length and nothing that looks like an image. */
 static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 {
-	uint64_t end = off_of(m->l, m->l->nr), cluster_len = off_of(m->l, 1);
+	uint64_t end = off_of(m->l, m->l->nr);
 	int64_t file_len = node_file_len(f, m->file);
 	int err;
 
@@ -271,11 +271,12 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 	if (m->empty)
 		return 0;
 	/*
-	 * A device, perhaps with an old image on it: its header goes first. Power lost after this leaves a device
-	 * without any header; the other way round, the old header would stand above half of the new tables.
+	 * A device, perhaps with an old image on it: its header goes first, and only the sector with the header, for
+	 * what follows may be tables of the old image. Power lost after this leaves a device without any header; the
+	 * other way round, the old header would stand above half of the new tables.
 	 */
-	memset(m->chunk, 0, m->chunk_len);
-	err = node_write(f, m->file, 0, m->chunk, (size_t)MIN(cluster_len, (uint64_t)file_len));
+	memset(m->chunk, 0, HEADER_SECTOR);
+	err = node_write(f, m->file, 0, m->chunk, HEADER_SECTOR);
 	if (err == 0)
 		err = node_flush(f, m->file);
 	return err < 0 ? write_failed(m, err, "header") : 0;

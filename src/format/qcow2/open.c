@@ -7,6 +7,7 @@
  */
 #include "format/qcow2/qcow2.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -188,6 +189,23 @@ static bool qcow2_clean(struct node *n)
 	return order_clean(q->order);
 }
 
+static void qcow2_stats(struct node *n, void *json_stats)
+{
+	struct qcow2 *q = node_state(n);
+	struct order_stats s;
+
+	if (!q->order)
+		return;
+	order_stats(q->order, &s);
+	json_object_set_new(json_stats, "order",
+			    json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "puts", (json_int_t)s.puts,
+				      "merges", (json_int_t)s.merges, "barriers-asked", (json_int_t)s.barriers_asked,
+				      "sections", (json_int_t)s.sections, "syncs", (json_int_t)s.syncs, "writes",
+				      (json_int_t)s.writes, "bytes", (json_int_t)s.bytes, "errors", (json_int_t)s.errors,
+				      "queued-bytes", (json_int_t)s.queued_bytes, "queued-sections",
+				      (json_int_t)s.queued_sections));
+}
+
 const struct driver driver_qcow2 = {
 	.name = "qcow2",
 	.kind = DRIVER_FORMAT,
@@ -207,4 +225,5 @@ const struct driver driver_qcow2 = {
 	.create = qcow2_create,
 	.check = qcow2_check,
 	.info = qcow2_info,
+	.stats = qcow2_stats,
 };

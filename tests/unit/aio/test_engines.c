@@ -157,10 +157,12 @@ static void vectors_scatter_and_gather(void **state)
 {
 	struct fixture fx;
 	struct iovec iov[AIO_IOV_MAX];
-	uint8_t *a = calloc(AIO_IOV_MAX, 7), *b = calloc(AIO_IOV_MAX, 7);
+	uint8_t *a, *b;
 
-	CHECK(a && b);
 	fixture_open(&fx, state);
+	a = calloc(AIO_IOV_MAX, 7);
+	b = calloc(AIO_IOV_MAX, 7);
+	CHECK(a && b);
 	for (unsigned i = 0; i < AIO_IOV_MAX * 7; i++)
 		a[i] = (uint8_t)(i * 31 >> 3);
 	for (unsigned i = 0; i < AIO_IOV_MAX; i++)
@@ -216,11 +218,12 @@ static void errors_are_the_kernels(void **state)
 static void discard_keeps_the_length_and_the_neighbours(void **state)
 {
 	struct fixture fx;
-	uint8_t *buf = malloc(MiB(1));
+	uint8_t *buf;
 	int64_t res;
 
-	CHECK(buf);
 	fixture_open(&fx, state);
+	buf = malloc(MiB(1));
+	CHECK(buf);
 	memset(buf, 0xcc, MiB(1));
 	assert_int_equal(do_write(&fx, 0, buf, MiB(1), 0), MiB(1));
 	res = do_op(&fx, AIO_DISCARD, 0, NULL, 0, KiB(64), KiB(512));
@@ -255,10 +258,11 @@ static void zero_and_check(struct fixture *fx, uint32_t flags, uint64_t off, uin
 static void zeroed_ranges_read_as_zeroes_and_extend_the_file(void **state)
 {
 	struct fixture fx;
-	uint8_t *buf = malloc(MiB(1));
+	uint8_t *buf;
 
-	CHECK(buf);
 	fixture_open(&fx, state);
+	buf = malloc(MiB(1));
+	CHECK(buf);
 	memset(buf, 0xcc, MiB(1));
 	assert_int_equal(do_write(&fx, 0, buf, MiB(1), 0), MiB(1));
 	zero_and_check(&fx, 0, KiB(4), KiB(64));

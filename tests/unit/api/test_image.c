@@ -163,6 +163,8 @@ static void statistics_count_requests(void **state)
 	expect_ok(varve_image_read(image, 0, buf, sizeof(buf), &err));
 	expect_ok(varve_image_stats(image, &json, &err));
 	assert_non_null(strstr(json, "\"queues\":1"));
+	assert_non_null(strstr(json, "\"order\":{\"puts\":"));
+	assert_non_null(strstr(json, "\"syscalls\":"));
 	assert_non_null(strstr(json, "\"requests\":{\"hot\":"));
 	assert_null(strstr(json, "\"cold\":0,"));
 	free(json);

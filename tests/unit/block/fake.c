@@ -196,9 +196,10 @@ static void hold_submit(struct node *n, struct req *r)
 {
 	struct hold *h = node_state(n);
 
-	h->nr_reads += r->op == REQ_READ;
-	h->nr_writes += r->op == REQ_WRITE;
-	h->bytes_written += r->op == REQ_WRITE ? r->len : 0;
+	/* Relaxed: a counter must not make an order between queues that would hide a race from ThreadSanitizer. */
+	atomic_fetch_add_explicit(&h->nr_reads, r->op == REQ_READ, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->nr_writes, r->op == REQ_WRITE, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->bytes_written, r->op == REQ_WRITE ? r->len : 0, memory_order_relaxed);
 	if (r->op == REQ_WRITE && h->fail_writes) {
 		req_done(r, h->fail_writes);
 	} else if ((r->op == REQ_READ && h->reads) || (r->op == REQ_WRITE && h->writes)) {

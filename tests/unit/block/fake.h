@@ -44,11 +44,11 @@ void fake_set(struct node *n, uint64_t cluster, enum extent_kind kind, uint64_t 
 void fake_forget(struct node *n, uint64_t cluster); /* map() says UNLOADED until load() */
 enum extent_kind fake_kind(struct node *n, uint64_t cluster);
 
-/* A filter for tests on one queue. */
+/* Holding back and failing is for tests on one queue. */
 struct hold {
 	bool reads, writes; /* hold back */
 	int fail_writes;    /* negative: answer of the next writes */
-	uint64_t nr_reads, nr_writes, bytes_written;
+	_Atomic uint64_t nr_reads, nr_writes, bytes_written;
 	unsigned nr_held;
 	struct req_list held;
 };

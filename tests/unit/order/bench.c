@@ -50,9 +50,12 @@ static int64_t io(struct fiber *f, struct node *n, enum aio_opcode opcode, uint6
 
 int node_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len)
 {
+	struct bench *b = container_of(n, struct bench, node);
 	struct iovec iov = { buf, len };
 	int64_t res = io(f, n, AIO_READ, off, &iov, 1);
 
+	while (b->hold_reads)
+		waitlist_wait(f, &b->held);
 	if (res >= 0)
 		assert_int_equal(res, len);
 	return res < 0 ? (int)res : 0;
@@ -153,6 +156,13 @@ void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, stru
 void bench_complete(struct bench *b, unsigned i, int64_t res)
 {
 	sim_complete(b->sim, i, res);
+	bench_settle(b);
+}
+
+void bench_release_reads(struct bench *b)
+{
+	b->hold_reads = false;
+	waitlist_wake_all(&b->held);
 	bench_settle(b);
 }
 

@@ -29,6 +29,8 @@ struct bench {
 	unsigned nr_writes, nr_flushes; /* submitted */
 	int64_t fail_nr;       /* this op (counted from 0) fails with -EIO; -1: none */
 	bool fail_all;	       /* all writes and flushes do */
+	bool hold_reads;       /* node_read() does not return before bench_release_reads() */
+	struct waitlist held;
 };
 
 struct job {
@@ -50,6 +52,8 @@ void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, stru
 void bench_settle(struct bench *b);
 /* Lets the i-th pending operation end with res (0: normally), and settles. */
 void bench_complete(struct bench *b, unsigned i, int64_t res);
+/* Lets the reads that were held return, and settles. */
+void bench_release_reads(struct bench *b);
 /* Lets everything end, oldest first, until no job is left. */
 void bench_finish(struct bench *b);
 /* Runs fn to its end; for benches that are not manual. */

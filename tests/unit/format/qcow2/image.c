@@ -54,6 +54,8 @@ struct image *image_copy(const struct image *im)
 
 struct call {
 	struct image *im;
+	unsigned cluster_bits;
+	enum prealloc prealloc;
 	uint64_t len;
 	const char *options;
 	size_t max_pages;
@@ -104,6 +106,33 @@ static int create_fiber(struct fiber *f, void *arg)
 	if (ret == 0)
 		ret = qcow2_create(f, leaf, c->len, o, count_progress, c->im, &c->im->err);
 	opts_free(o);
+	graph_close(f, leaf, NULL); /* an image that failed is judged by its bytes */
+	return ret;
+}
+
+static int device_fiber(struct fiber *f, void *arg)
+{
+	struct call *c = arg;
+	struct node *leaf = leaf_of(f, c->im, NODE_WRITABLE);
+	struct qcow2_header *h = calloc(1, sizeof(*h));
+	uint8_t *cluster = malloc(1ull << c->cluster_bits);
+	struct layout l;
+	int ret;
+
+	assert_int_equal(layout_plan(&l, c->len, c->cluster_bits, 4, c->prealloc, NULL), 0);
+	h->version = 3;
+	h->cluster_bits = c->cluster_bits;
+	h->disk_len = c->len;
+	h->l1_off = layout_l1_off(&l);
+	h->l1_entries = (uint32_t)l.l1_entries;
+	h->refcount_table_off = layout_table_off(&l);
+	h->refcount_table_clusters = (uint32_t)l.table;
+	h->refcount_order = 4;
+	h->header_len = sizeof(struct qcow2_header_disk);
+	assert_int_equal(qcow2_header_build(h, cluster, NULL), 0);
+	ret = layout_write(f, leaf, &l, c->prealloc, cluster, count_progress, c->im, &c->im->err);
+	free(cluster);
+	free(h);
 	graph_close(f, leaf, NULL); /* an image that failed is judged by its bytes */
 	return ret;
 }
@@ -166,6 +195,13 @@ int image_create(struct image *im, uint64_t len, const char *options)
 	struct call c = { .im = im, .len = len, .options = options };
 
 	return fiber_call(im->q, create_fiber, &c);
+}
+
+int image_create_on_device(struct image *im, uint64_t len, unsigned cluster_bits, enum prealloc prealloc)
+{
+	struct call c = { .im = im, .len = len, .cluster_bits = cluster_bits, .prealloc = prealloc };
+
+	return fiber_call(im->q, device_fiber, &c);
 }
 
 int image_check(struct image *im, size_t max_pages)

@@ -16,6 +16,7 @@
 #include <jansson.h>
 
 #include "format/qcow2/check.h"
+#include "format/qcow2/layout.h"
 #include "proto/proto.h"
 
 struct image {
@@ -37,6 +38,8 @@ void image_free(struct image *im);
 struct image *image_copy(const struct image *im);
 
 int image_create(struct image *im, uint64_t len, const char *options);
+/* As image_create() on a device: the file keeps its length and what is in it. No options but these. */
+int image_create_on_device(struct image *im, uint64_t len, unsigned cluster_bits, enum prealloc prealloc);
 /* max_pages 0: as the driver does it. */
 int image_check(struct image *im, size_t max_pages);
 /* *ret: to be json_decref()'d. */

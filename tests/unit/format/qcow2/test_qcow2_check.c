@@ -478,6 +478,24 @@ static void one_block_named_by_all_entries_is_read_once(void **state)
 	image_free(im);
 }
 
+/* Clusters whose block is another one's cannot be compared. */
+static void a_block_with_two_entries_counts_for_the_first(void **state)
+{
+	struct image *im = image_made(MiB(1), "cluster_size=512,refcount_bits=64,preallocation=metadata");
+	uint64_t table = image_get(im, offsetof(struct qcow2_header_disk, refcount_table_off), 8);
+	uint64_t nr = div_up(sim_len(im->sim) / 512, 64), first = image_get(im, table, 8);
+
+	(void)state;
+	expect_found(im, 0, 0, 0);
+	for (uint64_t i = 1; i < nr; i++)
+		image_put(im, table + i * 8, 8, first);
+	assert_int_equal(image_check(im, 0), 0);
+	assert_int_equal(im->found.check_errors, nr - 1);
+	/* Each entry too many, and the first block's cluster with all its references. */
+	assert_int_equal(im->found.corruptions, nr);
+	image_free(im);
+}
+
 /* Random bytes all over the metadata: no crash, no hang, and the same answer however memory is bounded. */
 static void random_damage_is_survived(void **state)
 {
@@ -545,6 +563,7 @@ int main(void)
 		cmocka_unit_test(bitmaps_are_counted_when_they_are_valid),
 		cmocka_unit_test(one_table_named_by_all_entries_is_read_once),
 		cmocka_unit_test(one_block_named_by_all_entries_is_read_once),
+		cmocka_unit_test(a_block_with_two_entries_counts_for_the_first),
 		cmocka_unit_test(random_damage_is_survived),
 		cmocka_unit_test(many_windows_agree_with_one),
 	};

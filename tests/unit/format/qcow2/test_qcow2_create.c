@@ -152,7 +152,7 @@ static bool looks_like_qcow2(const uint8_t *disk, uint64_t len)
 
 struct keep {
 	unsigned seed;
-	uint64_t all; /* or: 0 nothing, 1 everything, 2 by seed */
+	uint64_t all; /* 0 nothing, 1 everything, beyond: by seed */
 };
 
 static bool keep_some(void *arg, unsigned i)
@@ -160,16 +160,16 @@ static bool keep_some(void *arg, unsigned i)
 	struct keep *k = arg;
 
 	(void)i;
-	return k->all == 2 ? rand_r(&k->seed) & 64 : k->all;
+	return k->all >= 2 ? rand_r(&k->seed) & 4096 : k->all;
 }
 
 /* Whatever a power cut leaves either does not claim to be an image, or is a whole one. */
 static void expect_no_half_image(struct image *im, unsigned seed)
 {
-	for (uint64_t all = 0; all < 3; all++) {
-		struct keep k = { seed, all };
+	for (uint64_t all = 0; all < 8; all++) {
+		struct keep k = { (seed * 8 + (unsigned)all) * 2654435761u, all };
 		uint64_t len;
-		uint8_t *disk = sim_power_cut(im->sim, keep_some, &k, seed, &len);
+		uint8_t *disk = sim_power_cut(im->sim, keep_some, &k, all & 1 ? k.seed : 0, &len);
 
 		if (looks_like_qcow2(disk, len)) {
 			struct image *left = image_new();
@@ -220,7 +220,7 @@ static void an_old_image_never_stands_above_new_tables(void **state)
 		struct image *im = image_copy(old);
 
 		im->fail_nr = nr;
-		done = image_create(im, KiB(200), "cluster_size=4096,preallocation=metadata") == 0;
+		done = image_create_on_device(im, KiB(200), 12, PREALLOC_METADATA) == 0;
 		im->fail_nr = UINT64_MAX;
 		expect_no_half_image(im, (unsigned)nr + 1);
 		if (done)
@@ -234,10 +234,8 @@ static void an_old_image_never_stands_above_new_tables(void **state)
 /* What a device held before must not be read through preallocated clusters. */
 static void preallocated_clusters_of_a_used_device_read_as_zeroes(void **state)
 {
-	static const char *const preallocations[] = { "preallocation=metadata", "preallocation=falloc", "preallocation=full" };
-
 	(void)state;
-	for (unsigned i = 0; i < ARRAY_LEN(preallocations); i++) {
+	for (enum prealloc p = PREALLOC_METADATA; p <= PREALLOC_FULL; p++) {
 		struct image *im = image_new();
 		uint8_t *rubbish = malloc(MiB(2));
 
@@ -245,7 +243,8 @@ static void preallocated_clusters_of_a_used_device_read_as_zeroes(void **state)
 		assert_int_equal(sim_truncate(im->sim, MiB(2)), 0);
 		sim_poke(im->sim, 0, rubbish, MiB(2));
 		free(rubbish);
-		assert_int_equal(image_create(im, MiB(1), preallocations[i]), 0);
+		assert_int_equal(image_create_on_device(im, MiB(1), 16, p), 0);
+		assert_int_equal(sim_len(im->sim), MiB(2));
 		expect_found(im, 0, 0, 0);
 		for (unsigned c = 0; c < 16; c++) {
 			uint64_t host_off = image_get(im, image_l2_entry(im, c), 8) & QCOW2_OFF_MASK;

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * crash/cut.h - a qcow2 disk over a simulated file, a workload, and what may be read after a power cut
+ */
+#ifndef VARVE_TEST_CUT_H
+#define VARVE_TEST_CUT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct cut_config {
+	uint64_t seed;
+	uint64_t cluster, len; /* of clusters, of the disk; bytes */
+	unsigned depth;	       /* requests in flight */
+	unsigned steps;	       /* requests in all */
+	unsigned cuts;	       /* power cuts to look at, about */
+	bool backing;	       /* above a base full of bytes */
+	bool version2;
+};
+
+struct cut_result {
+	unsigned nr_cuts, nr_flushes, nr_unstable; /* cuts, completed flushes, writes in doubt at all cuts */
+	uint64_t leaks;
+	char broken[600]; /* what the first cut that was not survived left behind; "": all were */
+};
+
+/* Makes the disk, runs the workload, cuts the power in between. Stops at the first cut that was not survived. */
+void cut_run(const struct cut_config *config, struct cut_result *ret);
+
+#endif

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: MIT
+"""test_bench_smoke - bench/run runs to its end and writes results that a program can read
+
+Never:   looks at how fast anything is.
+"""
+import json
+import os
+import pathlib
+import subprocess
+
+from tool import TIMEOUT
+
+RUN = pathlib.Path(__file__).resolve().parents[2] / "bench" / "run"
+
+
+def bench(tmp_path, **env):
+    target = tmp_path / "out.json"
+    p = subprocess.run([RUN, "--quick", "--smoke", "--dir", tmp_path, "--json", target], capture_output=True, text=True,
+                       timeout=2 * TIMEOUT, check=False, env={**os.environ, **env})
+    assert p.returncode == 0, p.stdout + p.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["out.json"]
+    return json.loads(target.read_text()), p.stdout
+
+
+def test_results_are_complete_json(tmp_path):
+    r, text = bench(tmp_path)
+    assert {"when", "mode", "machine", "groups", "warnings"} <= r.keys()
+    assert {"varve", "processor", "kernel", "file system", "fio", "qemu-img"} <= r["machine"].keys()
+    assert len(r["groups"]) == 6 + 2 + 2
+    for group in r["groups"]:
+        assert group["title"] in text
+        assert any(row.get("against") is None and "iops" in row for row in group["rows"]), group
+        for row in group["rows"]:
+            assert row["name"] in text
+            if "absent" in row:
+                continue
+            assert row["iops"] > 0 and row["cpu_ns_per_op"] >= 0 and len(row["samples"]) == row["rounds"], row
+            if row["against"]:
+                assert row["iops_ratio"] > 0 and row["against"] in [other["name"] for other in group["rows"]], row
+
+
+def test_missing_peers_are_named_and_nothing_fails(tmp_path):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    r, text = bench(work, PATH=str(empty))
+    absent = [row for group in r["groups"] for row in group["rows"] if row.get("absent") == "not installed"]
+    assert len(absent) > 8 and "not installed" in text
+    assert r["machine"]["fio"] == "not installed" and r["warnings"] == []
