@@ -23,7 +23,8 @@ static int64_t do_write(const struct aio_op *op)
 	ssize_t n;
 
 	do {
-		n = pwritev2(fd, op->iov, (int)op->nr_iov, (off_t)op->off, op->flags & AIO_FUA ? RWF_DSYNC : 0);
+		n = pwritev2(fd, op->iov, (int)op->nr_iov, (off_t)op->off,
+			     op->flags & AIO_FUA ? RWF_DSYNC : 0);
 	} while (n < 0 && errno == EINTR);
 	if (n >= 0 || !(op->flags & AIO_FUA) || (errno != EOPNOTSUPP && errno != ENOSYS))
 		return n < 0 ? -errno : n;
@@ -86,8 +87,9 @@ int aio_zero_mode(const struct aio_op *op)
 	struct stat st;
 
 	/*
-	 * A hole cannot make the file longer, and a range that ends beyond the end must: there it is ZERO_RANGE. If a write
-	 * that makes the file longer is in flight, the length seen here is the old one, and ZERO_RANGE right too.
+	 * A hole cannot make the file longer, and a range that ends beyond the end must: there it is
+	 * ZERO_RANGE. If a write that makes the file longer is in flight, the length seen here is the old
+	 * one, and ZERO_RANGE right too.
 	 */
 	if (op->flags & AIO_MAY_UNMAP && fstat(op->file->fd, &st) == 0 && st.st_size >= 0 &&
 	    op->off + op->len <= (uint64_t)st.st_size)

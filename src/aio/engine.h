@@ -2,10 +2,10 @@
 /*
  * aio/engine.h - several ways to do asynchronous I/O behind one interface
  *
- * An engine has a per-process ops table and a per-queue context, made the first time a file that uses it submits on
- * that queue (or earlier by aio_attach()). An op is embedded in the requester's object; it has exactly one
- * ending: done(), once, on the queue that submitted it, never from inside aio_submit(). A full ring keeps the op and
- * goes on when room appears; the requester never sees EAGAIN.
+ * An engine has a per-process ops table and a per-queue context, made the first time a file that uses it
+ * submits on that queue (or earlier by aio_attach()). An op is embedded in the requester's object; it has
+ * exactly one ending: done(), once, on the queue that submitted it, never from inside aio_submit(). A full
+ * ring keeps the op and goes on when room appears; the requester never sees EAGAIN.
  */
 #ifndef VARVE_AIO_ENGINE_H
 #define VARVE_AIO_ENGINE_H
@@ -22,7 +22,7 @@ enum aio_opcode {
 	AIO_OPCODES,
 };
 
-#define AIO_FUA (1u << 0)	/* write: as if followed by fdatasync of this range (RWF_DSYNC) */
+#define AIO_FUA (1u << 0) /* write: as if followed by fdatasync of this range (RWF_DSYNC) */
 #define AIO_MAY_UNMAP (1u << 1)
 
 struct aio_file;
@@ -35,7 +35,7 @@ struct aio_op {
 	const struct iovec *iov; /* must live until done() */
 	unsigned nr_iov;	 /* at most AIO_IOV_MAX */
 	uint64_t off, len;
-	/* res: bytes transferred (READ, WRITE; may be short, 0 at end of file), 0 (others), or a negative errno */
+	/* res: bytes transferred (READ, WRITE; may be short, 0 at end of file), 0 (others), or -errno */
 	void (*done)(struct aio_op *op, int64_t res);
 
 	/* the engine's */
@@ -50,7 +50,7 @@ struct aio_op {
 
 struct aio_engine {
 	const char *name; /* as users write it: io_uring, threads, sim */
-	/* *ret_ctx is the engine's state on this queue. -ENOSYS, -EPERM ...: not usable here, err says why. */
+	/* *ret_ctx: the engine's state on this queue. -ENOSYS, -EPERM ...: not usable here, err says why. */
 	int (*attach)(struct queue *q, void **ret_ctx, struct varve_error *err);
 	void (*detach)(struct queue *q, void *ctx);
 	/* Takes over a file: registers it, finds what the engine can do with it. May be NULL. */
@@ -60,22 +60,14 @@ struct aio_engine {
 	/* Called by the loop: hand what was submitted to the kernel / deliver completions (calls done()). */
 	void (*flush)(void *ctx);
 	unsigned (*reap)(void *ctx);
-	/*
-	 * An engine that can sleep for the queue (may be NULL): flush() and wait in one system call, at most timeout_ns
-	 * (negative: without limit), until a completion arrives or epoll_fd, which it watches, becomes readable:
-	 * *ret_fds. Only for queues with a thread of their own.
-	 */
-	void (*wait)(void *ctx, int64_t timeout_ns, bool *ret_fds);
-	/* A descriptor that polls readable when reap() would find something; -1 or NULL: completions come as messages. */
-	int (*poll_fd)(void *ctx);
 };
 
 /* An open file as the engines see it. proto/file owns it. */
 struct aio_file {
 	const struct aio_engine *engine;
-	int fd;		  /* -1 for sim */
+	int fd; /* -1 for sim */
 	bool is_blockdev;
-	bool direct;	  /* opened with O_DIRECT */
+	bool direct; /* opened with O_DIRECT */
 	void *engine_data;
 	const char *name; /* for messages; owned by the node */
 };

@@ -4,13 +4,13 @@
  *
  * Owns:    the ring, the operations that wait for room in it.
  * Assumes: a ring of a queue with its own thread is used by that thread only, and was made there.
- * Never:   has more requests in the kernel than the completion ring holds, so that it cannot overflow; refuses or
- *          loses an operation when the submission ring is full.
+ * Never:   has more requests in the kernel than the completion ring holds, so that it cannot overflow;
+ *          refuses or loses an operation when the submission ring is full.
  *
- * Handing over and waiting is one io_uring_enter(). What else can wake the queue is in the ring too: a read of the
- * event fd (it completes, and empties the counter, when another thread wakes the queue), and, while descriptors are
- * watched, a poll of the epoll fd. The poll is for one shot: a multishot poll reports only new wake-ups, and would
- * say nothing of a level-triggered descriptor that is still ready after epoll_wait().
+ * Handing over and waiting is one io_uring_enter(). What else can wake the queue is in the ring too: a read
+ * of the event fd (it completes, and empties the counter, when another thread wakes the queue), and, while
+ * descriptors are watched, a poll of the epoll fd. The poll is for one shot: a multishot poll reports only
+ * new wake-ups, and would say nothing of a level-triggered descriptor that is still ready after epoll_wait().
  */
 #include "config.h"
 
@@ -30,8 +30,8 @@
 
 #define SQ_ENTRIES 256
 #define CQ_ENTRIES 4096
-#define RESERVED 4	     /* of the completion ring: what is no struct aio_op */
-#define RETRY_NS 1000000     /* pause when the kernel is out of memory and nothing else is going on */
+#define RESERVED 4	 /* of the completion ring: what is no struct aio_op */
+#define RETRY_NS 1000000 /* pause when the kernel is out of memory and nothing else is going on */
 
 /* user_data of what is no struct aio_op. */
 #define TAG_EVENT 1
@@ -44,8 +44,8 @@ struct uring {
 	int enter_fd;
 	unsigned enter_flags;
 	struct aio_op *parked, **parked_tail; /* for want of room, in order of arrival */
-	unsigned nr_ring; /* requests in the ring or in the kernel, to be completed */
-	unsigned nr_ring_max; /* with operations; the reserve is for the rest */
+	unsigned nr_ring;		      /* requests in the ring or in the kernel, to be completed */
+	unsigned nr_ring_max;		      /* with operations; the reserve is for the rest */
 	bool event_armed, epoll_armed;
 	uint64_t event_count; /* where the kernel puts what it reads from the event fd */
 };
@@ -152,7 +152,8 @@ static bool arm(struct uring *u)
 		sqe = sqe_take(u);
 		if (!sqe)
 			return false;
-		io_uring_prep_rw(IORING_OP_READ, sqe, u->q->event_fd, &u->event_count, sizeof(u->event_count), 0);
+		io_uring_prep_rw(IORING_OP_READ, sqe, u->q->event_fd, &u->event_count, sizeof(u->event_count),
+				 0);
 		sqe->user_data = TAG_EVENT;
 		u->event_armed = true;
 	}
@@ -181,8 +182,8 @@ static bool kernel_has_work(const struct uring *u)
 }
 
 /*
- * Makes the filled entries visible and enters the kernel. Written here and not left to liburing's helpers, so that
- * one call means one system call. Returns the number taken, or a negative errno.
+ * Makes the filled entries visible and enters the kernel. Written here and not left to liburing's helpers, so
+ * that one call means one system call. Returns the number taken, or a negative errno.
  */
 static int enter(struct uring *u, unsigned nr_wait, int64_t timeout_ns)
 {
@@ -205,8 +206,8 @@ static int enter(struct uring *u, unsigned nr_wait, int64_t timeout_ns)
 }
 
 /*
- * EAGAIN: the kernel has no memory for a request. EBUSY: completions must be reaped first. The entries are still in
- * the ring. If nothing has completed, sleeps a little for what is under way, or for memory.
+ * EAGAIN: the kernel has no memory for a request. EBUSY: completions must be reaped first. The entries are
+ * still in the ring. If nothing has completed, sleeps a little for what is under way, or for memory.
  */
 static void enter_later(struct uring *u)
 {
@@ -216,8 +217,9 @@ static void enter_later(struct uring *u)
 	if (!cq_empty(u))
 		return;
 	u->q->stats.syscalls++;
-	io_uring_enter2((unsigned)u->enter_fd, 0, 1, IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | u->enter_flags,
-			(sigset_t *)&arg, sizeof(arg));
+	io_uring_enter2((unsigned)u->enter_fd, 0, 1,
+			IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | u->enter_flags, (sigset_t *)&arg,
+			sizeof(arg));
 }
 
 /* Hands over all that there is room for; several times, if it is more than the submission ring holds. */
@@ -233,7 +235,8 @@ static void uring_wait(void *ctx, int64_t timeout_ns)
 		more = !arm(u);
 		unpark(u);
 		more |= u->parked && u->nr_ring < u->nr_ring_max;
-		nr_wait = timeout_ns && !more && cq_empty(u); /* what has completed is reaped before any wait */
+		/* What has completed is reaped before any wait. */
+		nr_wait = timeout_ns && !more && cq_empty(u);
 		if (!io_uring_sq_ready(&u->ring) && !nr_wait && !kernel_has_work(u))
 			return;
 		ret = enter(u, nr_wait, timeout_ns);
@@ -253,8 +256,8 @@ static void op_complete(struct uring *u, struct aio_op *op, int res)
 {
 	u->q->nr_outside--;
 	/*
-	 * Neither a full device queue, nor a signal, nor the end of the thread that submitted (which cancels its requests)
-	 * is an answer to the requester. A worker does it again, and cannot get these.
+	 * Neither a full device queue, nor a signal, nor the end of the thread that submitted (which cancels
+	 * its requests) is an answer to the requester. A worker does it again, and cannot get these.
 	 */
 	if (unlikely(res == -EAGAIN || res == -EINTR || res == -ECANCELED)) {
 		aio_op_to_worker(u->q, op);
@@ -311,8 +314,8 @@ static int ring_init(struct io_uring *ring, unsigned flags)
 }
 
 /*
- * True if the calling thread alone will enter the ring. A queue run by its callers may see several threads, and with
- * -Dfiber=thread attaching happens on a fiber's thread.
+ * True if the calling thread alone will enter the ring. A queue run by its callers may see several threads,
+ * and with -Dfiber=thread attaching happens on a fiber's thread.
  */
 static bool one_thread(const struct queue *q)
 {
@@ -329,7 +332,7 @@ static int ring_make(struct uring *u)
 {
 	static const unsigned own_thread[] = {
 		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 6.1 */
-		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,				     /* 5.19 */
+		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 5.19 */
 		0,
 	};
 	const unsigned *modes = one_thread(u->q) ? own_thread : own_thread + 1;
@@ -346,8 +349,9 @@ static int refuse(int ret, struct varve_error *err)
 	if (ret == -ENOSYS)
 		return varve_error_set(err, ret, "the kernel has no io_uring: use aio=threads");
 	if (ret == -EPERM || ret == -EACCES)
-		return varve_error_set(err, ret, "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a "
-						 "seccomp filter): use aio=threads");
+		return varve_error_set(err, ret,
+				       "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a "
+				       "seccomp filter): use aio=threads");
 	return varve_error_errno(err, ret, "cannot make an io_uring");
 }
 
@@ -358,7 +362,8 @@ static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err
 
 	/* It does not see what the kernel writes later, and stops all threads while one waits in the ring. */
 	if (runs_on_valgrind())
-		return varve_error_set(err, -ENOSYS, "io_uring does not work under valgrind: use aio=threads");
+		return varve_error_set(err, -ENOSYS,
+				       "io_uring does not work under valgrind: use aio=threads");
 	u = calloc(1, sizeof(*u));
 	if (!u)
 		return varve_error_set(err, -ENOMEM, "out of memory for the aio engine 'io_uring'");
@@ -369,7 +374,8 @@ static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err
 		return refuse(ret, err);
 	}
 	if (!(u->ring.features & IORING_FEAT_EXT_ARG) || !(u->ring.features & IORING_FEAT_NODROP)) {
-		ret = varve_error_set(err, -ENOSYS, "the kernel's io_uring is too old (5.11 is needed): use aio=threads");
+		ret = varve_error_set(err, -ENOSYS,
+				      "the kernel's io_uring is too old (5.11 is needed): use aio=threads");
 		goto fail;
 	}
 	/* liburing may leave this to its own submit functions, which are not used here. */
@@ -465,7 +471,8 @@ static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err
 {
 	(void)q;
 	(void)ret_ctx;
-	return varve_error_set(err, -ENOSYS, "this build has no io_uring (liburing was missing): use aio=threads");
+	return varve_error_set(err, -ENOSYS,
+			       "this build has no io_uring (liburing was missing): use aio=threads");
 }
 
 bool uring_works(void)

@@ -2,9 +2,9 @@
 /*
  * aio/fiber.c - starting, parking, waking and running fibers
  *
- * Owns:    the fibers of a queue (idle ones keep their stacks), the list of those ready, the jobs that wait for one.
+ * Owns:    the fibers of a queue (idle ones keep their stacks), the list of those ready, the jobs that wait.
  * Assumes: the queue's thread, for everything.
- * Never:   runs a fiber from inside another one or from a callback: fibers are entered by fibers_run() only.
+ * Never:   runs a fiber from inside another one, or from a callback: fibers_run() alone enters them.
  *
  *	 IDLE ──start──▶ READY ──loop──▶ RUNNING ──job returned──▶ IDLE
  *			  ▲ ▲               │ │

@@ -9,10 +9,10 @@
  * A function call has already saved what the caller wants kept, so a switch keeps only the registers that the
  * ABI gives to the callee, and the control words of the floating-point unit.
  *
- * Shadow stacks: the assembly returns to an address that the processor's second stack does not hold. Code built
- * with -fcf-protection=return (or full) promises that this never happens, so such a build takes ucontext, which the
- * C library makes right at the price of a system call. To have both speed and indirect branch tracking, build with
- * -fcf-protection=branch. On aarch64 the same holds for guarded control stacks.
+ * Shadow stacks: the assembly returns to an address that the processor's second stack does not hold. Code
+ * built with -fcf-protection=return (or full) promises that this never happens, so such a build takes
+ * ucontext, which the C library makes right at the price of a system call. To have both speed and indirect
+ * branch tracking, build with -fcf-protection=branch. On aarch64 the same holds for guarded control stacks.
  */
 #include "config.h"
 
@@ -120,9 +120,11 @@ void varve_fiber_begin(void);
 #if !defined(FIBER_UCONTEXT) && defined(__x86_64__)
 
 /*
- * It jumps to the return address: a ret would be predicted to go where this function was called from, which is always
- * wrong. The control words are loaded only when they differ, since loading them stalls. Together a third of the time.
+ * It jumps to the return address: a ret would be predicted to go where this function was called from, which
+ * is always wrong. The control words are loaded only when they differ, since loading them stalls. Together a
+ * third of the time.
  */
+/* clang-format off */
 __asm__(".pushsection .text\n"
 	".p2align 4\n"
 	".globl varve_fiber_switch\n"
@@ -183,6 +185,7 @@ __asm__(".pushsection .text\n"
 	"	.cfi_endproc\n"
 	".size varve_fiber_begin, . - varve_fiber_begin\n"
 	".popsection\n");
+/* clang-format on */
 
 /* From the stack pointer up, as varve_fiber_switch() leaves it. */
 struct saved {
@@ -206,6 +209,7 @@ static void saved_init(struct saved *s, void (*fn)(void *arg), void *arg)
 
 #elif !defined(FIBER_UCONTEXT) && defined(__aarch64__)
 
+/* clang-format off */
 __asm__(".pushsection .text\n"
 	".p2align 4\n"
 	".globl varve_fiber_switch\n"
@@ -262,6 +266,7 @@ __asm__(".pushsection .text\n"
 	"	.cfi_endproc\n"
 	".size varve_fiber_begin, . - varve_fiber_begin\n"
 	".popsection\n");
+/* clang-format on */
 
 struct saved {
 	uint64_t x19, x20, x21_to_x28[8], x29, x30;

@@ -2,8 +2,9 @@
 /*
  * aio/fiber_switch.h - a stack to run on, and the switch between it and the loop
  *
- * Two implementations: fiber_switch.c (switches the stack pointer) and fiber_thread.c (-Dfiber=thread: a thread per
- * context, exactly one of which holds the baton). A context is entered from the loop and leaves to the loop.
+ * Two implementations: fiber_switch.c (switches the stack pointer) and fiber_thread.c (-Dfiber=thread: a
+ * thread per context, exactly one of which holds the baton). A context is entered from the loop and leaves to
+ * the loop.
  */
 #ifndef VARVE_AIO_FIBER_SWITCH_H
 #define VARVE_AIO_FIBER_SWITCH_H

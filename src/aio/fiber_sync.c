@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * aio/fiber_sync.c - what fibers wait for: each other, time, worker threads; and threads that wait for a fiber
+ * aio/fiber_sync.c - what fibers wait for: each other, time, worker threads; and threads that wait for a
+ * fiber
  *
  * Owns:    nothing; a waiter is a variable on the stack of the fiber that waits.
  * Assumes: all fibers that use one waitlist or mutex belong to the same queue.

@@ -17,8 +17,8 @@
 #include "aio/queue.h"
 #include "base/math.h"
 
-#define QUEUE_ENGINES 4	    /* engines attached to one queue at most */
-#define QUEUE_EVENTS 64	    /* ready fds fetched by one epoll_wait */
+#define QUEUE_ENGINES 4		      /* engines attached to one queue at most */
+#define QUEUE_EVENTS 64		      /* ready fds fetched by one epoll_wait */
 #define FIBER_LEVEL_CALL FIBER_LEVELS /* fiber_call() and nothing else: above all levels */
 
 struct msg_list {
@@ -30,7 +30,7 @@ struct fiber_list {
 };
 
 struct fiber_level {
-	unsigned running;		     /* fibers that have a stack */
+	unsigned running;			/* fibers that have a stack */
 	struct fiber_job *parked, *parked_tail; /* jobs that wait for one */
 };
 
@@ -53,7 +53,7 @@ struct queue {
 
 	/* any thread, atomically */
 	_Atomic(struct msg *) inbox __attribute__((aligned(64))); /* newest first */
-	_Atomic unsigned posters; /* threads inside queue_post() or queue_kick(): queue_free() waits for them */
+	_Atomic unsigned posters; /* threads inside queue_post() or queue_kick(); queue_free() waits */
 	_Atomic unsigned signals; /* writes to event_fd not yet counted in stats */
 	_Atomic bool asleep;	  /* see loop_wait() */
 	_Atomic bool kicked;
@@ -72,14 +72,14 @@ struct queue {
 
 	/* file descriptors */
 	unsigned nr_watches;
-	bool fds_ready;	    /* epoll_wait() would find something */
-	bool no_pwait2;	    /* the kernel has no epoll_pwait2() */
+	bool fds_ready; /* epoll_wait() would find something */
+	bool no_pwait2; /* the kernel has no epoll_pwait2() */
 	unsigned nr_events, event_pos;
 	struct epoll_event events[QUEUE_EVENTS];
 
 	/* for embedding, see queue_poll_fd() */
-	int poll_fd, timer_fd;	/* -1: nobody asked */
-	uint64_t timer_fd_ns;	/* what timer_fd is set to; 0: off */
+	int poll_fd, timer_fd; /* -1: nobody asked */
+	uint64_t timer_fd_ns;  /* what timer_fd is set to; 0: off */
 
 	struct fiber_pool fibers;
 
@@ -91,8 +91,9 @@ struct queue {
 	} engines[QUEUE_ENGINES];
 	uint64_t nr_outside; /* work given to the kernel or to workers that is sure to come back */
 	/*
-	 * Set by an engine whose context can wait for everything (io_uring): hands over what was submitted, and waits at
-	 * most timeout_ns for a completion, the event fd, or (then it sets fds_ready) the epoll fd.
+	 * Set by an engine whose context can wait for everything (io_uring): hands over what was submitted,
+	 * and waits at most timeout_ns for a completion, the event fd, or (then it sets fds_ready) the epoll
+	 * fd.
 	 */
 	void (*wait)(void *ctx, int64_t timeout_ns);
 	void *wait_ctx;
@@ -122,8 +123,8 @@ void loop_enter(struct queue *q);
 void loop_leave(struct queue *q);
 
 /*
- * Before somebody polls queue_poll_fd(): hands everything over, and sees to it that whatever comes from now on makes
- * the descriptor readable.
+ * Before somebody polls queue_poll_fd(): hands everything over, and sees to it that whatever comes from now
+ * on makes the descriptor readable.
  */
 void loop_embed(struct queue *q);
 

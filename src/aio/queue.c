@@ -214,8 +214,8 @@ void queue_free(struct queue *q)
 	engines_detach(q);
 	fibers_free(q);
 	/*
-	 * The thread that posted the last message may still be on its way out of queue_post(). Pairs with the release
-	 * there; a matter of nanoseconds, unless it was preempted.
+	 * The thread that posted the last message may still be on its way out of queue_post(). Pairs with the
+	 * release there; a matter of nanoseconds, unless it was preempted.
 	 */
 	while (atomic_load_explicit(&q->posters, memory_order_acquire))
 		sched_yield();

@@ -5,9 +5,10 @@
  * One queue is run by one thread at a time (its own, or whoever calls queue_turn()). Everything here is for
  * that thread only, except queue_post(), queue_kick(), queue_id() and queue_name().
  *
- * One turn: 1. messages  2. timers  3. ready fds  4. ready fibers  5. completions of the engines
- *           (3 to 5 repeat while cheap work appears)  6. end-of-turn hooks  7. one submit per engine, joined with
- *           the wait where the engine allows.
+ * One turn: 1. messages  2. timers  3. ready fds  4. ready fibers  5. completions of the engines (all
+ * repeated while there is cheap work)  6. end-of-turn hooks  7. one submit per engine, joined with the wait
+ *           where the engine allows  8. what the wait brought: 1 to 6 again.
+ * A turn in which anything was done before the wait does not wait.
  */
 #ifndef VARVE_AIO_QUEUE_H
 #define VARVE_AIO_QUEUE_H
@@ -37,15 +38,15 @@ unsigned queue_id(const struct queue *q);
 const char *queue_name(const struct queue *q);
 bool queue_has_thread(const struct queue *q);
 
-/* True on the thread that runs the queue now (or when no thread does, for queues without one). For asserts. */
+/* True on the thread that runs the queue now; if none does, on any. For asserts. */
 bool queue_is_mine(const struct queue *q);
 
 /* One turn. Waits for something to do at most timeout_ns (0: not at all; negative: without limit). */
 void queue_turn(struct queue *q, int64_t timeout_ns);
 
 /*
- * Readable when a queue_turn() would find something to do. For embedding in another event loop: whoever polls this
- * descriptor must have returned from queue_turn(q, 0) with nothing left to submit.
+ * Readable when a queue_turn() would find something to do. For embedding in another event loop: whoever polls
+ * this descriptor must have returned from queue_turn(q, 0) with nothing left to submit.
  */
 int queue_poll_fd(struct queue *q);
 
@@ -62,10 +63,11 @@ struct msg {
 	void (*run)(struct msg *m);
 };
 
-/* Any thread. m->run() is called on q's thread; messages of one sender keep their order. m is free again then. */
+/* Any thread. m->run() is called on q's thread, and m is free then; messages of one sender keep their order.
+ */
 void queue_post(struct queue *q, struct msg *m);
 
-/* The queue's own thread: runs after what is being done now, in this turn or the next; no atomics, no wake-up. */
+/* The queue's own thread: runs after what is being done now, in this turn or the next. No atomics. */
 void queue_later(struct queue *q, struct msg *m);
 
 /* Any thread: ends a wait in queue_turn(). */
@@ -83,7 +85,7 @@ struct timer {
 	struct timer *child, *next, *prev;
 };
 
-/* Arms or re-arms for the absolute time when_ns; the caller set fire, and zeroed the struct before first use. */
+/* Arms or re-arms for the absolute time when_ns. The caller set fire; the rest is zero before first use. */
 void timer_set(struct queue *q, struct timer *t, uint64_t when_ns);
 void timer_cancel(struct queue *q, struct timer *t);
 
@@ -106,8 +108,9 @@ void watch_del(struct queue *q, struct watch *w);
 struct hook {
 	TAILQ_ENTRY(hook) link;
 	/*
-	 * Called at the end of each turn before it may wait. For batching: one notification for all completions of a
-	 * turn. Returns true if it made more work for this turn (the turn then does not wait).
+	 * Called at the end of each turn before it may wait. For batching: one notification for all
+	 * completions of a turn. Returns true if it made more work for this turn (the turn then does not
+	 * wait).
 	 */
 	bool (*run)(struct hook *h);
 };
@@ -126,8 +129,8 @@ void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destr
 /* ---- counters; read on the queue's thread or when nothing runs ---- */
 
 struct queue_stats {
-	uint64_t turns, waits;	   /* waits: turns that slept in the kernel */
-	uint64_t syscalls;	   /* made by the loop and the engines of this queue, or by others to wake it */
+	uint64_t turns, waits; /* waits: turns that slept in the kernel */
+	uint64_t syscalls;     /* made by the loop and the engines of this queue, or by others to wake it */
 	uint64_t msgs, timers, fd_events;
 	uint64_t fibers_started, fibers_parked, fiber_switches;
 	uint64_t aio_submitted, aio_completed;

@@ -6,15 +6,18 @@
  * Assumes: one queue's thread per file. It is for tests: memory that runs out ends the process.
  * Never:   looks at the real clock, or at anything but its seed, to decide.
  *
- * A change (write, discard, zero) is recorded when it is submitted and takes effect when it completes. The content
- * that readers see (`now`) has all changes that took effect; `stable` has those that are known to survive a power
- * cut. Between them lies the list of records, in order of submission:
+ * A change (write, discard, zero) is recorded when it is submitted and takes effect when it completes. `now`,
+ * the content that readers see, has all changes that took effect; `stable` has those that are known to
+ * survive a power cut. Between them lies the list of records, in order of submission, each in one of these
+ * states:
  *
- *	pending ──effect──▶ volatile ──flush submitted after the effect succeeds, or FUA──▶ forced ──▶ stable
- *			       └──such a flush fails──▶ lost: no later flush helps (the kernel marks pages clean
- *				  whose writing failed); it may or may not survive, until it is written again
+ *   PENDING ──effect──▶ VOLATILE ──flush──▶ FORCED ──settle──▶ in `stable`, off the list
+ *      └────────effect with FUA───────────────▲
+ *                          └──failed flush──▶ LOST
  *
- * A forced record leaves the list for `stable` when no record that took effect earlier is left before it.
+ * A flush counts for what took effect before it was submitted. A lost change may survive or not, and no later
+ * flush decides it, because a kernel marks pages clean although their writing failed: only writing the range
+ * again does. A forced record stays on the list while one that took effect earlier is there and not forced.
  */
 #include "aio/sim.h"
 
@@ -40,7 +43,7 @@ struct change {
 	enum change_state state;
 	uint64_t effect_nr; /* when it took effect: counts effects and submitted flushes */
 	uint64_t off, len;
-	uint8_t *data; /* from the effect on; len bytes */
+	uint8_t *data;		 /* from the effect on; len bytes */
 	const struct aio_op *op; /* until then */
 };
 
@@ -151,7 +154,7 @@ static struct change *oldest_effect(const struct change_list *list, uint64_t aft
 {
 	struct change *c, *oldest = NULL;
 
-	TAILQ_FOREACH(c, list, link) {
+	TAILQ_FOREACH (c, list, link) {
 		if (c->state != CHANGE_PENDING && c->effect_nr > after &&
 		    (!oldest || c->effect_nr < oldest->effect_nr))
 			oldest = c;
@@ -159,7 +162,7 @@ static struct change *oldest_effect(const struct change_list *list, uint64_t aft
 	return oldest;
 }
 
-/* Folds forced records into the stable content as long as nothing older could still come out on top of them. */
+/* Folds forced records into the stable content, as long as no older one could still come out on top. */
 static void settle(struct sim_file *s)
 {
 	struct change *c;
@@ -175,7 +178,7 @@ static bool superseded(const struct sim_file *s, const struct change *c)
 {
 	const struct change *by;
 
-	TAILQ_FOREACH(by, &s->changes, link) {
+	TAILQ_FOREACH (by, &s->changes, link) {
 		if (by->state == CHANGE_FORCED && by->effect_nr > c->effect_nr && by->off <= c->off &&
 		    by->off + by->len >= c->off + c->len)
 			return true;
@@ -200,7 +203,7 @@ static void flush_effect(struct sim_file *s, const struct pending *p, bool ok)
 {
 	struct change *c;
 
-	TAILQ_FOREACH(c, &s->changes, link) {
+	TAILQ_FOREACH (c, &s->changes, link) {
 		if (c->state == CHANGE_VOLATILE && c->effect_nr < p->submit_nr)
 			c->state = ok ? CHANGE_FORCED : CHANGE_LOST;
 	}
@@ -440,7 +443,7 @@ void sim_poke(struct sim_file *s, uint64_t off, const void *buf, size_t len)
 	/* Above every earlier write, whatever becomes of those. */
 	content_put(&s->now, off, buf, len);
 	content_put(&s->stable, off, buf, len);
-	TAILQ_FOREACH(c, &s->changes, link) {
+	TAILQ_FOREACH (c, &s->changes, link) {
 		const uint64_t from = MAX(c->off, off), to = MIN(c->off + c->len, off + len);
 
 		if (c->state != CHANGE_PENDING && from < to)
@@ -455,7 +458,7 @@ unsigned sim_pending(const struct sim_file *s)
 	const struct pending *p;
 	unsigned n = 0;
 
-	TAILQ_FOREACH(p, &s->pending, link)
+	TAILQ_FOREACH (p, &s->pending, link)
 		n++;
 	return n;
 }
@@ -482,7 +485,8 @@ void sim_complete(struct sim_file *s, unsigned i, int64_t res)
 	effect(p, res ? res : p->fault);
 }
 
-void sim_set_fault(struct sim_file *s, int64_t (*fault)(void *arg, uint64_t nr, const struct aio_op *op), void *arg)
+void sim_set_fault(struct sim_file *s, int64_t (*fault)(void *arg, uint64_t nr, const struct aio_op *op),
+		   void *arg)
 {
 	s->fault = fault;
 	s->fault_arg = arg;
@@ -500,7 +504,7 @@ unsigned sim_nr_unstable(const struct sim_file *s)
 	const struct change *c;
 	unsigned n = 0;
 
-	TAILQ_FOREACH(c, &s->changes, link)
+	TAILQ_FOREACH (c, &s->changes, link)
 		n += c->state != CHANGE_FORCED;
 	return n;
 }
@@ -534,8 +538,8 @@ static void cut_apply(const struct sim_file *s, struct content *cut, const struc
 		free(data);
 }
 
-uint8_t *sim_power_cut(const struct sim_file *s, bool (*keep)(void *arg, unsigned i), void *arg, uint64_t torn,
-		       uint64_t *ret_len)
+uint8_t *sim_power_cut(const struct sim_file *s, bool (*keep)(void *arg, unsigned i), void *arg,
+		       uint64_t torn, uint64_t *ret_len)
 {
 	struct content cut = { 0 };
 	struct change *c;
@@ -547,7 +551,7 @@ uint8_t *sim_power_cut(const struct sim_file *s, bool (*keep)(void *arg, unsigne
 	for (i = 0; i < sim_nr_unstable(s); i++)
 		kept[i] = keep(arg, i);
 
-	/* Those that took effect, in that order, which is the order in which readers saw them; then the others. */
+	/* Those that took effect, in the order in which readers saw them; then the others. */
 	while ((c = oldest_effect(&s->changes, effect_nr))) {
 		const struct change *other;
 
@@ -559,7 +563,7 @@ uint8_t *sim_power_cut(const struct sim_file *s, bool (*keep)(void *arg, unsigne
 			cut_apply(s, &cut, c, &torn);
 	}
 	i = 0;
-	TAILQ_FOREACH(c, &s->changes, link) {
+	TAILQ_FOREACH (c, &s->changes, link) {
 		if (c->state == CHANGE_PENDING && kept[i])
 			cut_apply(s, &cut, c, &torn);
 		i += c->state != CHANGE_FORCED;

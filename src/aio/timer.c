@@ -35,7 +35,8 @@ static struct timer *merge(struct timer *a, struct timer *b)
 	return a;
 }
 
-/* Makes one heap of a list of siblings: merges neighbours in pairs, then the pairs from the last to the first. */
+/* Makes one heap of a list of siblings: merges neighbours in pairs, then the pairs from the last to the
+ * first. */
 static struct timer *merge_list(struct timer *t)
 {
 	struct timer *pairs = NULL, *root = NULL;
@@ -109,7 +110,8 @@ bool timers_next(const struct queue *q, uint64_t *ret_when_ns)
 
 bool timers_run(struct queue *q)
 {
-	/* What fire() arms waits for the next pass, or a timer that re-arms itself for now would never let go. */
+	/* What fire() arms waits for the next pass, or a timer that re-arms itself for now would never let
+	 * go. */
 	const uint64_t end = q->timer_seq;
 	bool any = false;
 

@@ -29,9 +29,10 @@ void loop_signal(struct queue *q)
 }
 
 /*
- * The sender stores its message (or kick) and then reads `asleep`; the queue stores `asleep` and then looks for
- * messages (loop_wait()). All four are sequentially consistent, so at least one of the two sees the other's
- * store: either the queue does not sleep, or the sender writes to the event fd. Of several senders one writes.
+ * The sender stores its message (or kick) and then reads `asleep`; the queue stores `asleep` and then looks
+ * for messages (loop_wait()). All four are sequentially consistent, so at least one of the two sees the
+ * other's store: either the queue does not sleep, or the sender writes to the event fd. Of several senders
+ * one writes.
  */
 void loop_wake(struct queue *q)
 {
@@ -40,8 +41,8 @@ void loop_wake(struct queue *q)
 }
 
 /*
- * `posters` keeps the queue alive: as soon as the message is in the inbox its receiver may run it and free the
- * queue, while this thread has yet to read `asleep`. Pairs with the acquire in queue_free().
+ * `posters` keeps the queue alive: as soon as the message is in the inbox its receiver may run it and free
+ * the queue, while this thread has yet to read `asleep`. Pairs with the acquire in queue_free().
  */
 void queue_post(struct queue *q, struct msg *m)
 {
@@ -100,7 +101,8 @@ static bool messages_run(struct queue *q)
 
 	/* A plain look first: without a message there is no atomic read-modify-write. */
 	if (atomic_load_explicit(&q->inbox, memory_order_relaxed)) {
-		struct msg *m = atomic_exchange_explicit(&q->inbox, NULL, memory_order_acquire), *oldest = NULL;
+		struct msg *m = atomic_exchange_explicit(&q->inbox, NULL, memory_order_acquire),
+			   *oldest = NULL;
 
 		while (m) {
 			struct msg *next = m->next;
@@ -160,7 +162,8 @@ static bool hooks_run(struct queue *q)
 /* What the hooks, or callbacks after the last pass, left to do. */
 static bool work_left(struct queue *q)
 {
-	return q->later.head || q->fds_ready || fibers_ready(q) || atomic_load(&q->inbox) || atomic_load(&q->kicked);
+	return q->later.head || q->fds_ready || fibers_ready(q) || atomic_load(&q->inbox) ||
+	       atomic_load(&q->kicked);
 }
 
 /* ---- waiting ---- */
@@ -258,7 +261,8 @@ void queue_turn(struct queue *q, int64_t timeout_ns)
 
 	loop_enter(q);
 	q->stats.turns++;
-	/* Virtual time passes only when the test says so; but what the kernel was given comes back in real time. */
+	/* Virtual time passes only when the test says so; but what the kernel was given comes back in real
+	 * time. */
 	if (q->virtual_time && !q->nr_outside)
 		timeout_ns = 0;
 	/* A caller that waits for an outcome must see it before the turn sleeps: any work ends the wait. */
@@ -274,7 +278,8 @@ void queue_turn(struct queue *q, int64_t timeout_ns)
 	loop_leave(q);
 }
 
-/* Nothing is ready. Virtual time jumps to the next timer: the caller of fiber_call() cannot move it meanwhile. */
+/* Nothing is ready. Virtual time jumps to the next timer: the caller of fiber_call() cannot move it
+ * meanwhile. */
 static bool time_jump(struct queue *q)
 {
 	uint64_t when;

@@ -64,7 +64,8 @@ int watches_event_fd(struct queue *q, bool watched)
 {
 	struct epoll_event ev = { .events = EPOLLIN | EPOLLET, .data.ptr = NULL };
 
-	return epoll_ctl(q->epoll_fd, watched ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, q->event_fd, &ev) < 0 ? -errno : 0;
+	return epoll_ctl(q->epoll_fd, watched ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, q->event_fd, &ev) < 0 ? -errno
+												     : 0;
 }
 
 /* ---- fetching and delivering ---- */
@@ -135,7 +136,8 @@ int watches_set_wait(struct queue *q, void (*wait)(void *ctx, int64_t timeout_ns
 	if (q->poll_fd >= 0) {
 		struct epoll_event ev = { .events = EPOLLIN };
 
-		if (epoll_ctl(q->poll_fd, wait ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, wait ? fd : q->wait_fd, &ev) < 0)
+		if (epoll_ctl(q->poll_fd, wait ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, wait ? fd : q->wait_fd, &ev) <
+		    0)
 			return -errno;
 	}
 	ret = watches_event_fd(q, !wait);

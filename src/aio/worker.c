@@ -3,8 +3,8 @@
  * aio/worker.c - the pool of threads for calls that block
  *
  * Owns:    the worker threads of the process, and the work not yet begun.
- * Assumes: work belongs to a queue that lives until the work is done; the last queue_free() stops the threads, so
- *          that nothing is left behind when a library user is done. fork() without exec is not supported.
+ * Assumes: work belongs to a queue that lives until the work is done; the last queue_free() stops the
+ *          threads, so that nothing is left behind. fork() without exec is not supported.
  * Never:   loses work: when no thread can be made and none runs, the caller does the work itself.
  *
  * A thread that ends joins the one that ended before it; the last one is joined by workers_unref(). So

@@ -90,20 +90,15 @@ static int compressed_entry(struct checker *k, struct walker *w, uint64_t entry,
 	return check_count(k, p.off, p.len, weight, 0);
 }
 
-/* The bits of a standard entry, examined once. False: do not look at the rest of it. */
-static bool entry_plausible(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap)
+/* The bits of a standard entry. */
+static void examine_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK;
 	bool extended = k->q->l2_entry_len == 16;
 
-	if (!is_aligned(host_off, k->q->cluster_len)) {
-		if (k->first)
-			check_corruption(k, "guest offset 0x%llx in %s: host offset 0x%llx is not a multiple of the cluster size",
-					 ull(w->guest_off), where(w), ull(host_off));
-		return false;
-	}
-	if (!k->first)
-		return true;
+	if (!is_aligned(host_off, k->q->cluster_len))
+		check_corruption(k, "guest offset 0x%llx in %s: host offset 0x%llx is not a multiple of the cluster size",
+				 ull(w->guest_off), where(w), ull(host_off));
 	if (entry & (QCOW2_L2_RESERVED | (extended ? QCOW2_ZERO : 0)))
 		check_corruption(k, "guest offset 0x%llx in %s: L2 entry 0x%llx has reserved bits set", ull(w->guest_off),
 				 where(w), ull(entry));
@@ -116,29 +111,29 @@ static bool entry_plausible(struct checker *k, struct walker *w, uint64_t entry,
 	if (extended && host_off == 0 && !(k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE) && (uint32_t)bitmap)
 		check_corruption(k, "guest offset 0x%llx in %s: subclusters without a host cluster (bitmap 0x%llx)",
 				 ull(w->guest_off), where(w), ull(bitmap));
-	return true;
 }
 
 static int standard_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap, uint32_t weight)
 {
-	uint64_t host_off = entry & QCOW2_OFF_MASK;
+	uint64_t host_off = entry & QCOW2_OFF_MASK, in_cluster = host_off % k->q->cluster_len;
 	uint32_t flags = 0;
 
-	if (!entry_plausible(k, w, entry, bitmap) || host_off == 0)
+	if (k->first)
+		examine_entry(k, w, entry, bitmap);
+	if (host_off == 0)
 		return 0;
-	if (k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE) {
-		note_cluster(k, w, host_off); /* a place in the data file: nothing of ours */
-		return 0;
-	}
 	note_cluster(k, w, host_off);
-	if (!check_inside(k, host_off, k->q->cluster_len)) {
+	if (k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return 0; /* a place in the data file: nothing of ours */
+	if (!check_inside(k, host_off - in_cluster, in_cluster + k->q->cluster_len)) {
 		if (k->first)
 			check_corruption(k, "guest offset 0x%llx in %s: host offset 0x%llx lies beyond the end of the file (0x%llx)",
 					 ull(w->guest_off), where(w), ull(host_off), ull(k->file_len));
 		return 0;
 	}
-	if (is_active(w))
+	if (is_active(w) && !in_cluster)
 		flags = entry & QCOW2_COPIED ? REF_COPIED_SET : REF_COPIED_CLEAR;
+	/* Not aligned, it counts for both clusters that it touches: neither may be taken for a leak and freed. */
 	return check_count(k, host_off, k->q->cluster_len, weight, flags);
 }
 

@@ -178,6 +178,8 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 		ret->len = align_down(ret->len, q->cluster_len);
 		return 0;
 	}
+	/* No more than link() can publish in one step: a link that fails half way could not be taken back. */
+	len = MIN(MIN(len, table_span(q) - off % table_span(q)), (uint64_t)RUN_MAX << q->cluster_bits);
 	r = alloc_clusters(f, q, len >> q->cluster_bits, &host_off, &nr, &fresh, &mark);
 	if (r < 0)
 		return r;
@@ -201,7 +203,8 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
 
 /*
  * Durable first: the data that the caller wrote, the copied bytes around it, and the refcounts of the clusters: all
- * completed or queued before now, so the mark is order_now(). Only then: the L2 entries. Power lost in between leaks the
+ * completed or queued in the open section by now, so the mark is order_now(); and what leads to these refcounts, when a
+ * refcount block or table is new: refcount_mark(). Only then: the L2 entries. Power lost in between leaks the
  * clusters, which check finds. The other way round, an entry would point at a cluster still marked free, the next
  * allocation would hand it out again, and two guest blocks would share one place on disk.
  */
@@ -219,7 +222,8 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 			value[i] = (extent->host_off + pos + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED;
 		r = table_own(f, q, guest_off / table_span(q));
 		if (r == 0)
-			r = entries_set(f, q, guest_off, value, nr, order_now(q->order));
+			r = entries_set(f, q, guest_off, value, nr,
+					order_max(order_now(q->order), refcount_mark(q)));
 		pos += (uint64_t)nr << q->cluster_bits;
 	}
 	return r;

@@ -101,6 +101,8 @@ int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *r
  */
 int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
 		 order_mark *ret_mark);
+/* Durable when all refcount blocks can be found on disk: part of what must come before an entry is linked. */
+order_mark refcount_mark(const struct qcow2 *q);
 /* Plain functions on the bytes of a refcount block, for every width; used by check and create too. */
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index);
 void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value);

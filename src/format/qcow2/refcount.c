@@ -25,6 +25,12 @@ struct refcount_cache {
 	uint64_t clock;
 	struct fiber_mutex mutex; /* one change of refcounts at a time: it may wait for blocks in the middle */
 	struct block *blocks;
+	/*
+	 * Durable when every refcount block can be found: the newest mark of a table entry or of the header. A count in
+	 * a block that was made a moment ago is queued in the open section, the table entry that leads to the block in a
+	 * later one: whoever waits for the count must wait for this too, also when another request made the block.
+	 */
+	order_mark reachable;
 };
 
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index)
@@ -304,6 +310,7 @@ static int add_locked(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64
 	struct block *b;
 	int r = add_prepare(f, q, cluster, nr, delta, &mark);
 
+	q->refcounts->reachable = order_max(q->refcounts->reachable, mark);
 	for (uint64_t i = 0; r == 0 && i < nr;) {
 		uint64_t index = (cluster + i) / block_entries(q), at = (cluster + i) % block_entries(q);
 		uint64_t run = MIN(nr - i, block_entries(q) - at), first, last;
@@ -322,8 +329,13 @@ static int add_locked(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64
 		i += run;
 	}
 	if (r == 0)
-		*ret_mark = mark;
+		*ret_mark = order_max(mark, q->refcounts->reachable);
 	return r;
+}
+
+order_mark refcount_mark(const struct qcow2 *q)
+{
+	return q->refcounts->reachable;
 }
 
 int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,

@@ -15,7 +15,7 @@
  * Durable first: the new table's content and its refcounts. Only then: the header fields that lead to it. Power lost in between
  * leaves the old table in force and the new one leaked. The old table is freed when the header is durable.
  */
-static int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t entries, struct varve_error *err)
+static int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t entries, order_mark *ret_mark, struct varve_error *err)
 {
 	uint64_t clusters = div_up(entries * 8ull, q->cluster_len), host_off = 0, got = 0;
 	uint64_t old_off = q->h.l1_off, old_clusters = div_up(q->h.l1_entries * 8ull, q->cluster_len);
@@ -51,7 +51,7 @@ static int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t entries, struct va
 	header.off = be64_put(host_off);
 	if (r == 0)
 		r = order_put(f, q->order, offsetof(struct qcow2_header_disk, l1_entries), &header, sizeof(header),
-			      order_now(q->order), &mark);
+			      order_max(order_now(q->order), mark), &mark);
 	if (r == 0)
 		r = l2_grow(q, entries);
 	if (r < 0) {
@@ -64,6 +64,7 @@ static int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t entries, struct va
 	q->h.l1_entries = entries;
 	if (old_clusters)
 		alloc_free(f, q, old_off, old_clusters, mark);
+	*ret_mark = mark;
 	return 0;
 }
 
@@ -71,6 +72,7 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool prealloca
 {
 	struct qcow2 *q = node_state(n);
 	uint64_t span = (uint64_t)q->l2_entries << q->cluster_bits, entries;
+	order_mark grown = ORDER_NONE;
 	be64 disk_len;
 	int r = 0;
 
@@ -91,12 +93,12 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool prealloca
 	node_drain_begin(f, n);
 	if (entries > q->h.l1_entries)
 		r = entries > UINT32_MAX ? varve_error_set(err, -EFBIG, "%s: too large", node_name(n)) :
-					   l1_grow(f, q, (uint32_t)entries, err);
+					   l1_grow(f, q, (uint32_t)entries, &grown, err);
 	if (r == 0) {
 		/* The longer size only when the L1 table for it is durable: a header with too short a table is refused. */
 		disk_len = be64_put(len);
 		r = order_put(f, q->order, offsetof(struct qcow2_header_disk, disk_len), &disk_len, sizeof(disk_len),
-			      order_now(q->order), NULL);
+			      grown, NULL);
 		if (r < 0)
 			varve_error_errno(err, r, "%s: the size in the header", node_name(n));
 	}

@@ -2,8 +2,8 @@
 /*
  * aio_test.h - what the unit tests of aio/ share
  *
- * CHECK() and not cmocka's asserts inside callbacks and fibers: those jump, and must not jump off a fiber's stack or
- * out of another thread.
+ * CHECK() and not cmocka's asserts inside callbacks and fibers: those jump, and must not jump off a fiber's
+ * stack or out of another thread.
  */
 #ifndef AIO_TEST_H
 #define AIO_TEST_H
@@ -23,12 +23,12 @@
 #include "aio/worker.h"
 #include "base/math.h"
 
-#define CHECK(x)                                                                               \
-	do {                                                                                   \
-		if (!(x)) {                                                                    \
-			fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #x);   \
-			abort();                                                               \
-		}                                                                              \
+#define CHECK(x)                                                                                             \
+	do {                                                                                                 \
+		if (!(x)) {                                                                                  \
+			fprintf(stderr, "%s:%d: check failed: %s\n", __FILE__, __LINE__, #x);                \
+			abort();                                                                             \
+		}                                                                                            \
 	} while (0)
 
 /* A test that runs in each way a queue can wait: in epoll, and in the ring of an attached engine. */
@@ -39,9 +39,11 @@ struct wait_mode {
 static struct wait_mode wait_epoll __attribute__((unused)) = { NULL };
 static struct wait_mode wait_uring __attribute__((unused)) = { &aio_engine_uring };
 
-#define BOTH_MODES(test)                                          \
-	{ #test " (epoll)", test, NULL, NULL, &wait_epoll },       \
-	{ #test " (io_uring)", test, NULL, NULL, &wait_uring }
+#define BOTH_MODES(test)                                                                                     \
+	{ #test " (epoll)", test, NULL, NULL, &wait_epoll },                                                 \
+	{                                                                                                    \
+#test " (io_uring)", test, NULL, NULL, &wait_uring                                           \
+	}
 
 static inline int attach_fn(struct fiber *f, void *arg)
 {
@@ -69,7 +71,8 @@ static inline bool engine_works(const struct aio_engine *engine)
 	return ret == 0;
 }
 
-/* With the engine attached, so that the queue waits in its way. Skips the test if the machine refuses the engine. */
+/* With the engine attached, so that the queue waits in its way. Skips the test if the machine refuses the
+ * engine. */
 static inline struct queue *make_queue(bool own_thread, const struct aio_engine *engine)
 {
 	const struct queue_opts opts = { .name = "test", .own_thread = own_thread };

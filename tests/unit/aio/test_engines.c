@@ -83,8 +83,8 @@ static int run_op(struct fiber *f, void *arg)
 	return 0;
 }
 
-static int64_t do_op(struct fixture *fx, enum aio_opcode opcode, uint32_t flags, const struct iovec *iov, unsigned nr_iov,
-		     uint64_t off, uint64_t len)
+static int64_t do_op(struct fixture *fx, enum aio_opcode opcode, uint32_t flags, const struct iovec *iov,
+		     unsigned nr_iov, uint64_t off, uint64_t len)
 {
 	struct waiting_op w = {
 		.op = { .file = &fx->file,
@@ -370,7 +370,8 @@ static void more_operations_than_a_ring_holds_all_complete(void **state)
 	free(c.ops);
 }
 
-/* Operations that never end by themselves fill the completion ring; a message must wake the queue all the same. */
+/* Operations that never end by themselves fill the completion ring; a message must wake the queue all the
+ * same. */
 struct stuck {
 	struct aio_op op;
 	struct iovec iov;
@@ -400,7 +401,9 @@ static int stuck_submit(struct fiber *f, void *arg)
 		struct stuck *s = &a->ops[i];
 
 		s->iov = (struct iovec){ &s->value, sizeof(s->value) };
-		s->op = (struct aio_op){ .file = &a->fx->file, .opcode = AIO_READ, .iov = &s->iov, .nr_iov = 1 };
+		s->op = (struct aio_op){
+			.file = &a->fx->file, .opcode = AIO_READ, .iov = &s->iov, .nr_iov = 1
+		};
 		s->op.len = 8;
 		s->op.done = stuck_op_done;
 		aio_submit(fiber_queue(f), &s->op);
@@ -477,7 +480,9 @@ static int depth_fiber(struct fiber *f, void *arg)
 
 		m->crowd = (struct crowd *)(void *)d;
 		m->iov = (struct iovec){ &m->value, 8 };
-		m->op = (struct aio_op){ .file = &d->fx->file, .opcode = AIO_READ, .iov = &m->iov, .nr_iov = 1 };
+		m->op = (struct aio_op){
+			.file = &d->fx->file, .opcode = AIO_READ, .iov = &m->iov, .nr_iov = 1
+		};
 		m->op.len = 8;
 		m->op.done = depth_done;
 		d->in_flight++;
@@ -488,7 +493,7 @@ static int depth_fiber(struct fiber *f, void *arg)
 	return 0;
 }
 
-/* With 32 in flight, a system call carries many operations; with one, handing over and waiting is one call. */
+/* With 32 in flight a system call carries many operations; with one, handing over and waiting is one call. */
 static void ring_batches_its_system_calls(void **state)
 {
 	struct fixture fx;
@@ -542,13 +547,15 @@ static struct setup threads_file = { &aio_engine_threads, false, false };
 static struct setup threads_memory = { &aio_engine_threads, true, false };
 static struct setup threads_thread = { &aio_engine_threads, false, true };
 
-#define ALL(test)                                                                     \
-	{ #test " (io_uring)", test, NULL, NULL, &uring_file },                        \
-	{ #test " (io_uring, memory)", test, NULL, NULL, &uring_memory },              \
-	{ #test " (io_uring, own thread)", test, NULL, NULL, &uring_thread },          \
-	{ #test " (threads)", test, NULL, NULL, &threads_file },                       \
-	{ #test " (threads, memory)", test, NULL, NULL, &threads_memory },             \
-	{ #test " (threads, own thread)", test, NULL, NULL, &threads_thread }
+#define ALL(test)                                                                                            \
+	{ #test " (io_uring)", test, NULL, NULL, &uring_file },                                              \
+		{ #test " (io_uring, memory)", test, NULL, NULL, &uring_memory },                            \
+		{ #test " (io_uring, own thread)", test, NULL, NULL, &uring_thread },                        \
+		{ #test " (threads)", test, NULL, NULL, &threads_file },                                     \
+		{ #test " (threads, memory)", test, NULL, NULL, &threads_memory },                           \
+	{                                                                                                    \
+#test " (threads, own thread)", test, NULL, NULL, &threads_thread                            \
+	}
 
 int main(void)
 {

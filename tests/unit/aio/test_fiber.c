@@ -127,7 +127,9 @@ static void nested_run(struct fiber *f, struct fiber_job *j)
 	struct nested *n = container_of(j, struct nested, job);
 
 	if (n->level) {
-		struct nested child = { .job.run = nested_run, .q = n->q, .level = n->level - 1, .parent = f };
+		struct nested child = {
+			.job.run = nested_run, .q = n->q, .level = n->level - 1, .parent = f
+		};
 
 		fiber_start(n->q, &child.job, child.level);
 		while (!child.child_done)

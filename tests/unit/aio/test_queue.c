@@ -379,7 +379,9 @@ static void poll_fd_tells_of_messages_timers_fds_and_io(void **state)
 	struct step m = { .msg.run = step_run, .q = q, .nr = 1 };
 	struct post_one p = { q, &m.msg };
 	struct timer t = { .fire = fired };
-	struct aio_file file = { .engine = engine, .fd = memfd_create("varve-test", MFD_CLOEXEC), .name = "tmp" };
+	struct aio_file file = { .engine = engine,
+				 .fd = memfd_create("varve-test", MFD_CLOEXEC),
+				 .name = "tmp" };
 	struct aio_op op = { .file = &file, .opcode = AIO_FLUSH, .done = op_done };
 	struct watch w = { .events = EPOLLIN, .ready = watched };
 	pthread_t thread;

@@ -54,8 +54,8 @@ static void sim_done(struct aio_op *op, int64_t res)
 }
 
 /* Submits ops[i]; a write writes the byte. */
-static void submit(struct bench *b, unsigned i, enum aio_opcode opcode, uint32_t flags, uint64_t off, size_t len,
-		   uint8_t byte)
+static void submit(struct bench *b, unsigned i, enum aio_opcode opcode, uint32_t flags, uint64_t off,
+		   size_t len, uint8_t byte)
 {
 	struct sim_op *o = &b->ops[i];
 
@@ -64,7 +64,9 @@ static void submit(struct bench *b, unsigned i, enum aio_opcode opcode, uint32_t
 	o->b = b;
 	o->done = false;
 	o->iov = (struct iovec){ o->buf, len };
-	o->op = (struct aio_op){ .file = &b->file, .opcode = (uint8_t)opcode, .flags = flags, .off = off, .len = len };
+	o->op = (struct aio_op){
+		.file = &b->file, .opcode = (uint8_t)opcode, .flags = flags, .off = off, .len = len
+	};
 	o->op.done = sim_done;
 	if (opcode == AIO_READ || opcode == AIO_WRITE) {
 		o->op.iov = &o->iov;
@@ -80,8 +82,8 @@ static void turns(struct bench *b)
 }
 
 /* Submits, and lets it complete; manual files only. */
-static int64_t run(struct bench *b, unsigned i, enum aio_opcode opcode, uint32_t flags, uint64_t off, size_t len,
-		   uint8_t byte)
+static int64_t run(struct bench *b, unsigned i, enum aio_opcode opcode, uint32_t flags, uint64_t off,
+		   size_t len, uint8_t byte)
 {
 	submit(b, i, opcode, flags, off, len, byte);
 	sim_complete(b->s, sim_pending(b->s) - 1, 0);
@@ -437,8 +439,8 @@ static void cut_may_leave_the_file_short(void **state)
 }
 
 /*
- * Random histories against two rules. Everything kept: what readers see. Nothing kept: each byte holds what it held
- * at the last flush, or something newer that was FUA.
+ * Random histories against two rules. Everything kept: what readers see. Nothing kept: each byte holds what
+ * it held at the last flush, or something newer that was FUA.
  */
 static void random_histories_obey_the_rules_of_power_cuts(void **state)
 {

@@ -38,7 +38,9 @@ static void end_open(struct queue *q, struct end *e)
 	int fds[2];
 
 	CHECK(pipe(fds) == 0);
-	*e = (struct end){ .w = { .fd = fds[0], .events = EPOLLIN, .ready = end_ready }, .q = q, .write_fd = fds[1] };
+	*e = (struct end){ .w = { .fd = fds[0], .events = EPOLLIN, .ready = end_ready },
+			   .q = q,
+			   .write_fd = fds[1] };
 	CHECK(watch_add(q, &e->w) == 0);
 }
 
@@ -199,7 +201,9 @@ static void changed_events_are_heeded(void **state)
 static void file_that_cannot_be_watched_is_refused(void **state)
 {
 	struct queue *q = make_queue(false, NULL);
-	struct watch w = { .fd = memfd_create("varve-test", MFD_CLOEXEC), .events = EPOLLIN, .ready = own_ready };
+	struct watch w = { .fd = memfd_create("varve-test", MFD_CLOEXEC),
+			   .events = EPOLLIN,
+			   .ready = own_ready };
 	int fd = w.fd;
 
 	(void)state;

@@ -128,7 +128,8 @@ static void look_at_signals(struct work *w)
 	sigset_t set;
 
 	CHECK(pthread_sigmask(SIG_BLOCK, NULL, &set) == 0);
-	CHECK(sigismember(&set, SIGINT) == 1 && sigismember(&set, SIGALRM) == 1 && sigismember(&set, SIGUSR1) == 1);
+	CHECK(sigismember(&set, SIGINT) == 1 && sigismember(&set, SIGALRM) == 1 &&
+	      sigismember(&set, SIGUSR1) == 1);
 	job_run(w);
 }
 

@@ -169,7 +169,7 @@ static void unaligned_and_reserved_bits_are_found(void **state)
 
 	(void)state;
 	image_put(im, image_l2_entry(im, 0), 8, (DATA(0) + 512) | QCOW2_COPIED);
-	expect_found(im, 1, 1, 0);
+	expect_found(im, 2, 0, 0); /* it may mean either cluster: the second is used twice, the first is no leak */
 	expect_line(im, "guest offset 0x0 in the active layer: host offset 0x5200 is not a multiple of the cluster size");
 	image_put(im, image_l2_entry(im, 0), 8, DATA(0) | QCOW2_COPIED | 0x40);
 	expect_found(im, 1, 0, 0);
