@@ -5,10 +5,11 @@
  * One queue is run by one thread at a time (its own, or whoever calls queue_turn()). Everything here is for
  * that thread only, except queue_post(), queue_kick(), queue_id() and queue_name().
  *
- * One turn: 1. messages  2. timers  3. ready fds  4. ready fibers  5. completions of the engines (all
- * repeated while there is cheap work)  6. end-of-turn hooks  7. one submit per engine, joined with the wait
- *           where the engine allows  8. what the wait brought: 1 to 6 again.
- * A turn in which anything was done before the wait does not wait.
+ * One turn: 1. messages  2. timers  3. ready fds  4. ready fibers  5. completions of the engines
+ *             (all this again while there is cheap work)  6. end-of-turn hooks
+ *          7. one submit per engine, joined with the wait where the engine allows
+ *          8. what the wait brought: 1 to 6 again
+ * A turn that found something to do before the wait does not wait.
  */
 #ifndef VARVE_AIO_QUEUE_H
 #define VARVE_AIO_QUEUE_H

@@ -154,7 +154,7 @@ static struct change *oldest_effect(const struct change_list *list, uint64_t aft
 {
 	struct change *c, *oldest = NULL;
 
-	TAILQ_FOREACH (c, list, link) {
+	TAILQ_FOREACH(c, list, link) {
 		if (c->state != CHANGE_PENDING && c->effect_nr > after &&
 		    (!oldest || c->effect_nr < oldest->effect_nr))
 			oldest = c;
@@ -178,7 +178,7 @@ static bool superseded(const struct sim_file *s, const struct change *c)
 {
 	const struct change *by;
 
-	TAILQ_FOREACH (by, &s->changes, link) {
+	TAILQ_FOREACH(by, &s->changes, link) {
 		if (by->state == CHANGE_FORCED && by->effect_nr > c->effect_nr && by->off <= c->off &&
 		    by->off + by->len >= c->off + c->len)
 			return true;
@@ -203,7 +203,7 @@ static void flush_effect(struct sim_file *s, const struct pending *p, bool ok)
 {
 	struct change *c;
 
-	TAILQ_FOREACH (c, &s->changes, link) {
+	TAILQ_FOREACH(c, &s->changes, link) {
 		if (c->state == CHANGE_VOLATILE && c->effect_nr < p->submit_nr)
 			c->state = ok ? CHANGE_FORCED : CHANGE_LOST;
 	}
@@ -443,7 +443,7 @@ void sim_poke(struct sim_file *s, uint64_t off, const void *buf, size_t len)
 	/* Above every earlier write, whatever becomes of those. */
 	content_put(&s->now, off, buf, len);
 	content_put(&s->stable, off, buf, len);
-	TAILQ_FOREACH (c, &s->changes, link) {
+	TAILQ_FOREACH(c, &s->changes, link) {
 		const uint64_t from = MAX(c->off, off), to = MIN(c->off + c->len, off + len);
 
 		if (c->state != CHANGE_PENDING && from < to)
@@ -458,7 +458,7 @@ unsigned sim_pending(const struct sim_file *s)
 	const struct pending *p;
 	unsigned n = 0;
 
-	TAILQ_FOREACH (p, &s->pending, link)
+	TAILQ_FOREACH(p, &s->pending, link)
 		n++;
 	return n;
 }
@@ -504,7 +504,7 @@ unsigned sim_nr_unstable(const struct sim_file *s)
 	const struct change *c;
 	unsigned n = 0;
 
-	TAILQ_FOREACH (c, &s->changes, link)
+	TAILQ_FOREACH(c, &s->changes, link)
 		n += c->state != CHANGE_FORCED;
 	return n;
 }
@@ -563,7 +563,7 @@ uint8_t *sim_power_cut(const struct sim_file *s, bool (*keep)(void *arg, unsigne
 			cut_apply(s, &cut, c, &torn);
 	}
 	i = 0;
-	TAILQ_FOREACH (c, &s->changes, link) {
+	TAILQ_FOREACH(c, &s->changes, link) {
 		if (c->state == CHANGE_PENDING && kept[i])
 			cut_apply(s, &cut, c, &torn);
 		i += c->state != CHANGE_FORCED;

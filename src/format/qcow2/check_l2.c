@@ -198,6 +198,9 @@ static int collect_l1_entry(struct checker *k, struct walker *w, uint32_t i, uin
 	if (entry & QCOW2_L1_RESERVED)
 		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): 0x%llx has reserved bits set", i, where(w),
 				 ull(w->guest_off), ull(entry));
+	if (l2_off == 0 && (entry & QCOW2_COPIED))
+		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): 0x%llx is marked COPIED, but has no L2 table", i,
+				 where(w), ull(w->guest_off), ull(entry));
 	if (l2_off == 0)
 		return 0;
 	if (!is_aligned(l2_off, k->q->cluster_len)) {

@@ -66,7 +66,7 @@ static inline bool engine_works(const struct aio_engine *engine)
 	CHECK(queue_new(&q, NULL, NULL) == 0);
 	ret = aio_attach(q, engine, &err);
 	if (ret < 0)
-		print_message("%s: %s\n", engine->name, err.message);
+		print_message("# %s: %s\n", engine->name, err.message);
 	queue_free(q);
 	return ret == 0;
 }
@@ -113,7 +113,7 @@ static inline uint64_t test_seed(void)
 	const char *s = getenv("VARVE_TEST_SEED");
 	uint64_t seed = s ? strtoull(s, NULL, 0) : 20120712;
 
-	print_message("VARVE_TEST_SEED=%llu\n", (unsigned long long)seed);
+	print_message("# VARVE_TEST_SEED=%llu\n", (unsigned long long)seed);
 	return seed ? seed : 1;
 }
 

@@ -180,6 +180,9 @@ static void map_tells_data_from_zeroes_and_layers(void **state)
 	(void)state;
 	memset(buf, 1, sizeof(buf));
 	make_image("base", "raw", MIB, NULL);
+	image = open_image("base", VARVE_OPEN_WRITABLE, NULL);
+	expect_ok(varve_image_write(image, 65536, buf, sizeof(buf), 0, &err));
+	expect_ok(varve_image_close(image, &err));
 	make_image("top", "qcow2", 2 * MIB, "backing_file=base,backing_fmt=raw");
 	image = open_image("top", VARVE_OPEN_WRITABLE, NULL);
 	expect_ok(varve_image_write(image, 0, buf, sizeof(buf), 0, &err));
@@ -187,8 +190,11 @@ static void map_tells_data_from_zeroes_and_layers(void **state)
 	assert_true(e.data && e.present && e.has_offset && e.depth == 0 && e.length == 65536);
 	assert_string_equal(e.file, path_of("top"));
 	expect_ok(varve_image_map(image, 65536, 2 * MIB - 65536, &e, &err));
-	assert_true(e.data && e.present && e.depth == 1 && e.offset == 65536);
+	assert_true(e.data && e.present && e.depth == 1 && e.offset == 65536 && e.length == 65536);
 	assert_string_equal(e.file, path_of("base"));
+	/* The rest of the base is a hole in its file. */
+	expect_ok(varve_image_map(image, 131072, 2 * MIB - 131072, &e, &err));
+	assert_true(e.zero && !e.data && e.present && e.depth == 1 && e.length == MIB - 131072);
 	expect_ok(varve_image_map(image, MIB, MIB, &e, &err));
 	assert_true(e.zero && !e.data && e.start == MIB && e.length == MIB);
 	assert_int_equal(varve_image_map(image, 2 * MIB, 1, &e, &err), -EINVAL);

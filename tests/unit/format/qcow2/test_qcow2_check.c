@@ -179,6 +179,9 @@ static void unaligned_and_reserved_bits_are_found(void **state)
 	expect_found(im, 1, 0, 0);
 	image_put(im, image_l1(im), 8, (4 * CLUSTER + 512) | QCOW2_COPIED);
 	expect_found(im, 1, 17, 0);
+	image_put(im, image_l1(im), 8, QCOW2_COPIED);
+	expect_found(im, 1, 17, 0);
+	expect_line(im, "has no L2 table");
 	image_free(im);
 }
 

@@ -445,7 +445,7 @@ static void the_refcount_table_grows(void **state)
 		for (uint64_t off = 0; off < MiB(12); off += KiB(100))
 			disk_expect(d, off, MIN(KiB(100), MiB(12) - off), (uint8_t)(off / KiB(100)));
 		assert_int_equal(disk_close(d), 0);
-		if (i == 0 || i == 3)
+		if (i < 2) /* these tables cover 2 and 8 MiB */
 			assert_true(table != image_get(d->im, offsetof(struct qcow2_header_disk, refcount_table_off), 8));
 		expect_found(d->im, 0, 0, 0);
 		disk_free(d);
