@@ -31,6 +31,18 @@
 		}                                                                                            \
 	} while (0)
 
+/* Sanitizers reserve so much address space that it cannot be limited. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define TEST_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define TEST_SANITIZED 1
+#endif
+#endif
+#ifndef TEST_SANITIZED
+#define TEST_SANITIZED 0
+#endif
+
 /* A test that runs in each way a queue can wait: in epoll, and in the ring of an attached engine. */
 struct wait_mode {
 	const struct aio_engine *engine; /* NULL: none */

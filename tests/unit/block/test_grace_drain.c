@@ -148,6 +148,11 @@ static void drain_waits_for_the_cold_path(void **state)
 
 #define CLUSTERS 64
 
+/* Discards begun so far. The writers go on until there were enough, however the threads are scheduled. */
+static _Atomic unsigned nr_discards;
+#define DISCARDS_WANTED 30
+#define WRITES_MAX 1000000
+
 static int write_lots(struct worker *w)
 {
 	static uint8_t bufs[4][CL];
@@ -155,7 +160,7 @@ static int write_lots(struct worker *w)
 	int ret = 0;
 
 	rnd_start(&rnd, 77 + w->nr);
-	for (unsigned i = 0; ret == 0 && i < 1500; i++) {
+	for (unsigned i = 0; ret == 0 && (i < 1500 || (nr_discards < DISCARDS_WANTED && i < WRITES_MAX)); i++) {
 		struct io io[4];
 
 		for (unsigned k = 0; k < 4; k++) {
@@ -205,6 +210,7 @@ static void discard_some(void *arg)
 		task_start(&d->drain, d->img, node_drain_begin);
 		return;
 	}
+	nr_discards++;
 	io_start(&d->io, n, d->img->l.q, REQ_DISCARD, rnd_below(&d->rnd, CLUSTERS) * CL, NULL, CL, 0);
 }
 
