@@ -27,7 +27,7 @@ static const char serve_help[] =
 	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
 	"  -i, --aio AIO            io_uring or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
-	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 256)\n"
+	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"

@@ -217,7 +217,7 @@ struct varve_export;
 struct varve_vhost_user_blk_options {
 	const char *socket_path; /* made by the export; must not exist (or be a dead socket) */
 	unsigned nr_queues;	 /* virtqueues offered, 1 .. 64; 0: 1 */
-	unsigned queue_size;	 /* 2 .. 1024, power of two; 0: 256 (the largest ring accepted) */
+	unsigned queue_size;	 /* 2 .. 1024, power of two: the largest ring accepted; 0: 1024 */
 	bool writable;
 	const char *serial;	 /* at most 20 bytes; NULL: "varve" */
 };

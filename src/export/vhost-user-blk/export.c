@@ -24,7 +24,7 @@
 #include "export/vhost-user-blk/session.h"
 
 #define RINGS_MAX 64
-#define QUEUE_SIZE_DEFAULT 256
+#define QUEUE_SIZE_DEFAULT 1024
 #define BACKLOG 8
 
 /* After accept() failed for want of descriptors or memory, the socket stays readable: do not spin over it. */

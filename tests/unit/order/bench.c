@@ -105,17 +105,35 @@ static int64_t bench_fault(void *arg, uint64_t nr, const struct aio_op *op)
 	return b->fail_nr >= 0 && (uint64_t)b->fail_nr == nr ? -EIO : 0;
 }
 
-struct bench *bench_new(bool manual, uint64_t limit)
+/* One queue for all benches: starting a thread or a stack for each of thousands of histories would be most of the work. */
+static struct queue *shared;
+
+static void free_shared(void)
+{
+	queue_free(shared);
+}
+
+static struct queue *shared_queue(void)
 {
 	struct queue_opts qo = { .name = "bench", .virtual_time = true };
+
+	if (!shared) {
+		assert_int_equal(queue_new(&shared, &qo, NULL), 0);
+		assert_int_equal(aio_attach(shared, &aio_engine_sim, NULL), 0);
+		atexit(free_shared);
+	}
+	return shared;
+}
+
+struct bench *bench_new(bool manual, uint64_t limit)
+{
 	struct sim_opts so = { .seed = 1, .len = BENCH_LEN, .manual = manual };
 	struct bench *b = calloc(1, sizeof(*b));
 
 	assert_non_null(b);
 	b->fail_nr = -1;
-	assert_int_equal(queue_new(&b->q, &qo, NULL), 0);
+	b->q = shared_queue();
 	assert_int_equal(sim_file_new(&b->sim, &b->file, &so), 0);
-	assert_int_equal(aio_attach(b->q, &aio_engine_sim, NULL), 0);
 	sim_set_fault(b->sim, bench_fault, b);
 	assert_int_equal(order_new(&b->o, &b->node, limit), 0);
 	return b;
@@ -125,7 +143,6 @@ void bench_free(struct bench *b)
 {
 	assert_int_equal(b->jobs, 0);
 	order_free(b->o);
-	queue_free(b->q);
 	sim_file_free(b->sim);
 	free(b);
 }
@@ -141,7 +158,7 @@ static void job_main(struct fiber *f, struct fiber_job *fj)
 
 void bench_settle(struct bench *b)
 {
-	for (int i = 0; i < 16; i++)
+	for (int i = 0; i < 4; i++)
 		queue_turn(b->q, 0);
 }
 

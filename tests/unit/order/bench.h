@@ -17,7 +17,7 @@
 #include "aio/sim.h"
 #include "order/order.h"
 
-#define BENCH_LEN KiB(64)
+#define BENCH_LEN KiB(8)
 
 struct bench {
 	struct queue *q;

@@ -17,7 +17,7 @@
 #define DATA_SLOTS 8	   /* written around it, as guest data is */
 #define PUTS_MAX 400
 #define SLOT_OFF(i) ((uint64_t)(i)*72) /* so that some share a sector and some are neighbours of none */
-#define DATA_OFF(i) (KiB(32) + (uint64_t)(i)*512)
+#define DATA_OFF(i) (KiB(4) + (uint64_t)(i)*512)
 
 struct put_record {
 	unsigned slot;

@@ -49,6 +49,8 @@ static int open_fiber(struct fiber *f, void *arg)
 	struct node *leaf;
 	int ret = sim_node_new(f, d->im->sim, &d->im->af, c->flags & NODE_WRITABLE, &leaf, &d->err);
 
+	if (ret == 0)
+		leaf->fixed_len = d->device;
 	if (ret == 0 && d->options)
 		ret = opts_parse(o, d->options, &d->err);
 	if (ret == 0)

@@ -15,6 +15,7 @@ struct disk {
 	struct node *n;		/* NULL: closed */
 	struct varve_error err; /* of the last open, close or truncate */
 	uint64_t backing_len;	/* 0: none; bytes of backing are 0xba */
+	bool device;		/* the file is a block device: its length is what it is */
 	const char *options;	/* of every open; NULL: none */
 };
 

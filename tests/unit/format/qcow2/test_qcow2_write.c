@@ -421,6 +421,48 @@ static void lengths_that_cannot_be_are_refused(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- devices ---- */
+
+/* On a device the end of the file says nothing about the end of the image; and nobody can write beyond it. */
+static void a_device_is_filled_up_to_its_end(void **state)
+{
+	struct disk *d = disk_made(MiB(4), "cluster_size=64k");
+	uint8_t junk[4096];
+	unsigned written = 0;
+
+	assert_int_equal(disk_write(d, 0, CLUSTER, 0x11), 0);
+	disk_close(d);
+	d->device = true;
+	assert_int_equal(sim_truncate(d->im->sim, MiB(1) + 1000), 0);
+	memset(junk, 0xdd, sizeof(junk));
+	for (uint64_t off = 7 * CLUSTER; off + sizeof(junk) <= MiB(1); off += sizeof(junk))
+		sim_poke(d->im->sim, off, junk, sizeof(junk));
+	disk_reopen(d);
+	/* What lies there from before is not taken for zeroes. */
+	assert_int_equal(disk_write(d, 2 * CLUSTER + 100, 100, 0x22), 0);
+	disk_expect(d, 2 * CLUSTER, 100, 0);
+	disk_expect(d, 2 * CLUSTER + 100, 100, 0x22);
+	disk_expect(d, 2 * CLUSTER + 200, CLUSTER - 200, 0);
+	assert_true(disk_map(d, 2 * CLUSTER, 1).host_off < MiB(1) / 2);
+	for (unsigned i = 4; i < 64; i++) {
+		int ret = disk_write(d, i * CLUSTER, CLUSTER, 0x33);
+
+		assert_true(ret == 0 || ret == -ENOSPC);
+		written += ret == 0;
+	}
+	assert_int_equal(written, MiB(1) / CLUSTER - 7); /* 5 of metadata, 2 of data were there */
+	assert_int_equal(sim_len(d->im->sim), MiB(1) + 1000);
+	/* Space that is given back is used again, though the frontier cannot move. */
+	assert_int_equal(disk_discard(d, 0, CLUSTER), 0);
+	assert_int_equal(disk_flush(d), 0);
+	assert_int_equal(disk_write(d, 60 * CLUSTER, CLUSTER, 0x44), 0);
+	assert_int_equal(disk_write(d, 61 * CLUSTER, CLUSTER, 0x44), -ENOSPC);
+	disk_reopen(d);
+	disk_expect(d, 60 * CLUSTER, CLUSTER, 0x44);
+	disk_expect(d, 4 * CLUSTER, 9 * CLUSTER, 0x33);
+	disk_free_clean(d);
+}
+
 /* ---- refcounts ---- */
 
 /* A file that outgrows its refcount table several times; each table and block counts itself or another. */
@@ -521,6 +563,7 @@ int main(void)
 		cmocka_unit_test(an_untouched_disk_is_not_written),
 		cmocka_unit_test(a_longer_disk_keeps_what_it_had),
 		cmocka_unit_test(lengths_that_cannot_be_are_refused),
+		cmocka_unit_test(a_device_is_filled_up_to_its_end),
 		cmocka_unit_test(the_refcount_table_grows),
 		cmocka_unit_test(every_width_holds_its_numbers),
 		cmocka_unit_test(counts_stay_in_their_width),
