@@ -60,8 +60,8 @@ void order_update_clean(struct order *o)
 bool order_clean(const struct order *o)
 {
 	/*
-	 * A guest that was told its write is done and now flushes on another queue: its write's puts came before the
-	 * answer, and the answer came to it by a message, so it cannot see the older "clean".
+	 * A guest that was told its write is done and now flushes on another queue: its write's puts came
+	 * before the answer, and the answer came to it by a message, so it cannot see the older "clean".
 	 */
 	return atomic_load_explicit(&o->clean, memory_order_acquire);
 }
@@ -111,8 +111,8 @@ static struct piece piece_at(uint64_t off, size_t len)
 }
 
 /*
- * The section for a put: open, behind `after`, and not before a section that holds older bytes of the same place.
- * Were it earlier than that one, the older bytes would be written later and win.
+ * The section for a put: open, behind `after`, and not before a section that holds older bytes of the same
+ * place. Were it earlier than that one, the older bytes would be written later and win.
  */
 static uint64_t choose_section(const struct order *o, uint64_t off, size_t len, order_mark after)
 {
@@ -157,8 +157,8 @@ static void free_list(struct sector *s)
 }
 
 /* Empty sectors for all places of the put that the section does not hold yet. */
-static int prepare_sectors(struct order *o, uint64_t section, uint64_t off, size_t len, struct sector **ret_list,
-			   bool *ret_merges)
+static int prepare_sectors(struct order *o, uint64_t section, uint64_t off, size_t len,
+			   struct sector **ret_list, bool *ret_merges)
 {
 	struct sector *list = NULL;
 	struct piece p;
@@ -231,8 +231,12 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 	assert(after <= order_all(o));
 	assert(len > 0 && off <= VARVE_LEN_MAX && len <= VARVE_LEN_MAX - off);
 	if (o->failed && order_queued(o) > 2 * o->limit) {
-		/* Memory must have an end. Nothing was taken, whoever calls can undo; the disk gets one more chance. */
-		(void)order_wait(f, o, order_all(o)); /* its error is counted, and comes back at the next flush */
+		/*
+		 * Memory must have an end. Nothing was taken, whoever calls can undo; the disk gets one
+		 * more chance.
+		 */
+		(void)order_wait(f, o,
+				 order_all(o)); /* its error is counted, and comes back at the next flush */
 		return -ENOMEM;
 	}
 	nr = choose_section(o, off, len, after);
@@ -286,8 +290,9 @@ int order_read(struct fiber *f, struct order *o, uint64_t off, void *buf, size_t
 	int err;
 
 	/*
-	 * Bytes that were queued when the read of the file began may have been written and have left the queue when it
-	 * ends: the file's old bytes are in buf then, and nothing lies over them. Read again in that case.
+	 * Bytes that were queued when the read of the file began may have been written and have left the
+	 * queue when it ends: the file's old bytes are in buf then, and nothing lies over them. Read again in
+	 * that case.
 	 */
 	do {
 		retired = o->stats.sections;

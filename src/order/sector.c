@@ -16,7 +16,10 @@
 
 static struct sector **bucket_of(const struct sector_table *t, uint64_t nr)
 {
-	/* Multiplication by an odd constant near 2^64 / golden ratio spreads neighbours; the top bits are the best. */
+	/*
+	 * Multiplication by an odd constant near 2^64 / golden ratio spreads neighbours; the top bits are
+	 * the best.
+	 */
 	uint64_t h = nr * 0x9e3779b97f4a7c15ull;
 
 	return &t->buckets[(h >> 32) & (t->nr_buckets - 1)];

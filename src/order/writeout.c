@@ -3,7 +3,8 @@
  * order/writeout.c - the block queue: sections reach the disk, one after the other
  *
  * Owns:    the way of a section: closed, written, synced, gone; and the one fiber that does it at a time.
- * Assumes: node_flush() on the file returns 0 only when the kernel made all writes stable that had completed before.
+ * Assumes: node_flush() on the file returns 0 only when the kernel made all writes stable that had completed
+ *          before.
  * Never:   writes an entry of a section before the sync of the section before it succeeded.
  */
 #include "order/queue.h"
@@ -32,7 +33,8 @@ static int batch_write(struct fiber *f, struct order *o, struct batch *b)
 	return 0;
 }
 
-static int batch_add(struct fiber *f, struct order *o, struct batch *b, uint64_t off, uint8_t *bytes, unsigned len)
+static int batch_add(struct fiber *f, struct order *o, struct batch *b, uint64_t off, uint8_t *bytes,
+		     unsigned len)
 {
 	if (b->nr_iov && (b->off + b->len != off || b->nr_iov == ORDER_IOV)) {
 		int err = batch_write(f, o, b);
@@ -80,8 +82,8 @@ static void section_retire(struct order *o, struct section *sec)
 }
 
 /*
- * The mark that a sync beginning now makes durable: all sections without entries that follow are covered by it too,
- * which lets it serve everybody whose data completed while the section was being written.
+ * The mark that a sync beginning now makes durable: all sections without entries that follow are covered by
+ * it too, which lets it serve everybody whose data completed while the section was being written.
  */
 static uint64_t sync_covers(const struct order *o, const struct section *written)
 {
@@ -93,11 +95,12 @@ static uint64_t sync_covers(const struct order *o, const struct section *written
 /*
  * One section with its sync; or, where no entries come next, only a sync.
  *
- * Power lost before the sync is done leaves any part of this section's writes on disk, and nothing of the later ones:
- * what the entries of a section point at was made durable by the syncs before.
+ * Power lost before the sync is done leaves any part of this section's writes on disk, and nothing of the
+ * later ones: what the entries of a section point at was made durable by the syncs before.
  *
- * A failed write or sync leaves the section as it is. The kernel may have dropped the pages it could not write and
- * report success the next time, so all of the section is written again, also what seemed to be written.
+ * A failed write or sync leaves the section as it is. The kernel may have dropped the pages it could not
+ * write and report success the next time, so all of the section is written again, also what seemed to be
+ * written.
  */
 static int write_step(struct fiber *f, struct order *o, uint64_t target)
 {
@@ -106,8 +109,9 @@ static int write_step(struct fiber *f, struct order *o, uint64_t target)
 	int err;
 
 	/*
-	 * The number before this section's is not durable, although it has no entries: it stands for data that this
-	 * section's entries point at. Without a sync of their own the entries could be there and the data not.
+	 * The number before this section's is not durable, although it has no entries: it stands for data
+	 * that this section's entries point at. Without a sync of their own the entries could be there and
+	 * the data not.
 	 */
 	if (sec && (sec->nr > target || o->durable < sec->nr - 1))
 		sec = NULL;
@@ -159,8 +163,8 @@ int order_wait(struct fiber *f, struct order *o, order_mark mark)
 			return write_out(f, o, mark);
 		waitlist_wait(f, &o->waiting);
 		/*
-		 * Sections go in order: what failed lies at or before our mark. Trying again at once, once for each
-		 * fiber that waited, would only repeat the error; the next flush or wait tries.
+		 * Sections go in order: what failed lies at or before our mark. Trying again at once, once
+		 * for each fiber that waited, would only repeat the error; the next flush or wait tries.
 		 */
 		if (o->durable < mark && o->stats.errors != errors)
 			return o->error;
@@ -174,8 +178,9 @@ int order_flush(struct fiber *f, struct order *o)
 }
 
 /*
- * Beyond the limit the putting fiber writes out what is queued now. Does another one write already, it goes on until
- * twice the limit, then it waits for room. Errors are not its concern: the entry is queued, and a flush will tell.
+ * Beyond the limit the putting fiber writes out what is queued now. Does another one write already, it goes
+ * on until twice the limit, then it waits for room. Errors are not its concern: the entry is queued, and a
+ * flush will tell.
  */
 void order_relieve(struct fiber *f, struct order *o)
 {

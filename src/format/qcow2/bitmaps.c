@@ -45,10 +45,12 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, struct qco
 	extra_len = be32_get(d.extra_len);
 	name_len = be16_get(d.name_len);
 	if (extra_len > EXTRA_MAX_LEN)
-		return varve_error_set(p->err, -EFBIG, "%s: entry %u has %u bytes of extra data, at most %u are allowed",
+		return varve_error_set(p->err, -EFBIG,
+				       "%s: entry %u has %u bytes of extra data, at most %u are allowed",
 				       p->what, nr, extra_len, EXTRA_MAX_LEN);
 	if (name_len == 0 || name_len > NAME_MAX_LEN)
-		return varve_error_set(p->err, -EINVAL, "%s: entry %u has a name of %u bytes, 1 to %u are allowed", p->what,
+		return varve_error_set(p->err, -EINVAL,
+				       "%s: entry %u has a name of %u bytes, 1 to %u are allowed", p->what,
 				       nr, name_len, NAME_MAX_LEN);
 	if (d.granularity_bits > 63)
 		return varve_error_set(p->err, -EINVAL, "%s: entry %u has a granularity of 2^%u", p->what, nr,
@@ -68,15 +70,16 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, struct qco
 	return 0;
 }
 
-int bitmaps_read(struct fiber *f, struct node *file, const struct qcow2_header *h, struct qcow2_bitmap **ret_list,
-		 struct varve_error *err)
+int bitmaps_read(struct fiber *f, struct node *file, const struct qcow2_header *h,
+		 struct qcow2_bitmap **ret_list, struct varve_error *err)
 {
 	struct qcow2_bitmap *list;
 	struct packed p;
 	int ret;
 
 	if (h->nr_bitmaps > QCOW2_BITMAPS_MAX)
-		return varve_error_set(err, -EFBIG, "%u bitmaps: at most %d are allowed", h->nr_bitmaps, QCOW2_BITMAPS_MAX);
+		return varve_error_set(err, -EFBIG, "%u bitmaps: at most %d are allowed", h->nr_bitmaps,
+				       QCOW2_BITMAPS_MAX);
 	list = calloc((size_t)h->nr_bitmaps + 1, sizeof(*list));
 	if (!list)
 		return varve_error_set(err, -ENOMEM, "bitmap directory: out of memory");

@@ -4,12 +4,12 @@
  *
  * Owns:    the plan, and everything that has one fixed place: header, tables, snapshots, LUKS header.
  * Assumes: the header was parsed; nothing else about the image is believed.
- * Never:   changes the image, and never takes time or memory out of proportion to the file's length:
- *          every table is read once per window, however often it is named, and the counters are sparse.
+ * Never:   changes the image, and never takes time or memory out of proportion to the file's length: every
+ *          table is read once per window, however often it is named, and the counters are sparse.
  *
- * The file is examined in windows: all references into the window are counted by walking all tables, then compared
- * with the refcounts. One window is enough for 90 million clusters in use (6 TiB of 64 KiB); beyond that, the tables
- * are walked again for each window.
+ * The file is examined in windows: all references into the window are counted by walking all tables, then
+ * compared with the refcounts. One window is enough for 90 million clusters in use (6 TiB of 64 KiB); beyond
+ * that, the tables are walked again for each window.
  */
 #include "format/qcow2/check.h"
 
@@ -97,8 +97,11 @@ static void collect_snapshot_l1s(struct checker *k)
 	for (uint32_t i = 0; k->snapshots && i < k->q->h.nr_snapshots; i++) {
 		const struct qcow2_snapshot *s = &k->snapshots[i];
 
-		if (s->l1_entries > QCOW2_L1_LEN_MAX / 8 || !check_inside(k, s->l1_off, (uint64_t)s->l1_entries * 8))
-			check_corruption(k, "snapshot '%s': its L1 table of %u entries at host offset 0x%llx is not inside the file",
+		if (s->l1_entries > QCOW2_L1_LEN_MAX / 8 ||
+		    !check_inside(k, s->l1_off, (uint64_t)s->l1_entries * 8))
+			check_corruption(k,
+					 "snapshot '%s': its L1 table of %u entries at host offset 0x%llx is "
+					 "not inside the file",
 					 s->name, s->l1_entries, ull(s->l1_off));
 		else
 			first[nr++] = (struct check_l1){ s->l1_off, s->l1_entries, 1, s->name };
@@ -111,10 +114,14 @@ static void collect_snapshot_l1s(struct checker *k)
 			out[-1].weight++;
 			continue;
 		}
-		/* As for bitmaps: tables longer than the file lie over each other, and must not cost time without end. */
+		/*
+		 * As for bitmaps: tables longer than the file lie over each other, and must not cost time
+		 * without end.
+		 */
 		bytes += (uint64_t)first[i].entries * 8;
 		if (bytes > k->file_len) {
-			check_corruption(k, "snapshot '%s': its L1 table overlaps those of other snapshots", first[i].snapshot);
+			check_corruption(k, "snapshot '%s': its L1 table overlaps those of other snapshots",
+					 first[i].snapshot);
 			break;
 		}
 		*out++ = first[i];
@@ -131,13 +138,13 @@ static int collect_l1s(struct checker *k)
 	if (!k->l1s)
 		return varve_error_set(k->err, -ENOMEM, "%s: out of memory", node_name(k->q->node));
 	if (h->l1_entries < div_up(h->disk_len, covers))
-		check_corruption(k, "L1 table: %u entries are too few for a disk of %llu bytes", h->l1_entries,
-				 ull(h->disk_len));
+		check_corruption(k, "L1 table: %u entries are too few for a disk of %llu bytes",
+				 h->l1_entries, ull(h->disk_len));
 	if (check_inside(k, h->l1_off, (uint64_t)h->l1_entries * 8))
 		k->l1s[k->nr_l1s++] = (struct check_l1){ h->l1_off, h->l1_entries, 1, NULL };
 	else
-		check_corruption(k, "L1 table: %u entries at host offset 0x%llx are not inside the file", h->l1_entries,
-				 ull(h->l1_off));
+		check_corruption(k, "L1 table: %u entries at host offset 0x%llx are not inside the file",
+				 h->l1_entries, ull(h->l1_off));
 	collect_snapshot_l1s(k);
 	for (unsigned i = 0; i < k->nr_l1s; i++)
 		k->total += k->l1s[i].entries;
@@ -178,7 +185,8 @@ static int prepare(struct fiber *f, struct checker *k, size_t max_pages)
 	struct varve_error why;
 
 	if (file_len < 0)
-		return varve_error_errno(k->err, (int)file_len, "%s: cannot find its length", node_name(k->q->node));
+		return varve_error_errno(k->err, (int)file_len, "%s: cannot find its length",
+					 node_name(k->q->node));
 	k->file_len = (uint64_t)file_len;
 	k->nr_clusters = div_up(k->file_len, k->q->cluster_len);
 	k->chunk = malloc(CHECK_CHUNK);
@@ -191,10 +199,11 @@ static int prepare(struct fiber *f, struct checker *k, size_t max_pages)
 	read_names(f, k);
 	if (h->crypt_method == 2 && luks_place(f, k->q->file, h, &k->crypt_off, &k->crypt_len, &why) < 0)
 		check_unread(k, "LUKS header: %s", why.message);
-	k->table_readable = check_inside(k, h->refcount_table_off, (uint64_t)h->refcount_table_clusters *
-					 k->q->cluster_len);
+	k->table_readable = check_inside(k, h->refcount_table_off,
+					 (uint64_t)h->refcount_table_clusters * k->q->cluster_len);
 	if (!k->table_readable)
-		check_corruption(k, "refcount table: %u clusters at host offset 0x%llx are not inside the file",
+		check_corruption(k,
+				 "refcount table: %u clusters at host offset 0x%llx are not inside the file",
 				 h->refcount_table_clusters, ull(h->refcount_table_off));
 	return collect_l1s(k);
 }
@@ -220,8 +229,8 @@ static int count_fixed(struct checker *k, const char *what, uint64_t host_off, u
 	if (check_inside(k, align_down(host_off, k->q->cluster_len), len + host_off % k->q->cluster_len))
 		return check_count(k, host_off, len, weight, REF_METADATA);
 	if (k->first)
-		check_corruption(k, "%s: host offset 0x%llx, length %llu, is not inside the file", what, ull(host_off),
-				 ull(len));
+		check_corruption(k, "%s: host offset 0x%llx, length %llu, is not inside the file", what,
+				 ull(host_off), ull(len));
 	return 0;
 }
 
@@ -231,14 +240,15 @@ static int count_all_fixed(struct checker *k)
 	int err = check_count(k, 0, k->q->cluster_len, 1, REF_METADATA);
 
 	if (err == 0 && k->table_readable)
-		err = check_count(k, h->refcount_table_off, (uint64_t)h->refcount_table_clusters * k->q->cluster_len, 1,
-				  REF_METADATA);
+		err = check_count(k, h->refcount_table_off,
+				  (uint64_t)h->refcount_table_clusters * k->q->cluster_len, 1, REF_METADATA);
 	if (err == 0 && k->snapshots_len)
 		err = count_fixed(k, "snapshot table", h->snapshots_off, k->snapshots_len, 1);
 	if (err == 0 && k->crypt_len)
 		err = count_fixed(k, "LUKS header", k->crypt_off, k->crypt_len, 1);
 	for (unsigned i = 0; err == 0 && i < k->nr_l1s; i++)
-		err = check_count(k, k->l1s[i].off, (uint64_t)k->l1s[i].entries * 8, k->l1s[i].weight, REF_METADATA);
+		err = check_count(k, k->l1s[i].off, (uint64_t)k->l1s[i].entries * 8, k->l1s[i].weight,
+				  REF_METADATA);
 	return err;
 }
 
@@ -268,7 +278,8 @@ static int check_all(struct fiber *f, struct checker *k)
 	for (k->first = true; err == 0 && from < k->nr_clusters; k->first = false) {
 		k->total += l1_entries;
 		if (k->table_readable)
-			k->total += 2 * ((uint64_t)k->q->h.refcount_table_clusters << (k->q->cluster_bits - 3));
+			k->total +=
+				2 * ((uint64_t)k->q->h.refcount_table_clusters << (k->q->cluster_bits - 3));
 		refs_window(&k->refs, from, k->nr_clusters);
 		err = check_window(f, k);
 		from = k->refs.to;
@@ -276,7 +287,8 @@ static int check_all(struct fiber *f, struct checker *k)
 	return err;
 }
 
-int qcow2_check_bounded(struct fiber *f, struct node *n, struct check *c, size_t max_pages, struct varve_error *err)
+int qcow2_check_bounded(struct fiber *f, struct node *n, struct check *c, size_t max_pages,
+			struct varve_error *err)
 {
 	struct checker k = { .q = node_state(n), .c = c, .err = err };
 	int ret;

@@ -24,13 +24,15 @@ static int table_entry(struct checker *k, const struct qcow2_bitmap *b, uint32_t
 	uint64_t off = entry & QCOW2_OFF_MASK;
 
 	if (k->first && ((entry & TABLE_RESERVED) || (off && (entry & TABLE_ALL_ONES))))
-		check_corruption(k, "bitmap '%s', entry %u: 0x%llx has reserved bits set", b->name, i, ull(entry));
+		check_corruption(k, "bitmap '%s', entry %u: 0x%llx has reserved bits set", b->name, i,
+				 ull(entry));
 	if (off == 0)
 		return 0;
 	if (!is_aligned(off, k->q->cluster_len) || !check_inside(k, off, k->q->cluster_len)) {
 		if (k->first)
-			check_corruption(k, "bitmap '%s', entry %u: host offset 0x%llx is not a cluster of the file", b->name, i,
-					 ull(off));
+			check_corruption(
+				k, "bitmap '%s', entry %u: host offset 0x%llx is not a cluster of the file",
+				b->name, i, ull(off));
 		return 0;
 	}
 	return check_count(k, off, k->q->cluster_len, 1, REF_METADATA);
@@ -46,8 +48,8 @@ static int bitmap_table(struct fiber *f, struct checker *k, const struct qcow2_b
 		err = check_read(f, k, b->table_off + (uint64_t)i * 8, k->chunk, nr * 8);
 		if (err < 0) {
 			if (k->first)
-				check_unread(k, "table of bitmap '%s' at host offset 0x%llx: %s", b->name, ull(b->table_off),
-					     strerror(-err));
+				check_unread(k, "table of bitmap '%s' at host offset 0x%llx: %s", b->name,
+					     ull(b->table_off), strerror(-err));
 			return 0;
 		}
 		for (uint32_t j = 0; j < nr && err == 0; j++, i++)
@@ -63,8 +65,10 @@ static bool table_plausible(struct checker *k, const struct qcow2_bitmap *b)
 	    check_inside(k, b->table_off, (uint64_t)b->table_entries * 8))
 		return true;
 	if (k->first)
-		check_corruption(k, "bitmap '%s': its table of %u entries at host offset 0x%llx is not inside the file", b->name,
-				 b->table_entries, ull(b->table_off));
+		check_corruption(
+			k,
+			"bitmap '%s': its table of %u entries at host offset 0x%llx is not inside the file",
+			b->name, b->table_entries, ull(b->table_off));
 	return false;
 }
 
@@ -81,11 +85,15 @@ int check_bitmaps(struct fiber *f, struct checker *k)
 
 		if (!table_plausible(k, b))
 			continue;
-		/* Tables that together are longer than the file lie over each other; that must not cost time without end. */
+		/*
+		 * Tables that together are longer than the file lie over each other; that must not cost
+		 * time without end.
+		 */
 		read += (uint64_t)b->table_entries * 8;
 		if (read > k->file_len) {
 			if (k->first)
-				check_corruption(k, "bitmap '%s': its table overlaps tables of other bitmaps", b->name);
+				check_corruption(k, "bitmap '%s': its table overlaps tables of other bitmaps",
+						 b->name);
 			break;
 		}
 		err = bitmap_table(f, k, b);

@@ -2,7 +2,8 @@
 /*
  * qcow2/check_counts.c - references found against the refcounts on disk
  *
- * Owns:    the reading of the refcount table and blocks as an examiner reads them, and the verdict on each cluster.
+ * Owns:    the reading of the refcount table and blocks as an examiner reads them, and the verdict on each
+ *          cluster.
  * Assumes: everything that refers to clusters of the window has been counted.
  * Never:   reads a refcount block twice in one window, however many table entries name it.
  */
@@ -36,7 +37,8 @@ static uint32_t table_entries(const struct checker *k)
 
 /* Calls fn for every entry of the refcount table. */
 static int each_entry(struct fiber *f, struct checker *k,
-		      int (*fn)(struct fiber *f, struct checker *k, uint32_t i, uint64_t entry, void *arg), void *arg)
+		      int (*fn)(struct fiber *f, struct checker *k, uint32_t i, uint64_t entry, void *arg),
+		      void *arg)
 {
 	uint32_t nr_all = table_entries(k);
 	int err = 0;
@@ -47,8 +49,8 @@ static int each_entry(struct fiber *f, struct checker *k,
 		err = check_read(f, k, k->q->h.refcount_table_off + (uint64_t)i * 8, k->chunk, nr * 8);
 		if (err < 0) {
 			if (k->first)
-				check_uncounted(k, "refcount table at host offset 0x%llx: %s", ull(k->q->h.refcount_table_off),
-					     strerror(-err));
+				check_uncounted(k, "refcount table at host offset 0x%llx: %s",
+						ull(k->q->h.refcount_table_off), strerror(-err));
 			return 0;
 		}
 		for (uint32_t j = 0; j < nr && err == 0; j++, i++) {
@@ -76,10 +78,14 @@ static void examine_table_entry(struct checker *k, uint32_t i, uint64_t entry)
 	if (entry & TABLE_RESERVED)
 		check_corruption(k, "refcount table, entry %u: 0x%llx has reserved bits set", i, ull(entry));
 	if (!is_aligned(off, k->q->cluster_len))
-		check_corruption(k, "refcount table, entry %u: host offset 0x%llx is not a multiple of the cluster size", i,
-				 ull(off));
+		check_corruption(
+			k,
+			"refcount table, entry %u: host offset 0x%llx is not a multiple of the cluster size",
+			i, ull(off));
 	else if (!check_inside(k, off, k->q->cluster_len))
-		check_corruption(k, "refcount table, entry %u: the block at host offset 0x%llx lies beyond the end of the file",
+		check_corruption(k,
+				 "refcount table, entry %u: the block at host offset 0x%llx lies beyond the "
+				 "end of the file",
 				 i, ull(off));
 }
 
@@ -97,8 +103,10 @@ static int count_block(struct fiber *f, struct checker *k, uint32_t i, uint64_t 
 		int err = 0;
 
 		if (l2_set_find(&k->blocks, off >> k->q->cluster_bits))
-			check_corruption(k, "refcount table, entry %u: the block at host offset 0x%llx has another entry already", i,
-					 ull(off));
+			check_corruption(k,
+					 "refcount table, entry %u: the block at host offset 0x%llx has "
+					 "another entry already",
+					 i, ull(off));
 		else
 			err = l2_set_add(&k->blocks, off >> k->q->cluster_bits, 1);
 		if (err < 0)
@@ -131,8 +139,11 @@ struct verdict {
 static void tell_leak(struct checker *k, struct leak *l)
 {
 	if (l->nr)
-		check_report(k->c, "leak: host offset 0x%llx, %llu cluster%s: refcount is %llu, references found: %u",
-			     host_off(k, l->cluster), ull(l->nr), l->nr == 1 ? "" : "s", ull(l->refcount), l->refs);
+		check_report(
+			k->c,
+			"leak: host offset 0x%llx, %llu cluster%s: refcount is %llu, references found: %u",
+			host_off(k, l->cluster), ull(l->nr), l->nr == 1 ? "" : "s", ull(l->refcount),
+			l->refs);
 	l->nr = 0;
 }
 
@@ -165,12 +176,14 @@ static void judge_copied(struct checker *k, uint64_t cluster, uint64_t refcount,
 		blame(k, counter);
 	}
 	if ((*counter & REF_COPIED_CLEAR) && refcount == 1) {
-		check_corruption(k, "host offset 0x%llx: not marked COPIED, but its refcount is 1", host_off(k, cluster));
+		check_corruption(k, "host offset 0x%llx: not marked COPIED, but its refcount is 1",
+				 host_off(k, cluster));
 		blame(k, counter);
 	}
 }
 
-static void judge(struct checker *k, struct verdict *v, uint64_t cluster, uint64_t refcount, uint32_t *counter)
+static void judge(struct checker *k, struct verdict *v, uint64_t cluster, uint64_t refcount,
+		  uint32_t *counter)
 {
 	uint32_t refs = *counter & REF_COUNT_MAX;
 
@@ -229,7 +242,8 @@ static void judge_block(struct checker *k, struct verdict *v, uint64_t first, ui
 static void skip_block(struct checker *k, struct verdict *v, uint64_t first, uint64_t end, const char *why)
 {
 	if (first >= k->refs.from) /* not told by the window before */
-		check_uncounted(k, "refcounts of host offsets 0x%llx to 0x%llx: %s", host_off(k, first), host_off(k, end), why);
+		check_uncounted(k, "refcounts of host offsets 0x%llx to 0x%llx: %s", host_off(k, first),
+				host_off(k, end), why);
 	for (; v->at < v->nr_pages && v->pages[v->at]->first < end; v->at++) {
 		for (unsigned i = 0; i < REF_PAGE; i++) {
 			if (v->pages[v->at]->counters[i])
@@ -240,8 +254,8 @@ static void skip_block(struct checker *k, struct verdict *v, uint64_t first, uin
 }
 
 /*
- * A block with two entries counts for the first of them. Seen is marked outside of the window too, so that every
- * window takes the same one.
+ * A block with two entries counts for the first of them. Seen is marked outside of the window too, so that
+ * every window takes the same one.
  */
 static bool block_usable(struct checker *k, struct verdict *v, uint64_t off)
 {
@@ -256,7 +270,8 @@ static bool block_usable(struct checker *k, struct verdict *v, uint64_t off)
 static int compare_block(struct fiber *f, struct checker *k, uint32_t i, uint64_t entry, void *arg)
 {
 	struct verdict *v = arg;
-	uint64_t first = i * per_block(k), end = MIN(first + per_block(k), k->refs.to), off = block_off(k, entry);
+	uint64_t first = i * per_block(k), end = MIN(first + per_block(k), k->refs.to),
+		 off = block_off(k, entry);
 	bool usable = block_usable(k, v, off);
 	int err;
 

@@ -61,22 +61,27 @@ static void note_cluster(struct checker *k, struct walker *w, uint64_t host_off)
 	k->next_host = host_off + k->q->cluster_len;
 }
 
-static int compressed_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap, uint32_t weight)
+static int compressed_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap,
+			    uint32_t weight)
 {
 	struct compressed p = compressed_place(k, entry);
 	uint64_t first = align_down(p.off, k->q->cluster_len);
 
 	if (k->first && (entry & QCOW2_COPIED))
-		check_corruption(k, "guest offset 0x%llx in %s: compressed cluster at host offset 0x%llx is marked COPIED",
+		check_corruption(k,
+				 "guest offset 0x%llx in %s: compressed cluster at host offset 0x%llx is "
+				 "marked COPIED",
 				 ull(w->guest_off), where(w), ull(p.off));
 	if (k->first && bitmap)
-		check_corruption(k, "guest offset 0x%llx in %s: compressed cluster has a subcluster bitmap (0x%llx)",
-				 ull(w->guest_off), where(w), ull(bitmap));
+		check_corruption(
+			k, "guest offset 0x%llx in %s: compressed cluster has a subcluster bitmap (0x%llx)",
+			ull(w->guest_off), where(w), ull(bitmap));
 	/* The last sector may be a little behind the end: it is the end of what was written. */
 	if (p.off >= k->file_len || !check_inside(k, first, p.off - first + p.len)) {
 		if (k->first)
 			check_corruption(k,
-					 "guest offset 0x%llx in %s: compressed data at host offset 0x%llx, length %llu, "
+					 "guest offset 0x%llx in %s: compressed data at host offset 0x%llx, "
+					 "length %llu, "
 					 "lies beyond the end of the file",
 					 ull(w->guest_off), where(w), ull(p.off), ull(p.len));
 		return 0;
@@ -97,23 +102,30 @@ static void examine_entry(struct checker *k, struct walker *w, uint64_t entry, u
 	bool extended = k->q->l2_entry_len == 16;
 
 	if (!is_aligned(host_off, k->q->cluster_len))
-		check_corruption(k, "guest offset 0x%llx in %s: host offset 0x%llx is not a multiple of the cluster size",
-				 ull(w->guest_off), where(w), ull(host_off));
+		check_corruption(
+			k,
+			"guest offset 0x%llx in %s: host offset 0x%llx is not a multiple of the cluster size",
+			ull(w->guest_off), where(w), ull(host_off));
 	if (entry & (QCOW2_L2_RESERVED | (extended ? QCOW2_ZERO : 0)))
-		check_corruption(k, "guest offset 0x%llx in %s: L2 entry 0x%llx has reserved bits set", ull(w->guest_off),
-				 where(w), ull(entry));
+		check_corruption(k, "guest offset 0x%llx in %s: L2 entry 0x%llx has reserved bits set",
+				 ull(w->guest_off), where(w), ull(entry));
 	if (!extended && (entry & QCOW2_ZERO) && k->q->h.version < 3)
-		check_corruption(k, "guest offset 0x%llx in %s: zero cluster in a version 2 image", ull(w->guest_off),
-				 where(w));
+		check_corruption(k, "guest offset 0x%llx in %s: zero cluster in a version 2 image",
+				 ull(w->guest_off), where(w));
 	if (extended && ((uint32_t)bitmap & (uint32_t)(bitmap >> 32)))
-		check_corruption(k, "guest offset 0x%llx in %s: subclusters are both allocated and zero (bitmap 0x%llx)",
-				 ull(w->guest_off), where(w), ull(bitmap));
-	if (extended && host_off == 0 && !(k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE) && (uint32_t)bitmap)
-		check_corruption(k, "guest offset 0x%llx in %s: subclusters without a host cluster (bitmap 0x%llx)",
-				 ull(w->guest_off), where(w), ull(bitmap));
+		check_corruption(
+			k,
+			"guest offset 0x%llx in %s: subclusters are both allocated and zero (bitmap 0x%llx)",
+			ull(w->guest_off), where(w), ull(bitmap));
+	if (extended && host_off == 0 && !(k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE) &&
+	    (uint32_t)bitmap)
+		check_corruption(
+			k, "guest offset 0x%llx in %s: subclusters without a host cluster (bitmap 0x%llx)",
+			ull(w->guest_off), where(w), ull(bitmap));
 }
 
-static int standard_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap, uint32_t weight)
+static int standard_entry(struct checker *k, struct walker *w, uint64_t entry, uint64_t bitmap,
+			  uint32_t weight)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, in_cluster = host_off % k->q->cluster_len;
 	uint32_t flags = 0;
@@ -127,13 +139,18 @@ static int standard_entry(struct checker *k, struct walker *w, uint64_t entry, u
 		return 0; /* a place in the data file: nothing of ours */
 	if (!check_inside(k, host_off - in_cluster, in_cluster + k->q->cluster_len)) {
 		if (k->first)
-			check_corruption(k, "guest offset 0x%llx in %s: host offset 0x%llx lies beyond the end of the file (0x%llx)",
+			check_corruption(k,
+					 "guest offset 0x%llx in %s: host offset 0x%llx lies beyond the end "
+					 "of the file (0x%llx)",
 					 ull(w->guest_off), where(w), ull(host_off), ull(k->file_len));
 		return 0;
 	}
 	if (is_active(w) && !in_cluster)
 		flags = entry & QCOW2_COPIED ? REF_COPIED_SET : REF_COPIED_CLEAR;
-	/* Not aligned, it counts for both clusters that it touches: neither may be taken for a leak and freed. */
+	/*
+	 * Not aligned, it counts for both clusters that it touches: neither may be taken for a leak and
+	 * freed.
+	 */
 	return check_count(k, host_off, k->q->cluster_len, weight, flags);
 }
 
@@ -153,8 +170,8 @@ static void blame_entry(struct checker *k, struct walker *w, uint64_t entry)
 		return;
 	for (uint64_t off = host_off; off < host_off + len; off += k->q->cluster_len) {
 		if (refs_get(&k->refs, off >> k->q->cluster_bits) & REF_BLAME)
-			check_report(k->c, "affected: guest offset 0x%llx in %s uses host offset 0x%llx", ull(w->guest_off),
-				     where(w), ull(off));
+			check_report(k->c, "affected: guest offset 0x%llx in %s uses host offset 0x%llx",
+				     ull(w->guest_off), where(w), ull(off));
 	}
 }
 
@@ -167,8 +184,8 @@ static int walk_l2(struct fiber *f, struct checker *k, struct walker *w, uint64_
 	k->next_host = 0; /* fragments are counted within one table, as the other tools do */
 	if (err < 0) {
 		if (k->first && w->mode == WALK_COUNT)
-			check_unread(k, "L2 table at host offset 0x%llx (guest offset 0x%llx in %s): %s", ull(l2_off),
-				     ull(w->guest_off), where(w), strerror(-err));
+			check_unread(k, "L2 table at host offset 0x%llx (guest offset 0x%llx in %s): %s",
+				     ull(l2_off), ull(w->guest_off), where(w), strerror(-err));
 		return 0;
 	}
 	for (uint32_t i = 0; i < k->q->l2_entries && err == 0; i++, w->guest_off += k->q->cluster_len) {
@@ -196,23 +213,27 @@ static int collect_l1_entry(struct checker *k, struct walker *w, uint32_t i, uin
 	int err;
 
 	if (entry & QCOW2_L1_RESERVED)
-		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): 0x%llx has reserved bits set", i, where(w),
-				 ull(w->guest_off), ull(entry));
+		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): 0x%llx has reserved bits set",
+				 i, where(w), ull(w->guest_off), ull(entry));
 	if (l2_off == 0 && (entry & QCOW2_COPIED))
-		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): 0x%llx is marked COPIED, but has no L2 table", i,
-				 where(w), ull(w->guest_off), ull(entry));
+		check_corruption(k,
+				 "L1 entry %u of %s (guest offset 0x%llx): 0x%llx is marked COPIED, but has "
+				 "no L2 table",
+				 i, where(w), ull(w->guest_off), ull(entry));
 	if (l2_off == 0)
 		return 0;
 	if (!is_aligned(l2_off, k->q->cluster_len)) {
 		check_corruption(k,
-				 "L1 entry %u of %s (guest offset 0x%llx): host offset 0x%llx of the L2 table is not a multiple "
+				 "L1 entry %u of %s (guest offset 0x%llx): host offset 0x%llx of the L2 "
+				 "table is not a multiple "
 				 "of the cluster size",
 				 i, where(w), ull(w->guest_off), ull(l2_off));
 		return 0;
 	}
 	if (!check_inside(k, l2_off, k->q->cluster_len)) {
 		check_corruption(k,
-				 "L1 entry %u of %s (guest offset 0x%llx): the L2 table at host offset 0x%llx lies beyond the "
+				 "L1 entry %u of %s (guest offset 0x%llx): the L2 table at host offset "
+				 "0x%llx lies beyond the "
 				 "end of the file (0x%llx)",
 				 i, where(w), ull(w->guest_off), ull(l2_off), ull(k->file_len));
 		return 0;
@@ -261,8 +282,8 @@ static int walk_l1(struct fiber *f, struct checker *k, struct walker *w)
 		err = check_read(f, k, l1->off + (uint64_t)i * 8, k->chunk, nr * 8);
 		if (err < 0) {
 			if (w->mode == WALK_TABLES)
-				check_unread(k, "L1 table of %s at host offset 0x%llx: %s", where(w), ull(l1->off),
-					     strerror(-err));
+				check_unread(k, "L1 table of %s at host offset 0x%llx: %s", where(w),
+					     ull(l1->off), strerror(-err));
 			return 0;
 		}
 		for (uint32_t j = 0; j < nr && err == 0; j++, i++) {

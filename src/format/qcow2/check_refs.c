@@ -112,8 +112,8 @@ static void grow_buckets(struct refs *r)
 }
 
 /*
- * Half of the memory must become free: halve the window until what lies in it fits. A window of PAGES_MIN pages is
- * kept whole, so every window makes progress.
+ * Half of the memory must become free: halve the window until what lies in it fits. A window of PAGES_MIN
+ * pages is kept whole, so every window makes progress.
  */
 static void shrink_window(struct refs *r)
 {

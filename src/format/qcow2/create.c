@@ -4,7 +4,8 @@
  *
  * Owns:    the options of create.
  * Assumes: the caller found the lengths of backing files, and made the file if it was not there.
- * Never:   writes (or empties the file) before everything that was asked for has been checked. layout.c writes.
+ * Never:   writes (or empties the file) before everything that was asked for has been checked. layout.c
+ *          writes.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -43,7 +44,8 @@ static int get_cluster_bits(struct wish *w, struct opts *o, struct varve_error *
 	if (ret < 0)
 		return ret;
 	if (!is_pow2(len) || len < 1ull << QCOW2_CLUSTER_BITS_MIN || len > 1ull << QCOW2_CLUSTER_BITS_MAX)
-		return varve_error_set(err, -EINVAL, "option cluster_size=%s: must be a power of two, 512 to 2M",
+		return varve_error_set(err, -EINVAL,
+				       "option cluster_size=%s: must be a power of two, 512 to 2M",
 				       opts_get(o, "cluster_size"));
 	w->cluster_bits = log2_u64(len);
 	return 0;
@@ -57,7 +59,8 @@ static int get_refcount_order(struct wish *w, struct opts *o, struct varve_error
 	if (ret < 0)
 		return ret;
 	if (!is_pow2(bits) || bits > 64)
-		return varve_error_set(err, -EINVAL, "option refcount_bits=%s: must be 1, 2, 4, 8, 16, 32 or 64",
+		return varve_error_set(err, -EINVAL,
+				       "option refcount_bits=%s: must be 1, 2, 4, 8, 16, 32 or 64",
 				       opts_get(o, "refcount_bits"));
 	w->refcount_order = log2_u64(bits);
 	return 0;
@@ -82,7 +85,8 @@ static int get_prealloc(struct wish *w, struct opts *o, struct varve_error *err)
 			return 0;
 		}
 	}
-	return varve_error_set(err, -EINVAL, "option preallocation=%s: must be off, metadata, falloc or full", name);
+	return varve_error_set(err, -EINVAL, "option preallocation=%s: must be off, metadata, falloc or full",
+			       name);
 }
 
 static int get_compression(struct wish *w, struct opts *o, struct varve_error *err)
@@ -107,11 +111,12 @@ static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)
 	if (w->backing_format && !w->backing_file)
 		return varve_error_set(err, -EINVAL, "option backing_fmt=%s needs backing_file", format);
 	if (w->backing_file && strlen(w->backing_file) > QCOW2_BACKING_NAME_MAX)
-		return varve_error_set(err, -EINVAL, "option backing_file: %zu bytes are too long, qcow2 allows %d",
+		return varve_error_set(err, -EINVAL,
+				       "option backing_file: %zu bytes are too long, qcow2 allows %d",
 				       strlen(w->backing_file), QCOW2_BACKING_NAME_MAX);
 	if (w->backing_format && strlen(w->backing_format) > QCOW2_BACKING_FORMAT_MAX)
-		return varve_error_set(err, -EINVAL, "option backing_fmt=%s: must be at most %d bytes", format,
-				       QCOW2_BACKING_FORMAT_MAX);
+		return varve_error_set(err, -EINVAL, "option backing_fmt=%s: must be at most %d bytes",
+				       format, QCOW2_BACKING_FORMAT_MAX);
 	return 0;
 }
 
@@ -119,8 +124,8 @@ static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)
 static int refuse_unsupported(struct opts *o, struct varve_error *err)
 {
 	static const char *const switches[] = { "extended_l2", "data_file_raw", "encryption" };
-	static const char *const encrypt[] = { "format",     "key-secret",    "cipher-alg", "cipher-mode",
-					       "ivgen-alg",  "ivgen-hash-alg", "hash-alg",  "iter-time" };
+	static const char *const encrypt[] = { "format",    "key-secret",     "cipher-alg", "cipher-mode",
+					       "ivgen-alg", "ivgen-hash-alg", "hash-alg",   "iter-time" };
 
 	for (unsigned i = 0; i < ARRAY_LEN(switches); i++) {
 		bool on = false;
@@ -129,18 +134,22 @@ static int refuse_unsupported(struct opts *o, struct varve_error *err)
 		if (ret < 0)
 			return ret;
 		if (on)
-			return varve_error_set(err, -ENOTSUP, "option %s=on: varve cannot write such qcow2 images",
+			return varve_error_set(err, -ENOTSUP,
+					       "option %s=on: varve cannot write such qcow2 images",
 					       switches[i]);
 	}
 	if (opts_get(o, "data_file"))
-		return varve_error_set(err, -ENOTSUP, "option data_file=%s: varve cannot write qcow2 images with an "
-				       "external data file", opts_get(o, "data_file"));
+		return varve_error_set(err, -ENOTSUP,
+				       "option data_file=%s: varve cannot write qcow2 images with an "
+				       "external data file",
+				       opts_get(o, "data_file"));
 	for (unsigned i = 0; i < ARRAY_LEN(encrypt); i++) {
 		char key[32] = "encrypt.";
 
 		strcat(key, encrypt[i]);
 		if (opts_get(o, key))
-			return varve_error_set(err, -ENOTSUP, "option %s=%s: varve cannot write encrypted images", key,
+			return varve_error_set(err, -ENOTSUP,
+					       "option %s=%s: varve cannot write encrypted images", key,
 					       opts_get(o, key));
 	}
 	return 0;
@@ -150,13 +159,15 @@ static int refuse_unsupported(struct opts *o, struct varve_error *err)
 static int check_wish(const struct wish *w, struct varve_error *err)
 {
 	if (w->version < 3 && w->refcount_order != 4)
-		return varve_error_set(err, -EINVAL, "option refcount_bits=%u needs compat=1.1", 1u << w->refcount_order);
+		return varve_error_set(err, -EINVAL, "option refcount_bits=%u needs compat=1.1",
+				       1u << w->refcount_order);
 	if (w->version < 3 && w->lazy_refcounts)
 		return varve_error_set(err, -EINVAL, "option lazy_refcounts=on needs compat=1.1");
 	if (w->version < 3 && w->compression_type)
 		return varve_error_set(err, -EINVAL, "option compression_type=zstd needs compat=1.1");
 	if (w->prealloc != PREALLOC_OFF && w->backing_file)
-		return varve_error_set(err, -EINVAL, "options preallocation and backing_file exclude each other: "
+		return varve_error_set(err, -EINVAL,
+				       "options preallocation and backing_file exclude each other: "
 				       "preallocated clusters would hide the backing file");
 	return 0;
 }
@@ -221,7 +232,10 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	}
 	fill_header(h, &w, &l);
 	ret = qcow2_header_build(h, cluster, err);
-	/* Nothing that was asked for is wrong: an old file's bytes may go. A device keeps its own, and its length. */
+	/*
+	 * Nothing that was asked for is wrong: an old file's bytes may go. A device keeps its own, and its
+	 * length.
+	 */
 	if (ret == 0)
 		ret = node_truncate(f, file, 0, false, err);
 	if (ret == 0)

@@ -2,9 +2,11 @@
 /*
  * qcow2/info.c - what `img info` shows of a qcow2 image
  *
- * Owns:    the members of ImageInfo that only the format knows; names and types are those of qemu-img's JSON.
+ * Owns:    the members of ImageInfo that only the format knows; names and types are those of qemu-img's
+ *          JSON.
  * Assumes: the caller adds what it knows from the node: names, lengths, backing files.
- * Never:   opens anything, and never reads more than the header, the snapshot table and the bitmap directory.
+ * Never:   opens anything, and never reads more than the header, the snapshot table and the bitmap
+ *          directory.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -116,7 +118,8 @@ static int add_bitmaps(struct fiber *f, struct qcow2 *q, json_t *data, struct va
 	return ret < 0 ? varve_error_set(err, ret, "out of memory") : 0;
 }
 
-static int add_encryption(struct fiber *f, struct qcow2 *q, json_t *image, json_t *data, struct varve_error *err)
+static int add_encryption(struct fiber *f, struct qcow2 *q, json_t *image, json_t *data,
+			  struct varve_error *err)
 {
 	json_t *encrypt;
 	int ret = 0;
@@ -144,7 +147,10 @@ static int add_features(const struct qcow2_header *h, json_t *data, struct varve
 
 	add(data, "compat", json_string(h->version < 3 ? "0.10" : "1.1"), &ret);
 	add(data, "compression-type", json_string(h->compression_type ? "zstd" : "zlib"), &ret);
-	/* In this order, because the human form prints them as they come and is compared with the other tool's. */
+	/*
+	 * In this order, because the human form prints them as they come and is compared with the other
+	 * tool's.
+	 */
 	if (h->version >= 3)
 		add(data, "lazy-refcounts", json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS), &ret);
 	add(data, "refcount-bits", json_integer(1 << h->refcount_order), &ret);

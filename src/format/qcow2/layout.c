@@ -4,7 +4,7 @@
  *
  * Owns:    the order in which a new image comes into being.
  * Assumes: nobody else uses the file.
- * Never:   needs more memory than two buffers of LAYOUT_CHUNK (or of a cluster), whatever the disk's length.
+ * Never:   needs more memory than one buffer of LAYOUT_CHUNK (or of a cluster), whatever the disk's length.
  */
 #include "format/qcow2/layout.h"
 
@@ -15,7 +15,7 @@
 
 #define LAYOUT_CHUNK MiB(1) /* a multiple of every cluster length up to it; longer clusters: one cluster */
 #define LAYOUT_HOLE KiB(4)  /* zeroes of this unit need not be written to a file that is known to be empty */
-#define HEADER_SECTOR 512u /* what a disk writes whole or not at all; a cluster is never shorter */
+#define HEADER_SECTOR 512u  /* what a disk writes whole or not at all; a cluster is never shorter */
 #define PROGRESS_NS 100000000ull
 
 /* ---- planning ---- */
@@ -45,7 +45,9 @@ static void plan_refcounts(struct layout *l)
 int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
 		enum prealloc prealloc, struct varve_error *err)
 {
-	struct layout l = { .cluster_bits = cluster_bits, .refcount_order = refcount_order, .disk_len = disk_len };
+	struct layout l = { .cluster_bits = cluster_bits,
+			    .refcount_order = refcount_order,
+			    .disk_len = disk_len };
 	uint64_t l2_entries = (1ull << cluster_bits) / 8;
 	uint64_t data = clusters_of(&l, disk_len);
 	char text[32];
@@ -53,12 +55,16 @@ int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, un
 	if (disk_len > VARVE_LEN_MAX)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is longer than any file can be",
 				       (unsigned long long)disk_len);
-	/* An empty disk gets an entry too: tables without a place are an odd thing to meet for every reader. */
+	/*
+	 * An empty disk gets an entry too: tables without a place are an odd thing to meet for every
+	 * reader.
+	 */
 	l.l1_entries = MAX(div_up(data, l2_entries), 1);
 	if (l.l1_entries > QCOW2_L1_LEN_MAX / 8)
-		return varve_error_set(err, -EFBIG,
-				       "a disk of %s is too large for clusters of %llu bytes; choose a larger cluster_size",
-				       size_format(text, disk_len), 1ull << cluster_bits);
+		return varve_error_set(
+			err, -EFBIG,
+			"a disk of %s is too large for clusters of %llu bytes; choose a larger cluster_size",
+			size_format(text, disk_len), 1ull << cluster_bits);
 	l.l1 = clusters_of(&l, l.l1_entries * 8);
 	if (prealloc != PREALLOC_OFF) {
 		l.l2 = div_up(data, l2_entries);
@@ -66,12 +72,14 @@ int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, un
 	}
 	plan_refcounts(&l);
 	if (l.table << cluster_bits > QCOW2_REFCOUNT_TABLE_LEN_MAX)
-		return varve_error_set(err, -EFBIG,
-				       "preallocating %s needs too many refcounts of %u bits in clusters of %llu bytes; "
-				       "choose a larger cluster_size",
-				       size_format(text, disk_len), 1u << refcount_order, 1ull << cluster_bits);
+		return varve_error_set(
+			err, -EFBIG,
+			"preallocating %s needs too many refcounts of %u bits in clusters of %llu bytes; "
+			"choose a larger cluster_size",
+			size_format(text, disk_len), 1u << refcount_order, 1ull << cluster_bits);
 	if (l.nr > QCOW2_HOST_OFF_MAX >> cluster_bits)
-		return varve_error_set(err, -EFBIG, "preallocating %s needs a file longer than qcow2 can address",
+		return varve_error_set(err, -EFBIG,
+				       "preallocating %s needs a file longer than qcow2 can address",
 				       size_format(text, disk_len));
 	*ret = l;
 	return 0;
@@ -135,7 +143,8 @@ static void advance(struct fiber *f, struct maker *m, uint64_t len)
 
 static int write_failed(struct maker *m, int err, const char *what)
 {
-	return varve_error_errno(m->err, err, "%s: cannot write the %s of the new image", node_name(m->file), what);
+	return varve_error_errno(m->err, err, "%s: cannot write the %s of the new image", node_name(m->file),
+				 what);
 }
 
 /* Writes buf at off; in an empty file only what is not zero. */
@@ -161,7 +170,10 @@ static int put_bytes(struct fiber *f, struct maker *m, uint64_t off, const uint8
 	return 0;
 }
 
-/* A table of 64-bit entries: entry i < nr is first_off + i clusters, with flags; the rest of the clusters is 0. */
+/*
+ * A table of 64-bit entries: entry i < nr is first_off + i clusters, with flags; the rest of the clusters
+ * is 0.
+ */
 struct table {
 	const char *what;
 	uint64_t off, clusters;
@@ -230,8 +242,8 @@ static int write_tables(struct fiber *f, struct maker *m)
 }
 
 /*
- * Preallocated clusters are mapped: the guest sees what the file holds there, which must be zeroes. A file that was
- * empty has them; "full" writes them all the same, so that the space is really there.
+ * Preallocated clusters are mapped: the guest sees what the file holds there, which must be zeroes. A file
+ * that was empty has them; "full" writes them all the same, so that the space is really there.
  */
 static int write_data(struct fiber *f, struct maker *m, bool full)
 {
@@ -261,7 +273,8 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 	int err;
 
 	if (file_len < 0)
-		return varve_error_errno(m->err, (int)file_len, "%s: cannot find its length", node_name(m->file));
+		return varve_error_errno(m->err, (int)file_len, "%s: cannot find its length",
+					 node_name(m->file));
 	m->empty = file_len == 0;
 	if ((uint64_t)file_len < end) {
 		err = node_truncate(f, m->file, end, allocate, m->err);
@@ -271,9 +284,9 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 	if (m->empty)
 		return 0;
 	/*
-	 * A device, perhaps with an old image on it: its header goes first, and only the sector with the header, for
-	 * what follows may be tables of the old image. Power lost after this leaves a device without any header; the
-	 * other way round, the old header would stand above half of the new tables.
+	 * A device, perhaps with an old image on it: its header goes first, and only the sector with the
+	 * header, for what follows may be tables of the old image. Power lost after this leaves a device
+	 * without any header; the other way round, the old header would stand above half of the new tables.
 	 */
 	memset(m->chunk, 0, HEADER_SECTOR);
 	err = node_write(f, m->file, 0, m->chunk, HEADER_SECTOR);
@@ -283,9 +296,9 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 }
 
 /*
- * Durable first: all tables and the rest of the header's cluster (extensions, the backing file's name). Only then: the
- * sector with the header itself. Power lost in between leaves a file that no driver takes for a qcow2 image; a header
- * over tables that are not there would be one with random mappings.
+ * Durable first: all tables and the rest of the header's cluster (extensions, the backing file's name). Only
+ * then: the sector with the header itself. Power lost in between leaves a file that no driver takes for a
+ * qcow2 image; a header over tables that are not there would be one with random mappings.
  */
 static int write_header(struct fiber *f, struct maker *m, const uint8_t *header)
 {

@@ -21,17 +21,17 @@ struct luks_slot_disk {
 
 /* The "LUKS On-Disk Format Specification", version 1. Texts are NUL-padded; sectors have 512 bytes. */
 struct luks_disk {
-	uint8_t magic[6];	 /*   0 */
-	be16 version;		 /*   6 */
-	char cipher[32];	 /*   8  "aes" */
-	char mode[32];		 /*  40  "xts-plain64" */
-	char hash[32];		 /*  72  "sha256" */
-	be32 payload_sector;	 /* 104 */
-	be32 key_bytes;		 /* 108 */
-	uint8_t digest[20];	 /* 112 */
-	uint8_t digest_salt[32]; /* 132 */
-	be32 digest_iterations;	 /* 164 */
-	char uuid[40];		 /* 168 */
+	uint8_t magic[6];		/*   0 */
+	be16 version;			/*   6 */
+	char cipher[32];		/*   8  "aes" */
+	char mode[32];			/*  40  "xts-plain64" */
+	char hash[32];			/*  72  "sha256" */
+	be32 payload_sector;		/* 104 */
+	be32 key_bytes;			/* 108 */
+	uint8_t digest[20];		/* 112 */
+	uint8_t digest_salt[32];	/* 132 */
+	be32 digest_iterations;		/* 164 */
+	char uuid[40];			/* 168 */
 	struct luks_slot_disk slots[8]; /* 208 */
 };
 static_assert(offsetof(struct luks_disk, slots) == 208, "see the spec");
@@ -40,8 +40,8 @@ static_assert(sizeof(struct luks_disk) == 592, "see the spec");
 #define LUKS_MAGIC "LUKS\xba\xbe"
 #define LUKS_SLOT_ACTIVE 0x00ac71f3u
 
-int luks_place(struct fiber *f, struct node *file, const struct qcow2_header *h, uint64_t *ret_off, uint64_t *ret_len,
-	       struct varve_error *err)
+int luks_place(struct fiber *f, struct node *file, const struct qcow2_header *h, uint64_t *ret_off,
+	       uint64_t *ret_len, struct varve_error *err)
 {
 	int64_t file_len = node_file_len(f, file);
 	uint64_t pos = h->header_len;
@@ -135,7 +135,8 @@ static void cipher_info(const struct luks_disk *d, json_t *o)
 	}
 }
 
-int luks_info(struct fiber *f, struct node *file, const struct qcow2_header *h, json_t *encrypt, struct varve_error *err)
+int luks_info(struct fiber *f, struct node *file, const struct qcow2_header *h, json_t *encrypt,
+	      struct varve_error *err)
 {
 	struct luks_disk d;
 	uint64_t off, len;
@@ -156,7 +157,8 @@ int luks_info(struct fiber *f, struct node *file, const struct qcow2_header *h, 
 	json_object_set_new(encrypt, "hash-alg", text(d.hash, sizeof(d.hash)));
 	json_object_set_new(encrypt, "uuid", text(d.uuid, sizeof(d.uuid)));
 	json_object_set_new(encrypt, "slots", slots_info(&d));
-	json_object_set_new(encrypt, "payload-offset", json_integer((json_int_t)be32_get(d.payload_sector) * 512));
+	json_object_set_new(encrypt, "payload-offset",
+			    json_integer((json_int_t)be32_get(d.payload_sector) * 512));
 	json_object_set_new(encrypt, "master-key-iters", json_integer(be32_get(d.digest_iterations)));
 	return 0;
 }

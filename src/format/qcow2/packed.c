@@ -11,8 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-int packed_open(struct fiber *f, struct packed *p, struct node *file, const char *what, uint64_t off, uint64_t len,
-		uint64_t max_len, struct varve_error *err)
+int packed_open(struct fiber *f, struct packed *p, struct node *file, const char *what, uint64_t off,
+		uint64_t len, uint64_t max_len, struct varve_error *err)
 {
 	int64_t file_len = node_file_len(f, file);
 
@@ -20,13 +20,14 @@ int packed_open(struct fiber *f, struct packed *p, struct node *file, const char
 	if (file_len < 0)
 		return varve_error_errno(err, (int)file_len, "%s: cannot find the file's length", what);
 	if (off > (uint64_t)file_len)
-		return varve_error_set(err, -EINVAL, "%s: host offset 0x%llx is beyond the end of the file", what,
-				       (unsigned long long)off);
+		return varve_error_set(err, -EINVAL, "%s: host offset 0x%llx is beyond the end of the file",
+				       what, (unsigned long long)off);
 	if (len != UINT64_MAX && len > max_len)
 		return varve_error_set(err, -EFBIG, "%s: %llu bytes long, at most %llu are allowed", what,
 				       (unsigned long long)len, (unsigned long long)max_len);
 	if (len != UINT64_MAX && len > (uint64_t)file_len - off)
-		return varve_error_set(err, -EINVAL, "%s: host offset 0x%llx, length %llu: ends beyond the end of the file",
+		return varve_error_set(err, -EINVAL,
+				       "%s: host offset 0x%llx, length %llu: ends beyond the end of the file",
 				       what, (unsigned long long)off, (unsigned long long)len);
 	p->window = malloc(PACKED_WINDOW_LEN);
 	if (!p->window)
@@ -50,9 +51,11 @@ int packed_take(struct fiber *f, struct packed *p, uint32_t nr, size_t len, cons
 {
 	assert(len <= PACKED_WINDOW_LEN);
 	if (len > p->end - p->pos)
-		return varve_error_set(p->err, -EINVAL, "%s: entry %u ends beyond the end of the table or file", p->what, nr);
+		return varve_error_set(p->err, -EINVAL,
+				       "%s: entry %u ends beyond the end of the table or file", p->what, nr);
 	if (p->pos + len - p->start > p->max_len)
-		return varve_error_set(p->err, -EFBIG, "%s: entry %u ends beyond the %llu bytes that are allowed", p->what,
+		return varve_error_set(p->err, -EFBIG,
+				       "%s: entry %u ends beyond the %llu bytes that are allowed", p->what,
 				       nr, (unsigned long long)p->max_len);
 	if (p->pos < p->window_off || p->pos + len > p->window_off + p->window_len) {
 		size_t part = (size_t)MIN(PACKED_WINDOW_LEN, p->end - p->pos);

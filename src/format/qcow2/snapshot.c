@@ -65,8 +65,10 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, const stru
 	id_len = be16_get(d.id_len);
 	name_len = be16_get(d.name_len);
 	if (extra_len > QCOW2_SNAPSHOT_EXTRA_MAX)
-		return varve_error_set(p->err, -EFBIG, "snapshot table: entry %u has %u bytes of extra data, at most %d "
-				       "are allowed", nr, extra_len, QCOW2_SNAPSHOT_EXTRA_MAX);
+		return varve_error_set(p->err, -EFBIG,
+				       "snapshot table: entry %u has %u bytes of extra data, at most %d "
+				       "are allowed",
+				       nr, extra_len, QCOW2_SNAPSHOT_EXTRA_MAX);
 	ret = packed_take(f, p, nr, (size_t)extra_len + id_len + name_len, &bytes);
 	if (ret < 0)
 		return ret;
@@ -87,8 +89,8 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, const stru
 	return 0;
 }
 
-int snapshots_read(struct fiber *f, struct node *file, const struct qcow2_header *h, struct qcow2_snapshot **ret_list,
-		   uint64_t *ret_table_len, struct varve_error *err)
+int snapshots_read(struct fiber *f, struct node *file, const struct qcow2_header *h,
+		   struct qcow2_snapshot **ret_list, uint64_t *ret_table_len, struct varve_error *err)
 {
 	struct qcow2_snapshot *list;
 	struct packed p;
@@ -105,7 +107,8 @@ int snapshots_read(struct fiber *f, struct node *file, const struct qcow2_header
 		*ret_table_len = 0;
 		return 0;
 	}
-	ret = packed_open(f, &p, file, "snapshot table", h->snapshots_off, UINT64_MAX, QCOW2_SNAPSHOT_TABLE_LEN_MAX, err);
+	ret = packed_open(f, &p, file, "snapshot table", h->snapshots_off, UINT64_MAX,
+			  QCOW2_SNAPSHOT_TABLE_LEN_MAX, err);
 	for (uint32_t i = 0; ret == 0 && i < h->nr_snapshots; i++)
 		ret = read_entry(f, &p, i, h, &list[i]);
 	packed_close(&p);

@@ -143,6 +143,7 @@ static void regions_beyond_their_file_are_refused(void **state)
 	r.len = 0x2000;
 	expect_refused(&r, 1, "beyond the end of the file");
 	r.mmap_off = 0;
+	r.user_addr = 0;
 	r.len = UINT64_MAX;
 	expect_refused(&r, 1, "beyond the end of the file");
 }

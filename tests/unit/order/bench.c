@@ -28,8 +28,8 @@ static void pending_done(struct aio_op *op, int64_t res)
 	fiber_wake(p->f);
 }
 
-static int64_t io(struct fiber *f, struct node *n, enum aio_opcode opcode, uint64_t off, const struct iovec *iov,
-		  unsigned nr_iov)
+static int64_t io(struct fiber *f, struct node *n, enum aio_opcode opcode, uint64_t off,
+		  const struct iovec *iov, unsigned nr_iov)
 {
 	struct bench *b = container_of(n, struct bench, node);
 	struct pending p = { .f = f };
@@ -68,7 +68,8 @@ int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, s
 	return node_writev(f, n, off, &iov, 1, 0);
 }
 
-int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov, uint32_t flags)
+int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov,
+		uint32_t flags)
 {
 	struct bench *b = container_of(n, struct bench, node);
 	int64_t res;
@@ -105,7 +106,10 @@ static int64_t bench_fault(void *arg, uint64_t nr, const struct aio_op *op)
 	return b->fail_nr >= 0 && (uint64_t)b->fail_nr == nr ? -EIO : 0;
 }
 
-/* One queue for all benches: starting a thread or a stack for each of thousands of histories would be most of the work. */
+/*
+ * One queue for all benches: starting a thread or a stack for each of thousands of histories would be most
+ * of the work.
+ */
 static struct queue *shared;
 
 static void free_shared(void)
@@ -162,7 +166,8 @@ void bench_settle(struct bench *b)
 		queue_turn(b->q, 0);
 }
 
-void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg), void *arg)
+void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg),
+		 void *arg)
 {
 	*j = (struct job){ .fiber.run = job_main, .b = b, .fn = fn, .arg = arg };
 	b->jobs++;

@@ -91,7 +91,10 @@ static int job_read_8(struct fiber *f, struct bench *b, void *buf)
 	return order_read(f, b->o, 0, buf, 8);
 }
 
-/* The read of the file takes the old bytes; before it returns the new ones are written and leave the queue. */
+/*
+ * The read of the file takes the old bytes; before it returns the new ones are written and leave the
+ * queue.
+ */
 static void a_read_that_meets_a_write_out_sees_the_newest(void **state)
 {
 	struct bench *b = bench_new(true, 0);
@@ -280,8 +283,8 @@ static void all_covers_later_sections_too(void **state)
 }
 
 /*
- * The sync of a section is under way when data completes. A mark asked for now must not be the one of that sync: it
- * may have passed the data by.
+ * The sync of a section is under way when data completes. A mark asked for now must not be the one of that
+ * sync: it may have passed the data by.
  */
 static void now_never_names_a_section_whose_sync_has_begun(void **state)
 {
@@ -311,7 +314,10 @@ static void now_never_names_a_section_whose_sync_has_begun(void **state)
 	bench_free(b);
 }
 
-/* What completes while the section is being written is served by the same sync, if nothing else was put meanwhile. */
+/*
+ * What completes while the section is being written is served by the same sync, if nothing else was put
+ * meanwhile.
+ */
 static void a_sync_also_serves_who_asked_before_it_began(void **state)
 {
 	struct bench *b = bench_new(true, 0);
@@ -384,7 +390,10 @@ static void puts_after_a_failure_follow_the_retry(void **state)
 
 /* ---- errors ---- */
 
-/* Three sections, with data around: op `nr` of the flush fails; the second flush writes what was missing. True: there was no op `nr`. */
+/*
+ * Three sections, with data around: op `nr` of the flush fails; the second flush writes what was missing.
+ * True: there was no op `nr`.
+ */
 static bool fail_one(int64_t nr)
 {
 	struct bench *b = bench_new(false, 0);
@@ -527,7 +536,10 @@ static void a_disk_that_keeps_failing_cannot_eat_all_memory(void **state)
 	assert_int_equal(bench_run(b, job_put_until_refused, &nr), -ENOMEM);
 	assert_int_equal(stats(b).queued_bytes, before.queued_bytes);
 
-	/* The operator mends the disk: the next attempt is refused still, but it has written the queue out. */
+	/*
+	 * The operator mends the disk: the next attempt is refused still, but it has written the queue
+	 * out.
+	 */
 	b->fail_all = false;
 	assert_int_equal(bench_run(b, job_put_until_refused, &nr), -ENOMEM);
 	assert_int_equal(stats(b).queued_bytes, 0);

@@ -2,10 +2,12 @@
 /*
  * tests/unit/order/test_order_model.c - the block queue against a model: histories, failures, power cuts
  *
- * The file is a row of slots of 8 bytes. Each put writes a slot's next version number, so that the content of a disk
- * after a power cut tells which puts are there. What must hold then, for any subset of the writes that no sync covered:
+ * The file is a row of slots of 8 bytes. Each put writes a slot's next version number, so that the content of
+ * a disk after a power cut tells which puts are there. What must hold then, for any subset of the writes that
+ * no sync covered:
  *
- *   1. a put that is there has everything there that it was put after, and the data completed before that mark
+ *   1. a put that is there has everything there that it was put after, and the data completed before that
+ * mark
  *   2. everything up to the durable mark is there
  */
 #include "bench.h"
@@ -13,8 +15,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define SLOTS 24	   /* put through the queue */
-#define DATA_SLOTS 8	   /* written around it, as guest data is */
+#define SLOTS 24     /* put through the queue */
+#define DATA_SLOTS 8 /* written around it, as guest data is */
 #define PUTS_MAX 400
 #define SLOT_OFF(i) ((uint64_t)(i)*72) /* so that some share a sector and some are neighbours of none */
 #define DATA_OFF(i) (KiB(4) + (uint64_t)(i)*512)
@@ -29,12 +31,12 @@ struct put_record {
 struct model {
 	struct bench *b;
 	uint64_t versions[SLOTS];
-	uint64_t data[DATA_SLOTS];	   /* completed */
+	uint64_t data[DATA_SLOTS]; /* completed */
 	struct put_record puts[PUTS_MAX];
 	unsigned nr_puts;
-	order_mark mark;		   /* the last order_now() ... */
-	uint64_t mark_data[DATA_SLOTS];	   /* ... and the data it covers */
-	bool data_may_be_lost;		   /* a sync failed: what it covered of data is the leaf's to remember */
+	order_mark mark;		/* the last order_now() ... */
+	uint64_t mark_data[DATA_SLOTS]; /* ... and the data it covers */
+	bool data_may_be_lost;		/* a sync failed: what it covered of data is the leaf's to remember */
 	const char *history;
 };
 
@@ -90,7 +92,8 @@ static void check_disk(struct model *m, const uint8_t *disk, uint64_t len)
 		uint64_t there = slot_on(disk, len, SLOT_OFF(p->slot));
 
 		if (p->mark <= durable && there < p->version)
-			fail_msg("%s: put %u (mark %lu) lost, durable is %lu", m->history, i, p->mark, durable);
+			fail_msg("%s: put %u (mark %lu) lost, durable is %lu", m->history, i, p->mark,
+				 durable);
 		if (there != p->version)
 			continue;
 		for (unsigned j = 0; j < m->nr_puts; j++) {
@@ -98,7 +101,8 @@ static void check_disk(struct model *m, const uint8_t *disk, uint64_t len)
 
 			if (need->mark <= p->after &&
 			    slot_on(disk, len, SLOT_OFF(need->slot)) < need->version)
-				fail_msg("%s: put %u is there, put %u that it needs is not", m->history, i, j);
+				fail_msg("%s: put %u is there, put %u that it needs is not", m->history, i,
+					 j);
 		}
 		for (unsigned j = 0; j < DATA_SLOTS && !m->data_may_be_lost; j++) {
 			if (slot_on(disk, len, DATA_OFF(j)) < p->data[j])
@@ -130,7 +134,8 @@ static void cut_power(struct model *m, unsigned exhaustive, unsigned tries)
 	cut_once(m, (struct keep){ .bits = 0 }, 0);
 	cut_once(m, (struct keep){ .bits = ~0ull }, 0);
 	for (unsigned i = 0; i < tries; i++)
-		cut_once(m, (struct keep){ .seed = 1 + (unsigned)random() }, (uint64_t)(i & 1 ? random() : 0));
+		cut_once(m, (struct keep){ .seed = 1 + (unsigned)random() },
+			 (uint64_t)(i & 1 ? random() : 0));
 }
 
 /* ---- what a history is made of ---- */
@@ -182,8 +187,8 @@ static int job_data(struct fiber *f, struct bench *b, void *arg)
 /* ---- every short history ---- */
 
 /*
- * The alphabet: puts to two places, with no dependency, after the last put, after now; a data write; a flush that
- * stops at its first, second, ... operation to have the power cut there.
+ * The alphabet: puts to two places, with no dependency, after the last put, after now; a data write; a flush
+ * that stops at its first, second, ... operation to have the power cut there.
  */
 static void step(struct model *m, char what)
 {
@@ -382,7 +387,10 @@ static void random_history(unsigned seed, bool faults)
 	srandom(seed);
 	for (unsigned i = 0; i < 500; i++) {
 		random_step(&r);
-		/* The simulated kernel forgets what a failed sync covered: entries survive because they are written again. */
+		/*
+		 * The simulated kernel forgets what a failed sync covered: entries survive because they
+		 * are written again.
+		 */
 		if (i % 8 == 0)
 			cut_power(r.m, 4, 6);
 	}
@@ -413,7 +421,8 @@ static void random_histories_with_failing_operations_survive_too(void **state)
 static void reads_always_agree_with_the_model(void **state)
 {
 	for (unsigned seed = 1; seed <= 20; seed++) {
-		struct model *m = model_new(false, seed % 2 ? 0 : KiB(8)); /* small limits write out on their own */
+		struct model *m =
+			model_new(false, seed % 2 ? 0 : KiB(8)); /* small limits write out on their own */
 		uint8_t newest[KiB(8)] = { 0 }, buf[KiB(8)];
 		order_mark mark = ORDER_NONE;
 

@@ -156,8 +156,8 @@ static int run_fiber(struct fiber *f, void *arg)
 			all[i].iov = (struct iovec){ malloc(op->len ? op->len : 1), op->len };
 			memset(all[i].iov.iov_base, op->byte, op->len);
 		}
-		req_init(&all[i].r, fiber_queue(f), op->op, op->off, op->len, data ? &all[i].iov : NULL, data, op->flags,
-			 one_done);
+		req_init(&all[i].r, fiber_queue(f), op->op, op->off, op->len, data ? &all[i].iov : NULL, data,
+			 op->flags, one_done);
 		node_submit(c->d->n, &all[i].r);
 	}
 	pending--;
@@ -192,7 +192,9 @@ int disk_write(struct disk *d, uint64_t off, uint64_t len, uint8_t byte)
 
 int disk_zero(struct disk *d, uint64_t off, uint64_t len, bool unmap)
 {
-	return run_one(d, (struct disk_op){ .op = REQ_ZERO, .flags = unmap ? REQ_MAY_UNMAP : 0, .off = off, .len = len });
+	return run_one(d,
+		       (struct disk_op){
+			       .op = REQ_ZERO, .flags = unmap ? REQ_MAY_UNMAP : 0, .off = off, .len = len });
 }
 
 int disk_discard(struct disk *d, uint64_t off, uint64_t len)
@@ -220,10 +222,12 @@ void disk_expect(struct disk *d, uint64_t off, uint64_t len, uint8_t byte)
 	int ret = disk_read(d, off, len, buf);
 
 	if (ret < 0)
-		fail_msg("read of %llu bytes at %llu: %d", (unsigned long long)len, (unsigned long long)off, ret);
+		fail_msg("read of %llu bytes at %llu: %d", (unsigned long long)len, (unsigned long long)off,
+			 ret);
 	for (uint64_t i = 0; i < len; i++) {
 		if (buf[i] != byte)
-			fail_msg("byte %llu is 0x%02x, not 0x%02x", (unsigned long long)(off + i), buf[i], byte);
+			fail_msg("byte %llu is 0x%02x, not 0x%02x", (unsigned long long)(off + i), buf[i],
+				 byte);
 	}
 	free(buf);
 }
@@ -256,7 +260,8 @@ static int map_fiber(struct fiber *f, void *arg)
 			return 0;
 		ret = n->drv->load(f, n, c->off);
 		if (ret < 0) {
-			*c->extent = (struct extent){ .kind = EXTENT_ERROR, .error = ret, .len = c->extent->len };
+			*c->extent =
+				(struct extent){ .kind = EXTENT_ERROR, .error = ret, .len = c->extent->len };
 			return 0;
 		}
 	}

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit/format/qcow2/disk.h - a qcow2 disk that is open: written, read, unmapped, and judged by the bytes it leaves
+ * unit/format/qcow2/disk.h - a qcow2 disk that is open: written, read, unmapped, and judged by the bytes it
+ * leaves
  *
- * The file below is the simulated one of image.h; errors can be made to happen there. Calls run the queue until done.
+ * The file below is the simulated one of image.h; errors can be made to happen there. Calls run the queue
+ * until done.
  */
 #ifndef VARVE_TEST_QCOW2_DISK_H
 #define VARVE_TEST_QCOW2_DISK_H

@@ -226,7 +226,8 @@ int image_info(struct image *im, json_t **ret)
 	return err;
 }
 
-int image_snapshots(struct image *im, const struct qcow2_header *h, struct qcow2_snapshot **ret, uint64_t *ret_len)
+int image_snapshots(struct image *im, const struct qcow2_header *h, struct qcow2_snapshot **ret,
+		    uint64_t *ret_len)
 {
 	struct call c = { .im = im, .h = h, .snapshots = ret, .table_len = ret_len };
 
@@ -283,7 +284,9 @@ uint64_t image_l2_entry(struct image *im, unsigned cluster)
 static uint64_t refcount_bit(struct image *im, uint64_t host_off, unsigned *ret_bits)
 {
 	uint32_t version = (uint32_t)image_get(im, 4, 4), cluster_len = image_cluster_len(im);
-	unsigned order = version < 3 ? 4 : (unsigned)image_get(im, offsetof(struct qcow2_header_disk, refcount_order), 4);
+	unsigned order =
+		version < 3 ? 4
+			    : (unsigned)image_get(im, offsetof(struct qcow2_header_disk, refcount_order), 4);
 	uint64_t table = image_get(im, offsetof(struct qcow2_header_disk, refcount_table_off), 8);
 	uint64_t per_block = cluster_len * 8ull >> order, cluster = host_off / cluster_len;
 	uint64_t block = image_get(im, table + cluster / per_block * 8, 8);
@@ -336,10 +339,12 @@ void expect_found(struct image *im, uint64_t corruptions, uint64_t leaks, uint64
 	for (size_t max_pages = 0; max_pages < 2; max_pages++) {
 		if (image_check(im, max_pages) < 0)
 			fail_msg("check: %s", im->err.message);
-		if (im->found.corruptions != corruptions || im->found.leaks != leaks || im->found.check_errors != errors)
-			fail_msg("%llu corruptions, %llu leaks, %llu errors:\n%s", (unsigned long long)im->found.corruptions,
-				 (unsigned long long)im->found.leaks, (unsigned long long)im->found.check_errors,
-				 im->lines ? im->lines : "");
+		if (im->found.corruptions != corruptions || im->found.leaks != leaks ||
+		    im->found.check_errors != errors)
+			fail_msg("%llu corruptions, %llu leaks, %llu errors:\n%s",
+				 (unsigned long long)im->found.corruptions,
+				 (unsigned long long)im->found.leaks,
+				 (unsigned long long)im->found.check_errors, im->lines ? im->lines : "");
 		if (max_pages)
 			assert_memory_equal(&whole, &im->found, sizeof(whole));
 		whole = im->found;

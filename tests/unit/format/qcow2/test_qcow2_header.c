@@ -58,8 +58,10 @@ static uint64_t get(const uint8_t *from, unsigned bytes)
 	return v;
 }
 
-/* Parses with every shorter length too: never beyond it (the copy is exactly as long), never a success that lies. */
-static int parse(const uint8_t *cluster, size_t len, uint64_t file_len, struct qcow2_header *ret, struct varve_error *err)
+/* Parses with every shorter length too: never beyond it (the copy is exactly as long), never a success that
+ * lies. */
+static int parse(const uint8_t *cluster, size_t len, uint64_t file_len, struct qcow2_header *ret,
+		 struct varve_error *err)
 {
 	uint8_t *exact = malloc(len ? len : 1);
 	int r;
@@ -176,7 +178,8 @@ static const struct damage damages[] = {
 	{ "L1 table at host offset 0x30001: not a multiple", -EINVAL, 40, 8, 3 * CLUSTER + 1 },
 	{ "L1 table at host offset 0x30200: not a multiple", -EINVAL, 40, 8, 3 * CLUSTER + 512 },
 	{ "L1 table at host offset 0: the header", -EINVAL, 40, 8, 0 },
-	{ "L1 table at host offset 0x1000000, 16 bytes long: reaches beyond the end", -EINVAL, 40, 8, FILE_LEN },
+	{ "L1 table at host offset 0x1000000, 16 bytes long: reaches beyond the end", -EINVAL, 40, 8,
+	  FILE_LEN },
 	{ "beyond what qcow2 can address", -EINVAL, 40, 8, 1ull << 56 },
 	{ "beyond what qcow2 can address", -EINVAL, 40, 8, UINT64_MAX - CLUSTER + 1 },
 	/* refcount table */
@@ -234,8 +237,8 @@ static void every_damaged_field_is_named(void **state)
 		got = untouched;
 		ret = parse(bad, CLUSTER, FILE_LEN, &got, &err);
 		if (ret != d->code || !strstr(err.message, d->words))
-			fail_msg("%u bytes at %u = 0x%llx: expected %d and '%s', got %d and '%s'", d->bytes, d->off,
-				 (unsigned long long)d->value, d->code, d->words, ret, err.message);
+			fail_msg("%u bytes at %u = 0x%llx: expected %d and '%s', got %d and '%s'", d->bytes,
+				 d->off, (unsigned long long)d->value, d->code, d->words, ret, err.message);
 		assert_memory_equal(&got, &untouched, sizeof(got));
 		free(bad);
 	}
@@ -338,7 +341,8 @@ static void expect_ext(const struct ext *ext, unsigned nr, uint64_t autoclear, i
 
 static void extensions_are_bounded(void **state)
 {
-	static const char bitmaps[24] = { 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 4, 0, 0 };
+	static const char bitmaps[24] = { 0, 0, 0, 1,  0, 0, 0, 0, 0, 0, 0, 0,
+					  0, 0, 0, 64, 0, 0, 0, 0, 0, 4, 0, 0 };
 	char none[24], many[24], far[24], huge[24];
 	static char name[4097];
 
@@ -354,7 +358,8 @@ static void extensions_are_bounded(void **state)
 #define EXT1(...) (const struct ext[]){ __VA_ARGS__ }, 1
 	expect_ext(EXT1({ 0x12345678, 100, NULL }), 0, 0, "");
 	expect_ext(EXT1({ 0x12345678, UINT32_MAX, NULL }), 0, -EINVAL, "reaches beyond the extension area");
-	expect_ext(EXT1({ 0x12345678, CLUSTER - 112 - 7, NULL }), 0, -EINVAL, "reaches beyond the extension area");
+	expect_ext(EXT1({ 0x12345678, CLUSTER - 112 - 7, NULL }), 0, -EINVAL,
+		   "reaches beyond the extension area");
 	expect_ext(EXT1({ 0x12345678, CLUSTER - 112 - 8, NULL }), 0, 0, "");
 	expect_ext(EXT1({ QCOW2_EXT_BACKING_FORMAT, 15, "abcdefghijklmno" }), 0, 0, "");
 	expect_ext(EXT1({ QCOW2_EXT_BACKING_FORMAT, 16, "abcdefghijklmnop" }), 0, -EINVAL, "longer than 15");
@@ -374,7 +379,8 @@ static void extensions_are_bounded(void **state)
 
 static void known_extensions_stand_there_once(void **state)
 {
-	static const struct ext twice[] = { { QCOW2_EXT_BACKING_FORMAT, 3, "raw" }, { QCOW2_EXT_BACKING_FORMAT, 3, "raw" } };
+	static const struct ext twice[] = { { QCOW2_EXT_BACKING_FORMAT, 3, "raw" },
+					    { QCOW2_EXT_BACKING_FORMAT, 3, "raw" } };
 	static const struct ext others[] = { { 0xabcdef01, 3, "raw" }, { 0xabcdef01, 3, "raw" } };
 
 	expect_ext(twice, 2, 0, -EINVAL, "twice");
@@ -458,7 +464,8 @@ static void features_say_what_can_be_done(void **state)
 	expect_unusable(&h, false, -ENOTSUP, "LUKS");
 }
 
-/* Random damage all over the header: no crash, nothing read out of bounds (sanitizers watch), and what parses is in bounds. */
+/* Random damage all over the header: no crash, nothing read out of bounds (sanitizers watch), and what parses
+ * is in bounds. */
 static void any_bytes_are_survived(void **state)
 {
 	const char *env = getenv("VARVE_TEST_SEED");
