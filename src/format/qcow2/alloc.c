@@ -2,197 +2,375 @@
 /*
  * qcow2/alloc.c - finding space in the file, and giving it back once that is safe
  *
- * Owns:    the frontier, the hint where freed clusters may be, the list of frees that wait for their mark.
- * Assumes: home queue.
- * Never:   hands out a cluster whose last reference is not durably gone, or that holds the header or a table.
+ *     0 ........ hint ............ end_cluster (the frontier) ....
+ *       no cluster    some may have    nothing was ever used
+ *       known free    been freed       here
+ *
+ * Data goes to freed clusters first, found by looking at one stretch of counts for each allocation, then to
+ * the frontier. Metadata goes to the frontier only: entries of L2 tables are compared with the frontier when
+ * they are read (map.c), so that no entry of a crafted image can point into a table that is made later.
+ *
+ * Owns:    the frontier, the hint, and the frees that wait for their mark.
+ * Assumes: fibers of the home queue.
+ * Never:   hands out a cluster while an entry on disk, or I/O in flight, may still refer to it.
  */
-#include "format/qcow2/qcow2.h"
+#include "format/qcow2/cache.h"
+#include "format/qcow2/refcount.h"
 
 #include <stdlib.h>
 
 #include "base/log.h"
 
-#define SCAN_MAX 512 /* counts looked at for one allocation before it goes to the frontier */
+/* Pieces of refcount blocks that are looked at for the last cluster in use of a device. */
+#define FRONTIER_PIECES_MAX 16384
 
 struct pending_free {
-	uint64_t host_off, nr;
-	order_mark gone;
+	TAILQ_ENTRY(pending_free) link;
+	uint64_t cluster, nr;
+	order_mark gone; /* when this is durable, nothing on disk refers to them */
+	bool punch;
+	bool metadata;
 };
+
+TAILQ_HEAD(pending_list, pending_free);
 
 struct alloc_state {
-	struct fiber_mutex mutex;
-	uint64_t hint; /* no cluster below is known to be free */
-	struct pending_free *frees;
-	size_t nr_frees, room;
+	uint64_t hint;	    /* no cluster below is known to be free */
+	order_mark counted; /* see alloc_counted() */
+	struct pending_list frees;
 };
 
-int alloc_open(struct qcow2 *q)
+/* ---- open, close ---- */
+
+/* The last count of a piece that is not 0; false: all are. */
+static bool last_used(const struct qcow2 *q, const struct piece *p, uint64_t *ret)
 {
+	for (uint64_t i = piece_counts(q); i > 0; i--) {
+		if (refcount_read((const uint8_t *)p->words, q->h.refcount_order, i - 1)) {
+			*ret = i - 1;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* The frontier of an image on a device, whose length says nothing: behind the last cluster that is counted.
+ */
+static int find_frontier(struct fiber *f, struct qcow2 *q)
+{
+	uint64_t device = node_len(q->leaf) >> q->cluster_bits, per_block = block_counts(q);
+	uint64_t block = MIN(div_up(device, per_block), (uint64_t)q->refcount_table_entries);
+	unsigned looked = 0;
+
+	q->end_cluster = device;
+	while (block-- > 0) {
+		if (!q->refcount_table[block])
+			continue;
+		for (uint32_t nr = (uint32_t)(per_block / piece_counts(q)); nr-- > 0; looked++) {
+			struct piece *p;
+			uint64_t i;
+			int err;
+
+			q->end_cluster = MIN(device, block * per_block + (nr + 1) * piece_counts(q));
+			if (looked >= FRONTIER_PIECES_MAX)
+				return 0; /* some free space at the end stays unused */
+			err = cache_get(f, q->refcounts->cache, (uint32_t)block, nr, false, &p);
+			if (err < 0)
+				return err;
+			if (last_used(q, p, &i)) {
+				q->end_cluster = block * per_block + nr * piece_counts(q) + i + 1;
+				cache_unpin(q->refcounts->cache, p);
+				return 0;
+			}
+			cache_unpin(q->refcounts->cache, p);
+		}
+	}
+	return 0;
+}
+
+int alloc_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	int ret = 0;
+
 	q->alloc = calloc(1, sizeof(*q->alloc));
-	return q->alloc ? 0 : -ENOMEM;
+	if (!q->alloc)
+		return varve_error_set(err, -ENOMEM, "allocator: out of memory");
+	TAILQ_INIT(&q->alloc->frees);
+	/* What lies beyond the file's end now has never been written: it reads as zeroes. Devices have no
+	 * such place. */
+	q->zero_from = node_len(q->leaf);
+	if (q->leaf->fixed_len)
+		ret = find_frontier(f, q);
+	else
+		q->end_cluster = div_up(node_len(q->leaf), q->cluster_len);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot find the last cluster in use") : 0;
 }
 
 void alloc_close(struct qcow2 *q)
 {
-	if (q->alloc)
-		free(q->alloc->frees);
+	struct pending_free *p;
+
+	while (q->alloc && (p = TAILQ_FIRST(&q->alloc->frees))) {
+		TAILQ_REMOVE(&q->alloc->frees, p, link);
+		free(p);
+	}
 	free(q->alloc);
+	q->alloc = NULL;
 }
 
-static bool overlaps(const struct qcow2 *q, uint64_t cluster, uint64_t off, uint64_t len)
+/* ---- taking ---- */
+
+order_mark alloc_counted(const struct qcow2 *q)
 {
-	uint64_t first = off >> q->cluster_bits, end = (off + len + q->cluster_len - 1) >> q->cluster_bits;
-
-	return len && cluster >= first && cluster < end;
+	return q->alloc->counted;
 }
 
-/* Does a cluster whose count is 0 hold what the image cannot live without? Then the counts are damaged. */
-static bool holds_metadata(const struct qcow2 *q, uint64_t cluster)
+static void note_counted(struct qcow2 *q, order_mark mark)
 {
-	uint64_t off = cluster << q->cluster_bits;
-
-	if (cluster == 0 || overlaps(q, cluster, q->h.l1_off, q->h.l1_entries * 8ull) ||
-	    overlaps(q, cluster, q->h.refcount_table_off, (uint64_t)q->h.refcount_table_clusters << q->cluster_bits))
-		return true;
-	for (uint32_t i = 0; i < q->refcount_table_entries; i++)
-		if (q->refcount_table[i] == off)
-			return true;
-	return false;
+	q->alloc->counted = order_max(q->alloc->counted, mark);
 }
 
-/* A run of free clusters behind the hint; *ret_nr 0: none found in reach. */
-static int find_freed(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, uint64_t *ret_nr)
+int alloc_room(const struct qcow2 *q, uint64_t nr, uint64_t *ret_nr)
+{
+	uint64_t end = (QCOW2_HOST_OFF_MAX + 1) >> q->cluster_bits;
+	int full = -EFBIG;
+
+	if (q->leaf->fixed_len) {
+		end = MIN(end, node_len(q->leaf) >> q->cluster_bits);
+		full = -ENOSPC;
+	}
+	if (q->end_cluster >= end)
+		return full;
+	*ret_nr = MIN(nr, end - q->end_cluster);
+	return 0;
+}
+
+/* *ret_nr 0: none found in the stretch that was looked at. */
+static int take_freed(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, uint64_t *ret_nr)
 {
 	struct alloc_state *a = q->alloc;
-	uint64_t run = 0, count;
+	uint64_t from = a->hint, next;
+	order_mark mark;
+	int err;
 
 	*ret_nr = 0;
-	for (unsigned i = 0; i < SCAN_MAX && a->hint + run < q->end_cluster && run < nr; i++) {
-		int r = refcount_get(f, q, a->hint + run, &count);
-
-		if (r < 0)
-			return r;
-		if (!count) {
-			if (holds_metadata(q, a->hint + run)) {
-				log_error("%s: cluster at offset %llu holds metadata but its refcount is 0: the image is "
-					  "damaged, run a check", node_name(q->node),
-					  (unsigned long long)((a->hint + run) << q->cluster_bits));
-				return -EIO;
-			}
-			run++;
-			continue;
-		}
-		if (run)
-			break;
-		a->hint++;
+	if (from >= q->end_cluster)
+		return 0;
+	if (!refcount_covered(q, from)) {
+		/* No counts: nobody knows what is there, a hole or what a damaged table has lost. */
+		a->hint = (from / block_counts(q) + 1) * block_counts(q);
+		return 0;
 	}
-	*ret_cluster = a->hint;
-	*ret_nr = run;
-	a->hint += run;
+	err = refcount_take(f, q, from, nr, false, ret_cluster, ret_nr, &next, &mark);
+	if (err < 0)
+		return err;
+	if (a->hint == from) /* else clusters were freed below, or another fiber was here */
+		a->hint = next;
+	if (*ret_nr)
+		note_counted(q, mark);
 	return 0;
 }
 
-/* Clusters at the frontier: their counts may be stale in a damaged image; those are stepped over. */
-static int find_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster)
+static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, uint64_t *ret_nr)
 {
-	uint64_t count;
+	uint64_t next, room;
+	order_mark mark;
+	int err;
 
-	for (uint64_t i = 0; i < nr; i++) {
-		int r = refcount_get(f, q, q->end_cluster + i, &count);
-
-		if (r < 0)
-			return r;
-		if (count) {
-			q->end_cluster += i + 1;
-			i = UINT64_MAX; /* begin again behind it */
+	do {
+		err = alloc_room(q, nr, &room);
+		while (err == 0 && !refcount_covered(q, q->end_cluster)) {
+			err = refcount_cover(f, q);
+			if (err == 0)
+				err = alloc_room(q, nr, &room);
 		}
-	}
-	if (q->end_cluster + nr > QCOW2_HOST_OFF_MAX >> q->cluster_bits)
-		return -EFBIG;
-	*ret_cluster = q->end_cluster;
-	q->end_cluster += nr;
+		if (err == 0)
+			err = refcount_take(f, q, q->end_cluster, room, true, ret_cluster, ret_nr, &next,
+					    &mark);
+		if (err < 0)
+			return err;
+	} while (!*ret_nr); /* the frontier moved: clusters there were counted as used, or another fiber took
+			       them */
+	note_counted(q, mark);
 	return 0;
+}
+
+static bool frees_due(const struct qcow2 *q)
+{
+	const struct pending_free *first = TAILQ_FIRST(&q->alloc->frees);
+
+	return first && first->gone <= order_durable(q->order);
 }
 
 int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, uint64_t *ret_nr,
 		   bool *ret_fresh, order_mark *ret_mark)
 {
-	struct alloc_state *a = q->alloc;
-	uint64_t cluster = a->hint, got;
-	bool never_used = false;
-	int r;
+	uint64_t cluster;
+	int err = take_freed(f, q, nr, &cluster, ret_nr);
 
-	fiber_lock(f, &a->mutex);
-	r = find_freed(f, q, nr, &cluster, &got);
-	if (r == 0 && !got) {
-		got = nr;
-		never_used = true;
-		r = find_fresh(f, q, nr, &cluster);
+	if (err == 0 && !*ret_nr && frees_due(q)) {
+		(void)alloc_settle(f, q); /* what cannot be freed now stays in the list */
+		err = take_freed(f, q, nr, &cluster, ret_nr);
 	}
-	if (r == 0)
-		r = refcount_add(f, q, cluster, got, 1, ORDER_NONE, ret_mark);
-	if (r < 0 && r != -EIO)
-		a->hint = MIN(a->hint, cluster);
-	fiber_unlock(&a->mutex);
-	if (r < 0)
-		return r;
+	*ret_fresh = false;
+	if (err == 0 && !*ret_nr) {
+		err = take_fresh(f, q, nr, &cluster, ret_nr);
+		*ret_fresh = err == 0 && cluster << q->cluster_bits >= q->zero_from;
+	}
+	if (err < 0)
+		return err;
 	*ret_host_off = cluster << q->cluster_bits;
-	*ret_nr = got;
-	/* Behind the end of the file as it was at open, and not handed out since. */
-	*ret_fresh = never_used && *ret_host_off >= q->zero_from;
+	*ret_mark = q->alloc->counted;
 	return 0;
 }
 
-int alloc_free(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone)
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off,
+		   order_mark *ret_mark)
 {
-	struct alloc_state *a = q->alloc;
+	uint64_t cluster, got = nr;
+	order_mark mark = ORDER_NONE;
+	int err = meta_prepare(q, nr);
 
-	if (a->nr_frees == a->room) {
-		size_t room = a->room ? a->room * 2 : 64;
-		struct pending_free *frees = realloc(a->frees, room * sizeof(*frees));
-
-		if (!frees)
-			return 0; /* a leak, which check finds; nothing is damaged */
-		a->frees = frees;
-		a->room = room;
-	}
-	a->frees[a->nr_frees++] = (struct pending_free){ host_off, nr, gone };
+	if (err == 0 && nr == 1)
+		err = take_fresh(f, q, 1, &cluster, &got);
+	else if (err == 0)
+		err = refcount_extend(f, q, nr, &cluster, &mark);
+	if (err == 0)
+		err = meta_prepare(q, nr); /* others may have used the room while we waited */
+	if (err < 0)
+		return err;
+	note_counted(q, mark);
+	for (uint64_t i = 0; i < nr; i++)
+		meta_add(q, cluster + i);
+	*ret_host_off = cluster << q->cluster_bits;
+	*ret_mark = q->alloc->counted;
 	return 0;
 }
 
+/* ---- giving back ---- */
+
+static void note_free(struct qcow2 *q, uint64_t cluster)
+{
+	q->alloc->hint = MIN(q->alloc->hint, cluster);
+}
+
+void alloc_undo(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr)
+{
+	uint64_t cluster = host_off >> q->cluster_bits;
+
+	/* Nothing on disk ever referred to them. If the counts cannot be changed they stay as they are: a
+	 * leak. */
+	if (refcount_add(f, q, cluster, nr, -1, ORDER_NONE, NULL) == 0)
+		note_free(q, cluster);
+}
+
+static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch,
+			bool metadata)
+{
+	uint64_t cluster = host_off >> q->cluster_bits;
+	struct pending_free *p = TAILQ_LAST(&q->alloc->frees, pending_list);
+
+	if (p && p->cluster + p->nr == cluster && p->gone == gone && p->punch == punch &&
+	    p->metadata == metadata) {
+		p->nr += nr;
+		return;
+	}
+	p = malloc(sizeof(*p));
+	if (!p) {
+		log_warning("%s: out of memory: %llu clusters at host offset 0x%llx stay counted as used",
+			    node_name(q->node), (unsigned long long)nr, (unsigned long long)host_off);
+		return;
+	}
+	*p = (struct pending_free){
+		.cluster = cluster, .nr = nr, .gone = gone, .punch = punch, .metadata = metadata
+	};
+	TAILQ_INSERT_TAIL(&q->alloc->frees, p, link);
+}
+
+void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch)
+{
+	pending_add(q, host_off, nr, gone, punch, false);
+}
+
+void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone)
+{
+	pending_add(q, host_off, nr, gone, false, true);
+}
+
+bool alloc_idle(const struct qcow2 *q)
+{
+	return TAILQ_EMPTY(&q->alloc->frees);
+}
+
+/*
+ * The file system gets the space of those that nobody else refers to. They are still counted as used, so
+ * nobody is given them meanwhile. A file that cannot do it keeps the space.
+ */
+static void punch(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+{
+	uint64_t run = 0;
+
+	for (uint64_t i = 0; i <= p->nr; i++) {
+		uint64_t count = 0;
+
+		if (i < p->nr && refcount_get(f, q, p->cluster + i, &count) == 0 && count == 1) {
+			run++;
+			continue;
+		}
+		if (run)
+			(void)node_discard(f, q->file, (p->cluster + i - run) << q->cluster_bits,
+					   run << q->cluster_bits);
+		run = 0;
+	}
+}
+
+static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+{
+	int err;
+
+	if (p->punch)
+		punch(f, q, p);
+	err = refcount_add(f, q, p->cluster, p->nr, -1, ORDER_NONE, NULL);
+	if (err < 0)
+		return err;
+	for (uint64_t i = 0; p->metadata && i < p->nr; i++)
+		meta_remove(q, p->cluster + i);
+	note_free(q, p->cluster);
+	return 0;
+}
+
+/*
+ * Durable before: the entries that no longer lead to these clusters (their marks). Now: no I/O that was
+ * started when an entry still did is in flight on any queue (grace). Only then the counts go down, which
+ * makes the space available, and the space may be punched. Power lost before the lower counts are on disk
+ * leaks; the other way round, the entry on disk would point at space that somebody else has got.
+ */
 int alloc_settle(struct fiber *f, struct qcow2 *q)
 {
 	struct alloc_state *a = q->alloc;
-	size_t nr = a->nr_frees, kept = 0;
+	struct pending_list due = TAILQ_HEAD_INITIALIZER(due);
+	struct pending_free *p, *next;
 	int ret = 0;
 
-	if (!nr)
-		return 0;
-	fiber_lock(f, &a->mutex);
-	/* I/O that began under the mappings that are gone must have ended before the space is used again. */
-	node_grace(f, q->node);
-	nr = MIN(nr, a->nr_frees);
-	for (size_t i = 0; i < nr; i++) {
-		struct pending_free p = a->frees[i];
-		order_mark mark;
-		int r;
-
-		if (p.gone > order_durable(q->order)) {
-			a->frees[kept++] = p;
+	for (p = TAILQ_FIRST(&a->frees); p; p = next) {
+		next = TAILQ_NEXT(p, link);
+		if (p->gone > order_durable(q->order))
 			continue;
-		}
-		r = refcount_add(f, q, p.host_off >> q->cluster_bits, p.nr, -1, ORDER_NONE, &mark);
-		if (r < 0) {
-			log_error("%s: clusters at offset %llu could not be freed: their refcounts are damaged or "
-				  "unreadable", node_name(q->node), (unsigned long long)p.host_off);
-			ret = ret ? ret : r;
-			continue;
-		}
-		a->hint = MIN(a->hint, p.host_off >> q->cluster_bits);
+		TAILQ_REMOVE(&a->frees, p, link);
+		TAILQ_INSERT_TAIL(&due, p, link);
 	}
-	for (size_t i = nr; i < a->nr_frees; i++)
-		a->frees[kept++] = a->frees[i];
-	a->nr_frees = kept;
-	fiber_unlock(&a->mutex);
+	if (!TAILQ_EMPTY(&due))
+		node_grace(f, q->node);
+	while ((p = TAILQ_FIRST(&due))) {
+		int err = give_back(f, q, p);
+
+		TAILQ_REMOVE(&due, p, link);
+		if (err == -ENOMEM) {
+			TAILQ_INSERT_HEAD(&a->frees, p, link); /* next time */
+		} else {
+			free(p); /* damaged or unreadable counts stay as they are: at worst a leak */
+		}
+		ret = ret ? ret : err;
+	}
 	return ret;
 }

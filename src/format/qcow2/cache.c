@@ -1,212 +1,273 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/cache.c - L2 tables in memory
+ * qcow2/cache.c - pieces of metadata tables in memory
  *
- * Owns:    the slices, at most l2-cache-size bytes of them, and the rows that lead to them.
- * Assumes: loading and evicting happen on the home queue. A slice is never dirty: changes go to the order queue at once.
- * Never:   reuses a slice's memory before a grace period: another queue may be looking into it.
+ * Owns:    the pieces, the rows that lead to them, and the clock that chooses which to drop.
+ * Assumes: everything but cache_find() and piece_touch() happens on the home queue.
+ * Never:   frees what another queue may be looking at: first unpublish, then a grace period, then free.
  */
-#include "format/qcow2/l2_cache.h"
+#include "format/qcow2/cache.h"
 
 #include <stdlib.h>
+#include <string.h>
 
-static uint64_t table_span(const struct qcow2 *q)
+#define EVICT_MAX 32 /* pieces that share one grace period */
+
+struct row row_empty;
+
+static struct rows *rows_new(uint32_t nr)
 {
-	return (uint64_t)q->l2_entries << q->cluster_bits;
+	struct rows *rows = calloc(1, sizeof(*rows) + (size_t)nr * sizeof(rows->row[0]));
+
+	if (rows)
+		rows->nr = nr;
+	return rows;
 }
 
-static uint32_t entry_index(const struct qcow2 *q, uint64_t guest_off)
+struct cache *cache_new(struct qcow2 *q, bool shared, uint32_t nr_tables, uint64_t len,
+			int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr,
+				    void *words))
 {
-	return (uint32_t)(guest_off >> q->cluster_bits) & (q->l2_entries - 1);
-}
+	struct cache *c = calloc(1, sizeof(*c));
+	struct rows *rows = rows_new(nr_tables);
 
-struct l2_slice *l2_cache_find(const struct qcow2 *q, uint64_t guest_off)
-{
-	const struct l2_cache *c = q->l2;
-	uint64_t i = guest_off / table_span(q);
-	/* pair with the releases in row_get() and l2_load() */
-	struct l2_row *row = atomic_load_explicit(&c->rows[i], memory_order_acquire);
-
-	if (!row)
+	if (!c || !rows) {
+		free(c);
+		free(rows);
 		return NULL;
-	return atomic_load_explicit(&row->slice[entry_index(q, guest_off) / c->slice_entries], memory_order_acquire);
-}
-
-static unsigned word_index(const struct qcow2 *q, uint64_t guest_off)
-{
-	return entry_index(q, guest_off) % q->l2->slice_entries * (q->l2_entry_len / 8);
-}
-
-static uint64_t word_get(const struct l2_slice *s, unsigned i)
-{
-	/* Acquire: the data behind an entry was written before the entry was (pairs with l2_slice_set()). */
-	uint64_t w = atomic_load_explicit(&s->words[i], memory_order_acquire);
-
-	return be64_get(*(be64 *)&w);
-}
-
-uint64_t l2_slice_entry(const struct qcow2 *q, const struct l2_slice *s, uint64_t guest_off)
-{
-	return word_get(s, word_index(q, guest_off));
-}
-
-uint64_t l2_slice_bitmap(const struct qcow2 *q, const struct l2_slice *s, uint64_t guest_off)
-{
-	return word_get(s, word_index(q, guest_off) + 1);
-}
-
-void l2_slice_set(const struct qcow2 *q, struct l2_slice *s, uint64_t guest_off, uint64_t value)
-{
-	be64 disk = be64_put(value);
-	uint64_t w;
-
-	__builtin_memcpy(&w, &disk, sizeof(w));
-	atomic_store_explicit(&s->words[word_index(q, guest_off)], w, memory_order_release);
-}
-
-/* ---- loading and evicting ---- */
-
-static struct l2_row *row_get(struct qcow2 *q, uint64_t i)
-{
-	struct l2_cache *c = q->l2;
-	struct l2_row *row = atomic_load_explicit(&c->rows[i], memory_order_relaxed);
-
-	if (!row) {
-		row = calloc(c->slices_per_table, sizeof(row->slice[0]));
-		if (row)
-			atomic_store_explicit(&c->rows[i], row, memory_order_release);
 	}
-	return row;
+	c->q = q;
+	c->shared = shared;
+	c->piece_len = (uint32_t)MIN(PIECE_LEN, q->cluster_len);
+	c->nr_per_row = q->cluster_len / c->piece_len;
+	c->max = (unsigned)MAX(len / c->piece_len, 4);
+	c->load = load;
+	TAILQ_INIT(&c->clock);
+	TAILQ_INIT(&c->loading);
+	atomic_init(&c->rows, rows);
+	return c;
 }
 
-static void unpublish(struct qcow2 *q, struct l2_slice *s)
+static struct rows *rows_of(struct cache *c)
 {
-	struct l2_row *row = atomic_load_explicit(&q->l2->rows[s->l1_index], memory_order_relaxed);
-
-	atomic_store_explicit(&row->slice[s->slice_index], NULL, memory_order_release);
-	s->l1_index = UINT64_MAX;
+	return atomic_load_explicit(&c->rows, memory_order_relaxed); /* home changes it, nobody else */
 }
 
-/* A slice to fill: a new one, or the next one that the clock hand finds. Under load_mutex. */
-static struct l2_slice *slice_take(struct fiber *f, struct qcow2 *q)
+static struct row *row_of(struct cache *c, uint32_t table)
 {
-	struct l2_cache *c = q->l2;
-	struct l2_slice *s = NULL;
-
-	for (unsigned i = 0; i < c->nr && !s; i++)
-		if (c->slices[i]->l1_index == UINT64_MAX && c->nr == c->room)
-			s = c->slices[i];
-	if (s)
-		return s;
-	if (c->nr < c->room && (s = aligned_alloc(64, align_up(sizeof(*s), 64)))) {
-		s->l1_index = UINT64_MAX;
-		c->slices[c->nr++] = s;
-		return s;
-	}
-	if (!c->nr)
-		return NULL;
-	c->hand = (c->hand + 1) % c->nr;
-	s = c->slices[c->hand];
-	if (s->l1_index != UINT64_MAX)
-		unpublish(q, s);
-	node_grace(f, q->node);
-	return s;
+	return atomic_load_explicit(&rows_of(c)->row[table], memory_order_relaxed);
 }
 
-int l2_load(struct fiber *f, struct node *n, uint64_t off)
+static void row_set(struct cache *c, uint32_t table, struct row *row)
 {
-	struct qcow2 *q = node_state(n);
-	struct l2_cache *c = q->l2;
-	uint64_t i = off / table_span(q), table;
-	uint32_t slice_index = entry_index(q, off) / c->slice_entries;
-	struct l2_row *row;
-	struct l2_slice *s = NULL;
-	int r = 0;
-
-	fiber_lock(f, &c->load_mutex);
-	row = row_get(q, i);
-	if (!row)
-		r = -ENOMEM;
-	/* Loaded by somebody else while we waited? */
-	if (r == 0 && !atomic_load_explicit(&row->slice[slice_index], memory_order_relaxed)) {
-		s = slice_take(f, q);
-		table = q->l1[i] & QCOW2_OFF_MASK;
-		if (!s)
-			r = -ENOMEM;
-		else if (!table)
-			s = NULL; /* no table: map() answers without one */
-		else if (!is_aligned(table, q->cluster_len))
-			r = -EIO;
-		else
-			r = order_read(f, q->order, table + (uint64_t)slice_index * c->slice_len, s->words, c->slice_len);
-		if (r == 0 && s && (q->l1[i] & QCOW2_OFF_MASK) == table) {
-			s->l1_index = i;
-			s->slice_index = slice_index;
-			atomic_store_explicit(&row->slice[slice_index], s, memory_order_release);
-		}
-	}
-	fiber_unlock(&c->load_mutex);
-	return r;
+	/* pairs with the acquire in cache_find() */
+	atomic_store_explicit(&rows_of(c)->row[table], row, memory_order_release);
 }
 
-void l2_cache_drop_table(struct fiber *f, struct qcow2 *q, uint64_t l1_index)
+void cache_free(struct cache *c)
 {
-	struct l2_cache *c = q->l2;
-	bool any = false;
-
-	fiber_lock(f, &c->load_mutex);
-	for (unsigned i = 0; i < c->nr; i++)
-		if (c->slices[i]->l1_index == l1_index) {
-			unpublish(q, c->slices[i]);
-			any = true;
-		}
-	if (any)
-		node_grace(f, q->node);
-	fiber_unlock(&c->load_mutex);
-}
-
-int l2_open(struct qcow2 *q)
-{
-	struct l2_cache *c = calloc(1, sizeof(*c));
-
-	if (!c)
-		return -ENOMEM;
-	q->l2 = c;
-	c->slice_len = MIN(L2_SLICE_LEN, q->cluster_len);
-	c->slices_per_table = q->cluster_len / c->slice_len;
-	c->slice_entries = c->slice_len / q->l2_entry_len;
-	c->room = (unsigned)MAX(16, q->l2_cache_len / c->slice_len);
-	c->rows = calloc(MAX(q->h.l1_entries, 1u), sizeof(c->rows[0]));
-	c->slices = calloc(c->room, sizeof(c->slices[0]));
-	return c->rows && c->slices ? 0 : -ENOMEM;
-}
-
-int l2_grow(struct qcow2 *q, uint32_t l1_entries)
-{
-	struct l2_cache *c = q->l2;
-	struct l2_row *_Atomic *rows = calloc(l1_entries, sizeof(rows[0]));
-
-	if (!rows)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < q->h.l1_entries; i++)
-		atomic_store_explicit(&rows[i], atomic_load_explicit(&c->rows[i], memory_order_relaxed),
-				      memory_order_relaxed);
-	free(c->rows);
-	c->rows = rows;
-	return 0;
-}
-
-void l2_close(struct qcow2 *q)
-{
-	struct l2_cache *c = q->l2;
+	struct piece *p;
 
 	if (!c)
 		return;
-	for (uint32_t i = 0; c->rows && i < q->h.l1_entries; i++)
-		free(c->rows[i]);
-	for (unsigned i = 0; i < c->nr; i++)
-		free(c->slices[i]);
-	free(c->slices);
-	free(c->rows);
+	assert(TAILQ_EMPTY(&c->loading));
+	while ((p = TAILQ_FIRST(&c->clock))) {
+		TAILQ_REMOVE(&c->clock, p, link);
+		free(p);
+	}
+	for (uint32_t i = 0; i < rows_of(c)->nr; i++) {
+		if (row_of(c, i) != &row_empty)
+			free(row_of(c, i));
+	}
+	free(rows_of(c));
 	free(c);
+}
+
+void cache_set_empty(struct cache *c, uint32_t table, bool empty)
+{
+	assert(!row_of(c, table) || row_of(c, table) == &row_empty);
+	row_set(c, table, empty ? &row_empty : NULL);
+}
+
+int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty)
+{
+	struct rows *old = rows_of(c), *rows = rows_new(nr_tables);
+
+	assert(nr_tables >= old->nr);
+	if (!rows)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < nr_tables; i++)
+		atomic_init(&rows->row[i], i < old->nr ? row_of(c, i) : empty ? &row_empty : NULL);
+	atomic_store_explicit(&c->rows, rows,
+			      memory_order_release); /* pairs with the acquire in cache_find() */
+	if (c->shared)
+		node_grace(f, c->q->node);
+	free(old);
+	return 0;
+}
+
+/* ---- dropping ---- */
+
+/* Nobody finds p any more. *ret_row: its row, if that is empty now and is to be freed as well; else NULL. */
+static void unpublish(struct cache *c, struct piece *p, struct row **ret_row)
+{
+	struct row *row = row_of(c, p->table);
+
+	*ret_row = NULL;
+	TAILQ_REMOVE(&c->clock, p, link);
+	atomic_store_explicit(&row->piece[p->nr], NULL, memory_order_relaxed);
+	if (--row->nr)
+		return;
+	atomic_store_explicit(&rows_of(c)->row[p->table], NULL, memory_order_relaxed);
+	*ret_row = row;
+}
+
+/* The next piece that was not used since the hand passed it. NULL: all are pinned. */
+static struct piece *clock_next(struct cache *c)
+{
+	for (unsigned i = 2 * c->nr_pieces; i && !TAILQ_EMPTY(&c->clock); i--) {
+		struct piece *p = TAILQ_FIRST(&c->clock);
+
+		if (!p->pins && !atomic_load_explicit(&p->used, memory_order_relaxed))
+			return p;
+		atomic_store_explicit(&p->used, false, memory_order_relaxed);
+		TAILQ_REMOVE(&c->clock, p, link);
+		TAILQ_INSERT_TAIL(&c->clock, p, link);
+	}
+	return NULL;
+}
+
+/* Drops some pieces, several at a time so that they share the wait. */
+static void evict(struct fiber *f, struct cache *c)
+{
+	void *gone[2 * EVICT_MAX];
+	unsigned nr = 0, wanted = c->shared ? MIN(EVICT_MAX, c->max / 8 + 1) : 1;
+	struct piece *p;
+
+	for (unsigned i = 0; i < wanted && (p = clock_next(c)); i++) {
+		struct row *row;
+
+		unpublish(c, p, &row);
+		c->nr_pieces--;
+		gone[nr++] = p;
+		if (row)
+			gone[nr++] = row;
+	}
+	if (c->shared && nr)
+		node_grace(f, c->q->node);
+	while (nr)
+		free(gone[--nr]);
+}
+
+/* ---- loading ---- */
+
+static int publish(struct cache *c, struct piece *p)
+{
+	struct row *row = row_of(c, p->table);
+
+	assert(row != &row_empty);
+	if (!row) {
+		row = calloc(1, sizeof(*row) + c->nr_per_row * sizeof(row->piece[0]));
+		if (!row)
+			return -ENOMEM;
+		row_set(c, p->table, row);
+	}
+	row->nr++;
+	atomic_store_explicit(&row->piece[p->nr], p,
+			      memory_order_release); /* pairs with the acquire in cache_find() */
+	TAILQ_INSERT_TAIL(&c->clock, p, link);
+	return 0;
+}
+
+static struct piece *find_loading(struct cache *c, uint32_t table, uint32_t nr)
+{
+	struct piece *p;
+
+	TAILQ_FOREACH(p, &c->loading, link) {
+		if (p->table == table && p->nr == nr)
+			break;
+	}
+	return p;
+}
+
+void cache_unpin(struct cache *c, struct piece *p)
+{
+	assert(p->pins);
+	if (--p->pins || !p->error)
+		return;
+	c->nr_pieces--;
+	free(p);
+}
+
+/* In memory, or on its way because of another fiber: pinned, or NULL. */
+static struct piece *pin_present(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr)
+{
+	struct row *row;
+	struct piece *p = cache_find(c, table, nr, &row);
+
+	if (!p)
+		p = find_loading(c, table, nr);
+	if (!p)
+		return NULL;
+	p->pins++;
+	while (p->loading)
+		waitlist_wait(f, &p->waiting);
+	piece_touch(p);
+	return p;
+}
+
+static struct piece *pin_new(struct cache *c, uint32_t table, uint32_t nr)
+{
+	struct piece *p = malloc(sizeof(*p) + c->piece_len);
+
+	if (!p)
+		return NULL;
+	memset(p, 0, sizeof(*p));
+	p->table = table;
+	p->nr = nr;
+	p->pins = 1;
+	p->loading = true;
+	atomic_init(&p->used, true);
+	c->nr_pieces++;
+	TAILQ_INSERT_TAIL(&c->loading, p, link);
+	return p;
+}
+
+static void fill(struct fiber *f, struct cache *c, struct piece *p, bool fresh)
+{
+	if (fresh)
+		memset((void *)p->words, 0, c->piece_len);
+	else
+		p->error = c->load(f, c->q, p->table, p->nr, (void *)p->words);
+	TAILQ_REMOVE(&c->loading, p, link);
+	p->loading = false;
+	if (!p->error)
+		p->error = publish(c, p);
+	waitlist_wake_all(&p->waiting);
+}
+
+int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret)
+{
+	struct piece *p = pin_present(f, c, table, nr);
+	int err;
+
+	if (!p && c->nr_pieces >= c->max) {
+		evict(f, c);
+		fresh = false; /* we may have waited: another fiber may have made it, changed it, and lost it
+				  again */
+		p = pin_present(f, c, table, nr);
+	}
+	if (!p) {
+		p = pin_new(c, table, nr);
+		if (!p)
+			return -ENOMEM;
+		fill(f, c, p, fresh);
+	}
+	err = p->error;
+	if (err < 0) {
+		cache_unpin(c, p);
+		return err;
+	}
+	*ret = p;
+	return 0;
 }

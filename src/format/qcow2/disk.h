@@ -28,6 +28,7 @@
 #define QCOW2_BACKING_FORMAT_MAX 15
 #define QCOW2_DATA_FILE_NAME_MAX 4095
 #define QCOW2_FEATURE_NAME_LEN 46
+#define QCOW2_SUBCLUSTERS 32 /* of one cluster, with extended L2 entries */
 #define QCOW2_HOST_OFF_MAX ((1ull << 56) - 1)
 
 /* docs/spec/qcow2.md, "Header". Read through qcow2_header_parse(), which checks every field. */

@@ -4,7 +4,8 @@
  *
  * Owns:    the bounds of every field in it; nobody else reads the header from disk.
  * Assumes: nothing about the bytes.
- * Never:   refuses in parse() what is well-formed but cannot be used here: img info shows it. That is usable()'s part.
+ * Never:   refuses in parse() what is well-formed but cannot be used here: img info shows it. That is
+ * usable()'s part.
  */
 #include "format/qcow2/qcow2.h"
 
@@ -18,7 +19,7 @@ struct extension_disk {
 
 /* docs/spec/qcow2.md, "Feature names". */
 struct feature_disk {
-	uint8_t kind;	 /* 0 incompatible, 1 compatible, 2 autoclear */
+	uint8_t kind; /* 0 incompatible, 1 compatible, 2 autoclear */
 	uint8_t bit;
 	char name[QCOW2_FEATURE_NAME_LEN]; /* padded with NUL */
 };
@@ -32,9 +33,9 @@ struct bitmaps_disk {
 };
 static_assert(sizeof(struct bitmaps_disk) == 24, "see the spec");
 
-#define INCOMPAT_KNOWN                                                                                          \
-	(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE | QCOW2_INCOMPAT_COMPRESSION | \
-	 QCOW2_INCOMPAT_EXTENDED_L2)
+#define INCOMPAT_KNOWN                                                                                       \
+	(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE |                          \
+	 QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_EXTENDED_L2)
 
 static unsigned long long ull(uint64_t x)
 {
@@ -59,15 +60,19 @@ static int parse_fields(struct reader *rd)
 
 	memcpy(&d, rd->buf, MIN(rd->len, sizeof(d)));
 	if (rd->len < sizeof(d.magic) || be32_get(d.magic) != QCOW2_MAGIC)
-		return varve_error_set(rd->err, -EINVAL, "not a qcow2 image: it does not begin with 'QFI\\xfb'");
+		return varve_error_set(rd->err, -EINVAL,
+				       "not a qcow2 image: it does not begin with 'QFI\\xfb'");
 	if (rd->len < QCOW2_V2_HEADER_LEN)
-		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, a qcow2 header has at least %d", rd->len,
+		return varve_error_set(rd->err, -EINVAL,
+				       "truncated: %zu bytes, a qcow2 header has at least %d", rd->len,
 				       QCOW2_V2_HEADER_LEN);
 	h->version = be32_get(d.version);
 	if (h->version != 2 && h->version != 3)
-		return varve_error_set(rd->err, -ENOTSUP, "qcow2 version %u is not supported, only 2 and 3 are", h->version);
+		return varve_error_set(rd->err, -ENOTSUP,
+				       "qcow2 version %u is not supported, only 2 and 3 are", h->version);
 	if (h->version == 3 && rd->len < QCOW2_V3_HEADER_LEN_MIN)
-		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, a qcow2 version 3 header has at least %d",
+		return varve_error_set(rd->err, -EINVAL,
+				       "truncated: %zu bytes, a qcow2 version 3 header has at least %d",
 				       rd->len, QCOW2_V3_HEADER_LEN_MIN);
 	h->cluster_bits = be32_get(d.cluster_bits);
 	h->disk_len = be64_get(d.disk_len);
@@ -97,21 +102,25 @@ static int check_geometry(struct reader *rd)
 	const struct qcow2_header *h = rd->h;
 
 	if (h->cluster_bits < QCOW2_CLUSTER_BITS_MIN || h->cluster_bits > QCOW2_CLUSTER_BITS_MAX)
-		return varve_error_set(rd->err, -EINVAL, "cluster size 2^%u is not 512 bytes .. 2 MiB", h->cluster_bits);
+		return varve_error_set(rd->err, -EINVAL, "cluster size 2^%u is not 512 bytes .. 2 MiB",
+				       h->cluster_bits);
 	if ((h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2) && h->cluster_bits < 14)
-		return varve_error_set(rd->err, -EINVAL, "cluster size %u is too small for extended L2 entries, which need "
-				       "at least 16 KiB", 1u << h->cluster_bits);
-	if (h->version == 3 && (h->header_len < QCOW2_V3_HEADER_LEN_MIN || h->header_len % 8))
-		return varve_error_set(rd->err, -EINVAL, "header length %u is not a multiple of 8 from %d on", h->header_len,
-				       QCOW2_V3_HEADER_LEN_MIN);
-	if (h->header_len > 1u << h->cluster_bits)
-		return varve_error_set(rd->err, -EINVAL, "header length %u is larger than a cluster (%u)", h->header_len,
+		return varve_error_set(rd->err, -EINVAL,
+				       "cluster size %u is too small for extended L2 entries, which need "
+				       "at least 16 KiB",
 				       1u << h->cluster_bits);
+	if (h->version == 3 && (h->header_len < QCOW2_V3_HEADER_LEN_MIN || h->header_len % 8))
+		return varve_error_set(rd->err, -EINVAL, "header length %u is not a multiple of 8 from %d on",
+				       h->header_len, QCOW2_V3_HEADER_LEN_MIN);
+	if (h->header_len > 1u << h->cluster_bits)
+		return varve_error_set(rd->err, -EINVAL, "header length %u is larger than a cluster (%u)",
+				       h->header_len, 1u << h->cluster_bits);
 	if (h->header_len > rd->len)
-		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, the header alone has %u", rd->len,
-				       h->header_len);
+		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, the header alone has %u",
+				       rd->len, h->header_len);
 	if (h->refcount_order > QCOW2_REFCOUNT_ORDER_MAX)
-		return varve_error_set(rd->err, -EINVAL, "refcount width 2^%u bits is more than 64", h->refcount_order);
+		return varve_error_set(rd->err, -EINVAL, "refcount width 2^%u bits is more than 64",
+				       h->refcount_order);
 	if (h->crypt_method > 2)
 		return varve_error_set(rd->err, -ENOTSUP, "encryption method %u is not known to this version",
 				       h->crypt_method);
@@ -127,33 +136,37 @@ static int check_compression(struct reader *rd)
 		return varve_error_set(rd->err, -ENOTSUP, "compression type %u is not known to this version",
 				       h->compression_type);
 	if (flag != !!h->compression_type)
-		return varve_error_set(rd->err, -EINVAL,
-				       "compression type %u does not agree with the incompatible feature bit 3, which is %s",
-				       h->compression_type, flag ? "set" : "clear");
+		return varve_error_set(
+			rd->err, -EINVAL,
+			"compression type %u does not agree with the incompatible feature bit 3, which is %s",
+			h->compression_type, flag ? "set" : "clear");
 	return 0;
 }
 
 /*
- * A table named by the header: at a cluster boundary, behind the first cluster, within the 56 bits of a host offset
- * and inside the file. len > 0.
+ * A table named by the header: at a cluster boundary, behind the first cluster, within the 56 bits of a host
+ * offset and inside the file. len > 0.
  */
 static int check_place(struct reader *rd, const char *what, uint64_t host_off, uint64_t len)
 {
 	uint64_t cluster_len = 1ull << rd->h->cluster_bits, end;
 
 	if (!is_aligned(host_off, cluster_len))
-		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0x%llx: not a multiple of the cluster size (%llu)",
+		return varve_error_set(rd->err, -EINVAL,
+				       "%s at host offset 0x%llx: not a multiple of the cluster size (%llu)",
 				       what, ull(host_off), ull(cluster_len));
 	if (host_off < cluster_len)
 		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0: the header is there", what);
 	if (u64_add(host_off, len, &end) || end > QCOW2_HOST_OFF_MAX)
-		return varve_error_set(rd->err, -EINVAL, "%s at host offset 0x%llx: beyond what qcow2 can address (2^56)",
-				       what, ull(host_off));
-	if (end > rd->file_len)
 		return varve_error_set(rd->err, -EINVAL,
-				       "%s at host offset 0x%llx, %llu bytes long: reaches beyond the end of the file "
-				       "(%llu bytes); the file is truncated or damaged",
-				       what, ull(host_off), ull(len), ull(rd->file_len));
+				       "%s at host offset 0x%llx: beyond what qcow2 can address (2^56)", what,
+				       ull(host_off));
+	if (end > rd->file_len)
+		return varve_error_set(
+			rd->err, -EINVAL,
+			"%s at host offset 0x%llx, %llu bytes long: reaches beyond the end of the file "
+			"(%llu bytes); the file is truncated or damaged",
+			what, ull(host_off), ull(len), ull(rd->file_len));
 	return 0;
 }
 
@@ -161,16 +174,18 @@ static int check_l1(struct reader *rd)
 {
 	const struct qcow2_header *h = rd->h;
 	uint64_t entry_len = h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
-	uint64_t covers = ((1ull << h->cluster_bits) / entry_len) << h->cluster_bits; /* bytes of disk for one entry */
+	uint64_t covers = ((1ull << h->cluster_bits) / entry_len)
+			  << h->cluster_bits; /* bytes of disk for one entry */
 
 	if (h->disk_len > VARVE_LEN_MAX)
 		return varve_error_set(rd->err, -EFBIG, "virtual size of %llu bytes is larger than 2^63 - 1",
 				       ull(h->disk_len));
 	if (h->l1_entries > QCOW2_L1_LEN_MAX / 8)
-		return varve_error_set(rd->err, -EFBIG, "L1 table of %u entries is larger than %llu MiB", h->l1_entries,
-				       ull(QCOW2_L1_LEN_MAX >> 20));
+		return varve_error_set(rd->err, -EFBIG, "L1 table of %u entries is larger than %llu MiB",
+				       h->l1_entries, ull(QCOW2_L1_LEN_MAX >> 20));
 	if (h->l1_entries < div_up(h->disk_len, covers))
-		return varve_error_set(rd->err, -EINVAL, "L1 table of %u entries is too small for a virtual size of %llu bytes",
+		return varve_error_set(rd->err, -EINVAL,
+				       "L1 table of %u entries is too small for a virtual size of %llu bytes",
 				       h->l1_entries, ull(h->disk_len));
 	return h->l1_entries ? check_place(rd, "L1 table", h->l1_off, (uint64_t)h->l1_entries * 8) : 0;
 }
@@ -186,7 +201,8 @@ static int check_tables(struct reader *rd)
 	if (!table_len)
 		return varve_error_set(rd->err, -EINVAL, "the refcount table has no clusters");
 	if (table_len > QCOW2_REFCOUNT_TABLE_LEN_MAX)
-		return varve_error_set(rd->err, -EFBIG, "refcount table of %u clusters is larger than %llu MiB",
+		return varve_error_set(rd->err, -EFBIG,
+				       "refcount table of %u clusters is larger than %llu MiB",
 				       h->refcount_table_clusters, ull(QCOW2_REFCOUNT_TABLE_LEN_MAX >> 20));
 	ret = check_place(rd, "refcount table", h->refcount_table_off, table_len);
 	if (ret < 0)
@@ -195,14 +211,16 @@ static int check_tables(struct reader *rd)
 		return varve_error_set(rd->err, -EFBIG, "%u snapshots are more than the %d that are allowed",
 				       h->nr_snapshots, QCOW2_SNAPSHOTS_MAX);
 	/* Each entry of the snapshot table has at least 40 bytes. */
-	return h->nr_snapshots ? check_place(rd, "snapshot table", h->snapshots_off, (uint64_t)h->nr_snapshots * 40) : 0;
+	return h->nr_snapshots
+		       ? check_place(rd, "snapshot table", h->snapshots_off, (uint64_t)h->nr_snapshots * 40)
+		       : 0;
 }
 
 /* ---- names ---- */
 
 /*
- * A name of len bytes. NUL bytes at its end are dropped; one in the middle would make it mean one thing here and another
- * to a program that reads all of it.
+ * A name of len bytes. NUL bytes at its end are dropped; one in the middle would make it mean one thing here
+ * and another to a program that reads all of it.
  */
 static int copy_name(struct reader *rd, const char *what, const uint8_t *bytes, size_t len, char *to)
 {
@@ -226,17 +244,20 @@ static int parse_backing_name(struct reader *rd, size_t *ret_end)
 	if (!off)
 		return 0;
 	if (len > QCOW2_BACKING_NAME_MAX)
-		return varve_error_set(rd->err, -EINVAL, "backing file name of %u bytes is longer than %d", len,
-				       QCOW2_BACKING_NAME_MAX);
+		return varve_error_set(rd->err, -EINVAL, "backing file name of %u bytes is longer than %d",
+				       len, QCOW2_BACKING_NAME_MAX);
 	if (off < rd->h->header_len)
-		return varve_error_set(rd->err, -EINVAL, "backing file name at offset %llu lies in the header (%u bytes)",
+		return varve_error_set(rd->err, -EINVAL,
+				       "backing file name at offset %llu lies in the header (%u bytes)",
 				       ull(off), rd->h->header_len);
 	if (off > cluster_len || len > cluster_len - off)
-		return varve_error_set(rd->err, -EINVAL,
-				       "backing file name at offset %llu, %u bytes long, is not inside the first cluster",
-				       ull(off), len);
+		return varve_error_set(
+			rd->err, -EINVAL,
+			"backing file name at offset %llu, %u bytes long, is not inside the first cluster",
+			ull(off), len);
 	if (off + len > rd->len)
-		return varve_error_set(rd->err, -EINVAL, "truncated: %zu bytes, the backing file name ends at %llu", rd->len,
+		return varve_error_set(rd->err, -EINVAL,
+				       "truncated: %zu bytes, the backing file name ends at %llu", rd->len,
 				       ull(off + len));
 	*ret_end = (size_t)off;
 	return copy_name(rd, "backing file name", rd->buf + off, len, rd->h->backing_name);
@@ -247,8 +268,8 @@ static int parse_backing_name(struct reader *rd, size_t *ret_end)
 static int parse_backing_format(struct reader *rd, const uint8_t *data, uint32_t len)
 {
 	if (len > QCOW2_BACKING_FORMAT_MAX)
-		return varve_error_set(rd->err, -EINVAL, "backing format name of %u bytes is longer than %d", len,
-				       QCOW2_BACKING_FORMAT_MAX);
+		return varve_error_set(rd->err, -EINVAL, "backing format name of %u bytes is longer than %d",
+				       len, QCOW2_BACKING_FORMAT_MAX);
 	return copy_name(rd, "backing format name", data, len, rd->h->backing_format);
 }
 
@@ -286,34 +307,38 @@ static int parse_bitmaps(struct reader *rd, const uint8_t *data, uint32_t len)
 	struct qcow2_header *h = rd->h;
 	struct bitmaps_disk d;
 
-	/* Whoever changed the image without knowing bitmaps cleared the bit: what stands here means nothing then. */
+	/* Whoever changed the image without knowing bitmaps cleared the bit: what stands here means nothing
+	 * then. */
 	if (!(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
 		return 0;
 	if (len != sizeof(d))
-		return varve_error_set(rd->err, -EINVAL, "bitmaps extension of %u bytes, it must have %zu", len, sizeof(d));
+		return varve_error_set(rd->err, -EINVAL, "bitmaps extension of %u bytes, it must have %zu",
+				       len, sizeof(d));
 	memcpy(&d, data, sizeof(d));
 	h->nr_bitmaps = be32_get(d.nr_bitmaps);
 	h->bitmap_directory_len = be64_get(d.directory_len);
 	h->bitmap_directory_off = be64_get(d.directory_off);
 	if (!h->nr_bitmaps || h->nr_bitmaps > QCOW2_BITMAPS_MAX)
-		return varve_error_set(rd->err, -EINVAL, "bitmaps extension: %u bitmaps are not 1 .. %d", h->nr_bitmaps,
-				       QCOW2_BITMAPS_MAX);
+		return varve_error_set(rd->err, -EINVAL, "bitmaps extension: %u bitmaps are not 1 .. %d",
+				       h->nr_bitmaps, QCOW2_BITMAPS_MAX);
 	if (!h->bitmap_directory_len || h->bitmap_directory_len > QCOW2_BITMAP_DIRECTORY_LEN_MAX)
 		return varve_error_set(rd->err, -EINVAL, "bitmap directory of %llu bytes is not 1 .. %llu",
 				       ull(h->bitmap_directory_len), ull(QCOW2_BITMAP_DIRECTORY_LEN_MAX));
 	return check_place(rd, "bitmap directory", h->bitmap_directory_off, h->bitmap_directory_len);
 }
 
-static int parse_extension(struct reader *rd, uint32_t type, const uint8_t *data, uint32_t len, uint32_t *seen)
+static int parse_extension(struct reader *rd, uint32_t type, const uint8_t *data, uint32_t len,
+			   uint32_t *seen)
 {
-	static const uint32_t known[] = { QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_FEATURE_NAMES, QCOW2_EXT_BITMAPS,
-					  QCOW2_EXT_LUKS, QCOW2_EXT_DATA_FILE };
+	static const uint32_t known[] = { QCOW2_EXT_BACKING_FORMAT, QCOW2_EXT_FEATURE_NAMES,
+					  QCOW2_EXT_BITMAPS, QCOW2_EXT_LUKS, QCOW2_EXT_DATA_FILE };
 
 	for (unsigned i = 0; i < ARRAY_LEN(known); i++) {
 		if (type != known[i])
 			continue;
 		if (*seen & 1u << i)
-			return varve_error_set(rd->err, -EINVAL, "header extension 0x%08x stands there twice", type);
+			return varve_error_set(rd->err, -EINVAL, "header extension 0x%08x stands there twice",
+					       type);
 		*seen |= 1u << i;
 	}
 	switch (type) {
@@ -327,7 +352,8 @@ static int parse_extension(struct reader *rd, uint32_t type, const uint8_t *data
 		parse_feature_names(rd, data, len);
 		return 0;
 	default:
-		return 0; /* LUKS: luks.c reads its own; unknown ones may be ignored, and stay where they are */
+		return 0; /* LUKS: luks.c reads its own; unknown ones may be ignored, and stay where they are
+			   */
 	}
 }
 
@@ -343,7 +369,8 @@ static int parse_extensions(struct reader *rd, size_t end)
 		int ret;
 
 		if (end - pos < sizeof(ext))
-			return varve_error_set(rd->err, -EINVAL, "header extension at offset %zu is cut off at %zu", pos, end);
+			return varve_error_set(rd->err, -EINVAL,
+					       "header extension at offset %zu is cut off at %zu", pos, end);
 		memcpy(&ext, rd->buf + pos, sizeof(ext));
 		type = be32_get(ext.type);
 		len = be32_get(ext.len);
@@ -352,7 +379,8 @@ static int parse_extensions(struct reader *rd, size_t end)
 			return 0;
 		if (len > end - pos)
 			return varve_error_set(rd->err, -EINVAL,
-					       "header extension 0x%08x of %u bytes reaches beyond the extension area (%zu left)",
+					       "header extension 0x%08x of %u bytes reaches beyond the "
+					       "extension area (%zu left)",
 					       type, len, end - pos);
 		ret = parse_extension(rd, type, rd->buf + pos, len, &seen);
 		if (ret < 0)
@@ -370,8 +398,9 @@ int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct
 	size_t end;
 	int r;
 
-	if ((r = parse_fields(&rd)) < 0 || (r = check_geometry(&rd)) < 0 || (r = check_compression(&rd)) < 0 ||
-	    (r = check_tables(&rd)) < 0 || (r = parse_backing_name(&rd, &end)) < 0 || (r = parse_extensions(&rd, end)) < 0)
+	if ((r = parse_fields(&rd)) < 0 || (r = check_geometry(&rd)) < 0 ||
+	    (r = check_compression(&rd)) < 0 || (r = check_tables(&rd)) < 0 ||
+	    (r = parse_backing_name(&rd, &end)) < 0 || (r = parse_extensions(&rd, end)) < 0)
 		return r;
 	*ret = h;
 	return 0;
@@ -384,11 +413,14 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 	uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN;
 
 	if (unknown && *h->unknown_feature)
-		return varve_error_set(err, -ENOTSUP, "feature '%s' (incompatible bit %d) is not known to this version",
+		return varve_error_set(err, -ENOTSUP,
+				       "feature '%s' (incompatible bit %d) is not known to this version",
 				       h->unknown_feature, __builtin_ctzll(unknown));
 	if (unknown)
-		return varve_error_set(err, -ENOTSUP, "an unnamed feature (incompatible bit %d) is not known to this version",
-				       __builtin_ctzll(unknown));
+		return varve_error_set(
+			err, -ENOTSUP,
+			"an unnamed feature (incompatible bit %d) is not known to this version",
+			__builtin_ctzll(unknown));
 	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
 		return varve_error_set(err, -ENOTSUP, "images with an external data file are not supported");
 	if (h->crypt_method)
@@ -397,13 +429,18 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 	if (!writable)
 		return 0;
 	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
-		return varve_error_set(err, -EIO, "the image is marked corrupt and can be opened read-only; repair it "
+		return varve_error_set(err, -EIO,
+				       "the image is marked corrupt and can be opened read-only; repair it "
 				       "(qemu-img check -r all) before writing");
 	if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
-		return varve_error_set(err, -EIO, "the image was not closed cleanly and its refcounts may be stale: writing "
-				       "could overwrite data; open it read-only, or repair it first (qemu-img check -r all)");
+		return varve_error_set(
+			err, -EIO,
+			"the image was not closed cleanly and its refcounts may be stale: writing "
+			"could overwrite data; open it read-only, or repair it first (qemu-img check -r "
+			"all)");
 	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
-		return varve_error_set(err, -ENOTSUP, "images with extended L2 entries (subclusters) can be read, but not "
+		return varve_error_set(err, -ENOTSUP,
+				       "images with extended L2 entries (subclusters) can be read, but not "
 				       "written");
 	return 0;
 }
@@ -420,9 +457,9 @@ static size_t put_extension(uint8_t *to, uint32_t type, const void *data, size_t
 }
 
 static const struct feature_disk feature_names[] = {
-	{ 0, 0, "dirty bit" },		   { 0, 1, "corrupt bit" },	     { 0, 2, "external data file" },
-	{ 0, 3, "compression type" },	   { 0, 4, "extended L2 entries" },  { 1, 0, "lazy refcounts" },
-	{ 2, 0, "bitmaps" },		   { 2, 1, "raw external data" },
+	{ 0, 0, "dirty bit" },	      { 0, 1, "corrupt bit" },	       { 0, 2, "external data file" },
+	{ 0, 3, "compression type" }, { 0, 4, "extended L2 entries" }, { 1, 0, "lazy refcounts" },
+	{ 2, 0, "bitmaps" },	      { 2, 1, "raw external data" },
 };
 
 static struct qcow2_header_disk to_disk(const struct qcow2_header *h)
@@ -450,7 +487,8 @@ static struct qcow2_header_disk to_disk(const struct qcow2_header *h)
 
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err)
 {
-	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name), pos = h->header_len;
+	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name),
+	       pos = h->header_len;
 	size_t format_len = strlen(h->backing_format), need;
 	struct qcow2_header_disk d = to_disk(h);
 
@@ -458,16 +496,21 @@ int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct va
 	need = pos + (format_len ? sizeof(struct extension_disk) + align_up(format_len, 8) : 0) +
 	       sizeof(struct extension_disk) + name_len;
 	if (need > cluster_len)
-		return varve_error_set(err, -EINVAL, "backing file name of %zu bytes does not fit into the first cluster (%zu "
-				       "bytes); use larger clusters or a shorter name", name_len, cluster_len);
+		return varve_error_set(
+			err, -EINVAL,
+			"backing file name of %zu bytes does not fit into the first cluster (%zu "
+			"bytes); use larger clusters or a shorter name",
+			name_len, cluster_len);
 	memset(cluster, 0, cluster_len);
 	if (name_len)
 		d.backing_name_len = be32_put((uint32_t)name_len);
 	if (format_len)
 		pos += put_extension(cluster + pos, QCOW2_EXT_BACKING_FORMAT, h->backing_format, format_len);
-	/* Names are a courtesy to versions that know less; in the smallest clusters there is no room for them. */
+	/* Names are a courtesy to versions that know less; in the smallest clusters there is no room for
+	 * them. */
 	if (h->version == 3 && need + sizeof(struct extension_disk) + sizeof(feature_names) <= cluster_len)
-		pos += put_extension(cluster + pos, QCOW2_EXT_FEATURE_NAMES, feature_names, sizeof(feature_names));
+		pos += put_extension(cluster + pos, QCOW2_EXT_FEATURE_NAMES, feature_names,
+				     sizeof(feature_names));
 	pos += sizeof(struct extension_disk); /* the end: zeroes */
 	if (name_len) {
 		d.backing_name_off = be64_put(pos);

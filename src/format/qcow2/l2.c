@@ -1,195 +1,222 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/l2.c - changing the mapping: space for guest clusters, entries that point at it, entries that no longer do
+ * qcow2/l2.c - changing the mapping: space for guest clusters, entries that point at it, entries that no
+ * longer do
  *
- * Assumes: home queue; block/ has locked the guest clusters concerned against other changes. Tables may be loaded,
- *          evicted and replaced by other fibers whenever one of these functions waits, so slices are looked up again.
- * Never:   queues an entry for the disk without a mark for what it points at.
+ * Every change is of entries in one piece of one table, with one order_put(): it happens, or it does not.
+ *
+ * Assumes: fibers of the home queue; block/ has locked the guest clusters concerned against other changes.
+ * Other entries, also of the same table, change whenever we wait. Never:   makes an entry durable before what
+ * it points at, or gives space back while something may point at it.
  */
-#include "format/qcow2/qcow2.h"
+#include "format/qcow2/cache.h"
+#include "format/qcow2/entry.h"
 
+#include <stdlib.h>
 #include <string.h>
 
-#include "format/qcow2/l2_cache.h"
+#define RUN_MAX (PIECE_LEN / 8) /* entries in one piece */
 
-#define RUN_MAX 512 /* entries changed by one order_put() */
+/* Guest clusters that are changed together. */
+struct run {
+	uint64_t guest_off;
+	uint32_t table, piece_nr;
+	unsigned first, nr; /* entries within the piece */
+};
 
-static uint64_t l1_get(const struct qcow2 *q, uint64_t i)
+/* As much of [off, off + len) as lies in one piece. len: whole clusters. */
+static struct run run_at(const struct qcow2 *q, uint64_t off, uint64_t len)
 {
-	return __atomic_load_n(&q->l1[i], __ATOMIC_RELAXED);
+	uint64_t index = off >> q->cluster_bits;
+	uint32_t in_table = (uint32_t)(index & (q->l2_entries - 1)), per_piece = 1u << q->l2_piece_bits;
+	struct run run = { .guest_off = off };
+
+	run.table = (uint32_t)(index >> q->l2_bits);
+	run.piece_nr = in_table >> q->l2_piece_bits;
+	run.first = in_table & (per_piece - 1);
+	run.nr = (unsigned)MIN(len >> q->cluster_bits, (uint64_t)(per_piece - run.first));
+	return run;
 }
 
-/* Bytes of the virtual disk that one L2 table covers. */
-static uint64_t table_span(const struct qcow2 *q)
+/* Where the run's first entry lies; the table exists. */
+static uint64_t run_host_off(const struct qcow2 *q, const struct run *run)
 {
-	return (uint64_t)q->l2_entries << q->cluster_bits;
+	return (q->l1[run->table] & QCOW2_OFF_MASK) + (uint64_t)run->piece_nr * q->l2->piece_len +
+	       run->first * 8ull;
 }
 
-/* The L1 entry goes to the disk after `after`, and is in force in memory from now on. */
-static int l1_set(struct fiber *f, struct qcow2 *q, uint64_t i, uint64_t value, order_mark after, order_mark *ret_mark)
+static bool has_backing(const struct qcow2 *q)
 {
-	be64 disk = be64_put(value);
-	int r = order_put(f, q->order, q->h.l1_off + i * 8, &disk, sizeof(disk), after, ret_mark);
-
-	if (r == 0)
-		__atomic_store_n(&q->l1[i], value, __ATOMIC_RELEASE); /* pairs with the acquire in l2_map() */
-	return r;
+	return q->node->backing || q->node->backing_name;
 }
 
-/* Content of a new L2 table: zeroes, or what the shared one at old_off holds. */
-static int table_fill(struct fiber *f, struct qcow2 *q, uint64_t old_off, uint64_t new_off)
+/* ---- tables ---- */
+
+/* A table's new place gets its content: zeroes, or what the table at old_off holds. */
+static int write_table(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t old_off,
+		       order_mark *ret_mark)
 {
-	uint8_t piece[4096];
-	int r = 0;
+	void *content = calloc(1, q->cluster_len);
+	int err = content ? 0 : -ENOMEM;
 
-	for (uint64_t pos = 0; r == 0 && pos < q->cluster_len; pos += sizeof(piece)) {
-		size_t len = MIN(sizeof(piece), q->cluster_len - pos);
-
-		memset(piece, 0, len);
-		if (old_off)
-			r = order_read(f, q->order, old_off + pos, piece, len);
-		if (r == 0)
-			r = order_put(f, q->order, new_off + pos, piece, len, ORDER_NONE, NULL);
-	}
-	return r;
+	if (err == 0 && old_off)
+		err = order_read(f, q->order, old_off, content, q->cluster_len);
+	if (err == 0)
+		err = order_put(f, q->order, host_off, content, q->cluster_len, ORDER_NONE, ret_mark);
+	free(content);
+	return err;
 }
 
 /*
- * Makes sure that L1 entry i has an L2 table of our own: a new one, or a copy when a snapshot shares it.
+ * A table of our own for an L1 entry that has none, or shares one with a snapshot. Under l1_mutex.
  *
- * Durable first: the new table's content and its refcount. Only then: the L1 entry. Power lost in between leaks one
- * cluster; the other way round, L1 would lead to whatever the cluster held before. The copied entries keep their counts:
- * the snapshot's table and ours now both count for what they point at, as they did together before.
+ * Durable first: the new table's content, and its refcount of 1. Only then: the L1 entry. Power lost in
+ * between leaks one cluster, which check finds. The other way round, L1 would lead to a table with whatever
+ * the cluster held before.
+ *
+ * The shared table loses one reference, once the L1 entry is durable; power lost before that leaves its count
+ * one too high, again a leak. The clusters that both tables point at keep their counts: making the snapshot
+ * has counted them for both already.
  */
-static int table_own(struct fiber *f, struct qcow2 *q, uint64_t i)
+static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 {
-	uint64_t old = l1_get(q, i), host_off, nr;
-	order_mark mark;
-	bool fresh;
-	int r;
+	uint64_t old_off = q->l1[table] & QCOW2_OFF_MASK, host_off;
+	order_mark counted, content = ORDER_NONE, linked;
+	be64 entry;
+	int err = alloc_metadata(f, q, 1, &host_off, &counted);
 
-	if (old & QCOW2_COPIED)
-		return 0;
-	fiber_lock(f, &q->l2->table_mutex);
-	old = l1_get(q, i); /* somebody may have made it while we waited */
-	r = old & QCOW2_COPIED ? 0 : alloc_clusters(f, q, 1, &host_off, &nr, &fresh, &mark);
-	if (r < 0 || (old & QCOW2_COPIED)) {
-		fiber_unlock(&q->l2->table_mutex);
-		return r;
+	if (err < 0)
+		return err;
+	err = write_table(f, q, host_off, old_off, &content);
+	entry = be64_put(host_off | QCOW2_COPIED);
+	if (err == 0)
+		err = order_put(f, q->order, q->h.l1_off + table * 8ull, &entry, sizeof(entry),
+				order_max(content, counted), &linked);
+	if (err < 0) {
+		/* Content of the table may be queued: nobody gets the cluster before that is out of the way.
+		 */
+		alloc_free_metadata(q, host_off, 1, order_all(q->order));
+		return err;
 	}
-	r = table_fill(f, q, old & QCOW2_OFF_MASK, host_off);
-	if (r == 0)
-		r = l1_set(f, q, i, host_off | QCOW2_COPIED, order_max(mark, order_now(q->order)), &mark);
-	if (r < 0) {
-		alloc_free(f, q, host_off, 1, ORDER_NONE);
-	} else if (old & QCOW2_OFF_MASK) {
-		l2_cache_drop_table(f, q, i);
-		alloc_free(f, q, old & QCOW2_OFF_MASK, 1, mark);
-	}
-	fiber_unlock(&q->l2->table_mutex);
-	return r;
-}
-
-/* The entry for guest_off, its slice loaded. */
-static int entry_get(struct fiber *f, struct qcow2 *q, uint64_t guest_off, uint64_t *ret)
-{
-	struct l2_slice *s;
-
-	while (!(s = l2_cache_find(q, guest_off))) {
-		int r = l2_load(f, q->node, guest_off);
-
-		if (r < 0)
-			return r;
-	}
-	*ret = l2_slice_entry(q, s, guest_off);
+	q->l1[table] = host_off | QCOW2_COPIED;
+	if (old_off)
+		alloc_free_metadata(q, old_off, 1, order_max(linked, order_all(q->order)));
+	else
+		cache_set_empty(q->l2, table, false);
 	return 0;
 }
 
-/* Host clusters that an entry holds: *ret_nr 0 for none. */
-static void entry_clusters(const struct qcow2 *q, uint64_t entry, uint64_t *ret_off, uint64_t *ret_nr)
+/* The piece with the run's entries, pinned, in a table that may be changed. */
+static int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct piece **ret)
 {
-	*ret_nr = 0;
-	if (entry & QCOW2_COMPRESSED) {
-		unsigned x = 62 - (q->cluster_bits - 8);
-		uint64_t off = entry & ((1ull << x) - 1);
-		uint64_t sectors = ((entry & ~(QCOW2_COPIED | QCOW2_COMPRESSED)) >> x) + 1;
-		uint64_t end = align_down(off, 512) + sectors * 512;
+	bool fresh = false;
+	int err = 0;
 
-		*ret_off = align_down(off, q->cluster_len);
-		*ret_nr = (align_up(end, q->cluster_len) - *ret_off) >> q->cluster_bits;
-	} else if (entry & QCOW2_OFF_MASK) {
-		*ret_off = entry & QCOW2_OFF_MASK;
-		*ret_nr = 1;
+	if (!(q->l1[run->table] & QCOW2_COPIED)) {
+		fiber_lock(f, &q->l1_mutex);
+		if (!(q->l1[run->table] & QCOW2_COPIED)) { /* nobody has made it while we waited */
+			fresh = !q->l1[run->table];
+			err = make_table(f, q, run->table);
+		}
+		fiber_unlock(&q->l1_mutex);
 	}
+	/* Nobody has run since the table was made: it is all zeroes. */
+	if (err == 0)
+		err = cache_get(f, q->l2, run->table, run->piece_nr, fresh, ret);
+	return err;
+}
+
+/* ---- what entries hold ---- */
+
+/* Gives up the reference that an entry held; gone: the mark of the entry that replaces it. */
+static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
+{
+	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
+
+	if (entry & QCOW2_COMPRESSED) {
+		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
+		 * no punching. */
+		unsigned bits = 62 - (q->cluster_bits - 8);
+		uint64_t off = entry & ((1ull << bits) - 1),
+			 sectors = (entry & ~(QCOW2_COPIED | QCOW2_COMPRESSED)) >> bits;
+		uint64_t end = align_down(off, 512) + (sectors + 1) * 512;
+
+		host_off = align_down(off, q->cluster_len);
+		nr = div_up(end - host_off, q->cluster_len);
+		punch = false;
+	}
+	if (host_off)
+		alloc_free(q, host_off, nr, gone, punch);
+}
+
+/* A cluster of zeroes that keeps its space for us: it can be written there. Its bytes are not zero. */
+static bool is_kept(uint64_t entry)
+{
+	return !(entry & QCOW2_COMPRESSED) && (entry & QCOW2_ZERO) && (entry & QCOW2_COPIED) &&
+	       (entry & QCOW2_OFF_MASK);
+}
+
+static bool is_damaged(const struct qcow2 *q, uint64_t entry)
+{
+	return !(entry & QCOW2_COMPRESSED) &&
+	       ((entry & QCOW2_L2_RESERVED) || !is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len) ||
+		((entry & QCOW2_ZERO) && q->h.version < 3));
+}
+
+/* ---- alloc, link ---- */
+
+/* How many entries from the run's first on keep space for us, contiguously? Cuts the run before the first
+ * that does. */
+static unsigned kept_run(const struct qcow2 *q, const struct piece *p, struct run *run,
+			 uint64_t *ret_host_off)
+{
+	uint64_t first = entry_get(p, run->first);
+	unsigned nr = 1;
+
+	*ret_host_off = first & QCOW2_OFF_MASK;
+	if (!is_kept(first)) {
+		while (nr < run->nr && !is_kept(entry_get(p, run->first + nr)))
+			nr++;
+		run->nr = nr;
+		return 0;
+	}
+	while (nr < run->nr && entry_get(p, run->first + nr) == first + ((uint64_t)nr << q->cluster_bits))
+		nr++;
+	return nr;
 }
 
 /*
- * Sets nr entries from guest_off on (all in one table of our own) to value[i], on disk after `after`, and frees what the old
- * ones held and the new ones do not.
+ * Space is counted as used before anything points at it. Power lost, or an error, in between leaks it at
+ * worst.
  */
-static int entries_set(struct fiber *f, struct qcow2 *q, uint64_t guest_off, const uint64_t *value, unsigned nr,
-		       order_mark after)
-{
-	uint64_t old[RUN_MAX];
-	be64 disk[RUN_MAX];
-	uint64_t table, index = (guest_off >> q->cluster_bits) & (q->l2_entries - 1);
-	order_mark mark;
-	int r = 0;
-
-	for (unsigned i = 0; r == 0 && i < nr; i++) {
-		r = entry_get(f, q, guest_off + ((uint64_t)i << q->cluster_bits), &old[i]);
-		disk[i] = be64_put(value[i]);
-	}
-	if (r < 0)
-		return r;
-	table = l1_get(q, guest_off / table_span(q)) & QCOW2_OFF_MASK;
-	r = order_put(f, q->order, table + index * 8, disk, nr * 8ull, after, &mark);
-	if (r < 0)
-		return r;
-	for (unsigned i = 0; i < nr; i++) {
-		uint64_t old_off, old_nr;
-		struct l2_slice *s = l2_cache_find(q, guest_off + ((uint64_t)i << q->cluster_bits));
-
-		if (s)
-			l2_slice_set(q, s, guest_off + ((uint64_t)i << q->cluster_bits), value[i]);
-		entry_clusters(q, old[i], &old_off, &old_nr);
-		if (old_nr && (value[i] & QCOW2_OFF_MASK) != old_off)
-			alloc_free(f, q, old_off, old_nr, mark);
-	}
-	return 0;
-}
-
-/* ---- what block/ calls ---- */
-
 int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 {
 	struct qcow2 *q = node_state(n);
-	uint64_t host_off, nr;
+	struct run run = run_at(q, off, len);
+	struct piece *p;
+	uint64_t host_off, nr = 0;
 	order_mark mark;
-	bool fresh;
-	int r;
+	bool fresh = false;
+	int err;
 
-	l2_map(n, off, len, ret);
-	if (ret->kind == EXTENT_ZERO && (ret->flags & EXTENT_ALLOCATED) && (ret->flags & EXTENT_INPLACE) &&
-	    ret->len >= q->cluster_len) {
-		/* Space that was kept for a cluster of zeroes: its old bytes are not zero. */
-		ret->kind = EXTENT_DATA;
-		ret->node = q->file;
-		ret->len = align_down(ret->len, q->cluster_len);
-		return 0;
+	if (q->l1[run.table]) {
+		err = cache_get(f, q->l2, run.table, run.piece_nr, false, &p);
+		if (err < 0)
+			return err;
+		nr = kept_run(q, p, &run, &host_off);
+		cache_unpin(q->l2, p);
 	}
-	/* No more than link() can publish in one step: a link that fails half way could not be taken back. */
-	len = MIN(MIN(len, table_span(q) - off % table_span(q)), (uint64_t)RUN_MAX << q->cluster_bits);
-	r = alloc_clusters(f, q, len >> q->cluster_bits, &host_off, &nr, &fresh, &mark);
-	if (r < 0)
-		return r;
-	*ret = (struct extent){
-		.kind = EXTENT_DATA,
-		.flags = fresh ? EXTENT_READS_ZERO : 0,
-		.node = q->file,
-		.host_off = host_off,
-		.len = nr << q->cluster_bits,
-	};
+	*ret = (struct extent){ .kind = EXTENT_DATA, .node = n->file };
+	if (nr) {
+		ret->flags = EXTENT_ALLOCATED;
+	} else {
+		err = alloc_clusters(f, q, run.nr, &host_off, &nr, &fresh, &mark);
+		if (err < 0)
+			return err;
+		ret->flags = fresh ? EXTENT_READS_ZERO : 0;
+	}
+	ret->host_off = host_off;
+	ret->len = nr << q->cluster_bits;
 	return 0;
 }
 
@@ -197,109 +224,149 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
 {
 	struct qcow2 *q = node_state(n);
 
+	/* ALLOCATED: the entry that was there has kept the space, and keeps it. */
 	if (!(extent->flags & EXTENT_ALLOCATED))
-		alloc_free(f, q, extent->host_off, extent->len >> q->cluster_bits, ORDER_NONE);
+		alloc_undo(f, q, extent->host_off, extent->len >> q->cluster_bits);
 }
 
 /*
- * Durable first: the data that the caller wrote, the copied bytes around it, and the refcounts of the clusters: all
- * completed or queued in the open section by now, so the mark is order_now(); and what leads to these refcounts, when a
- * refcount block or table is new: refcount_mark(). Only then: the L2 entries. Power lost in between leaks the
- * clusters, which check finds. The other way round, an entry would point at a cluster still marked free, the next
- * allocation would hand it out again, and two guest blocks would share one place on disk.
+ * Durable first: the data (the guest's, and what was copied around it), whose writes have completed, and the
+ * refcounts of the clusters. Only then: the L2 entries. Power lost in between leaks the clusters, which check
+ * finds; the old mapping holds. The other way round, an entry would point at a cluster still marked free, the
+ * next allocation would hand it out again, and two guest blocks would share one place on disk.
+ *
+ * A new table's L1 entry (make_table()) and the entries in it have no order between them: without the L1
+ * entry nobody sees the others, without the others the table says "nothing here", which was true before.
  */
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent)
 {
 	struct qcow2 *q = node_state(n);
-	uint64_t value[RUN_MAX];
-	int r = 0;
+	struct run run = run_at(q, off, extent->len);
+	be64 disk[RUN_MAX];
+	struct piece *p;
+	order_mark mark;
+	int err;
 
-	for (uint64_t pos = 0; r == 0 && pos < extent->len;) {
-		uint64_t guest_off = off + pos, in_table = table_span(q) - guest_off % table_span(q);
-		unsigned nr = (unsigned)MIN(MIN(extent->len - pos, in_table) >> q->cluster_bits, (uint64_t)RUN_MAX);
+	assert((uint64_t)run.nr << q->cluster_bits == extent->len);
+	err = run_open(f, q, &run, &p);
+	if (err < 0)
+		return err;
+	for (unsigned i = 0; i < run.nr; i++)
+		disk[i] = be64_put((extent->host_off + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED);
+	err = order_put(f, q->order, run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
+			order_max(order_now(q->order), alloc_counted(q)), &mark);
+	for (unsigned i = 0; err == 0 && i < run.nr; i++) {
+		uint64_t old = entry_get(p, run.first + i);
 
-		for (unsigned i = 0; i < nr; i++)
-			value[i] = (extent->host_off + pos + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED;
-		r = table_own(f, q, guest_off / table_span(q));
-		if (r == 0)
-			r = entries_set(f, q, guest_off, value, nr,
-					order_max(order_now(q->order), refcount_mark(q)));
-		pos += (uint64_t)nr << q->cluster_bits;
+		entry_set(p, run.first + i, be64_get(disk[i]));
+		/*
+		 * Space that a snapshot shares, or that was compressed: our reference goes when this entry is
+		 * durable. Power lost before leaves its count too high.
+		 */
+		if (!(extent->flags & EXTENT_ALLOCATED))
+			release_entry(q, old, mark, false);
 	}
-	return r;
+	cache_unpin(q->l2, p);
+	return err;
 }
 
-/* What an entry becomes; false: it stays as it is. */
-static bool entry_unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode mode, uint64_t *ret)
-{
-	bool backing = q->node->backing || q->node->backing_name;
-	bool empty = !(old & ~QCOW2_COPIED);
+/* ---- unlink ---- */
 
-	if (q->h.version < 3 || (mode == UNLINK_DISCARD && !backing)) {
-		*ret = 0;
-		return !empty;
-	}
-	if (empty && !backing)
-		return false; /* reads as zeroes as it is */
-	if (mode == UNLINK_ZERO && (old & QCOW2_COPIED) && !(old & QCOW2_COMPRESSED) && (old & QCOW2_OFF_MASK))
-		*ret = old | QCOW2_ZERO; /* keep the space: it will be written again */
-	else
-		*ret = QCOW2_ZERO;
-	return *ret != old;
+/* What an entry becomes. *ret_release: the old one's reference goes. */
+static uint64_t unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode mode, bool *ret_release)
+{
+	uint64_t none =
+		q->h.version >= 3 && has_backing(q) ? QCOW2_ZERO : 0; /* reads as zeroes, without space */
+	bool space = old & (QCOW2_COMPRESSED | QCOW2_OFF_MASK);
+
+	*ret_release = false;
+	if (!space)
+		return (old & QCOW2_ZERO) && mode != UNLINK_DISCARD ? old : none;
+	/* Ours alone: it will be written again, and is kept. */
+	if (mode == UNLINK_ZERO && q->h.version >= 3 && (old & QCOW2_COPIED) && !(old & QCOW2_COMPRESSED))
+		return old | QCOW2_ZERO;
+	*ret_release = true;
+	return none;
 }
 
-static int unlink_run(struct fiber *f, struct qcow2 *q, uint64_t off, unsigned nr, enum unlink_mode mode)
+/* *ret_changes: entries that will differ. *ret_ours: some of them could be written in place until now. */
+static int plan_unlink(const struct qcow2 *q, const struct piece *p, const struct run *run,
+		       enum unlink_mode mode, uint64_t *old, be64 *disk, bool *release, bool *ret_changes,
+		       bool *ret_ours)
 {
-	uint64_t value[RUN_MAX];
-	bool change = false;
-	int r;
+	*ret_changes = *ret_ours = false;
+	for (unsigned i = 0; i < run->nr; i++) {
+		uint64_t next;
 
-	for (unsigned i = 0; i < nr; i++) {
-		uint64_t old;
-
-		r = entry_get(f, q, off + ((uint64_t)i << q->cluster_bits), &old);
-		if (r < 0)
-			return r;
-		if (entry_unlinked(q, old, mode, &value[i]))
-			change = true;
-		else
-			value[i] = old;
+		old[i] = entry_get(p, run->first + i);
+		if (is_damaged(q, old[i])) {
+			if (mode != UNLINK_DISCARD)
+				return -EIO;
+			release[i] = false; /* a discard is advice: leave it to check */
+			disk[i] = be64_put(old[i]);
+			continue;
+		}
+		next = unlinked(q, old[i], mode, &release[i]);
+		disk[i] = be64_put(next);
+		*ret_changes |= next != old[i];
+		*ret_ours |= next != old[i] && (old[i] & QCOW2_COPIED) && !(old[i] & QCOW2_ZERO);
 	}
-	if (!change)
-		return 0;
-	r = table_own(f, q, off / table_span(q));
-	/* Nothing has to be durable before an entry that points nowhere; what it frees waits for it (alloc_free()). */
-	return r < 0 ? r : entries_set(f, q, off, value, nr, ORDER_NONE);
+	return 0;
 }
 
 /*
- * The entries lose their clusters in memory at once; the clusters themselves are freed by alloc_settle(), when the entries
- * are durable and no I/O under the old mapping is in flight.
+ * First nobody finds the old mapping any more and nothing is in flight under it: a write that was on its way
+ * when the cluster became "zero, space kept" would otherwise land on top of what the guest writes there next.
+ *
+ * The entry needs nothing durable before it. What it gives up is freed when it is durable, not before: power
+ * lost in between leaks; the other way round, the entry on disk would point at space that somebody else has.
  */
+static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, const struct run *run,
+			 enum unlink_mode mode)
+{
+	uint64_t old[RUN_MAX];
+	be64 disk[RUN_MAX];
+	bool release[RUN_MAX], changes, ours;
+	order_mark mark;
+	int err = plan_unlink(q, p, run, mode, old, disk, release, &changes, &ours);
+
+	if (err < 0 || !changes)
+		return err;
+	for (unsigned i = 0; i < run->nr; i++)
+		entry_set(p, run->first + i, be64_get(disk[i]));
+	if (ours)
+		node_grace(f, q->node);
+	err = order_put(f, q->order, run_host_off(q, run), disk, run->nr * sizeof(disk[0]), ORDER_NONE,
+			&mark);
+	for (unsigned i = 0; i < run->nr; i++) {
+		if (err < 0)
+			entry_set(p, run->first + i, old[i]);
+		else if (release[i])
+			release_entry(q, old[i], mark, mode != UNLINK_ZERO);
+	}
+	return err;
+}
+
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode)
 {
 	struct qcow2 *q = node_state(n);
-	bool backing = n->backing || n->backing_name;
-	int r = 0;
+	int err = 0;
 
-	if (q->h.version < 3 && backing)
-		return -ENOTSUP; /* version 2 cannot say "zero" over a backing file */
-	for (uint64_t pos = 0; r == 0 && pos < len;) {
-		uint64_t guest_off = off + pos, in_table = table_span(q) - guest_off % table_span(q);
-		uint64_t i = guest_off / table_span(q), part = MIN(len - pos, in_table);
+	/* Version 2 cannot say "zeroes": what is behind would show. */
+	if (q->h.version < 3 && has_backing(q))
+		return -ENOTSUP;
+	for (uint64_t pos = 0; err == 0 && pos < len;) {
+		struct run run = run_at(q, off + pos, len - pos);
+		struct piece *p;
 
-		if (i >= q->h.l1_entries)
-			return -EINVAL;
-		if (!(l1_get(q, i) & QCOW2_OFF_MASK) && !backing) {
-			pos += part; /* no table: reads as zeroes already */
-			continue;
-		}
-		part = MIN(part, (uint64_t)RUN_MAX << q->cluster_bits);
-		if (!(l1_get(q, i) & QCOW2_OFF_MASK))
-			r = table_own(f, q, i);
-		if (r == 0)
-			r = unlink_run(f, q, guest_off, (unsigned)(part >> q->cluster_bits), mode);
-		pos += part;
+		pos += (uint64_t)run.nr << q->cluster_bits;
+		if (!q->l1[run.table] && !has_backing(q))
+			continue; /* reads as zeroes already */
+		err = run_open(f, q, &run, &p);
+		if (err < 0)
+			break;
+		err = unlink_pinned(f, q, p, &run, mode);
+		cache_unpin(q->l2, p);
 	}
-	return r;
+	return err;
 }

@@ -1,140 +1,287 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/map.c - from guest offsets to extents: the look-up of the hot path
+ * qcow2/map.c - from guest offsets to extents
  *
- * Assumes: nothing about the queue it runs on: L1 entries and slices are read atomically.
- * Never:   waits, changes anything, or answers with a place that lies beyond the end of the file. Such a cluster was lost:
- *          reading zeroes there would hide that.
+ * Owns:    the meaning of L2 entries.
+ * Assumes: map() runs on any queue that is attached, load() on the home queue. Entries are read and written
+ * one by one, atomically, in disk byte order. Never:   answers with a place beyond the end of the file: a
+ * read past the end that returns zeroes would hide that the file was cut.
  */
-#include "format/qcow2/l2_cache.h"
+#include "format/qcow2/cache.h"
+#include "format/qcow2/entry.h"
 
-/* What one unit (cluster, or subcluster of an extended entry) is. */
-struct unit {
+/* Entries looked at for one answer. Enough for any request; a bound for those who ask for the whole disk. */
+#define MAP_CELLS_MAX (1u << 16)
+
+/* The smallest stretch for which one answer holds: a cluster, a subcluster, or all of a table that does not
+ * exist. */
+struct cell {
 	enum extent_kind kind;
 	uint32_t flags;
-	uint64_t host_off; /* of the unit */
+	int error;
+	uint64_t host_off; /* of its first byte asked for */
+	uint64_t len;	   /* to its end */
 };
 
-static const struct unit unit_error = { .kind = EXTENT_ERROR };
-
-static struct unit unit_data(const struct qcow2 *q, uint64_t entry, uint64_t host_off, uint64_t file_len)
+static struct cell cell_error(int error)
 {
-	if (!is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len) || (entry & QCOW2_OFF_MASK) >= file_len)
-		return unit_error;
-	return (struct unit){ EXTENT_DATA, (entry & QCOW2_COPIED) && q->writable ? EXTENT_INPLACE : 0, host_off };
+	return (struct cell){ .kind = EXTENT_ERROR, .error = error };
 }
 
-/* docs/spec/qcow2.md, "L2 entries" */
-static struct unit unit_of_entry(const struct qcow2 *q, uint64_t entry, uint64_t file_len)
+/* Data at host_off; check_off: of that which must begin inside the file. */
+static struct cell cell_data(const struct qcow2 *q, uint64_t entry, uint64_t host_off, uint64_t check_off)
+{
+	struct cell c = { .kind = EXTENT_DATA, .host_off = host_off };
+
+	if (!is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len) || check_off >= node_len(q->leaf))
+		return cell_error(-EIO);
+	if ((entry & QCOW2_COPIED) && q->writable)
+		c.flags = EXTENT_INPLACE;
+	return c;
+}
+
+/* Zeroes; with a cluster behind them if host_off is not 0. */
+static struct cell cell_zero(const struct qcow2 *q, uint64_t entry, uint64_t host_off)
+{
+	struct cell c = { .kind = EXTENT_ZERO };
+
+	if (!(entry & QCOW2_OFF_MASK))
+		return c;
+	if (!is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len))
+		return cell_error(-EIO);
+	c.flags = EXTENT_ALLOCATED;
+	c.host_off = host_off;
+	return c;
+}
+
+/* docs/spec/qcow2.md, "L2 entries". in_cluster: offset of what is asked for. */
+static struct cell decode(const struct qcow2 *q, uint64_t entry, uint64_t in_cluster)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK;
-	struct unit u;
 
 	if (entry & QCOW2_COMPRESSED)
-		return (struct unit){ .kind = EXTENT_PACKED };
+		return (struct cell){ .kind = EXTENT_PACKED, .error = -ENOTSUP };
 	if ((entry & QCOW2_L2_RESERVED) || ((entry & QCOW2_ZERO) && q->h.version < 3))
-		return unit_error;
-	if (!(entry & QCOW2_ZERO))
-		return host_off ? unit_data(q, entry, host_off, file_len) : (struct unit){ .kind = EXTENT_ABSENT };
+		return cell_error(-EIO);
+	if (entry & QCOW2_ZERO)
+		return cell_zero(q, entry, host_off + in_cluster);
 	if (!host_off)
-		return (struct unit){ .kind = EXTENT_ZERO };
-	if (!is_aligned(host_off, q->cluster_len))
-		return unit_error;
-	u = (struct unit){ EXTENT_ZERO, EXTENT_ALLOCATED, host_off };
-	if ((entry & QCOW2_COPIED) && q->writable)
-		u.flags |= EXTENT_INPLACE;
-	return u;
+		return (struct cell){ .kind = EXTENT_ABSENT };
+	return cell_data(q, entry, host_off + in_cluster, host_off);
 }
 
-/* docs/spec/qcow2.md, "Extended L2 entries": 32 subclusters, a bit "allocated" and a bit "reads zero" for each. */
-static struct unit unit_of_subcluster(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
-				      uint64_t file_len)
+/* docs/spec/qcow2.md, "Extended L2 entries". */
+static struct cell decode_extended(const struct qcow2 *q, uint64_t entry, uint64_t bitmap,
+				   uint64_t in_cluster)
 {
-	bool allocated = bitmap >> sub & 1, zero = bitmap >> (32 + sub) & 1;
-	uint64_t host_off = (entry & QCOW2_OFF_MASK) + (uint64_t)sub * (q->cluster_len / 32);
+	uint64_t sub_len = q->cluster_len / QCOW2_SUBCLUSTERS, host_off = entry & QCOW2_OFF_MASK;
+	unsigned sub = (unsigned)(in_cluster / sub_len);
+	bool allocated = bitmap >> sub & 1, zero = bitmap >> (QCOW2_SUBCLUSTERS + sub) & 1;
 
 	if (entry & QCOW2_COMPRESSED)
-		return (struct unit){ .kind = EXTENT_PACKED };
-	if ((entry & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (allocated && zero) || (allocated && !(entry & QCOW2_OFF_MASK)))
-		return unit_error;
-	if (allocated)
-		return unit_data(q, entry, host_off, file_len);
-	return (struct unit){ .kind = zero ? EXTENT_ZERO : EXTENT_ABSENT };
+		return (struct cell){ .kind = EXTENT_PACKED, .error = -ENOTSUP };
+	if ((entry & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (allocated && (zero || !host_off)))
+		return cell_error(-EIO);
+	if (zero)
+		return cell_zero(q, entry, host_off + in_cluster);
+	if (!allocated)
+		return (struct cell){ .kind = EXTENT_ABSENT };
+	return cell_data(q, entry, host_off + in_cluster, host_off + sub * sub_len);
 }
 
-static struct unit unit_at(const struct qcow2 *q, const struct l2_slice *s, uint64_t off, uint64_t file_len)
+static struct cell cell_at(const struct qcow2 *q, uint64_t guest_off)
 {
-	uint64_t entry = l2_slice_entry(q, s, off);
-	unsigned sub;
+	uint64_t index = guest_off >> q->cluster_bits, in_cluster = guest_off & (q->cluster_len - 1);
+	uint32_t table = (uint32_t)(index >> q->l2_bits);
+	uint32_t entry = (uint32_t)(index & (q->l2_entries - 1));
+	struct row *row;
+	struct piece *p = cache_find(q->l2, table, entry >> q->l2_piece_bits, &row);
+	struct cell c;
 
-	if (q->l2_entry_len == 8)
-		return unit_of_entry(q, entry, file_len);
-	sub = (unsigned)((off & (q->cluster_len - 1)) / (q->cluster_len / 32));
-	return unit_of_subcluster(q, entry, l2_slice_bitmap(q, s, off), sub, file_len);
+	if (row == &row_empty) {
+		c = (struct cell){ .kind = EXTENT_ABSENT };
+		c.len = ((uint64_t)q->l2_entries << q->cluster_bits) -
+			(guest_off & (((uint64_t)q->l2_entries << q->cluster_bits) - 1));
+		return c;
+	}
+	if (!p) {
+		/* Whatever is asked for, loading one piece answers no more than that. */
+		c = (struct cell){ .kind = EXTENT_UNLOADED };
+		c.len = (1ull << (q->l2_piece_bits + q->cluster_bits)) -
+			(guest_off & ((1ull << (q->l2_piece_bits + q->cluster_bits)) - 1));
+		return c;
+	}
+	piece_touch(p);
+	entry &= (1u << q->l2_piece_bits) - 1;
+	if (likely(q->l2_entry_len == 8)) {
+		c = decode(q, entry_get(p, entry), in_cluster);
+		c.len = q->cluster_len - in_cluster;
+	} else {
+		uint64_t sub_len = q->cluster_len / QCOW2_SUBCLUSTERS;
+
+		c = decode_extended(q, entry_get(p, entry * 2), entry_get(p, entry * 2 + 1), in_cluster);
+		c.len = sub_len - in_cluster % sub_len;
+	}
+	return c;
 }
 
-static bool unit_continues(const struct unit *a, const struct unit *b, uint64_t distance)
+/* Does next, which begins `len` bytes behind first, continue it? */
+static bool continues(const struct cell *first, const struct cell *next, uint64_t len)
 {
-	if (a->kind != b->kind || a->flags != b->flags || a->kind == EXTENT_ERROR || a->kind == EXTENT_PACKED)
+	if (next->kind != first->kind || next->flags != first->flags || next->error != first->error)
 		return false;
-	if (a->kind == EXTENT_DATA || (a->flags & EXTENT_ALLOCATED))
-		return b->host_off == a->host_off + distance;
-	return true;
-}
-
-/* Empty L1 entries: nothing is mapped, as far as the next table. */
-static void map_empty(const struct qcow2 *q, uint64_t span, uint64_t off, uint64_t len, struct extent *ret)
-{
-	uint64_t i = off / span, end = (i + 1) * span - off;
-
-	while (end < len && ++i < q->h.l1_entries && !__atomic_load_n(&q->l1[i], __ATOMIC_ACQUIRE))
-		end += span;
-	ret->kind = EXTENT_ABSENT;
-	ret->len = MIN(end, len);
+	return (first->kind != EXTENT_DATA && !(first->flags & EXTENT_ALLOCATED)) ||
+	       next->host_off == first->host_off + len;
 }
 
 void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 {
-	const struct qcow2 *q = node_state(n);
-	uint64_t span = (uint64_t)q->l2_entries << q->cluster_bits, i = off / span, l1;
-	uint64_t unit_len = q->l2_entry_len == 8 ? q->cluster_len : q->cluster_len / 32;
-	uint64_t slice_span = (uint64_t)q->l2->slice_entries << q->cluster_bits;
-	uint64_t start = align_down(off, unit_len), limit, file_len, pos;
-	const struct l2_slice *s;
-	struct unit first;
+	struct qcow2 *q = node_state(n);
+	struct cell first;
+	uint64_t total;
 
-	*ret = (struct extent){ .kind = EXTENT_ERROR, .error = -EIO, .node = n, .len = len };
-	if (i >= q->h.l1_entries)
-		return;
-	l1 = __atomic_load_n(&q->l1[i], __ATOMIC_ACQUIRE); /* pairs with the release in l1_set() */
-	if (!l1) {
-		map_empty(q, span, off, len, ret);
+	if (unlikely(q->unmapped)) {
+		*ret = (struct extent){ .kind = EXTENT_ERROR, .error = -ENOTSUP, .len = len };
 		return;
 	}
-	ret->len = MIN(len, span - off % span);
-	file_len = node_len(q->file);
-	if ((l1 & QCOW2_L1_RESERVED) || !is_aligned(l1 & QCOW2_OFF_MASK, q->cluster_len) || !(l1 & QCOW2_OFF_MASK))
-		return;
-	s = l2_cache_find(q, off);
-	limit = MIN(len, slice_span - off % slice_span); /* what this slice can answer */
-	if (!s) {
-		ret->kind = EXTENT_UNLOADED;
-		ret->len = limit;
-		return;
-	}
-	first = unit_at(q, s, off, file_len);
-	for (pos = start + unit_len; pos - off < limit; pos += unit_len) {
-		struct unit next = unit_at(q, s, pos, file_len);
+	first = cell_at(q, off);
+	total = first.len;
+	for (unsigned i = 0; unlikely(total < len) && first.kind != EXTENT_UNLOADED && i < MAP_CELLS_MAX;
+	     i++) {
+		struct cell next = cell_at(q, off + total);
 
-		if (!unit_continues(&first, &next, pos - start))
+		if (!continues(&first, &next, total))
 			break;
+		total += next.len;
 	}
-	ret->len = MIN(limit, pos - off);
 	ret->kind = first.kind;
 	ret->flags = first.flags;
-	ret->error = first.kind == EXTENT_ERROR ? -EIO : first.kind == EXTENT_PACKED ? -ENOTSUP : 0;
-	if (first.kind == EXTENT_DATA || (first.flags & EXTENT_ALLOCATED)) {
-		ret->node = q->file;
-		ret->host_off = first.host_off + (off - start);
+	ret->error = first.error;
+	ret->node = first.kind == EXTENT_UNLOADED ? n : n->file;
+	ret->host_off = first.host_off;
+	ret->len = MIN(total, len);
+}
+
+/* ---- loading ---- */
+
+/*
+ * Entries of a writable image that would let the guest write over metadata become damage in memory, which
+ * map() refuses; on disk they stay. Metadata made later lies behind the frontier, where no entry may point
+ * when it is read: so what was looked at once stays safe.
+ */
+static void guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *entries)
+{
+	unsigned per_piece = 1u << q->l2_piece_bits;
+
+	for (unsigned i = 0; i < per_piece; i++) {
+		uint64_t entry = be64_get(entries[i]), cluster = (entry & QCOW2_OFF_MASK) >> q->cluster_bits;
+
+		if ((entry & QCOW2_COMPRESSED) || !cluster)
+			continue;
+		if (cluster < q->end_cluster && !meta_holds(q, cluster))
+			continue;
+		entries[i] = be64_put(QCOW2_L2_RESERVED);
+		(void)qcow2_damaged(
+			q,
+			"guest offset 0x%llx leads to host offset 0x%llx, which %s; it cannot be read or "
+			"written",
+			(unsigned long long)((((uint64_t)table << q->l2_bits) + (uint64_t)nr * per_piece + i)
+					     << q->cluster_bits),
+			(unsigned long long)(entry & QCOW2_OFF_MASK),
+			cluster < q->end_cluster ? "holds metadata" : "lies beyond the end of the image");
 	}
+}
+
+static int read_table(struct fiber *f, struct qcow2 *q, uint64_t host_off, void *words, uint32_t len)
+{
+	uint64_t file_len = node_len(q->leaf);
+	int err;
+
+	if (q->order)
+		return order_read(f, q->order, host_off, words, len);
+	if (host_off >= file_len)
+		return -EIO;
+	if (len <= file_len - host_off)
+		return node_read(f, q->file, host_off, words, len);
+	err = node_read(f, q->file, host_off, words, file_len - host_off);
+	__builtin_memset((uint8_t *)words + (file_len - host_off), 0, len - (file_len - host_off));
+	return err;
+}
+
+/* Where L2 table number `table` lies; -EIO if its L1 entry is damaged. */
+static int table_place(struct qcow2 *q, uint32_t table, uint64_t *ret)
+{
+	uint64_t entry = q->l1[table], host_off = entry & QCOW2_OFF_MASK;
+	uint64_t end = q->writable ? q->end_cluster << q->cluster_bits : node_len(q->leaf);
+
+	if (!(entry & QCOW2_L1_RESERVED) && host_off && is_aligned(host_off, q->cluster_len) &&
+	    host_off < end) {
+		*ret = host_off;
+		return 0;
+	}
+	return qcow2_damaged(q, "L1 entry %u (0x%llx) leads to no L2 table inside the file", table,
+			     (unsigned long long)entry);
+}
+
+static int load_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words)
+{
+	uint32_t len = q->l2->piece_len;
+	uint64_t host_off = 0, before;
+	int err;
+
+	do {
+		/* A table may move while it is read (l2.c copies one that is shared); its old place may be
+		 * reused then. */
+		err = table_place(q, table, &before);
+		if (err == 0)
+			err = read_table(f, q, before + (uint64_t)nr * len, words, len);
+		if (err == 0)
+			err = table_place(q, table, &host_off);
+		if (err < 0)
+			return err;
+	} while (host_off != before);
+	if (q->writable)
+		guard_entries(q, table, nr, words);
+	return 0;
+}
+
+int l2_load(struct fiber *f, struct node *n, uint64_t off)
+{
+	struct qcow2 *q = node_state(n);
+	uint64_t index = off >> q->cluster_bits;
+	uint32_t table = (uint32_t)(index >> q->l2_bits);
+	struct piece *p;
+	int err;
+
+	if (q->unmapped)
+		return -ENOTSUP;
+	if (table >= q->h.l1_entries)
+		return -EIO;
+	if (!q->l1[table])
+		return 0; /* it has become empty space for map() by now */
+	err = cache_get(f, q->l2, table, (uint32_t)(index & (q->l2_entries - 1)) >> q->l2_piece_bits, false,
+			&p);
+	if (err == 0)
+		cache_unpin(q->l2, p);
+	return err;
+}
+
+int l2_open(struct qcow2 *q, uint64_t cache_len)
+{
+	q->l2 = cache_new(q, true, MAX(q->h.l1_entries, 1), cache_len, load_piece);
+	if (!q->l2)
+		return -ENOMEM;
+	q->l2_bits = log2_u64(q->l2_entries);
+	q->l2_piece_bits = log2_u64(q->l2->piece_len / q->l2_entry_len);
+	for (uint32_t i = 0; i < q->h.l1_entries; i++) {
+		if (!q->l1[i])
+			cache_set_empty(q->l2, i, true);
+	}
+	return 0;
+}
+
+void l2_close(struct qcow2 *q)
+{
+	cache_free(q->l2);
+	q->l2 = NULL;
 }

@@ -2,191 +2,286 @@
 /*
  * qcow2/open.c - an image from open to close, and the driver's table of calls
  *
- * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read: those look at
- *          the rest themselves and expect damage.
+ * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read:
+ * those look at the rest themselves, and expect damage. Never:   changes an image that it then refuses.
  */
-#include "format/qcow2/qcow2.h"
+#include "format/qcow2/cache.h"
 
 #include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "format/qcow2/driver.h"
+
+#define L2_CACHE_LEN_DEFAULT MiB(32)
+#define REFCOUNT_CACHE_LEN_DEFAULT MiB(4)
+#define CACHE_LEN_MIN KiB(64)
+#define CACHE_LEN_MAX GiB(4)
+
+#define TOLD_MAX 16 /* lines about damage for one open image */
+
+int qcow2_damaged(struct qcow2 *q, const char *fmt, ...)
+{
+	char text[256];
+	va_list args;
+
+	if (q->nr_told++ >= TOLD_MAX)
+		return -EIO;
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	log_error("%s: the image is damaged: %s%s", node_name(q->node), text,
+		  q->nr_told == TOLD_MAX ? " (there may be more; no further lines about this image)" : "");
+	return -EIO;
+}
 
 static int qcow2_probe(const uint8_t *buf, size_t len)
 {
-	const struct qcow2_header_disk *d = (const void *)buf;
+	struct qcow2_header_disk d;
 
-	if (len < QCOW2_V2_HEADER_LEN || be32_get(d->magic) != QCOW2_MAGIC)
+	if (len < QCOW2_V2_HEADER_LEN)
 		return 0;
-	return be32_get(d->version) >= 2 ? 100 : 0;
+	memcpy(&d, buf, QCOW2_V2_HEADER_LEN);
+	return be32_get(d.magic) == QCOW2_MAGIC && be32_get(d.version) >= 2 ? 100 : 0;
 }
 
-/* The first cluster, or what the file has of it: at first as much as the smallest, then as its header says. */
-static int header_read(struct fiber *f, struct node *n, struct qcow2_header *h, struct varve_error *err)
+/* ---- reading ---- */
+
+/* The first cluster, or what the file has of it: the smallest possible first, then as much as that says. */
+static int read_header(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
-	uint64_t file_len = node_len(n->file);
-	uint64_t len = MIN(file_len, 1ull << QCOW2_CLUSTER_BITS_MIN), want;
-	uint8_t *buf = calloc(1, 1 << QCOW2_CLUSTER_BITS_MAX);
-	uint32_t bits;
-	int r;
+	uint64_t file_len = node_len(q->leaf), len = MIN(file_len, 1ull << QCOW2_CLUSTER_BITS_MIN), rest = 0;
+	uint8_t *buf = calloc(1, 1u << QCOW2_CLUSTER_BITS_MAX);
+	struct qcow2_header_disk d;
+	int ret;
 
 	if (!buf)
-		return varve_error_errno(err, -ENOMEM, "header");
-	r = node_read(f, n->file, 0, buf, len);
-	if (r < 0) {
-		varve_error_errno(err, r, "the header cannot be read");
-	} else {
-		bits = be32_get(((struct qcow2_header_disk *)buf)->cluster_bits);
-		if (len >= QCOW2_V2_HEADER_LEN && bits > QCOW2_CLUSTER_BITS_MIN && bits <= QCOW2_CLUSTER_BITS_MAX) {
-			want = MIN(file_len, 1ull << bits);
-			r = node_read(f, n->file, len, buf + len, want - len);
-			len = want;
-		}
-		r = r < 0 ? varve_error_errno(err, r, "the header cannot be read") :
-			    qcow2_header_parse(buf, len, file_len, h, err);
-	}
+		return varve_error_set(err, -ENOMEM, "header: out of memory");
+	ret = node_read(f, q->file, 0, buf, len);
+	memcpy(&d, buf, sizeof(d));
+	if (ret == 0 && be32_get(d.magic) == QCOW2_MAGIC &&
+	    be32_get(d.cluster_bits) > QCOW2_CLUSTER_BITS_MIN &&
+	    be32_get(d.cluster_bits) <= QCOW2_CLUSTER_BITS_MAX)
+		rest = MIN(file_len, 1ull << be32_get(d.cluster_bits)) - len;
+	if (rest)
+		ret = node_read(f, q->file, len, buf + len, rest);
+	ret = ret < 0 ? varve_error_errno(err, ret, "cannot read the header")
+		      : qcow2_header_parse(buf, len + rest, file_len, &q->h, err);
 	free(buf);
-	return r;
+	return ret;
 }
 
-static int l1_read(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
-	size_t len = q->h.l1_entries * sizeof(uint64_t);
-	int r;
+	size_t len = q->h.l1_entries * sizeof(q->l1[0]);
+	int ret;
 
-	q->l1 = malloc(len ? len : 1);
+	q->l1 = malloc(MAX(len, sizeof(q->l1[0])));
 	if (!q->l1)
-		return varve_error_errno(err, -ENOMEM, "L1 table");
-	r = node_read(f, q->file, q->h.l1_off, q->l1, len);
-	if (r < 0)
-		return varve_error_errno(err, r, "the L1 table at offset %llu cannot be read",
+		return varve_error_set(err, -ENOMEM, "L1 table of %zu bytes: out of memory", len);
+	ret = node_read(f, q->file, q->h.l1_off, q->l1, len);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot read the L1 table at host offset 0x%llx",
 					 (unsigned long long)q->h.l1_off);
 	for (uint32_t i = 0; i < q->h.l1_entries; i++)
 		q->l1[i] = be64_get(((be64 *)q->l1)[i]);
 	return 0;
 }
 
+/* ---- open ---- */
+
+struct cache_lens {
+	uint64_t l2, refcount;
+};
+
+static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
+{
+	int r = opts_get_size(o, key, ret, err);
+
+	if (r == 0 && (*ret < CACHE_LEN_MIN || *ret > CACHE_LEN_MAX))
+		r = varve_error_set(err, -EINVAL, "option '%s': %llu is not from 64 KiB to 4 GiB", key,
+				    (unsigned long long)*ret);
+	return r;
+}
+
+static int get_options(struct opts *o, struct cache_lens *ret, struct varve_error *err)
+{
+	int r;
+
+	*ret = (struct cache_lens){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT };
+	if (!o)
+		return 0;
+	r = get_cache_len(o, "l2-cache-size", &ret->l2, err);
+	return r < 0 ? r : get_cache_len(o, "refcount-cache-size", &ret->refcount, err);
+}
+
 /*
- * Autoclear bits that we do not keep true (unknown ones, and bitmaps, which we do not update) are cleared before anything
- * else is written, and durably: a program that knows them must not trust what they stand for any more. A cut before the
- * sync leaves the image as it was.
+ * Autoclear bits stand for data that only holds as long as every writer keeps it up to date: those that we do
+ * not know, and bitmaps, which this version does not update. Durable first: the cleared bits. Only then: any
+ * other write. The other way round, power lost in between would leave a changed image whose bitmaps say "not
+ * changed".
  */
-static int autoclear(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+static int clear_autoclear(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
 	be64 none = be64_put(0);
 	order_mark mark;
-	int r;
+	int ret;
 
 	if (q->h.version < 3 || !q->h.autoclear)
 		return 0;
-	r = order_put(f, q->order, offsetof(struct qcow2_header_disk, autoclear), &none, sizeof(none), ORDER_NONE, &mark);
-	if (r == 0)
-		r = order_wait(f, q->order, mark);
-	if (r < 0)
-		return varve_error_errno(err, r, "the autoclear bits in the header cannot be cleared");
+	ret = order_put(f, q->order, offsetof(struct qcow2_header_disk, autoclear), &none, sizeof(none),
+			ORDER_NONE, &mark);
+	if (ret == 0)
+		ret = order_wait(f, q->order, mark);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot clear the autoclear feature bits in the header");
 	q->h.autoclear = 0;
+	q->h.nr_bitmaps = 0;
 	return 0;
 }
 
-static int names_set(struct node *n, const struct qcow2_header *h, struct varve_error *err)
+static int open_writable(struct fiber *f, struct qcow2 *q, const struct cache_lens *lens,
+			 struct varve_error *err)
 {
-	if (!*h->backing_name)
+	int ret = order_new(&q->order, q->file, 0);
+
+	if (ret < 0)
+		return varve_error_errno(err, ret, "queue for metadata");
+	ret = refcount_open(f, q, lens->refcount, err);
+	if (ret == 0)
+		ret = alloc_open(f, q, err);
+	if (ret == 0)
+		ret = meta_open(f, q, err);
+	return ret;
+}
+
+static int open_tables(struct fiber *f, struct qcow2 *q, const struct cache_lens *lens,
+		       struct varve_error *err)
+{
+	int ret = read_l1(f, q, err);
+
+	if (ret == 0 && q->writable)
+		ret = open_writable(f, q, lens, err);
+	if (ret < 0)
+		return ret;
+	ret = l2_open(q, lens->l2);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "L2 cache");
+	return q->writable ? clear_autoclear(f, q, err) : 0;
+}
+
+static int set_names(struct qcow2 *q, struct varve_error *err)
+{
+	struct node *n = q->node;
+
+	if (!*q->h.backing_name)
 		return 0;
-	n->backing_name = strdup(h->backing_name);
-	n->backing_format = *h->backing_format ? strdup(h->backing_format) : NULL;
-	if (!n->backing_name || (*h->backing_format && !n->backing_format))
-		return varve_error_errno(err, -ENOMEM, "backing file name");
+	n->backing_name = strdup(q->h.backing_name);
+	n->backing_format = *q->h.backing_format ? strdup(q->h.backing_format) : NULL;
+	if (!n->backing_name || (*q->h.backing_format && !n->backing_format))
+		return varve_error_set(err, -ENOMEM, "backing file name: out of memory");
 	return 0;
 }
 
-static void qcow2_close(struct fiber *f, struct node *n)
+static void set_geometry(struct qcow2 *q)
 {
-	struct qcow2 *q = node_state(n);
+	q->cluster_bits = q->h.cluster_bits;
+	q->cluster_len = 1u << q->cluster_bits;
+	q->l2_entry_len = q->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
+	q->l2_entries = q->cluster_len / q->l2_entry_len;
+	q->node->cluster_len = q->cluster_len;
+	atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
+}
 
+static void free_all(struct qcow2 *q)
+{
 	l2_close(q);
-	alloc_close(q);
-	refcount_close(q);
-	if (q->order)
+	if (q->order) {
+		meta_close(q);
+		alloc_close(q);
+		refcount_close(q);
 		order_free(q->order);
+	}
 	free(q->l1);
-}
-
-static int tables_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
-{
-	int r = l1_read(f, q, err);
-
-	if (r < 0)
-		return r;
-	r = l2_open(q);
-	if (r == 0)
-		r = order_new(&q->order, q->file, 0);
-	if (r < 0)
-		return varve_error_errno(err, r, "tables");
-	if (!q->writable)
-		return 0;
-	q->end_cluster = div_up(node_len(q->file), q->cluster_len);
-	q->zero_from = node_len(q->file);
-	r = alloc_open(q);
-	if (r < 0)
-		return varve_error_errno(err, r, "allocator");
-	r = refcount_open(f, q, err);
-	return r < 0 ? r : autoclear(f, q, err);
+	q->l1 = NULL;
+	q->order = NULL;
 }
 
 static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
-	int r;
+	struct cache_lens lens;
+	int ret = get_options(o, &lens, err);
 
 	q->node = n;
-	q->file = n->file;
-	q->l2_cache_len = MiB(32);
-	r = o ? opts_get_size(o, "l2-cache-size", &q->l2_cache_len, err) : 0;
-	if (r == 0 && (q->l2_cache_len < KiB(64) || q->l2_cache_len > GiB(4)))
-		r = varve_error_set(err, -EINVAL, "l2-cache-size must be from 64 KiB to 4 GiB");
-	if (r == 0)
-		r = header_read(f, n, &q->h, err);
-	if (r < 0)
-		return r;
-	q->cluster_bits = q->h.cluster_bits;
-	q->cluster_len = 1u << q->cluster_bits;
-	q->l2_entry_len = q->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
-	q->l2_entries = q->cluster_len / q->l2_entry_len;
-	q->writable = (n->flags & NODE_WRITABLE) && !(n->flags & NODE_CHECK);
-	n->cluster_len = q->cluster_len;
-	atomic_store(&n->len, q->h.disk_len);
-	/* What check does not understand it cannot judge: features are refused there too, damage is not. */
-	if (!(n->flags & NODE_NO_IO) && (!(n->flags & NODE_CHECK) || q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN))
-		r = qcow2_header_usable(&q->h, q->writable, err);
-	if (r == 0)
-		r = names_set(n, &q->h, err);
-	if (r == 0 && !(n->flags & (NODE_NO_IO | NODE_CHECK)))
-		r = tables_open(f, q, err);
-	if (r < 0)
-		qcow2_close(f, n);
-	return r;
+	q->file = q->leaf = n->file;
+	while (q->leaf->file)
+		q->leaf = q->leaf->file;
+	if (ret == 0)
+		ret = read_header(f, q, err);
+	if (ret < 0)
+		return ret;
+	set_geometry(q);
+	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
+	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
+	/* What check does not understand it cannot judge: unknown features are refused there too, damage is
+	 * not. */
+	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
+		ret = qcow2_header_usable(&q->h, q->writable, err);
+	if (ret == 0)
+		ret = set_names(q, err);
+	if (ret == 0 && !q->unmapped)
+		ret = open_tables(f, q, &lens, err);
+	if (ret < 0)
+		free_all(q);
+	return ret;
 }
 
+/* ---- sync, close ---- */
+
 /*
- * The guest's flush. Frees whose entry is durable by now are done afterwards: their refcounts go with the next flush; a cut
- * before that leaks their clusters.
+ * The guest's flush. What it made durable lets space be freed; the lower counts go with the next flush, or on
+ * close. That freeing fails is not the flush's failure: everything the guest wrote is stable, and the space
+ * is leaked at worst.
  */
 static int qcow2_sync(struct fiber *f, struct node *n)
 {
 	struct qcow2 *q = node_state(n);
-	int r = order_flush(f, q->order);
+	int ret;
 
-	if (r == 0)
-		alloc_settle(f, q);
-	return r;
+	if (!q->order)
+		return 0;
+	ret = order_flush(f, q->order);
+	if (ret == 0)
+		(void)alloc_settle(f, q);
+	return ret;
 }
 
 static bool qcow2_clean(struct node *n)
 {
 	struct qcow2 *q = node_state(n);
 
-	return order_clean(q->order);
+	return !q->order || order_clean(q->order);
+}
+
+static void qcow2_close(struct fiber *f, struct node *n)
+{
+	struct qcow2 *q = node_state(n);
+
+	/*
+	 * What the guest was promised was synced before. Left are counts to be lowered: entries become
+	 * durable, what they gave up is freed, and that is written. Errors lose these: a leak, which check
+	 * finds.
+	 */
+	for (int i = 0; q->order && i < 3 && !(order_clean(q->order) && alloc_idle(q)); i++) {
+		if (order_flush(f, q->order) < 0)
+			break;
+		(void)alloc_settle(f, q);
+	}
+	free_all(q);
 }
 
 static void qcow2_stats(struct node *n, void *json_stats)
@@ -198,11 +293,12 @@ static void qcow2_stats(struct node *n, void *json_stats)
 		return;
 	order_stats(q->order, &s);
 	json_object_set_new(json_stats, "order",
-			    json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "puts", (json_int_t)s.puts,
-				      "merges", (json_int_t)s.merges, "barriers-asked", (json_int_t)s.barriers_asked,
-				      "sections", (json_int_t)s.sections, "syncs", (json_int_t)s.syncs, "writes",
-				      (json_int_t)s.writes, "bytes", (json_int_t)s.bytes, "errors", (json_int_t)s.errors,
-				      "queued-bytes", (json_int_t)s.queued_bytes, "queued-sections",
+			    json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "puts",
+				      (json_int_t)s.puts, "merges", (json_int_t)s.merges, "barriers-asked",
+				      (json_int_t)s.barriers_asked, "sections", (json_int_t)s.sections,
+				      "syncs", (json_int_t)s.syncs, "writes", (json_int_t)s.writes, "bytes",
+				      (json_int_t)s.bytes, "errors", (json_int_t)s.errors, "queued-bytes",
+				      (json_int_t)s.queued_bytes, "queued-sections",
 				      (json_int_t)s.queued_sections));
 }
 

@@ -5,12 +5,14 @@
  *   disk.h      the structures on disk and the bits of their entries, with their limits
  *   header.c    the header and its extensions: parse (every field checked), build, rewrite
  *   open.c      open, close, sync, and the driver's table of calls
- *   cache.c     slices of L2 tables in memory, published to all queues
+ *   cache.c     pieces of metadata tables in memory, published to all queues
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
  *   resize.c    a longer virtual disk: a longer L1 table
- *   refcount.c  the count of each host cluster: get, change, growth of the refcount table
+ *   refcount.c  the count of each host cluster: get, change
+ *   refcount_grow.c  new refcount blocks, longer refcount tables
  *   alloc.c     finding space, giving it back once that is safe
+ *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   create.c    new images and preallocation
  *   check.c     examination
  *   snapshot.c  the snapshot table (read)
@@ -50,17 +52,23 @@ struct qcow2_header {
 	uint64_t bitmap_directory_len, bitmap_directory_off;
 };
 
+struct cache;
+struct meta;
+
 struct qcow2 {
 	/* set at open */
 	struct node *node, *file;
-	struct order *order;
+	struct node *leaf;	  /* at the bottom below file: the one whose length counts */
+	struct order *order;	  /* NULL: read-only */
 	struct qcow2_header h;	  /* l1_*, refcount_table_*, autoclear change on the home queue */
 	unsigned cluster_bits;
 	uint32_t cluster_len;
 	unsigned l2_entry_len;	  /* 8, or 16 with extended L2 entries */
 	uint32_t l2_entries;	  /* in one table */
+	unsigned l2_bits;	  /* log2 of that */
+	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
-	uint64_t l2_cache_len;	  /* bytes of memory for L2 slices */
+	bool unmapped;		  /* opened for info or check of what cannot be read: map() answers with an error */
 
 	/* home queue only */
 	uint64_t *l1;		  /* h.l1_entries, host byte order */
@@ -68,12 +76,21 @@ struct qcow2 {
 	uint32_t refcount_table_entries;
 	uint64_t end_cluster;	  /* first cluster that has never been used, as far as we know: allocation's frontier */
 	uint64_t zero_from;	  /* host offset from which on the file reads as zeroes (its length at open, regular files) */
-	struct refcount_cache *refcounts;
+	struct refcounts *refcounts;
 	struct alloc_state *alloc;
+	struct meta *meta;
+	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
+	unsigned nr_told;	  /* lines about damage that went to the log */
 
-	/* any queue: l2.c */
-	struct l2_cache *l2;
+	/* any queue: map.c */
+	struct cache *l2;
 };
+
+/*
+ * Damage found while the disk is in use: one line in the log, with a limit, and -EIO for whoever ran into it. The text
+ * says what is wrong where.
+ */
+int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* header.c --------------------------------------------------------------------------------------------- */
 
@@ -88,52 +105,91 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 /* Builds a complete first cluster: header, extensions (backing format, feature names), backing name. */
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err);
 
-/* refcount.c ------------------------------------------------------------------------------------------- */
+/* refcount.c, refcount_grow.c --------------------------------------------------------------------------- */
 
-int refcount_open(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+int refcount_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, struct varve_error *err);
 void refcount_close(struct qcow2 *q);
 /* Count of one host cluster. Clusters that no refcount block covers have 0. */
 int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *ret);
 /*
  * Adds delta (+1, -1, ...) to nr clusters from `cluster` on. The change reaches the disk after `after`; *ret_mark is
- * durable when it is. All or nothing in memory. Grows the refcount structures as needed. -ERANGE when a count would leave its width,
- * -EIO for damaged structures.
+ * durable when it is. All or nothing in memory. -ERANGE when a count would leave its width, -EIO for damaged
+ * structures, and when no refcount block covers a cluster.
  */
 int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
 		 order_mark *ret_mark);
-/* Durable when all refcount blocks can be found on disk: part of what must come before an entry is linked. */
-order_mark refcount_mark(const struct qcow2 *q);
+/*
+ * A run of free clusters, counted 1 at once: nothing waits between the look and the count. fresh: from the frontier on,
+ * which is `cluster` and moves; otherwise below it. Looks at one piece of one refcount block only, from cluster on as far
+ * as *ret_next; *ret_nr: 0 (none there) .. nr. -EIO: the counts say that metadata is free space. The cluster is covered.
+ */
+int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh, uint64_t *ret_cluster,
+		  uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark);
+/* nr contiguous clusters at the frontier, counted 1, with all blocks and the longer refcount table that they need. */
+int refcount_extend(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, order_mark *ret_mark);
+/* Makes a refcount block for the cluster at the frontier if it has none; the frontier moves then. */
+int refcount_cover(struct fiber *f, struct qcow2 *q);
+/* Does a refcount block count this cluster? Those of the others are 0. */
+bool refcount_covered(const struct qcow2 *q, uint64_t cluster);
 /* Plain functions on the bytes of a refcount block, for every width; used by check and create too. */
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index);
 void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
 
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
-int alloc_open(struct qcow2 *q);
+int alloc_open(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 void alloc_close(struct qcow2 *q);
 /*
- * nr contiguous free clusters, refcount 1 each (*ret_mark durable when the refcounts are). May give fewer: *ret_nr >= 1.
- * *ret_fresh: the space has never been used, the file reads as zeroes there.
+ * For data: nr contiguous free clusters, refcount 1 each (*ret_mark durable when the refcounts are). May give fewer:
+ * *ret_nr >= 1. *ret_fresh: the space has never been used, the file reads as zeroes there.
  */
 int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, uint64_t *ret_nr,
 		   bool *ret_fresh, order_mark *ret_mark);
-/* Give clusters back (refcount - 1) once `gone`, the mark of the write that removed the reference, is durable. */
-int alloc_free(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
+/* For metadata: exactly nr, never used before, known to meta.c afterwards. */
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, order_mark *ret_mark);
+/* The mark after which all counts are durable that alloc_clusters() and alloc_metadata() have set until now. */
+order_mark alloc_counted(const struct qcow2 *q);
+/*
+ * How many clusters, up to nr, fit behind the frontier: > 0, or -ENOSPC (a device is full), -EFBIG (nothing beyond can be
+ * addressed).
+ */
+int alloc_room(const struct qcow2 *q, uint64_t nr, uint64_t *ret_nr);
+/*
+ * Give clusters back (refcount - 1) once `gone`, the mark of the write that removed the reference, is durable.
+ * punch: the space may be given back to the file system too. No memory: logged, the clusters are leaked.
+ */
+void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch);
+/* The same for clusters that alloc_metadata() gave, or that hold such metadata from before. */
+void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
 int alloc_settle(struct fiber *f, struct qcow2 *q);
+/* Nothing waits to be freed. */
+bool alloc_idle(const struct qcow2 *q);
+/* Takes back what alloc_clusters() gave: nothing refers to it. */
+void alloc_undo(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr);
 
-/* map.c, cache.c, l2.c ------------------------------------------------------------------------------------------------- */
+/* meta.c ----------------------------------------------------------------------------------------------- */
 
-int l2_open(struct qcow2 *q);
+/* Reads L1 and the refcount table of q; refuses an image where two of its metadata clusters are one. */
+int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+void meta_close(struct qcow2 *q);
+bool meta_holds(const struct qcow2 *q, uint64_t cluster);
+/* Room for nr more, so that meta_add() cannot fail. */
+int meta_prepare(struct qcow2 *q, uint64_t nr);
+void meta_add(struct qcow2 *q, uint64_t cluster);
+void meta_remove(struct qcow2 *q, uint64_t cluster);
+
+/* map.c, l2.c, resize.c -------------------------------------------------------------------------------- */
+
+int l2_open(struct qcow2 *q, uint64_t cache_len);
 void l2_close(struct qcow2 *q);
-/* Room for a longer L1 table; the disk is drained. */
-int l2_grow(struct qcow2 *q, uint32_t l1_entries);
 void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_load(struct fiber *f, struct node *n, uint64_t off);
 int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
+int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 
 /* snapshot.c ------------------------------------------------------------------------------------------- */
 

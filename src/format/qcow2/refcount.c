@@ -2,47 +2,25 @@
 /*
  * qcow2/refcount.c - how often each host cluster is referenced
  *
- * Owns:    the refcount table in memory and a bounded cache of refcount blocks.
- * Assumes: home queue. A cached block is never dirty: a change goes to memory and into the order queue at once, so a
- *          block may be dropped at any time (order_read() sees queued bytes).
- * Never:   lets a count leave its width, and never links a refcount block before its content is durable.
+ * Owns:    the refcount table in memory, and the cached pieces of refcount blocks.
+ * Assumes: fibers of the home queue. A cached piece is never dirty: a change goes into it and into the order
+ * queue without waiting in between. Never:   lets a count leave its width, or believes an offset that it did
+ * not compare with the file at open.
  */
-#include "format/qcow2/qcow2.h"
+#include "format/qcow2/refcount.h"
 
 #include <stdlib.h>
-#include <string.h>
-
-#define REFCOUNT_CACHE_LEN MiB(8)
-
-struct block {
-	uint64_t host_off; /* 0: empty */
-	uint64_t used;
-	uint8_t *bytes;
-};
-
-struct refcount_cache {
-	unsigned nr;
-	uint64_t clock;
-	struct fiber_mutex mutex; /* one change of refcounts at a time: it may wait for blocks in the middle */
-	struct block *blocks;
-	/*
-	 * Durable when every refcount block can be found: the newest mark of a table entry or of the header. A count in
-	 * a block that was made a moment ago is queued in the open section, the table entry that leads to the block in a
-	 * later one: whoever waits for the count must wait for this too, also when another request made the block.
-	 */
-	order_mark reachable;
-};
 
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index)
 {
+	unsigned bits = 1u << order, shift;
+
 	switch (order) {
 	case 0:
 	case 1:
-	case 2: {
-		unsigned bits = 1u << order, per = 8 / bits;
-
-		return block[index / per] >> (index % per * bits) & ((1u << bits) - 1);
-	}
+	case 2:
+		shift = (unsigned)(index * bits % 8);
+		return block[index * bits / 8] >> shift & ((1u << bits) - 1);
 	case 3:
 		return block[index];
 	case 4:
@@ -56,15 +34,17 @@ uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index)
 
 void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value)
 {
+	unsigned bits = 1u << order, shift, mask;
+
 	switch (order) {
 	case 0:
 	case 1:
-	case 2: {
-		unsigned bits = 1u << order, per = 8 / bits, shift = index % per * bits;
-
-		block[index / per] = (uint8_t)((block[index / per] & ~(((1u << bits) - 1) << shift)) | value << shift);
+	case 2:
+		shift = (unsigned)(index * bits % 8);
+		mask = ((1u << bits) - 1) << shift;
+		block[index * bits / 8] =
+			(uint8_t)((block[index * bits / 8] & ~mask) | (value << shift & mask));
 		break;
-	}
 	case 3:
 		block[index] = (uint8_t)value;
 		break;
@@ -79,329 +59,264 @@ void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t val
 	}
 }
 
-static uint64_t block_entries(const struct qcow2 *q)
-{
-	return ((uint64_t)q->cluster_len * 8) >> q->h.refcount_order;
-}
-
 static uint64_t count_max(const struct qcow2 *q)
 {
-	return q->h.refcount_order == 6 ? UINT64_MAX : (1ull << (1u << q->h.refcount_order)) - 1;
+	return UINT64_MAX >> (64 - (1u << q->h.refcount_order));
 }
 
-/* ---- the cache ---- */
-
-static struct block *block_find(struct refcount_cache *c, uint64_t host_off)
+bool refcount_covered(const struct qcow2 *q, uint64_t cluster)
 {
-	for (unsigned i = 0; i < c->nr; i++)
-		if (c->blocks[i].host_off == host_off) {
-			c->blocks[i].used = ++c->clock;
-			return &c->blocks[i];
-		}
-	return NULL;
+	uint64_t block = cluster / block_counts(q);
+
+	return block < q->refcount_table_entries && q->refcount_table[block];
 }
 
-/* The least recently used place, with memory. NULL: no memory. */
-static struct block *block_take(const struct qcow2 *q, uint64_t host_off)
+/* ---- pieces ---- */
+
+/* A piece of a block, pinned, and where in it the count of a cluster is. */
+struct place {
+	struct piece *p;
+	uint8_t *bytes;
+	uint64_t host_off;  /* of the piece */
+	uint64_t index, nr; /* of the count; counts in the piece from there on */
+};
+
+static int place_open(struct fiber *f, struct qcow2 *q, uint64_t cluster, struct place *ret)
 {
-	struct refcount_cache *c = q->refcounts;
-	struct block *b = &c->blocks[0];
+	uint64_t block = cluster / block_counts(q), in_block = cluster % block_counts(q);
+	uint32_t nr = (uint32_t)(in_block / piece_counts(q));
+	int err;
 
-	for (unsigned i = 1; i < c->nr; i++)
-		if (c->blocks[i].used < b->used)
-			b = &c->blocks[i];
-	if (!b->bytes && !(b->bytes = malloc(q->cluster_len)))
-		return NULL;
-	b->host_off = host_off;
-	b->used = ++c->clock;
-	return b;
-}
-
-/* The block at host_off, in memory until the next call. Under the mutex. */
-static int block_load(struct fiber *f, struct qcow2 *q, uint64_t host_off, struct block **ret)
-{
-	struct block *b = block_find(q->refcounts, host_off);
-	int r;
-
-	if (!b) {
-		if (!host_off || !is_aligned(host_off, q->cluster_len) || host_off >= node_len(q->file))
-			return -EIO;
-		b = block_take(q, host_off);
-		if (!b)
-			return -ENOMEM;
-		r = order_read(f, q->order, host_off, b->bytes, q->cluster_len);
-		if (r < 0) {
-			b->host_off = 0;
-			return r;
-		}
-	}
-	*ret = b;
+	if (!refcount_covered(q, cluster))
+		return -EIO;
+	err = cache_get(f, q->refcounts->cache, (uint32_t)block, nr, false, &ret->p);
+	if (err < 0)
+		return err;
+	ret->bytes = (uint8_t *)ret->p->words;
+	/* Blocks never move, so this is still the place after the wait. */
+	ret->host_off = q->refcount_table[block] + (uint64_t)nr * q->refcounts->cache->piece_len;
+	ret->index = in_block % piece_counts(q);
+	ret->nr = piece_counts(q) - ret->index;
 	return 0;
 }
 
-/* ---- growth ---- */
-
-static int add_locked(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
-		      order_mark *ret_mark);
-
-/* The refcount table as it lies on disk, [first, first + nr) of its entries. */
-static int table_put(struct fiber *f, struct qcow2 *q, uint64_t table_off, uint32_t first, uint32_t nr,
-		     order_mark after, order_mark *ret_mark)
+static void place_close(struct qcow2 *q, struct place *pl)
 {
-	be64 part[512];
-	int r = 0;
-
-	for (uint32_t done = 0; r == 0 && done < nr;) {
-		uint32_t n = MIN(nr - done, (uint32_t)ARRAY_LEN(part));
-		order_mark m = ORDER_NONE;
-
-		for (uint32_t i = 0; i < n; i++)
-			part[i] = be64_put(q->refcount_table[first + done + i]);
-		r = order_put(f, q->order, table_off + (first + done) * 8ull, part, n * 8, after, &m);
-		*ret_mark = order_max(*ret_mark, m);
-		done += n;
-	}
-	return r;
+	cache_unpin(q->refcounts->cache, pl->p);
 }
 
-/*
- * A table of twice the length, at the frontier.
- *
- * Durable first: the new table, the blocks it names, and the counts of its clusters. Only then: the header that points to
- * it. Power lost in between leaves the old table in force and the new clusters leaked. While it is being built, blocks
- * made on the way are entered in memory only: the old table on disk does not need them.
- */
-static int table_grow(struct fiber *f, struct qcow2 *q, uint64_t need, order_mark *ret_mark)
-{
-	uint64_t per_cluster = q->cluster_len / 8, old_off = q->h.refcount_table_off;
-	uint32_t old_clusters = q->h.refcount_table_clusters;
-	uint64_t entries = MAX(q->refcount_table_entries * 2ull, need + 1), off, clusters;
-	order_mark mark = ORDER_NONE, m;
-	struct { be64 off; be32 clusters; } header;
-	uint64_t *table;
-	int r;
-
-	for (;;) { /* it must also cover itself and the blocks that it brings */
-		entries = align_up(entries, per_cluster);
-		clusters = entries / per_cluster;
-		if ((q->end_cluster + clusters + entries) / block_entries(q) < entries)
-			break;
-		entries += per_cluster;
-	}
-	if (clusters * q->cluster_len > QCOW2_REFCOUNT_TABLE_LEN_MAX)
-		return -EFBIG;
-	table = calloc(entries, 8);
-	if (!table)
-		return -ENOMEM;
-	memcpy(table, q->refcount_table, q->refcount_table_entries * 8ull);
-	free(q->refcount_table);
-	q->refcount_table = table;
-	q->refcount_table_entries = (uint32_t)entries;
-	off = q->end_cluster * q->cluster_len;
-	q->end_cluster += clusters;
-	q->h.refcount_table_off = 0; /* moving: new_block() leaves the table on disk alone */
-	r = add_locked(f, q, off >> q->cluster_bits, clusters, 1, ORDER_NONE, &mark);
-	if (r == 0)
-		r = table_put(f, q, off, 0, (uint32_t)entries, ORDER_NONE, &mark);
-	if (r < 0) {
-		/* The longer table stays in memory; on disk the old one holds, so nothing may be counted beyond it. */
-		q->h.refcount_table_off = old_off;
-		q->refcount_table_entries = old_clusters * (uint32_t)per_cluster;
-		return r;
-	}
-	q->h.refcount_table_off = off;
-	q->h.refcount_table_clusters = (uint32_t)clusters;
-	header.off = be64_put(off);
-	header.clusters = be32_put((uint32_t)clusters);
-	r = order_put(f, q->order, offsetof(struct qcow2_header_disk, refcount_table_off), &header, 12,
-		      order_max(mark, order_now(q->order)), &m);
-	if (r < 0)
-		return r;
-	*ret_mark = order_max(*ret_mark, m);
-	return alloc_free(f, q, old_off, old_clusters, m);
-}
-
-/*
- * A refcount block for table entry `index`, at the frontier. If the block covers its own cluster it counts itself.
- *
- * Durable first: the block's content (and its own count, if that stands elsewhere). Only then: the table entry. Power lost in
- * between leaks one cluster.
- */
-static int new_block(struct fiber *f, struct qcow2 *q, uint64_t index, order_mark *ret_mark)
-{
-	uint64_t cluster = q->end_cluster++, host_off = cluster * q->cluster_len;
-	uint64_t own = cluster / block_entries(q);
-	order_mark m = ORDER_NONE, mark = ORDER_NONE;
-	struct block *b;
-	int r;
-
-	if (host_off > QCOW2_HOST_OFF_MAX - q->cluster_len)
-		return -EFBIG;
-	b = block_take(q, host_off);
-	if (!b)
-		return -ENOMEM;
-	memset(b->bytes, 0, q->cluster_len);
-	if (own == index)
-		refcount_write(b->bytes, q->h.refcount_order, cluster % block_entries(q), 1);
-	r = order_put(f, q->order, host_off, b->bytes, q->cluster_len, ORDER_NONE, &m);
-	if (r < 0) {
-		b->host_off = 0;
-		return r;
-	}
-	mark = order_max(mark, m);
-	q->refcount_table[index] = host_off;
-	if (own != index) {
-		r = add_locked(f, q, cluster, 1, 1, ORDER_NONE, &m);
-		if (r < 0)
-			goto undo;
-		mark = order_max(mark, m);
-	}
-	if (q->h.refcount_table_off) {
-		m = ORDER_NONE;
-		r = table_put(f, q, q->h.refcount_table_off, (uint32_t)index, 1, mark, &m);
-		if (r < 0)
-			goto undo;
-		mark = order_max(mark, m);
-	}
-	*ret_mark = order_max(*ret_mark, mark);
-	return 0;
-undo:
-	q->refcount_table[index] = 0;
-	return r;
-}
-
-/* ---- counting ---- */
-
-/* First look at everything: each block exists, each count stays in its width. */
-static int add_prepare(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta,
-		       order_mark *ret_mark)
-{
-	struct block *b;
-	int r;
-
-	for (uint64_t i = 0; i < nr; i++) {
-		uint64_t index = (cluster + i) / block_entries(q), value;
-
-		if (index >= q->refcount_table_entries) {
-			r = delta < 0 ? -EIO : table_grow(f, q, index, ret_mark);
-			if (r < 0)
-				return r;
-		}
-		if (!q->refcount_table[index]) {
-			r = delta < 0 ? -EIO : new_block(f, q, index, ret_mark);
-			if (r < 0)
-				return r;
-		}
-		r = block_load(f, q, q->refcount_table[index], &b);
-		if (r < 0)
-			return r;
-		value = refcount_read(b->bytes, q->h.refcount_order, (cluster + i) % block_entries(q));
-		if (delta < 0 ? value < (uint64_t)-delta : value > count_max(q) - (uint64_t)delta)
-			return delta < 0 ? -EIO : -ERANGE;
-	}
-	return 0;
-}
-
-static int add_locked(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
-		      order_mark *ret_mark)
+/* In memory only. Does not check. */
+static void shift_counts(const struct qcow2 *q, struct place *pl, uint64_t index, uint64_t nr, int delta)
 {
 	unsigned order = q->h.refcount_order;
-	order_mark mark = ORDER_NONE;
-	struct block *b;
-	int r = add_prepare(f, q, cluster, nr, delta, &mark);
 
-	q->refcounts->reachable = order_max(q->refcounts->reachable, mark);
-	for (uint64_t i = 0; r == 0 && i < nr;) {
-		uint64_t index = (cluster + i) / block_entries(q), at = (cluster + i) % block_entries(q);
-		uint64_t run = MIN(nr - i, block_entries(q) - at), first, last;
-		order_mark m = ORDER_NONE;
-
-		r = block_load(f, q, q->refcount_table[index], &b);
-		if (r < 0)
-			break;
-		for (uint64_t k = 0; k < run; k++)
-			refcount_write(b->bytes, order, at + k,
-				       refcount_read(b->bytes, order, at + k) + (uint64_t)(int64_t)delta);
-		first = (at << order) / 8;
-		last = (((at + run) << order) + 7) / 8;
-		r = order_put(f, q->order, q->refcount_table[index] + first, b->bytes + first, last - first, after, &m);
-		mark = order_max(mark, m);
-		i += run;
-	}
-	if (r == 0)
-		*ret_mark = order_max(mark, q->refcounts->reachable);
-	return r;
+	for (uint64_t i = index; i < index + nr; i++)
+		refcount_write(pl->bytes, order, i,
+			       refcount_read(pl->bytes, order, i) + (uint64_t)(int64_t)delta);
 }
 
-order_mark refcount_mark(const struct qcow2 *q)
+/* Adds delta to nr counts from index on: at once in memory, then queued. Nothing changed on failure. */
+static int place_add(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_t index, uint64_t nr,
+		     int delta, order_mark after, order_mark *ret_mark)
 {
-	return q->refcounts->reachable;
+	unsigned order = q->h.refcount_order;
+	uint64_t first = (index << order) / 8, end = (((index + nr) << order) + 7) / 8;
+	order_mark mark;
+	int err;
+
+	shift_counts(q, pl, index, nr, delta);
+	/*
+	 * Widths below 8 bits: neighbours in the same byte go along, with what they are in memory, that is,
+	 * never with less than what is referenced. The queue keeps a byte behind the section that it was last
+	 * put into, and *ret_mark says so.
+	 */
+	err = order_put(f, q->order, pl->host_off + first, pl->bytes + first, end - first, after, &mark);
+	if (err < 0) {
+		shift_counts(q, pl, index, nr, -delta);
+		return err;
+	}
+	if (ret_mark)
+		*ret_mark = order_max(mark, q->refcounts->linked);
+	return 0;
+}
+
+static int check_range(struct qcow2 *q, struct place *pl, uint64_t cluster, uint64_t nr, int delta)
+{
+	for (uint64_t i = 0; i < nr; i++) {
+		uint64_t count = refcount_read(pl->bytes, q->h.refcount_order, pl->index + i);
+
+		if (delta > 0 && count > count_max(q) - (unsigned)delta)
+			return -ERANGE;
+		if (delta < 0 && count < (unsigned)-delta)
+			return qcow2_damaged(q, "host offset 0x%llx is in use, but its refcount is %llu",
+					     (unsigned long long)((cluster + i) << q->cluster_bits),
+					     (unsigned long long)count);
+	}
+	return 0;
+}
+
+/* ---- for the others ---- */
+
+int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *ret)
+{
+	struct place pl;
+	int err;
+
+	if (!refcount_covered(q, cluster)) {
+		*ret = 0;
+		return 0;
+	}
+	err = place_open(f, q, cluster, &pl);
+	if (err < 0)
+		return err;
+	*ret = refcount_read(pl.bytes, q->h.refcount_order, pl.index);
+	place_close(q, &pl);
+	return 0;
 }
 
 int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
 		 order_mark *ret_mark)
 {
-	order_mark mark = ORDER_NONE;
-	int r;
+	order_mark mark = ORDER_NONE, m;
+	uint64_t done = 0, part;
+	struct place pl;
+	int err = 0;
 
-	fiber_lock(f, &q->refcounts->mutex);
-	r = add_locked(f, q, cluster, nr, delta, after, &mark);
-	fiber_unlock(&q->refcounts->mutex);
-	if (r == 0 && ret_mark)
-		*ret_mark = mark;
-	return r;
-}
-
-int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *ret)
-{
-	uint64_t index = cluster / block_entries(q);
-	struct block *b;
-	int r = 0;
-
-	fiber_lock(f, &q->refcounts->mutex);
-	if (index >= q->refcount_table_entries || !q->refcount_table[index]) {
-		*ret = 0;
-	} else {
-		r = block_load(f, q, q->refcount_table[index], &b);
-		if (r == 0)
-			*ret = refcount_read(b->bytes, q->h.refcount_order, cluster % block_entries(q));
+	for (; done < nr; done += part) {
+		err = place_open(f, q, cluster + done, &pl);
+		if (err < 0)
+			break;
+		part = MIN(nr - done, pl.nr);
+		err = check_range(q, &pl, cluster + done, part, delta);
+		if (err == 0)
+			err = place_add(f, q, &pl, pl.index, part, delta, after, &m);
+		place_close(q, &pl);
+		if (err < 0)
+			break;
+		mark = order_max(mark, m);
 	}
-	fiber_unlock(&q->refcounts->mutex);
-	return r;
+	if (err < 0 && done) {
+		/* All or nothing. What was queued is queued again over itself: this cannot fail for want of
+		 * memory. */
+		(void)refcount_add(f, q, cluster, done, -delta, after, NULL);
+		return err;
+	}
+	if (err == 0 && ret_mark)
+		*ret_mark = mark;
+	return err;
 }
 
-int refcount_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+/* Is there a free run at index i? *ret_nr: how long, at most max. */
+static int free_run(struct qcow2 *q, struct place *pl, uint64_t i, uint64_t max, uint64_t cluster,
+		    uint64_t *ret_nr)
 {
-	uint64_t len = (uint64_t)q->h.refcount_table_clusters * q->cluster_len;
-	be64 *table = malloc(len);
-	int r;
+	uint64_t nr = 0;
+
+	for (; nr < max && !refcount_read(pl->bytes, q->h.refcount_order, i + nr); nr++) {
+		if (meta_holds(q, cluster + nr))
+			return qcow2_damaged(q,
+					     "host offset 0x%llx holds metadata, but its refcount is 0: "
+					     "nothing is allocated, "
+					     "so that it is not overwritten",
+					     (unsigned long long)((cluster + nr) << q->cluster_bits));
+	}
+	*ret_nr = nr;
+	return 0;
+}
+
+int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh,
+		  uint64_t *ret_cluster, uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark)
+{
+	struct refcounts *rc = q->refcounts;
+	struct place pl;
+	uint64_t i = 0, run = 0, limit;
+	int err = place_open(f, q, cluster, &pl);
+
+	if (err < 0)
+		return err;
+	/* From here to the queueing of the counts nothing waits. */
+	if (fresh)
+		limit = q->end_cluster == cluster ? pl.nr
+						  : 0; /* 0: somebody moved the frontier while we waited */
+	else
+		limit = MIN(pl.nr, q->end_cluster - cluster);
+	if (!fresh && rc->reserved_end > cluster)
+		limit = rc->reserved > cluster ? MIN(limit, rc->reserved - cluster) : 0;
+	while (err == 0 && i < limit && !run) {
+		err = free_run(q, &pl, pl.index + i, MIN(nr, limit - i), cluster + i, &run);
+		if (!run)
+			i++;
+	}
+	if (err == 0) {
+		*ret_cluster = cluster + i;
+		*ret_nr = run;
+		*ret_next = cluster + i + run;
+		if (fresh)
+			q->end_cluster = MAX(q->end_cluster, *ret_next);
+		if (run)
+			err = place_add(f, q, &pl, pl.index + i, run, 1, ORDER_NONE, ret_mark);
+	}
+	place_close(q, &pl);
+	return err;
+}
+
+/* ---- open, close ---- */
+
+static int load_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words)
+{
+	uint32_t len = q->refcounts->cache->piece_len;
+
+	return order_read(f, q->order, q->refcount_table[table] + (uint64_t)nr * len, words, len);
+}
+
+static int read_refcount_table(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	size_t len = (size_t)q->h.refcount_table_clusters << q->cluster_bits;
+	uint64_t file_len = node_len(q->leaf);
+	int ret;
+
+	q->refcount_table = malloc(len);
+	if (!q->refcount_table)
+		return varve_error_set(err, -ENOMEM, "refcount table of %zu bytes: out of memory", len);
+	ret = node_read(f, q->file, q->h.refcount_table_off, q->refcount_table, len);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot read the refcount table at host offset 0x%llx",
+					 (unsigned long long)q->h.refcount_table_off);
+	q->refcount_table_entries = (uint32_t)(len / 8);
+	for (uint32_t i = 0; i < q->refcount_table_entries; i++) {
+		uint64_t host_off = be64_get(((be64 *)q->refcount_table)[i]);
+
+		if (!is_aligned(host_off, q->cluster_len) || host_off >= file_len)
+			return varve_error_set(
+				err, -EIO,
+				"refcount table entry %u (0x%llx) leads to no block inside the file: the "
+				"image is damaged; open it read-only, or repair it first",
+				i, (unsigned long long)host_off);
+		q->refcount_table[i] = host_off;
+	}
+	return 0;
+}
+
+int refcount_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, struct varve_error *err)
+{
+	int ret;
 
 	q->refcounts = calloc(1, sizeof(*q->refcounts));
-	q->refcount_table = malloc(len);
-	if (!table || !q->refcounts || !q->refcount_table) {
-		free(table);
-		return varve_error_errno(err, -ENOMEM, "refcount table");
-	}
-	q->refcounts->nr = (unsigned)MAX(4, REFCOUNT_CACHE_LEN / q->cluster_len);
-	if (q->refcounts->nr > 512)
-		q->refcounts->nr = 512;
-	q->refcounts->blocks = calloc(q->refcounts->nr, sizeof(struct block));
-	r = q->refcounts->blocks ? node_read(f, q->file, q->h.refcount_table_off, table, len) : -ENOMEM;
-	q->refcount_table_entries = (uint32_t)(len / 8);
-	for (uint32_t i = 0; r == 0 && i < q->refcount_table_entries; i++)
-		q->refcount_table[i] = be64_get(table[i]) & ~511ull;
-	free(table);
-	return r < 0 ? varve_error_errno(err, r, "refcount table at offset %llu cannot be read",
-					 (unsigned long long)q->h.refcount_table_off) : 0;
+	if (!q->refcounts)
+		return varve_error_set(err, -ENOMEM, "refcounts: out of memory");
+	ret = read_refcount_table(f, q, err);
+	if (ret < 0)
+		return ret;
+	q->refcounts->cache = cache_new(q, false, q->refcount_table_entries, cache_len, load_piece);
+	return q->refcounts->cache ? 0 : varve_error_set(err, -ENOMEM, "refcount cache: out of memory");
 }
 
 void refcount_close(struct qcow2 *q)
 {
-	if (q->refcounts) {
-		for (unsigned i = 0; q->refcounts->blocks && i < q->refcounts->nr; i++)
-			free(q->refcounts->blocks[i].bytes);
-		free(q->refcounts->blocks);
-	}
+	if (q->refcounts)
+		cache_free(q->refcounts->cache);
 	free(q->refcounts);
 	free(q->refcount_table);
+	q->refcounts = NULL;
+	q->refcount_table = NULL;
 }

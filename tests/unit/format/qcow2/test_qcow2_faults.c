@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit/format/qcow2/test_qcow2_faults.c - every single operation on the file fails once, or all from then on; and power cuts
- * at any operation while refcount tables grow
+ * unit/format/qcow2/test_qcow2_faults.c - every single operation on the file fails once, or all from then on;
+ * and power cuts at any operation while refcount tables grow
  *
- * After an error: requests that were answered with success hold, requests that failed left old or new bytes, the image has
- * no corruption. After a cut: what a completed flush covers is there, the image has no corruption. Leaks are allowed.
+ * After an error: requests that were answered with success hold, requests that failed left old or new bytes,
+ * the image has no corruption. After a cut: what a completed flush covers is there, the image has no
+ * corruption. Leaks are allowed.
  */
 #include "disk.h"
 
@@ -13,13 +14,13 @@
 /* The linker leads order_put() to here (--wrap, see meson.build). */
 static uint64_t nr_puts, fail_put = UINT64_MAX;
 
-int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after,
-		     order_mark *ret_mark);
-int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after,
-		     order_mark *ret_mark);
+int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len,
+		     order_mark after, order_mark *ret_mark);
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len,
+		     order_mark after, order_mark *ret_mark);
 
-int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after,
-		     order_mark *ret_mark)
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len,
+		     order_mark after, order_mark *ret_mark)
 {
 	if (nr_puts++ == fail_put)
 		return -ENOMEM;
@@ -116,7 +117,8 @@ struct ask {
 
 static struct ask load_choose(struct load *l, uint64_t longest)
 {
-	static const enum kind kinds[] = { FLUSH, ZERO, ZERO_UNMAP, DISCARD, WRITE, WRITE, WRITE, WRITE, WRITE, WRITE };
+	static const enum kind kinds[] = { FLUSH, ZERO,	 ZERO_UNMAP, DISCARD, WRITE,
+					   WRITE, WRITE, WRITE,	     WRITE,   WRITE };
 	struct ask ask = { .kind = kinds[below(&l->random, ARRAY_LEN(kinds))] };
 	uint64_t disk_len = l->now->nr_sectors * SECTOR;
 
@@ -200,11 +202,13 @@ static bool survive(const char *options, uint64_t len, uint64_t first, uint64_t 
 		model_compare(l.now, d, wrong);
 	}
 	if (*wrong)
-		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr, wrong);
+		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr,
+			 wrong);
 	assert_int_equal(disk_close(d), 0);
 	assert_int_equal(image_check(d->im, 0), 0);
 	if (d->im->found.corruptions || d->im->found.check_errors)
-		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr, d->im->lines);
+		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr,
+			 d->im->lines);
 	if (!ft.failed && fail_put == UINT64_MAX && d->im->found.leaks)
 		fail_msg("%s: leaks without an error: %s", options, d->im->lines);
 	model_free(l.now);
@@ -216,9 +220,11 @@ static void any_operation_may_fail_once(void **state)
 {
 	unsigned nr = 0;
 
-	for (uint64_t first = 0; survive("cluster_size=512,refcount_bits=64", KiB(512), first, 1, -EIO, 1); first++)
+	for (uint64_t first = 0; survive("cluster_size=512,refcount_bits=64", KiB(512), first, 1, -EIO, 1);
+	     first++)
 		nr++;
-	for (uint64_t first = 0; survive("cluster_size=4k,refcount_bits=1", MiB(1), first, 1, -EIO, 2); first++)
+	for (uint64_t first = 0; survive("cluster_size=4k,refcount_bits=1", MiB(1), first, 1, -EIO, 2);
+	     first++)
 		nr++;
 	printf("# %u operations\n", nr);
 	assert_true(nr > 100);
@@ -232,7 +238,8 @@ static void any_entry_may_find_no_memory(void **state)
 	for (uint64_t first = 0; first < 400; first++) {
 		nr_puts = 0;
 		fail_put = first + 10; /* not at the start: creating does not use the queue */
-		(void)survive("cluster_size=512,refcount_bits=64", KiB(512), UINT64_MAX, 0, 0, 5 + (unsigned)first % 3);
+		(void)survive("cluster_size=512,refcount_bits=64", KiB(512), UINT64_MAX, 0, 0,
+			      5 + (unsigned)first % 3);
 		if (nr_puts <= fail_put)
 			break;
 		nr++;
@@ -244,9 +251,11 @@ static void any_entry_may_find_no_memory(void **state)
 
 static void the_file_system_may_be_full_for_a_while(void **state)
 {
-	for (uint64_t first = 0; survive("cluster_size=512,refcount_bits=32", KiB(512), first, 100, -ENOSPC, 3); first += 3)
+	for (uint64_t first = 0;
+	     survive("cluster_size=512,refcount_bits=32", KiB(512), first, 100, -ENOSPC, 3); first += 3)
 		;
-	for (uint64_t first = 0; survive("cluster_size=4k,compat=0.10", MiB(1), first, 1000000, -ENOSPC, 4); first += 3)
+	for (uint64_t first = 0; survive("cluster_size=4k,compat=0.10", MiB(1), first, 1000000, -ENOSPC, 4);
+	     first += 3)
 		;
 }
 
@@ -337,7 +346,9 @@ static void judge(struct cut *cut, const char *options, unsigned seed, unsigned 
 static void cut_run(const char *options, uint64_t len, unsigned seed, unsigned steps, unsigned one_in)
 {
 	struct disk *d = disk_made(len, options);
-	struct cutter c = { .l = { .d = d, .now = model_new(len), .random = seed }, .random = seed, .one_in = one_in };
+	struct cutter c = { .l = { .d = d, .now = model_new(len), .random = seed },
+			    .random = seed,
+			    .one_in = one_in };
 	uint64_t table = image_get(d->im, offsetof(struct qcow2_header_disk, refcount_table_off), 8);
 	unsigned grown = 0;
 

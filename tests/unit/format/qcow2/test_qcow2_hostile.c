@@ -2,8 +2,8 @@
 /*
  * unit/format/qcow2/test_qcow2_hostile.c - images that lie about what is free and what belongs to whom
  *
- * A guest that may write to metadata owns the host: it writes another backing file into the header. So no lie may lead the
- * guest's bytes there, and none may cost memory or time without end.
+ * A guest that may write to metadata owns the host: it writes another backing file into the header. So no lie
+ * may lead the guest's bytes there, and none may cost memory or time without end.
  */
 #include "disk.h"
 
@@ -15,7 +15,8 @@ static uint64_t field(struct disk *d, unsigned off)
 	return image_get(d->im, off, 8);
 }
 
-/* What must never hold the guest's bytes: header, L1, refcount table and its first block, the first L2 table. */
+/* What must never hold the guest's bytes: header, L1, refcount table and its first block, the first L2 table.
+ */
 static unsigned places(struct disk *d, uint64_t *ret)
 {
 	uint64_t table = field(d, offsetof(struct qcow2_header_disk, refcount_table_off));
@@ -101,7 +102,8 @@ static void entries_that_lead_into_metadata_are_refused(void **state)
 		places(d, place);
 		image_put(d->im, image_l2_entry(d->im, 9), 8, place[i] | QCOW2_COPIED);
 		assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
-		if (place[i]) { /* host offset 0 is no place: the cluster is not there, and gets one of its own */
+		if (place[i]) { /* host offset 0 is no place: the cluster is not there, and gets one of its
+				   own */
 			assert_int_equal(disk_read(d, 9 * CLUSTER, 512, buf), -EIO);
 			assert_int_equal(disk_write(d, 9 * CLUSTER, CLUSTER, MARK), -EIO);
 			assert_int_equal(disk_zero(d, 9 * CLUSTER, CLUSTER, true), -EIO);
@@ -265,7 +267,8 @@ static void any_damage_is_survived(void **state)
 	printf("# VARVE_TEST_SEED=%u\n", seed);
 	srand(seed);
 	for (unsigned i = 0; i < 150; i++) {
-		struct disk *d = disk_made(MiB(1), i % 2 ? "cluster_size=512" : "cluster_size=4k,refcount_bits=8");
+		struct disk *d =
+			disk_made(MiB(1), i % 2 ? "cluster_size=512" : "cluster_size=4k,refcount_bits=8");
 		uint64_t len, place[5];
 		uint8_t header[112], after[112];
 
@@ -276,14 +279,16 @@ static void any_damage_is_survived(void **state)
 		for (unsigned k = 0; k < 1 + i % 5; k++) {
 			uint64_t off = place[1 + rand() % 4] + (uint64_t)(rand() % 64) * 8;
 
-			image_put(d->im, off, 8, rand() % 2 ? (uint64_t)rand() % (2 * len) / 512 * 512 | QCOW2_COPIED
-							    : (uint64_t)rand() << rand() % 33);
+			image_put(d->im, off, 8,
+				  rand() % 2 ? (uint64_t)rand() % (2 * len) / 512 * 512 | QCOW2_COPIED
+					     : (uint64_t)rand() << rand() % 33);
 		}
 		sim_peek(d->im->sim, 0, header, sizeof(header));
 		if (disk_open(d, NODE_WRITABLE) == 0) {
 			opened++;
 			for (unsigned k = 0; k < 40; k++) {
-				uint64_t off = (uint64_t)(rand() % 256) * 4096, n = 1 + (uint64_t)rand() % 8192;
+				uint64_t off = (uint64_t)(rand() % 256) * 4096,
+					 n = 1 + (uint64_t)rand() % 8192;
 
 				n = MIN(n, MiB(1) - off);
 				(void)(k % 4 == 3 ? disk_discard(d, off, n) : disk_write(d, off, n, MARK));

@@ -84,7 +84,7 @@ static void neighbours_are_one_extent(void **state)
 	data_cluster(d, 3);
 	set_entry(d, 2, a | QCOW2_COPIED);
 	set_entry(d, 3, (a + CLUSTER) | QCOW2_COPIED);
-	set_entry(d, 4, a + 2 * CLUSTER); /* may not be written in place */
+	set_entry(d, 4, a + 2 * CLUSTER);	       /* may not be written in place */
 	set_entry(d, 5, (a + CLUSTER) | QCOW2_COPIED); /* elsewhere */
 	assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
 	e = disk_map(d, 2 * CLUSTER + 10, 6 * CLUSTER);
@@ -238,8 +238,8 @@ static void damaged_subclusters_are_errors(void **state)
 	struct disk *d = extended();
 	uint64_t a = data_cluster(d, 0xaa);
 
-	set_extended(d, 1, a | QCOW2_COPIED, 0x1, 0x1);	  /* both */
-	set_extended(d, 2, 0, 0x2, 0);			  /* data nowhere */
+	set_extended(d, 1, a | QCOW2_COPIED, 0x1, 0x1); /* both */
+	set_extended(d, 2, 0, 0x2, 0);			/* data nowhere */
 	set_extended(d, 3, a | QCOW2_COPIED | QCOW2_ZERO, 0x1, 0);
 	set_extended(d, 4, GiB(1) | QCOW2_COPIED, 0x1, 0);
 	assert_int_equal(disk_open(d, 0), 0);
@@ -272,7 +272,9 @@ static void a_small_cache_reads_the_same(void **state)
 	}
 	/* Many at once, two for each table. */
 	for (unsigned i = 0; i < 64; i++)
-		ops[i] = (struct disk_op){ .op = REQ_READ, .off = (i / 2) * KiB(256) + i % 2 * 512, .len = 512 };
+		ops[i] = (struct disk_op){ .op = REQ_READ,
+					   .off = (i / 2) * KiB(256) + i % 2 * 512,
+					   .len = 512 };
 	disk_run(d, ops, 64);
 	for (unsigned i = 0; i < 64; i++)
 		assert_int_equal(ops[i].ret, 0);

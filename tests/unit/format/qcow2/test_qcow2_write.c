@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit/format/qcow2/test_qcow2_write.c - allocation, copy on write, zeroes, discard: what they leave in the file
+ * unit/format/qcow2/test_qcow2_write.c - allocation, copy on write, zeroes, discard: what they leave in the
+ * file
  */
 #include "disk.h"
 
@@ -20,8 +21,9 @@ static uint64_t host_of(struct disk *d, unsigned cluster)
 
 static void what_is_written_is_there_after_reopening(void **state)
 {
-	static const char *const options[] = { "cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=64k",
-					       "cluster_size=2M,refcount_bits=1", "cluster_size=512,refcount_bits=64" };
+	static const char *const options[] = { "cluster_size=512", "cluster_size=4k,compat=0.10",
+					       "cluster_size=64k", "cluster_size=2M,refcount_bits=1",
+					       "cluster_size=512,refcount_bits=64" };
 
 	for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
 		struct disk *d = disk_made(MiB(3) + 1536, options[i]);
@@ -81,7 +83,9 @@ static void many_at_once_share_a_new_table(void **state)
 	struct disk *d = disk_made(MiB(2), "cluster_size=512");
 
 	for (unsigned i = 0; i < 60; i++)
-		ops[i] = (struct disk_op){ .op = REQ_WRITE, .off = i * 170, .len = 170, .byte = (uint8_t)(i + 1) };
+		ops[i] = (struct disk_op){
+			.op = REQ_WRITE, .off = i * 170, .len = 170, .byte = (uint8_t)(i + 1)
+		};
 	disk_run(d, ops, 60);
 	for (unsigned i = 0; i < 60; i++) {
 		assert_int_equal(ops[i].ret, 0);
@@ -147,7 +151,8 @@ static void unmapped_zeroes_give_their_space_to_the_next(void **state)
 static void zeroes_hide_the_backing_image(void **state)
 {
 	for (unsigned version2 = 0; version2 < 2; version2++) {
-		struct disk *d = disk_made(MiB(1), version2 ? "cluster_size=64k,compat=0.10" : "cluster_size=64k");
+		struct disk *d =
+			disk_made(MiB(1), version2 ? "cluster_size=64k,compat=0.10" : "cluster_size=64k");
 
 		disk_close(d);
 		d->backing_len = MiB(1);
@@ -185,7 +190,8 @@ static void discarded_clusters_do_not_show_the_backing_image(void **state)
 static void discard_without_backing_forgets_the_clusters(void **state)
 {
 	for (unsigned version2 = 0; version2 < 2; version2++) {
-		struct disk *d = disk_made(MiB(1), version2 ? "cluster_size=64k,compat=0.10" : "cluster_size=64k");
+		struct disk *d =
+			disk_made(MiB(1), version2 ? "cluster_size=64k,compat=0.10" : "cluster_size=64k");
 
 		assert_int_equal(disk_write(d, 0, 8 * CLUSTER, 0x11), 0);
 		assert_int_equal(disk_zero(d, 6 * CLUSTER, CLUSTER, false), 0);
@@ -203,8 +209,8 @@ static void discard_without_backing_forgets_the_clusters(void **state)
 /* ---- shared clusters ---- */
 
 /*
- * An internal snapshot, made by hand as others make it: a copy of L1, everything counted once more, no COPIED anywhere.
- * The disk is closed, its first table is the only one. Returns where the snapshot's L1 lies.
+ * An internal snapshot, made by hand as others make it: a copy of L1, everything counted once more, no COPIED
+ * anywhere. The disk is closed, its first table is the only one. Returns where the snapshot's L1 lies.
  */
 static uint64_t make_snapshot(struct disk *d)
 {
@@ -224,7 +230,8 @@ static uint64_t make_snapshot(struct disk *d)
 		image_put(im, image_l2_entry(im, i), 8, e & ~QCOW2_COPIED);
 	}
 	image_put(im, table, 8, l1_copy);
-	image_put(im, table + 8, 4, (uint32_t)image_get(im, offsetof(struct qcow2_header_disk, l1_entries), 4));
+	image_put(im, table + 8, 4,
+		  (uint32_t)image_get(im, offsetof(struct qcow2_header_disk, l1_entries), 4));
 	image_put(im, table + 12, 2, 1); /* id, name */
 	image_put(im, table + 14, 2, 4);
 	image_put(im, table + 36, 4, 16); /* extra data */
@@ -246,7 +253,7 @@ static void what_a_snapshot_shares_is_copied_before_it_is_written(void **state)
 	expect_found(d->im, 0, 0, 0);
 	shared = host_of(d, 1);
 	disk_reopen(d);
-	assert_int_equal(disk_write(d, CLUSTER + 10, 10, 0x22), 0);  /* partly */
+	assert_int_equal(disk_write(d, CLUSTER + 10, 10, 0x22), 0); /* partly */
 	assert_int_equal(disk_write(d, 3 * CLUSTER, CLUSTER, 0x33), 0);
 	assert_int_equal(disk_zero(d, 4 * CLUSTER, CLUSTER, false), 0);
 	assert_int_equal(disk_zero(d, 5 * CLUSTER, CLUSTER, true), 0);
@@ -271,14 +278,16 @@ static void what_a_snapshot_shares_is_copied_before_it_is_written(void **state)
 	disk_free(d);
 }
 
-/* Compressed data: cluster 1, sectors that begin in one host cluster and end in the next; cluster 2 shares the second. */
+/* Compressed data: cluster 1, sectors that begin in one host cluster and end in the next; cluster 2 shares
+ * the second. */
 static uint64_t make_compressed(struct disk *d)
 {
 	uint64_t host_off = image_grow(d->im, 2, 1), off = host_off + CLUSTER - 700;
 	unsigned bits = 62 - (16 - 8);
 
 	image_put(d->im, image_l2_entry(d->im, 1), 8, QCOW2_COMPRESSED | 2ull << bits | off);
-	image_put(d->im, image_l2_entry(d->im, 2), 8, QCOW2_COMPRESSED | 3ull << bits | (host_off + CLUSTER + 1024));
+	image_put(d->im, image_l2_entry(d->im, 2), 8,
+		  QCOW2_COMPRESSED | 3ull << bits | (host_off + CLUSTER + 1024));
 	image_set_refcount(d->im, host_off + CLUSTER, 2);
 	return host_off;
 }
@@ -317,7 +326,8 @@ static void autoclear_bits_are_cleared_before_anything_else(void **state)
 	image_put(d->im, offsetof(struct qcow2_header_disk, autoclear), 8, 0x8000000000000005);
 	assert_int_equal(disk_open(d, 0), 0);
 	disk_close(d);
-	assert_int_equal(image_get(d->im, offsetof(struct qcow2_header_disk, autoclear), 8), 0x8000000000000005);
+	assert_int_equal(image_get(d->im, offsetof(struct qcow2_header_disk, autoclear), 8),
+			 0x8000000000000005);
 	writes = d->im->nr_writes;
 	assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
 	/* Cleared, stable, and nothing else was written. */
@@ -378,7 +388,7 @@ static void a_longer_disk_keeps_what_it_had(void **state)
 	struct disk *d = disk_made(KiB(64), "cluster_size=512");
 
 	assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
-	assert_int_equal(disk_truncate(d, KiB(65)), 0);   /* within L1 */
+	assert_int_equal(disk_truncate(d, KiB(65)), 0);	   /* within L1 */
 	assert_int_equal(disk_truncate(d, MiB(4) + 1), 0); /* L1 moves; rounded up to sectors */
 	assert_int_equal(node_len(d->n), MiB(4) + 512);
 	disk_expect(d, 0, KiB(64), 0x11);
@@ -468,8 +478,10 @@ static void a_device_is_filled_up_to_its_end(void **state)
 /* A file that outgrows its refcount table several times; each table and block counts itself or another. */
 static void the_refcount_table_grows(void **state)
 {
-	static const char *const options[] = { "cluster_size=512,refcount_bits=64", "cluster_size=512,refcount_bits=16",
-					       "cluster_size=512,refcount_bits=1", "cluster_size=1k,refcount_bits=32" };
+	static const char *const options[] = { "cluster_size=512,refcount_bits=64",
+					       "cluster_size=512,refcount_bits=16",
+					       "cluster_size=512,refcount_bits=1",
+					       "cluster_size=1k,refcount_bits=32" };
 
 	for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
 		struct disk *d = disk_made(MiB(12), options[i]);
@@ -488,7 +500,9 @@ static void the_refcount_table_grows(void **state)
 			disk_expect(d, off, MIN(KiB(100), MiB(12) - off), (uint8_t)(off / KiB(100)));
 		assert_int_equal(disk_close(d), 0);
 		if (i < 2) /* these tables cover 2 and 8 MiB */
-			assert_true(table != image_get(d->im, offsetof(struct qcow2_header_disk, refcount_table_off), 8));
+			assert_true(table != image_get(d->im,
+						       offsetof(struct qcow2_header_disk, refcount_table_off),
+						       8));
 		expect_found(d->im, 0, 0, 0);
 		disk_free(d);
 	}

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/cache.h - pieces of metadata tables in memory
+ *
+ * Two caches exist: L2 tables, which every queue looks up without a lock, and refcount blocks, which only
+ * home knows. A table (an L2 table, a refcount block) is one cluster; a piece of it is PIECE_LEN bytes, or
+ * all of a smaller cluster.
+ *
+ * Pieces are never dirty: whoever changes one puts the change into the order queue at once, so that any piece
+ * can be dropped and read again.
+ */
+#ifndef VARVE_QCOW2_CACHE_H
+#define VARVE_QCOW2_CACHE_H
+
+#include "format/qcow2/qcow2.h"
+
+#define PIECE_LEN KiB(4)
+
+struct piece {
+	/* home queue only */
+	TAILQ_ENTRY(piece) link;
+	struct waitlist waiting; /* for the loading of it */
+	uint32_t table, nr;	 /* which table, which piece of it */
+	unsigned pins;
+	int error; /* of the loading that failed; such a piece is in no list */
+	bool loading;
+
+	/* any queue, atomically */
+	_Atomic bool used;	  /* since the clock hand passed last */
+	_Atomic uint64_t words[]; /* as on disk: big endian */
+};
+
+TAILQ_HEAD(piece_list, piece);
+
+/* The pieces of one table that are in memory. Exists as long as there are some. */
+struct row {
+	unsigned nr; /* home queue only */
+	struct piece *_Atomic piece[];
+};
+
+/* Stands for a table that does not exist: an empty L1 entry. */
+extern struct row row_empty;
+
+struct rows {
+	uint32_t nr;
+	struct row *_Atomic row[]; /* NULL: nothing of this table is loaded */
+};
+
+struct cache {
+	/* set once */
+	struct qcow2 *q;
+	bool shared; /* other queues look up */
+	uint32_t piece_len;
+	uint32_t nr_per_row; /* pieces of one table */
+	unsigned max;	     /* pieces; exceeded while more are pinned or being loaded */
+	/* Fills words with that piece of the table. Waits. */
+	int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words);
+
+	/* any queue */
+	struct rows *_Atomic rows;
+
+	/* home queue only */
+	unsigned nr_pieces;
+	struct piece_list clock; /* in the order in which the hand passes */
+	struct piece_list loading;
+};
+
+struct cache *cache_new(struct qcow2 *q, bool shared, uint32_t nr_tables, uint64_t len,
+			int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr,
+				    void *words));
+/* Nothing is pinned, nobody looks up. */
+void cache_free(struct cache *c);
+
+/* More tables; those added are empty if `empty`. On failure nothing changed. Waits in a shared cache. */
+int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty);
+/* The table does not exist; or it exists now. Nothing of it may be in memory. */
+void cache_set_empty(struct cache *c, uint32_t table, bool empty);
+
+/*
+ * The piece, pinned: it stays in memory, and what is written into it is seen by all, until cache_unpin().
+ * `fresh`: it is known to hold zeroes, nothing is read.
+ */
+int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret);
+void cache_unpin(struct cache *c, struct piece *p);
+
+/* Any queue: *ret_row is row_empty, or says nothing. The piece may be used until the caller waits or returns.
+ */
+static inline struct piece *cache_find(struct cache *c, uint32_t table, uint32_t nr, struct row **ret_row)
+{
+	/* The acquires pair with the releases in cache.c: who sees a pointer sees what it points at. */
+	struct rows *rows = atomic_load_explicit(&c->rows, memory_order_acquire);
+	struct row *row;
+
+	*ret_row = NULL;
+	if (table >= rows->nr)
+		return NULL; /* a longer table is on its way here */
+	row = atomic_load_explicit(&rows->row[table], memory_order_acquire);
+	*ret_row = row;
+	if (!row || row == &row_empty)
+		return NULL;
+	return atomic_load_explicit(&row->piece[nr], memory_order_acquire);
+}
+
+/* For the clock. Most of the time a look only: the line stays shared between the queues. */
+static inline void piece_touch(struct piece *p)
+{
+	if (unlikely(!atomic_load_explicit(&p->used, memory_order_relaxed)))
+		atomic_store_explicit(&p->used, true, memory_order_relaxed);
+}
+
+#endif

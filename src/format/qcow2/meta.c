@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/meta.c - which host clusters hold metadata
+ *
+ * Refcounts say what is free. A damaged or crafted image may say that of its own tables; then the guest would
+ * be given them to write to. This is the second opinion, asked for every cluster that is handed out and every
+ * L2 entry that is read.
+ *
+ * Owns:    a set of the single clusters (L2 tables, refcount blocks), and the ranges of snapshots.
+ * Assumes: home queue. The header, L1 and refcount table are where struct qcow2_header says.
+ * Never:   knows the L2 tables that only snapshots have; their clusters are counted, like data.
+ */
+#include "format/qcow2/qcow2.h"
+
+#include <stdlib.h>
+
+#define SLOTS_MIN 64
+
+struct meta_range {
+	uint64_t first, end;
+};
+
+struct meta {
+	uint64_t *slots;	   /* cluster, 0: free (cluster 0 is the header's) */
+	uint64_t nr_slots, nr;	   /* nr_slots: a power of two, at least twice nr */
+	struct meta_range *ranges; /* ascending, disjoint */
+	uint32_t nr_ranges;
+};
+
+/* ---- the set: open addressing, linear probing ---- */
+
+static uint64_t slot_of(const struct meta *m, uint64_t cluster)
+{
+	return ((cluster * 0x9e3779b97f4a7c15ull) >> 32) & (m->nr_slots - 1);
+}
+
+static uint64_t find_slot(const struct meta *m, uint64_t cluster)
+{
+	uint64_t i = slot_of(m, cluster);
+
+	while (m->slots[i] && m->slots[i] != cluster)
+		i = (i + 1) & (m->nr_slots - 1);
+	return i;
+}
+
+int meta_prepare(struct qcow2 *q, uint64_t nr)
+{
+	struct meta *m = q->meta, bigger = { .nr_slots = MAX(m->nr_slots, SLOTS_MIN) };
+
+	while (bigger.nr_slots < 2 * (m->nr + nr))
+		bigger.nr_slots *= 2;
+	if (bigger.nr_slots == m->nr_slots)
+		return 0;
+	bigger.slots = calloc(bigger.nr_slots, sizeof(bigger.slots[0]));
+	if (!bigger.slots)
+		return -ENOMEM;
+	for (uint64_t i = 0; i < m->nr_slots; i++) {
+		if (m->slots[i])
+			bigger.slots[find_slot(&bigger, m->slots[i])] = m->slots[i];
+	}
+	free(m->slots);
+	m->slots = bigger.slots;
+	m->nr_slots = bigger.nr_slots;
+	return 0;
+}
+
+void meta_add(struct qcow2 *q, uint64_t cluster)
+{
+	struct meta *m = q->meta;
+	uint64_t i = find_slot(m, cluster);
+
+	assert(cluster && 2 * m->nr < m->nr_slots);
+	m->nr += !m->slots[i];
+	m->slots[i] = cluster;
+}
+
+void meta_remove(struct qcow2 *q, uint64_t cluster)
+{
+	struct meta *m = q->meta;
+	uint64_t mask = m->nr_slots - 1, hole = find_slot(m, cluster);
+
+	if (!m->slots[hole])
+		return;
+	/* Those behind move up if their search would end at the hole. */
+	for (uint64_t i = (hole + 1) & mask; m->slots[i]; i = (i + 1) & mask) {
+		if (((i - slot_of(m, m->slots[i])) & mask) < ((i - hole) & mask))
+			continue;
+		m->slots[hole] = m->slots[i];
+		hole = i;
+	}
+	m->slots[hole] = 0;
+	m->nr--;
+}
+
+/* ---- ranges ---- */
+
+static bool in_table(const struct qcow2 *q, uint64_t cluster, uint64_t host_off, uint64_t len)
+{
+	return len && cluster >= host_off >> q->cluster_bits &&
+	       cluster < div_up(host_off + len, q->cluster_len);
+}
+
+static bool in_ranges(const struct meta *m, uint64_t cluster)
+{
+	uint32_t low = 0, high = m->nr_ranges;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+
+		if (cluster >= m->ranges[mid].end)
+			low = mid + 1;
+		else
+			high = mid;
+	}
+	return low < m->nr_ranges && cluster >= m->ranges[low].first;
+}
+
+bool meta_holds(const struct qcow2 *q, uint64_t cluster)
+{
+	const struct meta *m = q->meta;
+
+	return cluster == 0 || in_table(q, cluster, q->h.l1_off, q->h.l1_entries * 8ull) ||
+	       in_table(q, cluster, q->h.refcount_table_off,
+			(uint64_t)q->h.refcount_table_clusters << q->cluster_bits) ||
+	       m->slots[find_slot(m, cluster)] == cluster || in_ranges(m, cluster);
+}
+
+static int by_first(const void *a, const void *b)
+{
+	const struct meta_range *ra = a, *rb = b;
+
+	return ra->first < rb->first ? -1 : ra->first > rb->first;
+}
+
+static void merge_ranges(struct meta *m)
+{
+	struct meta_range *out = m->ranges;
+
+	if (!m->nr_ranges)
+		return;
+	qsort(m->ranges, m->nr_ranges, sizeof(m->ranges[0]), by_first);
+	for (uint32_t i = 1; i < m->nr_ranges; i++) {
+		if (m->ranges[i].first <= out->end)
+			out->end = MAX(out->end, m->ranges[i].end);
+		else
+			*++out = m->ranges[i];
+	}
+	m->nr_ranges = (uint32_t)(out - m->ranges) + 1;
+}
+
+static void add_range(struct qcow2 *q, uint64_t host_off, uint64_t len)
+{
+	uint64_t end;
+
+	/* What lies outside the file cannot be handed out. It is for check to report. */
+	if (len && !u64_add(host_off, len, &end) && end <= node_len(q->leaf))
+		q->meta->ranges[q->meta->nr_ranges++] =
+			(struct meta_range){ host_off >> q->cluster_bits, div_up(end, q->cluster_len) };
+}
+
+/* The snapshot table and the L1 tables that it names. */
+static int open_snapshots(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	struct qcow2_snapshot *list;
+	uint64_t table_len;
+	int ret;
+
+	if (!q->h.nr_snapshots)
+		return 0;
+	ret = snapshots_read(f, q->file, &q->h, &list, &table_len, err);
+	if (ret < 0)
+		return ret;
+	q->meta->ranges = calloc(q->h.nr_snapshots + 1ull, sizeof(q->meta->ranges[0]));
+	if (q->meta->ranges) {
+		add_range(q, q->h.snapshots_off, table_len);
+		for (uint32_t i = 0; i < q->h.nr_snapshots; i++)
+			add_range(q, list[i].l1_off, list[i].l1_entries * 8ull);
+		merge_ranges(q->meta);
+	} else {
+		ret = varve_error_set(err, -ENOMEM, "metadata map: out of memory");
+	}
+	snapshots_free(list, q->h.nr_snapshots);
+	return ret;
+}
+
+/* ---- open, close ---- */
+
+static int add_checked(struct qcow2 *q, const char *what, uint32_t nr, uint64_t host_off,
+		       struct varve_error *err)
+{
+	uint64_t cluster = host_off >> q->cluster_bits;
+
+	if (meta_holds(q, cluster))
+		return varve_error_set(
+			err, -EIO,
+			"%s %u leads to host offset 0x%llx, which holds other metadata: the image is "
+			"damaged; open it read-only, or repair it first",
+			what, nr, (unsigned long long)host_off);
+	if (meta_prepare(q, 1) < 0)
+		return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
+	meta_add(q, cluster);
+	return 0;
+}
+
+static int add_l2_tables(struct qcow2 *q, struct varve_error *err)
+{
+	int ret = 0;
+
+	for (uint32_t i = 0; i < q->h.l1_entries && ret == 0; i++) {
+		uint64_t entry = q->l1[i], host_off = entry & QCOW2_OFF_MASK;
+
+		if (!entry)
+			continue;
+		if ((entry & QCOW2_L1_RESERVED) || !host_off || !is_aligned(host_off, q->cluster_len) ||
+		    host_off >> q->cluster_bits >= q->end_cluster)
+			return varve_error_set(
+				err, -EIO,
+				"L1 entry %u (0x%llx) leads to no L2 table inside the file: the image is "
+				"damaged; open it read-only, or repair it first",
+				i, (unsigned long long)entry);
+		ret = add_checked(q, "L1 entry", i, host_off, err);
+	}
+	return ret;
+}
+
+int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	int ret;
+
+	q->meta = calloc(1, sizeof(*q->meta));
+	if (!q->meta || meta_prepare(q, 1) < 0)
+		return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
+	if (q->h.l1_entries && in_table(q, q->h.l1_off >> q->cluster_bits, q->h.refcount_table_off,
+					(uint64_t)q->h.refcount_table_clusters << q->cluster_bits))
+		return varve_error_set(err, -EIO,
+				       "the L1 table lies in the refcount table: the image is damaged");
+	if (in_table(q, q->h.refcount_table_off >> q->cluster_bits, q->h.l1_off, q->h.l1_entries * 8ull))
+		return varve_error_set(err, -EIO,
+				       "the refcount table lies in the L1 table: the image is damaged");
+	ret = open_snapshots(f, q, err);
+	for (uint32_t i = 0; i < q->refcount_table_entries && ret == 0; i++) {
+		if (q->refcount_table[i])
+			ret = add_checked(q, "refcount table entry", i, q->refcount_table[i], err);
+	}
+	return ret < 0 ? ret : add_l2_tables(q, err);
+}
+
+void meta_close(struct qcow2 *q)
+{
+	if (q->meta) {
+		free(q->meta->slots);
+		free(q->meta->ranges);
+	}
+	free(q->meta);
+	q->meta = NULL;
+}
