@@ -59,14 +59,15 @@ void node_free(struct node *n)
 	free(n);
 }
 
-int node_attach(struct node *n, struct queue *q, struct varve_error *err)
+/* The node and everything below. What is attached stays as it is. */
+static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 {
 	struct node_slot *s;
 	int ret;
 
 	for (; n; n = n->backing) {
 		if (n->file) {
-			ret = node_attach(n->file, q, err);
+			ret = attach_all(n->file, q, err);
 			if (ret < 0)
 				return ret;
 		}
@@ -110,15 +111,22 @@ static void slot_free(struct node_slot *s)
 		free(s);
 }
 
-void node_detach(struct fiber *f, struct node *n, struct queue *q)
+int node_attach(struct node *n, struct queue *q, struct varve_error *err)
 {
-	if (q == n->home)
-		return;
+	int ret = attach_all(n, q, err);
+
+	if (ret == 0)
+		atomic_fetch_add(&node_slot(n, q)->users, 1);
+	return ret;
+}
+
+static void detach_all(struct fiber *f, struct node *n, struct queue *q)
+{
 	for (; n; n = n->backing) {
 		struct node_slot *s;
 
 		if (n->file)
-			node_detach(f, n->file, q);
+			detach_all(f, n->file, q);
 		/* No grace period or drain may be waiting for this queue's answer. */
 		fiber_lock(f, &n->grace_mutex);
 		fiber_lock(f, &n->drain_mutex);
@@ -128,6 +136,12 @@ void node_detach(struct fiber *f, struct node *n, struct queue *q)
 		fiber_unlock(&n->drain_mutex);
 		fiber_unlock(&n->grace_mutex);
 	}
+}
+
+void node_detach(struct fiber *f, struct node *n, struct queue *q)
+{
+	if (q != n->home && atomic_fetch_sub(&node_slot(n, q)->users, 1) == 1)
+		detach_all(f, n, q);
 }
 
 /* ---- the door ---- */

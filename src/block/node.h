@@ -156,6 +156,7 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 struct node_slot {
 	struct node *node;
 	struct queue *q;
+	_Atomic unsigned users;	 /* node_attach() less node_detach() of this very node */
 	uint64_t entered;	 /* requests that came in at this node and are not done: drain */
 	bool quiesced;		 /* drained: new requests wait in parked */
 	unsigned phase;		 /* which of hot[] new requests count in */
@@ -250,7 +251,8 @@ void node_drain_end(struct node *n);
 
 /*
  * Queue q may submit to n (and everything below) from now on: on q's thread. Detaching: a fiber of the home queue,
- * with nothing of q in flight at n and q still alive; the home queue itself stays attached until the graph closes.
+ * with nothing of q in flight at n and q still alive. What was attached several times is detached by the last call;
+ * calls for the same queue come one at a time. The home queue itself stays attached until the graph closes.
  */
 int node_attach(struct node *n, struct queue *q, struct varve_error *err);
 void node_detach(struct fiber *f, struct node *n, struct queue *q);

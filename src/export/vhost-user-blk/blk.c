@@ -3,11 +3,12 @@
  * vhost-user-blk/blk.c - requests of the guest
  *
  * Owns:    see blk.h.
- * Assumes: node_submit() refuses what is out of the disk's bounds; off + len of what it is given does not overflow.
- * Never:   fails a ring for a request that has a place for its status.
+ * Assumes: node_submit() refuses what is out of the disk's bounds; off + len of what it is given does not
+ * overflow. Never:   fails a ring for a request that has a place for its status.
  */
 #include "export/vhost-user-blk/blk.h"
 
+#include <endian.h>
 #include <string.h>
 
 #include "base/iov.h"
@@ -23,14 +24,8 @@ enum blk_type {
 
 #define RANGE_UNMAP 1u /* write zeroes: the space may be given back */
 
-/* docs/spec/virtio-blk.md: what every request begins with. */
-struct blk_header {
-	le32 type;
-	le32 reserved;
-	le64 sector;
-};
-
-static_assert(sizeof(struct blk_header) == 16, "see the spec");
+/* docs/spec/virtio-blk.md: what every request begins with: type (le32), reserved (le32), sector (le64). */
+#define HEADER_LEN 16
 
 /* The data of a request: its buffers without header and status. */
 struct blk_data {
@@ -56,16 +51,18 @@ static void request_done(struct req *r, int ret)
 	answer(container_of(r, struct blk_slot, req), likely(ret == 0) ? BLK_OK : BLK_IOERR);
 }
 
-static void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t len, const struct blk_data *data,
-		   uint32_t flags, void (*done)(struct req *r, int ret))
+static void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t len,
+		   const struct blk_data *data, uint32_t flags, void (*done)(struct req *r, int ret))
 {
-	req_init(&s->req, s->ctx->q, op, off, len, data ? data->iov : NULL, data ? data->nr_iov : 0, flags, done);
+	req_init(&s->req, s->ctx->q, op, off, len, data ? data->iov : NULL, data ? data->nr_iov : 0, flags,
+		 done);
 	node_submit(s->ctx->disk->top, &s->req);
 }
 
 /* ---- read, write, flush, get id ---- */
 
-static void read_write(struct blk_slot *s, enum req_op op, uint64_t sector, const struct blk_data *data, uint32_t flags)
+static void read_write(struct blk_slot *s, enum req_op op, uint64_t sector, const struct blk_data *data,
+		       uint32_t flags)
 {
 	if (unlikely(data->len % BLK_SECTOR_LEN || sector > (VARVE_LEN_MAX - data->len) >> BLK_SECTOR_BITS))
 		answer(s, BLK_IOERR);
@@ -103,8 +100,10 @@ static void run_ranges(struct blk_slot *s)
 		if (!len)
 			continue;
 		if (op == REQ_ZERO)
-			flags = s->ctx->write_flags | (le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
-		/* An answer that comes inside submit() only leaves a mark: no recursion, however many ranges. */
+			flags = s->ctx->write_flags |
+				(le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
+		/* An answer that comes inside submit() only leaves a mark: no recursion, however many ranges.
+		 */
 		s->answered = false;
 		s->submitting = true;
 		submit(s, op, le64_get(range->sector) << BLK_SECTOR_BITS, len, NULL, flags, range_done);
@@ -137,7 +136,8 @@ static enum blk_status check_ranges(const struct blk_slot *s, enum req_op op)
 
 		if (le32_get(range->flags) & ~(op == REQ_ZERO ? RANGE_UNMAP : 0u))
 			return BLK_UNSUPP;
-		if (nr > BLK_RANGE_SECTORS_MAX || le64_get(range->sector) > (VARVE_LEN_MAX >> BLK_SECTOR_BITS) - nr)
+		if (nr > BLK_RANGE_SECTORS_MAX ||
+		    le64_get(range->sector) > (VARVE_LEN_MAX >> BLK_SECTOR_BITS) - nr)
 			return BLK_IOERR;
 	}
 	return BLK_OK;
@@ -169,16 +169,17 @@ static void ranges(struct blk_slot *s, enum req_op op, const struct blk_data *ou
 /* ---- the beginning of every request ---- */
 
 /* Takes the header off the front of the readable buffers, wherever they are cut. */
-static void take_header(struct blk_data *out, struct blk_header *ret_header)
+static void take_header(struct blk_data *out, uint32_t *ret_type, uint64_t *ret_sector)
 {
-	size_t left = sizeof(*ret_header);
+	uint64_t word[2];
+	size_t left = HEADER_LEN;
 
 	if (likely(out->iov->iov_len == left)) {
-		memcpy(ret_header, out->iov->iov_base, left);
+		memcpy(word, out->iov->iov_base, left);
 		out->iov++;
 		out->nr_iov--;
 	} else {
-		iov_to_buf(out->iov, out->nr_iov, 0, ret_header, left);
+		iov_to_buf(out->iov, out->nr_iov, 0, word, left);
 		for (; left && left >= out->iov->iov_len; out->nr_iov--)
 			left -= (out->iov++)->iov_len;
 		if (left) {
@@ -186,9 +187,11 @@ static void take_header(struct blk_data *out, struct blk_header *ret_header)
 			out->iov->iov_len -= left;
 		}
 	}
-	out->len -= sizeof(*ret_header);
+	out->len -= HEADER_LEN;
 	/* From here on only our copy counts, whatever the guest writes over the original. */
-	__asm__ volatile("" : "+m"(*ret_header));
+	__asm__ volatile("" : "+r"(word[0]), "+r"(word[1]));
+	*ret_type = (uint32_t)le64toh(word[0]);
+	*ret_sector = le64toh(word[1]);
 }
 
 /* Takes the status byte off the end of the writable buffers. */
@@ -252,14 +255,15 @@ const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain)
 {
 	struct blk_data out = { s->iov, chain->nr_out, chain->out_len };
 	struct blk_data in = { s->iov + chain->nr_out, chain->nr_in, chain->in_len };
-	struct blk_header header;
+	uint32_t type;
+	uint64_t sector;
 
 	if (unlikely(!in.len))
 		return "a request without a writable byte for its status";
-	if (unlikely(out.len < sizeof(header)))
+	if (unlikely(out.len < HEADER_LEN))
 		return "a request with a header of less than 16 bytes";
-	take_header(&out, &header);
+	take_header(&out, &type, &sector);
 	take_status(s, &in);
-	dispatch(s, le32_get(header.type), le64_get(header.sector), &out, &in);
+	dispatch(s, type, sector, &out, &in);
 	return NULL;
 }

@@ -33,8 +33,8 @@
 #define BLK_SECTOR_BITS 9
 
 /*
- * Buffers of one request, header and status included. More than SEG_MAX tells the driver, because nothing but good
- * sense keeps it from cutting a header into pieces.
+ * Buffers of one request, header and status included. More than SEG_MAX tells the driver, because nothing but
+ * good sense keeps it from cutting a header into pieces.
  */
 #define BLK_IOV_MAX 256
 
@@ -62,17 +62,17 @@ struct blk_disk {
 struct blk_ctx {
 	const struct blk_disk *disk;
 	struct queue *q;
-	uint64_t features;   /* negotiated */
+	uint64_t features;    /* negotiated */
 	uint32_t write_flags; /* of every write: REQ_FUA when the driver cannot flush */
 };
 
-/* A request of the guest, from vring_chain() to blk_finished(). One for each descriptor of the ring, by head. */
+/* A request of the guest, from vring_chain() to blk_finished(). One for each descriptor, by head. */
 struct blk_slot {
 	struct req req;
 	const struct blk_ctx *ctx;
 	volatile uint8_t *status;
-	uint32_t written;  /* when it succeeds: bytes written, without a gap, from the first writable one on */
-	bool has_in;	   /* there are writable bytes before the status */
+	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
+	bool has_in;	  /* there are writable bytes before the status */
 	uint16_t head;
 	bool busy;
 
@@ -84,15 +84,16 @@ struct blk_slot {
 
 	union {
 		struct iovec iov[BLK_IOV_MAX];
-		struct blk_range range[BLK_RANGES_MAX]; /* once they are copied, the buffers are not needed any more */
+		struct blk_range
+			range[BLK_RANGES_MAX]; /* in the place of the buffers they were copied from */
 	};
 };
 
 static_assert(sizeof(struct blk_range) == 16, "see the spec");
 
 /*
- * Begins the request in s->iov. It ends in blk_finished(), perhaps before this returns. NULL; or what is wrong with
- * a chain that cannot be answered at all.
+ * Begins the request in s->iov. It ends in blk_finished(), perhaps before this returns. Returns NULL, or what
+ * is wrong with a chain that cannot be answered at all.
  */
 const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain);
 
@@ -104,6 +105,7 @@ void blk_finished(struct blk_slot *s, uint32_t written);
 uint64_t blk_features(const struct blk_disk *disk);
 
 /* Fills the whole configuration space that a message can carry; zero where no field is. */
-void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max, uint8_t space[UMSG_CONFIG_MAX]);
+void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max,
+		uint8_t space[UMSG_CONFIG_MAX]);
 
 #endif

@@ -11,8 +11,8 @@
 #include "export/vhost-user-blk/blk.h"
 
 /*
- * Data segments of a request: with header and status they fill a ring of 128, the usual size, so that a driver
- * without indirect descriptors gets along too.
+ * Data segments of a request: with header and status they fill a ring of 128, the usual size, so that a
+ * driver without indirect descriptors gets along too.
  */
 #define SEG_MAX 126u
 
@@ -46,9 +46,9 @@ static_assert(offsetof(struct blk_config_space, num_queues) == 34, "see the spec
 
 uint64_t blk_features(const struct blk_disk *disk)
 {
-	uint64_t features = BIT(BLK_F_SEG_MAX) | BIT(BLK_F_BLK_SIZE) | BIT(BLK_F_FLUSH) | BIT(BLK_F_TOPOLOGY) |
-			    BIT(BLK_F_MQ) | BIT(BLK_F_INDIRECT_DESC) | BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) |
-			    BIT(UMSG_F_PROTOCOL_FEATURES);
+	uint64_t features = BIT(BLK_F_SEG_MAX) | BIT(BLK_F_BLK_SIZE) | BIT(BLK_F_FLUSH) |
+			    BIT(BLK_F_TOPOLOGY) | BIT(BLK_F_MQ) | BIT(BLK_F_INDIRECT_DESC) |
+			    BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) | BIT(UMSG_F_PROTOCOL_FEATURES);
 
 	if (disk->writable)
 		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES);
@@ -67,7 +67,8 @@ static uint32_t physical_len(const struct node *n)
 	return align;
 }
 
-void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max, uint8_t space[UMSG_CONFIG_MAX])
+void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max,
+		uint8_t space[UMSG_CONFIG_MAX])
 {
 	uint32_t physical = physical_len(disk->top) / BLK_SECTOR_LEN;
 	uint32_t cluster = disk->top->cluster_len / BLK_SECTOR_LEN;

@@ -2,9 +2,9 @@
 /*
  * vhost-user-blk/export.c - one served disk: its socket, its queues, start and stop
  *
- * Owns:    the listening socket and its name in the file system, the session, the queues' attachment to the node.
- * Assumes: start and stop are called by a thread that runs none of the queues.
- * Never:   removes a file that it did not make, or another program's socket that somebody listens on.
+ * Owns:    the listening socket and its name in the file system, the session, the queues' attachment to the
+ * node. Assumes: start and stop are called by a thread that runs none of the queues. Never:   removes a file
+ * that it did not make, or another program's socket that somebody listens on.
  *
  * While a front end is connected nobody is accepted: the next one waits in the socket's backlog.
  */
@@ -37,9 +37,9 @@ struct vublk {
 	struct blk_disk disk;
 	struct queue *control;
 	unsigned nr_queues;
-	struct queue **queues; /* each once, for attaching */
-	bool *attached;	       /* by us */
-	dev_t dev;	       /* of the socket's file, to know it again */
+	struct queue **queues;
+	bool *attached;
+	dev_t dev; /* of the socket's file, to know it again */
 	ino_t ino;
 
 	/* control thread */
@@ -125,12 +125,15 @@ static int clear_path(const struct sockaddr_un *addr, struct varve_error *err)
 	if (lstat(addr->sun_path, &st) < 0)
 		return errno == ENOENT ? 0 : varve_error_errno(err, -errno, "%s", addr->sun_path);
 	if (!S_ISSOCK(st.st_mode))
-		return varve_error_set(err, -EEXIST, "%s: exists and is not a socket; choose another path or remove it",
+		return varve_error_set(err, -EEXIST,
+				       "%s: exists and is not a socket; choose another path or remove it",
 				       addr->sun_path);
 	if (!is_dead(addr))
-		return varve_error_set(err, -EADDRINUSE, "%s: another program listens on this socket", addr->sun_path);
+		return varve_error_set(err, -EADDRINUSE, "%s: another program listens on this socket",
+				       addr->sun_path);
 	if (unlink(addr->sun_path) < 0 && errno != ENOENT)
-		return varve_error_errno(err, -errno, "%s: cannot remove the socket of a program that has ended",
+		return varve_error_errno(err, -errno,
+					 "%s: cannot remove the socket of a program that has ended",
 					 addr->sun_path);
 	return 0;
 }
@@ -142,8 +145,9 @@ static int make_socket(struct vublk *v, struct varve_error *err)
 	int fd, ret;
 
 	if (strlen(v->path) >= sizeof(addr.sun_path))
-		return varve_error_set(err, -ENAMETOOLONG, "%s: a socket path has at most %zu bytes, this one has %zu",
-				       v->path, sizeof(addr.sun_path) - 1, strlen(v->path));
+		return varve_error_set(err, -ENAMETOOLONG,
+				       "%s: a socket path has at most %zu bytes, this one has %zu", v->path,
+				       sizeof(addr.sun_path) - 1, strlen(v->path));
 	strcpy(addr.sun_path, v->path);
 	ret = clear_path(&addr, err);
 	if (ret < 0)
@@ -195,10 +199,6 @@ static int attach_one(struct fiber *f, void *arg)
 	struct vublk *v = a->v;
 
 	(void)f;
-	/* The image's home queue, say, was attached when it was opened, and must stay so after us. */
-	if (atomic_load(&v->disk.top->slots[queue_id(v->queues[a->i])]))
-		return 0;
-	v->attached[a->i] = true;
 	return node_attach(v->disk.top, v->queues[a->i], a->err);
 }
 
@@ -227,27 +227,28 @@ static int attach_queues(struct vublk *v, struct varve_error *err)
 		struct attach_call a = { v, i, err };
 		int ret = fiber_call(v->queues[i], attach_one, &a);
 
-		if (ret < 0) {
-			v->attached[i] = false;
+		if (ret < 0)
 			return ret;
-		}
+		v->attached[i] = true;
 	}
 	return 0;
 }
 
 /* ---- start and stop ---- */
 
-static int check_options(const struct node *top, const struct varve_vhost_user_blk_options *o, struct varve_error *err)
+static int check_options(const struct node *top, const struct varve_vhost_user_blk_options *o,
+			 struct varve_error *err)
 {
 	if (o->nr_queues > RINGS_MAX)
-		return varve_error_set(err, -EINVAL, "%s: %u virtqueues, 1 .. %d are possible", o->socket_path,
-				       o->nr_queues, RINGS_MAX);
+		return varve_error_set(err, -EINVAL, "%s: %u virtqueues, 1 .. %d are possible",
+				       o->socket_path, o->nr_queues, RINGS_MAX);
 	if (o->queue_size && (!is_pow2(o->queue_size) || o->queue_size < 2 || o->queue_size > VRING_NUM_MAX))
-		return varve_error_set(err, -EINVAL, "%s: a queue size of %u is not a power of two from 2 to %d",
+		return varve_error_set(err, -EINVAL,
+				       "%s: a queue size of %u is not a power of two from 2 to %d",
 				       o->socket_path, o->queue_size, VRING_NUM_MAX);
 	if (o->serial && strlen(o->serial) > BLK_ID_LEN)
-		return varve_error_set(err, -EINVAL, "%s: the serial \"%s\" has more than %d bytes", o->socket_path,
-				       o->serial, BLK_ID_LEN);
+		return varve_error_set(err, -EINVAL, "%s: the serial \"%s\" has more than %d bytes",
+				       o->socket_path, o->serial, BLK_ID_LEN);
 	if (o->writable && !(top->flags & NODE_WRITABLE))
 		return varve_error_set(err, -EACCES, "%s: %s is open read-only and cannot be served writable",
 				       o->socket_path, node_name(top));
@@ -288,8 +289,8 @@ static void vublk_free(struct vublk *v)
 }
 
 /* The object, with nothing started yet. */
-static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_blk_options *o, struct queue *control,
-			       struct queue *const *queues, unsigned nr_queues)
+static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_blk_options *o,
+			       struct queue *control, struct queue *const *queues, unsigned nr_queues)
 {
 	struct vublk *v = calloc(1, sizeof(*v));
 
@@ -316,7 +317,8 @@ static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_b
 }
 
 int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_vhost_user_blk_options *opts,
-		struct queue *control, struct queue *const *queues, unsigned nr_queues, struct varve_error *err)
+		struct queue *control, struct queue *const *queues, unsigned nr_queues,
+		struct varve_error *err)
 {
 	struct vublk *v;
 	int ret;

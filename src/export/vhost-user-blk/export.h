@@ -11,10 +11,12 @@ struct vublk;
 
 /*
  * Serves node top on a unix socket. Called by a thread that runs none of the queues; returns when the socket
- * listens. The export attaches the queues to the node itself. control and the queues have threads of their own.
+ * listens. The export attaches the queues to the node itself. control and the queues have threads of their
+ * own.
  */
 int vublk_start(struct vublk **ret, struct node *top, const struct varve_vhost_user_blk_options *opts,
-		struct queue *control, struct queue *const *queues, unsigned nr_queues, struct varve_error *err);
+		struct queue *control, struct queue *const *queues, unsigned nr_queues,
+		struct varve_error *err);
 
 /* No new requests; waits for those in flight; removes the socket; detaches the queues. Does not flush. */
 void vublk_stop(struct vublk *v);

@@ -16,8 +16,8 @@
 #define PAGE_LEN_MAX GiB(1) /* the largest huge page of any machine that we run on */
 
 /*
- * The unit in which a mapping of this file may begin and end. hugetlbfs wants whole huge pages, which it tells as
- * the block size; other files of memory may tell a larger one than they need, which does no harm.
+ * The unit in which a mapping of this file may begin and end. hugetlbfs wants whole huge pages, which it
+ * tells as the block size; other files of memory may tell a larger one than they need, which does no harm.
  */
 static uint64_t map_unit(const struct stat *st)
 {
@@ -26,18 +26,23 @@ static uint64_t map_unit(const struct stat *st)
 	return is_pow2(unit) && unit > page && unit <= PAGE_LEN_MAX ? unit : page;
 }
 
-static int check_region(const struct umsg_region *u, unsigned i, const struct stat *st, struct varve_error *err)
+static int check_region(const struct umsg_region *u, unsigned i, const struct stat *st,
+			struct varve_error *err)
 {
 	uint64_t end;
 
 	if (!u->len)
 		return varve_error_set(err, -EINVAL, "memory region %u is empty", i);
 	if (u64_add(u->guest_addr, u->len, &end) || u64_add(u->user_addr, u->len, &end))
-		return varve_error_set(err, -EINVAL, "memory region %u: 0x%" PRIx64 " bytes wrap around the end of the"
-				       " address space", i, u->len);
+		return varve_error_set(err, -EINVAL,
+				       "memory region %u: 0x%" PRIx64 " bytes wrap around the end of the"
+				       " address space",
+				       i, u->len);
 	if (!S_ISREG(st->st_mode))
-		return varve_error_set(err, -EINVAL, "memory region %u: its descriptor is not a file of memory"
-				       " (memfd, tmpfs, hugetlbfs)", i);
+		return varve_error_set(err, -EINVAL,
+				       "memory region %u: its descriptor is not a file of memory"
+				       " (memfd, tmpfs, hugetlbfs)",
+				       i);
 	if (u64_add(u->mmap_off, u->len, &end) || end > (uint64_t)st->st_size)
 		return varve_error_set(err, -EINVAL,
 				       "memory region %u: 0x%" PRIx64 " bytes at offset 0x%" PRIx64
@@ -51,24 +56,27 @@ static bool overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64_t b_len)
 	return a < b + b_len && b < a + a_len;
 }
 
-static int check_overlap(const struct gmem *m, const struct umsg_region *u, unsigned i, struct varve_error *err)
+static int check_overlap(const struct gmem *m, const struct umsg_region *u, unsigned i,
+			 struct varve_error *err)
 {
 	for (unsigned k = 0; k < m->nr_regions; k++) {
 		const struct gmem_region *r = &m->region[k];
 
 		if (overlap(r->guest_addr, r->len, u->guest_addr, u->len))
 			return varve_error_set(err, -EINVAL,
-					       "memory regions %u and %u overlap at guest address 0x%" PRIx64, k, i,
-					       MAX(r->guest_addr, u->guest_addr));
+					       "memory regions %u and %u overlap at guest address 0x%" PRIx64,
+					       k, i, MAX(r->guest_addr, u->guest_addr));
 		if (overlap(r->user_addr, r->len, u->user_addr, u->len))
-			return varve_error_set(err, -EINVAL,
-					       "memory regions %u and %u overlap at front-end address 0x%" PRIx64, k, i,
-					       MAX(r->user_addr, u->user_addr));
+			return varve_error_set(
+				err, -EINVAL,
+				"memory regions %u and %u overlap at front-end address 0x%" PRIx64, k, i,
+				MAX(r->user_addr, u->user_addr));
 	}
 	return 0;
 }
 
-static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, int fd, struct varve_error *err)
+static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, int fd,
+		      struct varve_error *err)
 {
 	struct gmem_region *r = &m->region[m->nr_regions];
 	uint64_t unit, start, end;
@@ -90,8 +98,10 @@ static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, i
 	end = align_up(u->mmap_off + u->len, unit);
 	map = mmap(NULL, end - start, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, (off_t)start);
 	if (map == MAP_FAILED)
-		return varve_error_errno(err, -errno, "memory region %u: cannot map 0x%" PRIx64 " bytes", i, u->len);
-	(void)madvise(map, end - start, MADV_DONTDUMP); /* guest secrets stay out of core dumps; only a kindness */
+		return varve_error_errno(err, -errno, "memory region %u: cannot map 0x%" PRIx64 " bytes", i,
+					 u->len);
+	(void)madvise(map, end - start,
+		      MADV_DONTDUMP); /* guest secrets stay out of core dumps; only a kindness */
 	*r = (struct gmem_region){
 		.guest_addr = u->guest_addr,
 		.user_addr = u->user_addr,
@@ -104,7 +114,8 @@ static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, i
 	return 0;
 }
 
-int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, unsigned nr, struct varve_error *err)
+int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, unsigned nr,
+	     struct varve_error *err)
 {
 	struct gmem fresh = { .nr_regions = 0 };
 

@@ -29,14 +29,16 @@ struct gmem {
 };
 
 /*
- * Maps a table of nr regions (at most UMSG_REGIONS_MAX), region i from fds[i]. On failure nothing stays mapped and
- * *m is untouched. A region must lie inside its file; regions may touch, not overlap.
+ * Maps a table of nr regions (at most UMSG_REGIONS_MAX), region i from fds[i]. On failure nothing stays
+ * mapped and *m is untouched. A region must lie inside its file; regions may touch, not overlap.
  */
-int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, unsigned nr, struct varve_error *err);
+int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, unsigned nr,
+	     struct varve_error *err);
 
 void gmem_unmap(struct gmem *m);
 
-/* Our pointer to len > 0 bytes at an address of the front end's process, if one region holds them all; or NULL. */
+/* Our pointer to len > 0 bytes at an address of the front end's process; NULL unless one region has them all.
+ */
 void *gmem_by_user(const struct gmem *m, uint64_t user_addr, uint64_t len);
 
 /* True if the region holds guest_addr; *ret_off is the distance from its start. */
@@ -47,7 +49,8 @@ static inline bool gmem_region_has(const struct gmem_region *r, uint64_t guest_a
 }
 
 /* The region that holds guest_addr, or NULL. */
-static inline const struct gmem_region *gmem_region_at(const struct gmem *m, uint64_t guest_addr, uint64_t *ret_off)
+static inline const struct gmem_region *gmem_region_at(const struct gmem *m, uint64_t guest_addr,
+						       uint64_t *ret_off)
 {
 	for (unsigned i = 0; i < m->nr_regions; i++) {
 		if (gmem_region_has(&m->region[i], guest_addr, ret_off))

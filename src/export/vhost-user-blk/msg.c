@@ -107,7 +107,8 @@ int umsg_take_fd(struct umsg *m, unsigned i)
 
 /* ---- receiving ---- */
 
-/* Keeps the descriptors of one recvmsg(). Those that do not fit are closed: true says that there were such. */
+/* Keeps the descriptors of one recvmsg(). Those that do not fit are closed: true says that there were such.
+ */
 static bool take_fds(struct umsg *m, struct msghdr *mh)
 {
 	bool lost = mh->msg_flags & MSG_CTRUNC; /* the kernel has closed those */
@@ -161,9 +162,10 @@ static ssize_t recv_part(struct umsg *m, int sock, void *buf, size_t len, struct
 				       "a message came with more than the %d descriptors that one may carry",
 				       UMSG_FDS_MAX);
 	if (n == 0 && m->have)
-		return varve_error_set(err, -ECONNRESET,
-				       "the front end closed the connection inside a message (%zu bytes of it came)",
-				       m->have);
+		return varve_error_set(
+			err, -ECONNRESET,
+			"the front end closed the connection inside a message (%zu bytes of it came)",
+			m->have);
 	return n;
 }
 
@@ -174,11 +176,13 @@ static int check_header(const struct umsg_header *h, struct varve_error *err)
 		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 "): protocol version %u, 1 is supported",
 				       umsg_name(h->request), h->request, h->flags & UMSG_VERSION_MASK);
 	if (h->flags & UMSG_REPLY)
-		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 ") has the reply flag, but nothing was asked",
+		return varve_error_set(err, -EPROTO,
+				       "%s (%" PRIu32 ") has the reply flag, but nothing was asked",
 				       umsg_name(h->request), h->request);
 	if (h->size > sizeof(union umsg_payload))
-		return varve_error_set(err, -EPROTO, "%s (%" PRIu32 ") announces %" PRIu32 " bytes, at most %zu fit",
-				       umsg_name(h->request), h->request, h->size, sizeof(union umsg_payload));
+		return varve_error_set(
+			err, -EPROTO, "%s (%" PRIu32 ") announces %" PRIu32 " bytes, at most %zu fit",
+			umsg_name(h->request), h->request, h->size, sizeof(union umsg_payload));
 	return 0;
 }
 
@@ -250,13 +254,15 @@ int umsg_check(const struct umsg *m, struct varve_error *err)
 	const char *name = umsg_name(request);
 
 	if (form == FORM_UNKNOWN)
-		return varve_error_set(err, -ENOTSUP, "%s (%" PRIu32 ") was sent, which is not offered", name, request);
+		return varve_error_set(err, -ENOTSUP, "%s (%" PRIu32 ") was sent, which is not offered", name,
+				       request);
 	if (m->header.size != payload_len(m, form))
-		return varve_error_set(err, -EPROTO, "%s has %" PRIu32 " bytes, not the %" PRIu64 " that belong to it",
+		return varve_error_set(err, -EPROTO,
+				       "%s has %" PRIu32 " bytes, not the %" PRIu64 " that belong to it",
 				       name, m->header.size, payload_len(m, form));
 	if (m->nr_fds != fds_wanted(m, form))
-		return varve_error_set(err, -EPROTO, "%s came with %u descriptors instead of %u", name, m->nr_fds,
-				       fds_wanted(m, form));
+		return varve_error_set(err, -EPROTO, "%s came with %u descriptors instead of %u", name,
+				       m->nr_fds, fds_wanted(m, form));
 	if (form == FORM_RING_FD && m->payload.u64 & ~(uint64_t)(UMSG_VRING_INDEX | UMSG_VRING_NO_FD))
 		return varve_error_set(err, -EPROTO, "%s: unknown bits in 0x%" PRIx64, name, m->payload.u64);
 	return 0;

@@ -131,16 +131,17 @@ static_assert(sizeof(struct umsg_vring_addr) == 40, "vhost-user vring address");
 static_assert(sizeof(struct umsg_region) == 32, "vhost-user memory region");
 
 /*
- * Receives what there is of one message into m, which was zeroed (or umsg_reset()) before the first call and is
- * given again until the message is whole. Returns 1: whole; 0: the front end closed the connection between two
- * messages; -EAGAIN: more to come; else a negative errno with err filled, after which the stream cannot be trusted.
+ * Receives what there is of one message into m, which was zeroed (or umsg_reset()) before the first call and
+ * is given again until the message is whole. Returns 1: whole; 0: the front end closed the connection between
+ * two messages; -EAGAIN: more to come; else a negative errno with err filled, after which the stream cannot
+ * be trusted.
  */
 int umsg_recv(struct umsg *m, int sock, struct varve_error *err);
 
 /* Is it a request that we serve, of the right size, with the right number of descriptors? */
 int umsg_check(const struct umsg *m, struct varve_error *err);
 
-/* The ring that a message which passed umsg_check() is about; -1: none. Not compared with the number of rings. */
+/* The ring that a message which passed umsg_check() is about, be there such a ring or not; -1: none. */
 int64_t umsg_ring(const struct umsg *m);
 
 /* Gives the descriptor i to the caller. */

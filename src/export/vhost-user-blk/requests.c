@@ -15,8 +15,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#define PROTOCOL_FEATURES                                                                                            \
-	(UINT64_C(1) << UMSG_PROTOCOL_F_MQ | UINT64_C(1) << UMSG_PROTOCOL_F_REPLY_ACK |                              \
+#define PROTOCOL_FEATURES                                                                                    \
+	(UINT64_C(1) << UMSG_PROTOCOL_F_MQ | UINT64_C(1) << UMSG_PROTOCOL_F_REPLY_ACK |                      \
 	 UINT64_C(1) << UMSG_PROTOCOL_F_CONFIG | UINT64_C(1) << UMSG_PROTOCOL_F_RESET_DEVICE)
 
 /* ---- answers ---- */
@@ -60,11 +60,13 @@ static int set_features(struct session *s)
 	uint64_t take = s->msg.payload.u64, offered = blk_features(s->disk);
 
 	if (take & ~offered)
-		return varve_error_set(&s->err, -EINVAL, "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
+		return varve_error_set(&s->err, -EINVAL,
+				       "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
 				       take & ~offered);
 	if (!(take >> BLK_F_VERSION_1 & 1))
-		return varve_error_set(&s->err, -ENOTSUP,
-				       "SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are not served");
+		return varve_error_set(
+			&s->err, -ENOTSUP,
+			"SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are not served");
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		if (s->rings[i].on && take != s->features)
 			return varve_error_set(&s->err, -EBUSY,
@@ -73,7 +75,8 @@ static int set_features(struct session *s)
 	}
 	s->features = take;
 	s->has_features = true;
-	/* A front end that does not know how to enable rings finds them enabled; taking the bit disables none. */
+	/* A front end that does not know how to enable rings finds them enabled; taking the bit disables
+	 * none. */
 	for (unsigned i = 0; i < s->nr_rings && !(take >> UMSG_F_PROTOCOL_FEATURES & 1); i++)
 		s->rings[i].enabled = true;
 	return 0;
@@ -145,7 +148,8 @@ static int set_mem_table(struct session *s)
 
 static int running(struct session *s, const struct ring *r)
 {
-	return varve_error_set(&s->err, -EBUSY, "%s: queue %u is running", umsg_name(s->msg.header.request), r->index);
+	return varve_error_set(&s->err, -EBUSY, "%s: queue %u is running", umsg_name(s->msg.header.request),
+			       r->index);
 }
 
 static int set_vring_num(struct session *s)
@@ -155,8 +159,8 @@ static int set_vring_num(struct session *s)
 
 	if (!is_pow2(num) || num > s->num_max)
 		return varve_error_set(&s->err, -EINVAL,
-				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u", r->index,
-				       num, s->num_max);
+				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u",
+				       r->index, num, s->num_max);
 	if (r->on)
 		return running(s, r);
 	r->num = num;
@@ -172,8 +176,9 @@ static int set_vring_addr(struct session *s)
 	int ret;
 
 	if (a->flags)
-		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ADDR: queue %u: flags 0x%x, none are offered",
-				       r->index, a->flags);
+		return varve_error_set(&s->err, -EINVAL,
+				       "SET_VRING_ADDR: queue %u: flags 0x%x, none are offered", r->index,
+				       a->flags);
 	/* If it can be told already that the ring would not start, this is the message to say so. */
 	if (r->num && s->mem.nr_regions) {
 		ret = vring_open(&trial, &s->mem, &addr, r->num, r->base, false, false, &s->err);
@@ -191,8 +196,9 @@ static int set_vring_base(struct session *s)
 	uint32_t base = s->msg.payload.state.num;
 
 	if (base > UINT16_MAX)
-		return varve_error_set(&s->err, -EINVAL, "SET_VRING_BASE: queue %u: %u is not an index of a ring",
-				       r->index, base);
+		return varve_error_set(&s->err, -EINVAL,
+				       "SET_VRING_BASE: queue %u: %u is not an index of a ring", r->index,
+				       base);
 	if (r->on)
 		return running(s, r);
 	r->base = (uint16_t)base;
@@ -217,8 +223,8 @@ static int set_vring_enable(struct session *s)
 	uint32_t enable = s->msg.payload.state.num;
 
 	if (enable > 1)
-		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ENABLE: queue %u: %u is neither 0 nor 1", r->index,
-				       enable);
+		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ENABLE: queue %u: %u is neither 0 nor 1",
+				       r->index, enable);
 	r->enabled = enable;
 	return 0;
 }
@@ -237,11 +243,13 @@ static int take_eventfd(struct session *s, int *ret_fd)
 	if (fstat(s->msg.fds[0], &st) < 0)
 		return varve_error_errno(&s->err, -errno, "%s: queue %u", name, index);
 	if (st.st_dev != s->eventfd_dev || st.st_ino != s->eventfd_ino)
-		return varve_error_set(&s->err, -EINVAL, "%s: queue %u: the descriptor is not an eventfd", name, index);
+		return varve_error_set(&s->err, -EINVAL, "%s: queue %u: the descriptor is not an eventfd",
+				       name, index);
 	flags = fcntl(s->msg.fds[0], F_GETFL);
 	if (flags < 0 || fcntl(s->msg.fds[0], F_SETFL, flags | O_NONBLOCK) < 0)
-		return varve_error_errno(&s->err, -errno, "%s: queue %u: the descriptor cannot be made non-blocking",
-					 name, index);
+		return varve_error_errno(&s->err, -errno,
+					 "%s: queue %u: the descriptor cannot be made non-blocking", name,
+					 index);
 	*ret_fd = umsg_take_fd(&s->msg, 0);
 	return 0;
 }
@@ -252,9 +260,10 @@ static int set_vring_kick(struct session *s)
 	int fd, ret;
 
 	if (!s->msg.nr_fds)
-		return varve_error_set(&s->err, -ENOTSUP,
-				       "SET_VRING_KICK: queue %u has no descriptor; polling a ring is not offered",
-				       r->index);
+		return varve_error_set(
+			&s->err, -ENOTSUP,
+			"SET_VRING_KICK: queue %u has no descriptor; polling a ring is not offered",
+			r->index);
 	ret = take_eventfd(s, &fd);
 	if (ret == 0)
 		ring_set_kick(r, fd);
@@ -298,8 +307,8 @@ static int get_config(struct session *s)
 }
 
 /*
- * No field can be written. A guest can make its front end send this, so it is not a reason to end the session: it is
- * refused if an answer is wanted, and else ignored.
+ * No field can be written. A guest can make its front end send this, so it is not a reason to end the
+ * session: it is refused if an answer is wanted, and else ignored.
  */
 static int set_config(struct session *s)
 {

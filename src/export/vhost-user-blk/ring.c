@@ -19,7 +19,8 @@
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define BREAKS_LOGGED 20
 
-/* An eventfd whose counter is full has been signalled all the same; other failures are the front end's loss. */
+/* An eventfd whose counter is full has been signalled all the same; other failures are the front end's loss.
+ */
 static void signal_fd(int fd)
 {
 	const uint64_t one = 1;
@@ -40,9 +41,10 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 	r->broken = true;
 	stop_watching(r);
 	if (r->nr_breaks++ < BREAKS_LOGGED)
-		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name, r->index,
-			    r->vr.fault,
-			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)" : "");
+		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name,
+			    r->index, r->vr.fault,
+			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"
+							  : "");
 	signal_fd(r->err_fd);
 }
 
@@ -56,7 +58,8 @@ static int take_request(struct ring *r, uint16_t head)
 	int ret;
 
 	if (unlikely(s->busy))
-		return vring_fault(&r->vr, "descriptor %u is offered again while its request is in flight", head);
+		return vring_fault(&r->vr, "descriptor %u is offered again while its request is in flight",
+				   head);
 	ret = vring_chain(&r->vr, head, s->iov, BLK_IOV_MAX, &chain);
 	if (unlikely(ret < 0))
 		return ret;
@@ -72,8 +75,8 @@ static int take_request(struct ring *r, uint16_t head)
 }
 
 /*
- * Takes all requests that are there, but no more than the ring has places: a guest that adds them as fast as they
- * are completed shares the thread with others.
+ * Takes all requests that are there, but no more than the ring has places: a guest that adds them as fast as
+ * they are completed shares the thread with others.
  */
 static void take_requests(struct ring *r)
 {
@@ -317,8 +320,8 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, struct
 		return ret;
 	r->ctx.features = features;
 	/*
-	 * A driver that cannot flush takes what is acknowledged for durable. Without FUA a power cut would take back
-	 * writes that a file system has built upon, with nobody to notice.
+	 * A driver that cannot flush takes what is acknowledged for durable. Without FUA a power cut would
+	 * take back writes that a file system has built upon, with nobody to notice.
 	 */
 	r->ctx.write_flags = features >> BLK_F_FLUSH & 1 ? 0 : REQ_FUA;
 	r->on = true;

@@ -3,18 +3,18 @@
  * vhost-user-blk/ring.h - one virtqueue at work on its queue
  *
  * Owns:    the ring's slots, and its kick, call and error descriptors.
- * Assumes: the memory table outlives the ring's run. Descriptors are eventfds in non-blocking mode; a front end
- *          that makes one of them blocking again can stall the queue that it runs on.
+ * Assumes: the memory table outlives the ring's run. Descriptors are eventfds in non-blocking mode; a front
+ *          end that makes its call descriptor blocking again can stall the queue that the ring runs on.
  * Never:   touched by two threads at a time: it is handed over by messages, and back.
  *
- *	              ring_start()                 started
- *	 control:  OFF ───────────▶ (START sent) ───────────▶ ON          the ring's queue has it
- *	            ▲                                         │
- *	            └────────────── (STOP sent) ◀─────────────┘           ring_stop(); the answer comes when no
- *	               stopped                                            request is in flight any more
+ *	     ring_start()              started
+ *	 OFF ───────────▶ (START sent) ───────▶ ON         ON: the ring's queue has it, else control
+ *	  ▲                                     │
+ *	  └────────────── (STOP sent) ◀─────────┘          the answer to ring_stop() comes when no request
+ *	      stopped                 ring_stop()          is in flight any more
  *
- * While it is ON it may turn out to be broken: it then takes no further request, says so in the log and on its error
- * descriptor, and waits for STOP.
+ * While it is ON it may turn out to be broken: it then takes no further request, says so in the log and on
+ * its error descriptor, and waits for STOP.
  */
 #ifndef VARVE_VUBLK_RING_H
 #define VARVE_VUBLK_RING_H
@@ -28,20 +28,20 @@ struct ring {
 	unsigned index;
 	const char *name; /* of the export, for the log */
 	struct queue *q, *control;
-	void (*answered)(struct ring *r); /* on the control thread: an order was carried out, result in r->ret */
+	void (*answered)(struct ring *r); /* control thread: an order was carried out, its result is r->ret */
 	void *owner;
 
 	/* control thread only */
-	bool on;		/* START was sent and STOP not yet answered */
-	bool enabled;		/* SET_VRING_ENABLE */
+	bool on;      /* START was sent and STOP not yet answered */
+	bool enabled; /* SET_VRING_ENABLE */
 	bool has_addr;
-	unsigned num;		/* 0: not set */
+	unsigned num; /* 0: not set */
 	struct vring_addr addr;
 
 	/* control thread while the ring is off, its queue while it is on */
 	uint16_t base; /* the next available entry, when off */
 	bool broken;
-	unsigned nr_breaks; /* in this session */
+	unsigned nr_breaks;	      /* in this session */
 	int kick_fd, call_fd, err_fd; /* -1: none */
 	struct vring vr;
 	struct blk_ctx ctx;

@@ -36,7 +36,8 @@ static void unwatch(struct session *s)
 	s->watching = false;
 }
 
-/* The events that the state wants. While rings are waited for the socket is left alone: a hang-up can wait too. */
+/* The events that the state wants. While rings are waited for the socket is left alone: a hang-up can wait
+ * too. */
 static int watch_for(struct session *s, uint32_t events)
 {
 	int ret = 0;
@@ -76,7 +77,8 @@ static void stop_rings(struct session *s)
 		stop_ring(s, &s->rings[i]);
 }
 
-/* A ring that cannot start forgets its addresses, so that the next message does not fail for the same reason. */
+/* A ring that cannot start forgets its addresses, so that the next message does not fail for the same reason.
+ */
 static void start_failed(struct session *s, struct ring *r, int ret)
 {
 	r->has_addr = false;
@@ -110,8 +112,8 @@ static void ring_answered(struct ring *r)
 
 	if (r->ret < 0) {
 		if (s->result == 0)
-			varve_error_errno(&s->err, r->ret, "queue %u: its kick descriptor cannot be waited for",
-					  r->index);
+			varve_error_errno(&s->err, r->ret,
+					  "queue %u: its kick descriptor cannot be waited for", r->index);
 		start_failed(s, r, r->ret);
 	}
 	if (--s->nr_waiting == 0)
@@ -195,8 +197,8 @@ static void send_answer(struct session *s)
 }
 
 /*
- * The message is done with. One that was refused is answered with a refusal if the front end asked for an answer;
- * else only the end of the connection can tell it that things are not as it believes.
+ * The message is done with. One that was refused is answered with a refusal if the front end asked for an
+ * answer; else only the end of the connection can tell it that things are not as it believes.
  */
 static void finish_message(struct session *s)
 {
@@ -208,7 +210,8 @@ static void finish_message(struct session *s)
 	}
 	if (s->result < 0 && s->nr_refused++ < REFUSALS_LOGGED)
 		log_warning("%s: refused: %s%s", s->name, s->err.message,
-			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)" : "");
+			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)"
+							     : "");
 	if (s->need_reply && !s->answer_len)
 		session_answer_u64(s, s->result < 0);
 	send_answer(s);
@@ -313,7 +316,8 @@ static void socket_ready(struct watch *w, uint32_t events)
 
 /* ---- making and unmaking ---- */
 
-/* All eventfds share one inode, which they share with nothing that could make us wait (a pipe, a FUSE file). */
+/* All eventfds share one inode, which they share with nothing that could make us wait (a pipe, a FUSE file).
+ */
 static int learn_eventfd(struct session *s, struct varve_error *err)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -7,15 +7,14 @@
  * Never:   waits: a front end that is slow, silent or gone in the middle of a message holds up nobody else.
  *          Processes a message while an earlier one still waits for a ring.
  *
- *	           session_open()           message                 rings stopped          rings started
- *	 CLOSED ──────────────▶ READING ───────────▶ QUIESCING ────────────────▶ RESUMING ──────────────┐
- *	   ▲                    │     ▲              (those that it     apply()  (those that should     │
- *	   │                    │     │               concerns)                   run, and orders)      │
- *	   │                    │     ├───────────────────────────────────────────────────────────────────┤
- *	   │                    │     └── sent ── WRITING ◀── the answer does not fit the socket ─────────┘
- *	   │                    │ end of file, broken rule, session_close(): from any state, when its rings have answered
- *	   └─── all rings ──────┴▶ CLOSING
- *	         stopped
+ *	     session_open()          message              stopped             started
+ *	 CLOSED ────────▶ READING ───────────▶ QUIESCING ────────▶ RESUMING ──────────┐
+ *	   ▲                 ▲           (rings that it   apply()  (rings that should │
+ *	   │                 │            concerns)                 run, orders)      │ answer
+ *	   │                 ├────────────────────────────────────────────────────────┤
+ *	   │                 └── sent ── WRITING ◀── it does not fit the socket ──────┘
+ *	   └─── all rings ── CLOSING ◀── end of file, broken rule, session_close(): from any state, as soon
+ *	         stopped                 as no ring owes an answer
  */
 #ifndef VARVE_VUBLK_SESSION_H
 #define VARVE_VUBLK_SESSION_H
@@ -51,7 +50,7 @@ struct session {
 	enum session_state state;
 	struct watch watch;
 	bool watching;
-	bool doomed; /* close as soon as the rings have answered */
+	bool doomed;	     /* close as soon as the rings have answered */
 	unsigned nr_waiting; /* answers of rings to come */
 	unsigned nr_refused; /* messages, in this session */
 
@@ -80,7 +79,7 @@ void session_free(struct session *s);
 /* Takes over a connected socket, which is in non-blocking mode. The session is closed. */
 void session_open(struct session *s, int fd);
 
-/* Ends the conversation; s->closed() follows, at once if nothing is in the way. Harmless when closed already. */
+/* Ends the conversation; s->closed() follows, at once if nothing is in the way. */
 void session_close(struct session *s);
 
 #endif

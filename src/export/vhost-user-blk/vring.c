@@ -75,19 +75,21 @@ static void *open_part(const struct gmem *mem, const char *name, uint64_t addr, 
 	void *p = gmem_by_user(mem, addr, len);
 
 	if (!p) {
-		varve_error_set(err, -EFAULT, "%s at 0x%" PRIx64 " (%" PRIu64 " bytes) is not inside one memory region",
+		varve_error_set(err, -EFAULT,
+				"%s at 0x%" PRIx64 " (%" PRIu64 " bytes) is not inside one memory region",
 				name, addr, len);
 		return NULL;
 	}
 	if ((uintptr_t)p & (align - 1)) {
-		varve_error_set(err, -EINVAL, "%s at 0x%" PRIx64 " is not aligned to %u bytes", name, addr, align);
+		varve_error_set(err, -EINVAL, "%s at 0x%" PRIx64 " is not aligned to %u bytes", name, addr,
+				align);
 		return NULL;
 	}
 	return p;
 }
 
-int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr *addr, unsigned num, uint16_t base,
-	       bool indirect, bool event_idx, struct varve_error *err)
+int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr *addr, unsigned num,
+	       uint16_t base, bool indirect, bool event_idx, struct varve_error *err)
 {
 	struct vring fresh = {
 		.mem = mem,
@@ -110,7 +112,8 @@ int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr 
 	fresh.used = open_part(mem, "used ring", addr->used, 6 + 8 * (uint64_t)num, 4, err);
 	if (!fresh.used)
 		return -EFAULT;
-	/* Where an earlier back end, or an earlier start, left off. Any value is as good: only the driver minds. */
+	/* Where an earlier back end, or an earlier start, left off. Any value is as good: only the driver
+	 * minds. */
 	fresh.used_idx = fresh.published = load16(&fresh.used[RING_IDX], __ATOMIC_RELAXED);
 	*v = fresh;
 	return 0;
@@ -128,92 +131,65 @@ int vring_next(struct vring *v, uint16_t *ret_head)
 		if (idx == v->next_avail)
 			return 0;
 		if (unlikely((uint16_t)(idx - v->next_avail) > v->num))
-			return vring_fault(v, "the available index jumps from %u to %u in a ring of %u", v->next_avail,
-					   idx, v->num);
+			return vring_fault(v, "the available index jumps from %u to %u in a ring of %u",
+					   v->next_avail, idx, v->num);
 		v->avail_idx = idx;
 	}
 	head = load16(&v->avail[RING_ENTRIES + (v->next_avail & v->mask)], __ATOMIC_RELAXED);
 	if (unlikely(head >= v->num))
-		return vring_fault(v, "available entry %u names descriptor %u of %u", v->next_avail, head, v->num);
+		return vring_fault(v, "available entry %u names descriptor %u of %u", v->next_avail, head,
+				   v->num);
 	v->next_avail++;
 	*ret_head = head;
 	return 1;
 }
 
-/* One read of guest memory, in guest byte order; the compiler cannot go back to the original afterwards. */
+/* One read of guest memory: the compiler cannot go back to the original afterwards. */
 static inline struct desc copy_desc(const uint8_t *p)
 {
-	struct desc d;
+	uint64_t addr, rest;
 
-	memcpy(&d, p, sizeof(d));
-	__asm__ volatile("" : "+m"(d));
-	d.addr = le64toh(d.addr);
-	d.len = le32toh(d.len);
-	d.flags = le16toh(d.flags);
-	d.next = le16toh(d.next);
-	return d;
+	memcpy(&addr, p, 8);
+	memcpy(&rest, p + 8, 8);
+	__asm__ volatile("" : "+r"(addr), "+r"(rest));
+	rest = le64toh(rest);
+	return (struct desc){ le64toh(addr), (uint32_t)rest, (uint16_t)(rest >> 32), (uint16_t)(rest >> 48) };
 }
 
-/* What vring_chain() has collected so far. */
-struct collect {
-	struct iovec *iov;
-	unsigned max, nr, nr_out;
-	uint64_t len, out_len;
-	bool in; /* a writable buffer has been seen */
-};
-
-/* A buffer that the region of the last one does not hold: find its region; it may reach into the next ones. */
-static __attribute__((noinline)) int add_far_buffer(struct vring *v, struct collect *c, const struct desc *d)
+/*
+ * A buffer that the region of the last one does not hold: finds its region; it may reach into the next ones.
+ * Returns how many elements of iov are in use then, 0 on a fault.
+ */
+static __attribute__((noinline)) unsigned add_far_buffer(struct vring *v, uint64_t addr, uint32_t len,
+							 struct iovec *iov, unsigned nr, unsigned max)
 {
-	uint64_t addr = d->addr, left = d->len, off, end;
+	uint64_t at = addr, left = len, off, end;
 
-	if (u64_add(addr, left, &end))
-		return vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " wraps around", d->len, d->addr);
+	if (u64_add(addr, len, &end)) {
+		vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " wraps around", len, addr);
+		return 0;
+	}
 	while (left) {
-		const struct gmem_region *r = gmem_region_at(v->mem, addr, &off);
+		const struct gmem_region *r = gmem_region_at(v->mem, at, &off);
 		uint64_t part;
 
-		if (!r)
-			return vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " is not in the guest's memory",
-					   d->len, d->addr);
-		if (c->nr == c->max)
-			return vring_fault(v, "a request of more than %u buffers", c->max);
+		if (!r) {
+			vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " is not in the guest's memory",
+				    len, addr);
+			return 0;
+		}
+		if (nr == max) {
+			vring_fault(v, "a request of more than %u buffers", max);
+			return 0;
+		}
 		part = MIN(left, r->len - off);
-		c->iov[c->nr].iov_base = r->host + off;
-		c->iov[c->nr++].iov_len = part;
+		iov[nr].iov_base = r->host + off;
+		iov[nr++].iov_len = part;
 		v->region = (unsigned)(r - v->mem->region);
-		addr += part;
+		at += part;
 		left -= part;
 	}
-	return 0;
-}
-
-static inline int add_buffer(struct vring *v, struct collect *c, const struct desc *d)
-{
-	const struct gmem_region *r = &v->mem->region[v->region];
-	uint64_t off;
-
-	if (unlikely(!d->len))
-		return vring_fault(v, "a buffer of no bytes");
-	if (d->flags & DESC_WRITE) {
-		if (!c->in) {
-			c->in = true;
-			c->nr_out = c->nr;
-			c->out_len = c->len;
-		}
-	} else if (unlikely(c->in)) {
-		return vring_fault(v, "a readable buffer behind a writable one");
-	}
-	c->len += d->len;
-	if (unlikely(c->len > VRING_CHAIN_LEN_MAX))
-		return vring_fault(v, "a request of more than 2^32 - 1 bytes");
-	if (unlikely(!gmem_region_has(r, d->addr, &off) || d->len > r->len - off))
-		return add_far_buffer(v, c, d);
-	if (unlikely(c->nr == c->max))
-		return vring_fault(v, "a request of more than %u buffers", c->max);
-	c->iov[c->nr].iov_base = r->host + off;
-	c->iov[c->nr++].iov_len = d->len;
-	return 0;
+	return nr;
 }
 
 /* The table that an indirect descriptor points to: sets *ret_nr. NULL: a fault. */
@@ -231,7 +207,9 @@ static const uint8_t *indirect_table(struct vring *v, const struct desc *d, bool
 	else if (!d->len || d->len % DESC_LEN)
 		vring_fault(v, "an indirect table of %u bytes", d->len);
 	else if (!(r = gmem_region_at(v->mem, d->addr, &off)) || d->len > r->len - off)
-		vring_fault(v, "an indirect table of %u bytes at 0x%" PRIx64 " is not in one region of the guest's memory",
+		vring_fault(v,
+			    "an indirect table of %u bytes at 0x%" PRIx64
+			    " is not in one region of the guest's memory",
 			    d->len, d->addr);
 	else {
 		*ret_nr = d->len / DESC_LEN;
@@ -240,45 +218,68 @@ static const uint8_t *indirect_table(struct vring *v, const struct desc *d, bool
 	return NULL;
 }
 
-int vring_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max, struct vring_chain *ret_chain)
+int vring_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain)
 {
-	struct collect c = { .iov = iov, .max = max };
+	const struct gmem_region *r = &v->mem->region[v->region];
 	const uint8_t *table = v->desc;
-	uint32_t nr = v->num, left = v->num, i = head;
-	bool nested = false;
+	uint32_t table_len = v->num, left = v->num, i = head;
+	unsigned nr = 0, nr_out = 0;
+	uint64_t len = 0, out_len = 0; /* no overflow: less than 2^32 for each of at most max buffers */
+	bool in = false, nested = false;
 
 	for (;;) {
 		struct desc d;
+		uint64_t off;
 
 		/* A chain as long as its table that does not end has met one of its descriptors twice. */
 		if (unlikely(!left--))
-			return vring_fault(v, "a chain that loops, or is longer than its table of %u descriptors", nr);
+			return vring_fault(
+				v, "a chain that loops, or is longer than its table of %u descriptors",
+				table_len);
 		d = copy_desc(table + (size_t)i * DESC_LEN);
 		if (d.flags & DESC_INDIRECT) {
-			table = indirect_table(v, &d, nested, &nr);
+			table = indirect_table(v, &d, nested, &table_len);
 			if (!table)
 				return -EPROTO;
 			nested = true;
-			left = nr;
+			left = table_len;
 			i = 0;
 			continue;
 		}
-		if (add_buffer(v, &c, &d) < 0)
-			return -EPROTO;
+		if (unlikely(!d.len))
+			return vring_fault(v, "a buffer of no bytes");
+		if (!(d.flags & DESC_WRITE)) {
+			if (unlikely(in))
+				return vring_fault(v, "a readable buffer behind a writable one");
+			nr_out = nr + 1;
+			out_len += d.len;
+		}
+		in = d.flags & DESC_WRITE;
+		len += d.len;
+		if (likely(gmem_region_has(r, d.addr, &off) && d.len <= r->len - off && nr < max)) {
+			iov[nr].iov_base = r->host + off;
+			iov[nr++].iov_len = d.len;
+		} else {
+			nr = add_far_buffer(v, d.addr, d.len, iov, nr, max);
+			if (!nr)
+				return -EPROTO;
+			r = &v->mem->region[v->region];
+			nr_out = in ? nr_out : nr;
+		}
 		if (!(d.flags & DESC_NEXT))
 			break;
 		i = d.next;
-		if (unlikely(i >= nr))
-			return vring_fault(v, "a descriptor is followed by number %u in a table of %u", i, nr);
+		if (unlikely(i >= table_len))
+			return vring_fault(v, "a descriptor is followed by number %u in a table of %u", i,
+					   table_len);
 	}
-	if (!c.in) {
-		c.nr_out = c.nr;
-		c.out_len = c.len;
-	}
-	ret_chain->nr_out = c.nr_out;
-	ret_chain->nr_in = c.nr - c.nr_out;
-	ret_chain->out_len = (uint32_t)c.out_len;
-	ret_chain->in_len = (uint32_t)(c.len - c.out_len);
+	if (unlikely(len > VRING_CHAIN_LEN_MAX))
+		return vring_fault(v, "a request of more than 2^32 - 1 bytes");
+	ret_chain->nr_out = nr_out;
+	ret_chain->nr_in = nr - nr_out;
+	ret_chain->out_len = (uint32_t)out_len;
+	ret_chain->in_len = (uint32_t)(len - out_len);
 	return 0;
 }
 
@@ -308,7 +309,8 @@ bool vring_publish(struct vring *v)
 	if (v->event_idx) {
 		uint16_t event = load16(used_event(v), __ATOMIC_SEQ_CST);
 
-		/* Was the element with that index among those from old up to, not including, now? Modulo 2^16. */
+		/* Was the element with that index among those from old up to, not including, now? Modulo
+		 * 2^16. */
 		return (uint16_t)(event - old) < (uint16_t)(now - old);
 	}
 	return !(load16(&v->avail[RING_FLAGS], __ATOMIC_SEQ_CST) & AVAIL_NO_INTERRUPT);
@@ -316,7 +318,8 @@ bool vring_publish(struct vring *v)
 
 void vring_kick_off(struct vring *v)
 {
-	/* With EVENT_IDX nothing is to be done: the event index stays behind us, and no driver passes it again. */
+	/* With EVENT_IDX nothing is to be done: the event index stays behind us, and no driver passes it
+	 * again. */
 	if (!v->event_idx)
 		store16(&v->used[RING_FLAGS], USED_NO_NOTIFY, __ATOMIC_RELAXED);
 }

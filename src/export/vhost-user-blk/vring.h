@@ -12,10 +12,11 @@
  *				descriptors behind it are whole.
  *   release of used.idx	pairs with the driver's barrier after it read the index: data, status and used
  *				entries are whole.
- *   store used.idx, then load used_event (or avail.flags); the driver stores used_event, then loads used.idx:
- *				one of the two sees the other, so no sleeping driver is left without a call.
- *   store avail_event (or used.flags), then load avail.idx; the driver stores avail.idx, then loads avail_event:
- *				in the same way, no request is left without a kick.
+ *   store used.idx, then load used_event (or avail.flags); the driver stores used_event, then loads
+ *				used.idx: one of the two sees the other, so no sleeping driver is left
+ *				without a call.
+ *   store avail_event (or used.flags), then load avail.idx; the driver stores avail.idx, then loads
+ *				avail_event: in the same way, no request is left without a kick.
  *   The last two need sequential consistency; they use such stores and loads rather than fences, because
  *   ThreadSanitizer understands these.
  */
@@ -48,7 +49,7 @@ struct vring {
 	uint16_t avail_idx;  /* how far the driver is, as last read */
 	uint16_t used_idx;   /* where the next used element goes */
 	uint16_t published;  /* used_idx as the driver knows it */
-	bool fresh;	     /* nothing was published since vring_open(): the driver is called whatever it asked for */
+	bool fresh;	     /* nothing was published yet: the driver is called whatever it asked for */
 	unsigned region;     /* where the last buffer was: the next one is mostly there too */
 	char fault[160];     /* why the ring is broken, for the log; empty: it is not */
 };
@@ -59,20 +60,22 @@ struct vring_chain {
 	uint32_t out_len, in_len;
 };
 
-/* num is a power of two. Fails when a part is not wholly in one region, or misaligned. base: vring.next_avail. */
-int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr *addr, unsigned num, uint16_t base,
-	       bool indirect, bool event_idx, struct varve_error *err);
+/* num is a power of two. Fails when a part is not wholly in one region, or misaligned. base: next_avail. */
+int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr *addr, unsigned num,
+	       uint16_t base, bool indirect, bool event_idx, struct varve_error *err);
 
 /* The head of the next request: 1; no request: 0; a fault: -EPROTO. */
 int vring_next(struct vring *v, uint16_t *ret_head);
 
 /*
- * Collects the chain that begins at head in iov. A buffer that crosses from one memory region into another takes an
- * element for each. A fault (-EPROTO) if there are more than max, and if anything about the chain is wrong.
+ * Collects the chain that begins at head in iov. A buffer that crosses from one memory region into another
+ * takes an element for each. A fault (-EPROTO) if there are more than max, and if anything about the chain is
+ * wrong.
  */
-int vring_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max, struct vring_chain *ret_chain);
+int vring_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain);
 
-/* The chain is done; the driver will not see it before vring_publish(). written: bytes from the first writable on. */
+/* The chain is done, which vring_publish() will show. written: bytes, from the first writable one on. */
 void vring_push(struct vring *v, uint16_t head, uint32_t written);
 
 /* Shows the driver what was pushed. True: it wants to be called. */

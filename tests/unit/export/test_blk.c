@@ -2,7 +2,8 @@
 /*
  * test_blk.c - virtio-blk requests: any layout, every type, every limit
  *
- * node_submit() and blk_finished() are ours: the disk below remembers what it was asked, and answers when told.
+ * node_submit() and blk_finished() are ours: the disk below remembers what it was asked, and answers when
+ * told.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -17,7 +18,16 @@
 
 #define DISK_LEN MiB(64)
 
-enum { T_IN = 0, T_OUT = 1, T_SCSI = 2, T_FLUSH = 4, T_FLUSH_OUT = 5, T_ID = 8, T_DISCARD = 11, T_ZEROES = 13 };
+enum {
+	T_IN = 0,
+	T_OUT = 1,
+	T_SCSI = 2,
+	T_FLUSH = 4,
+	T_FLUSH_OUT = 5,
+	T_ID = 8,
+	T_DISCARD = 11,
+	T_ZEROES = 13
+};
 
 /* What the disk was asked, and what the ring was told. */
 static struct {
@@ -184,7 +194,8 @@ static void the_layout_does_not_matter(void **state)
 		assert_int_equal(disk_saw.last.op, REQ_WRITE);
 		assert_int_equal(disk_saw.last.off, 1536);
 		assert_int_equal(iov_len(disk_saw.last.iov, disk_saw.last.nr_iov), 512);
-		assert_true(disk_saw.last.iov[0].iov_base == out + 16 || disk_saw.last.iov[0].iov_base == out + a);
+		assert_true(disk_saw.last.iov[0].iov_base == out + 16 ||
+			    disk_saw.last.iov[0].iov_base == out + a);
 	}
 	make_header(T_IN, 3);
 	for (size_t a = 1; a <= sizeof(in) - 1; a++) {
@@ -219,7 +230,8 @@ static void lengths_that_are_no_sectors_are_errors(void **state)
 
 static void sectors_that_overflow_are_errors(void **state)
 {
-	static const uint64_t sectors[] = { UINT64_MAX, UINT64_MAX >> 9, 1ull << 55, (1ull << 54), (1ull << 54) - 1 };
+	static const uint64_t sectors[] = { UINT64_MAX, UINT64_MAX >> 9, 1ull << 55, (1ull << 54),
+					    (1ull << 54) - 1 };
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(sectors); i++) {
@@ -229,7 +241,8 @@ static void sectors_that_overflow_are_errors(void **state)
 		expect_done(BLK_IOERR, 1);
 		assert_int_equal(disk_saw.nr, 0);
 	}
-	run(T_IN, (1ull << 54) - 2, 0, 512); /* fits in 63 bits: whether it is on the disk is for the disk to say */
+	run(T_IN, (1ull << 54) - 2, 0,
+	    512); /* fits in 63 bits: whether it is on the disk is for the disk to say */
 	assert_int_equal(disk_saw.nr, 1);
 }
 
@@ -321,7 +334,8 @@ static void the_id_is_twenty_bytes(void **state)
 
 static void other_types_are_unsupported(void **state)
 {
-	static const uint32_t types[] = { T_SCSI, 3, T_FLUSH_OUT, 6, 10, 12, 14, 15, 16, 26, 0x80000000, UINT32_MAX };
+	static const uint32_t types[] = { T_SCSI, 3,  T_FLUSH_OUT, 6,  10,	   12,
+					  14,	  15, 16,	   26, 0x80000000, UINT32_MAX };
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(types); i++) {
@@ -522,8 +536,8 @@ static void the_configuration_tells_the_disk(void **state)
 	assert_int_equal(config32(space, 4), 0);
 	assert_int_equal(config32(space, 12), 126);
 	assert_int_equal(config32(space, 20), 512);
-	assert_int_equal(space[24], 3);	      /* 8 blocks of 512 in a physical one */
-	assert_int_equal(space[26], 8);	      /* min_io_size */
+	assert_int_equal(space[24], 3);		    /* 8 blocks of 512 in a physical one */
+	assert_int_equal(space[26], 8);		    /* min_io_size */
 	assert_int_equal(config32(space, 28), 128); /* opt_io_size: a cluster */
 	assert_int_equal(space[32], 1);
 	assert_int_equal(space[34], 4);

@@ -67,7 +67,10 @@ static void regions_show_their_part_of_the_file(void **state)
 	const struct umsg_region regions[] = {
 		{ .guest_addr = 0, .len = MiB(1), .user_addr = USER, .mmap_off = 0 },
 		{ .guest_addr = GiB(4), .len = MiB(2), .user_addr = USER + GiB(1), .mmap_off = MiB(2) },
-		{ .guest_addr = MiB(1), .len = 0x3000, .user_addr = USER + GiB(2), .mmap_off = MiB(1) + 0x1234 },
+		{ .guest_addr = MiB(1),
+		  .len = 0x3000,
+		  .user_addr = USER + GiB(2),
+		  .mmap_off = MiB(1) + 0x1234 },
 	};
 	uint64_t off;
 
@@ -194,7 +197,9 @@ static void descriptors_without_memory_are_refused(void **state)
 static void a_refused_table_changes_nothing(void **state)
 {
 	const struct umsg_region good = { .guest_addr = 0, .len = MiB(1), .user_addr = USER };
-	const struct umsg_region bad[] = { good, { .guest_addr = MiB(8), .len = MiB(8), .user_addr = USER + MiB(8) } };
+	const struct umsg_region bad[] = {
+		good, { .guest_addr = MiB(8), .len = MiB(8), .user_addr = USER + MiB(8) }
+	};
 	struct gmem before;
 
 	(void)state;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_msg.c - receiving and checking vhost-user messages: in pieces, with wrong sizes, with too many descriptors
+ * test_msg.c - receiving and checking vhost-user messages: in pieces, with wrong sizes, with too many
+ * descriptors
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -68,9 +69,9 @@ static void send_with_fds(const void *bytes, size_t len, unsigned nr)
 		mh.msg_control = &control;
 		mh.msg_controllen = CMSG_SPACE(nr * sizeof(int));
 		memset(&control, 0, sizeof(control));
-		*CMSG_FIRSTHDR(&mh) = (struct cmsghdr){
-			.cmsg_len = CMSG_LEN(nr * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS
-		};
+		*CMSG_FIRSTHDR(&mh) = (struct cmsghdr){ .cmsg_len = CMSG_LEN(nr * sizeof(int)),
+							.cmsg_level = SOL_SOCKET,
+							.cmsg_type = SCM_RIGHTS };
 		for (unsigned i = 0; i < nr; i++)
 			fds[i] = one;
 		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&mh)), fds, nr * sizeof(int));
@@ -124,7 +125,8 @@ static void a_message_is_received_in_pieces_of_one_byte(void **state)
 
 static void two_messages_at_once_stay_two(void **state)
 {
-	struct umsg_header h[2] = { { UMSG_SET_OWNER, UMSG_VERSION, 0 }, { UMSG_GET_FEATURES, UMSG_VERSION, 0 } };
+	struct umsg_header h[2] = { { UMSG_SET_OWNER, UMSG_VERSION, 0 },
+				    { UMSG_GET_FEATURES, UMSG_VERSION, 0 } };
 
 	(void)state;
 	assert_int_equal(write(sock[0], h, sizeof(h)), sizeof(h));
@@ -177,11 +179,21 @@ static void payloads_of_another_size_are_refused(void **state)
 	static const struct {
 		uint32_t request, len;
 	} right[] = {
-		{ UMSG_GET_FEATURES, 0 },	   { UMSG_SET_FEATURES, 8 },	     { UMSG_SET_OWNER, 0 },
-		{ UMSG_RESET_OWNER, 0 },	   { UMSG_SET_VRING_NUM, 8 },	     { UMSG_SET_VRING_ADDR, 40 },
-		{ UMSG_SET_VRING_BASE, 8 },	   { UMSG_GET_VRING_BASE, 8 },	     { UMSG_GET_PROTOCOL_FEATURES, 0 },
-		{ UMSG_SET_PROTOCOL_FEATURES, 8 }, { UMSG_GET_QUEUE_NUM, 0 },	     { UMSG_SET_VRING_ENABLE, 8 },
-		{ UMSG_RESET_DEVICE, 0 },	   { UMSG_GET_CONFIG, 12 },	     { UMSG_SET_CONFIG, 12 },
+		{ UMSG_GET_FEATURES, 0 },
+		{ UMSG_SET_FEATURES, 8 },
+		{ UMSG_SET_OWNER, 0 },
+		{ UMSG_RESET_OWNER, 0 },
+		{ UMSG_SET_VRING_NUM, 8 },
+		{ UMSG_SET_VRING_ADDR, 40 },
+		{ UMSG_SET_VRING_BASE, 8 },
+		{ UMSG_GET_VRING_BASE, 8 },
+		{ UMSG_GET_PROTOCOL_FEATURES, 0 },
+		{ UMSG_SET_PROTOCOL_FEATURES, 8 },
+		{ UMSG_GET_QUEUE_NUM, 0 },
+		{ UMSG_SET_VRING_ENABLE, 8 },
+		{ UMSG_RESET_DEVICE, 0 },
+		{ UMSG_GET_CONFIG, 12 },
+		{ UMSG_SET_CONFIG, 12 },
 		{ UMSG_SET_MEM_TABLE, 8 },
 	};
 	uint8_t zeroes[sizeof(union umsg_payload)] = { 0 };
@@ -192,7 +204,8 @@ static void payloads_of_another_size_are_refused(void **state)
 			int ret = exchange(right[i].request, zeroes, len, 0);
 
 			if ((ret == 0) != (len == right[i].len))
-				fail_msg("%s with %u bytes: %d %s", umsg_name(right[i].request), len, ret, err.message);
+				fail_msg("%s with %u bytes: %d %s", umsg_name(right[i].request), len, ret,
+					 err.message);
 		}
 	}
 }
@@ -285,9 +298,10 @@ static void what_is_not_offered_is_refused_by_name(void **state)
 		uint32_t request;
 		const char *name;
 	} no[] = {
-		{ 6, "SET_LOG_BASE (6)" }, { 7, "SET_LOG_FD (7)" },   { 21, "SET_BACKEND_REQ_FD" }, { 22, "IOTLB_MSG" },
-		{ 31, "GET_INFLIGHT_FD" }, { 32, "SET_INFLIGHT_FD" }, { 37, "ADD_MEM_REG" },	    { 39, "SET_STATUS" },
-		{ 0, "request (0)" },	   { 19, "request (19)" },    { 44, "request (44)" },	    { UINT32_MAX, "request (" },
+		{ 6, "SET_LOG_BASE (6)" }, { 7, "SET_LOG_FD (7)" },   { 21, "SET_BACKEND_REQ_FD" },
+		{ 22, "IOTLB_MSG" },	   { 31, "GET_INFLIGHT_FD" }, { 32, "SET_INFLIGHT_FD" },
+		{ 37, "ADD_MEM_REG" },	   { 39, "SET_STATUS" },      { 0, "request (0)" },
+		{ 19, "request (19)" },	   { 44, "request (44)" },    { UINT32_MAX, "request (" },
 	};
 
 	(void)state;

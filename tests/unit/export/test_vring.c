@@ -2,7 +2,8 @@
 /*
  * test_vring.c - the split ring over plain memory: what a driver may do, and what a hostile one tries
  *
- * Guest memory is an array, seen as two regions that touch (at guest address 0x10000) and a third one far away.
+ * Guest memory is an array, seen as two regions that touch (at guest address 0x10000) and a third one far
+ * away.
  */
 #include <endian.h>
 #include <setjmp.h>
@@ -52,7 +53,8 @@ struct driver_used {
 
 struct guest {
 	uint8_t low[HALF] __attribute__((aligned(4096)));
-	uint8_t high[HALF] __attribute__((aligned(4096))); /* follows low for the guest, but is a mapping of its own */
+	uint8_t high[HALF]
+		__attribute__((aligned(4096))); /* follows low for the guest, but is a mapping of its own */
 	uint8_t far[HALF] __attribute__((aligned(4096)));
 	struct gmem mem;
 	struct vring ring;
@@ -79,7 +81,8 @@ static int setup(void **state)
 	(void)state;
 	memset(&g, 0, sizeof(g));
 	g.mem.nr_regions = 3;
-	g.mem.region[0] = (struct gmem_region){ .guest_addr = 0, .user_addr = USER_ADDR, .len = HALF, .host = g.low };
+	g.mem.region[0] =
+		(struct gmem_region){ .guest_addr = 0, .user_addr = USER_ADDR, .len = HALF, .host = g.low };
 	g.mem.region[1] = (struct gmem_region){
 		.guest_addr = HALF, .user_addr = USER_ADDR + MiB(1), .len = HALF, .host = g.high
 	};
@@ -293,8 +296,8 @@ static void event_idx_calls_exactly_when_wanted(void **state)
 				set_used_event((uint16_t)(old + wait));
 				want = wait >= 0 && wait < (int)n;
 				if (complete(n) != want)
-					fail_msg("from %u, %u completions, waiting for %u: %scalled", starts[s], n,
-						 (uint16_t)(old + wait), want ? "not " : "");
+					fail_msg("from %u, %u completions, waiting for %u: %scalled",
+						 starts[s], n, (uint16_t)(old + wait), want ? "not " : "");
 			}
 		}
 	}
@@ -479,12 +482,12 @@ static void buffers_outside_memory_are_faults(void **state)
 		uint64_t addr;
 		uint32_t len;
 	} bad[] = {
-		{ 2 * HALF, 1 },		 /* behind the two that touch */
-		{ 2 * HALF - 1, 2 },		 /* begins inside, ends outside */
-		{ FAR_ADDR - 1, 2 },		 /* the other way round */
-		{ HALF - 1, HALF + 2 },		 /* through one whole region and out */
+		{ 2 * HALF, 1 },	/* behind the two that touch */
+		{ 2 * HALF - 1, 2 },	/* begins inside, ends outside */
+		{ FAR_ADDR - 1, 2 },	/* the other way round */
+		{ HALF - 1, HALF + 2 }, /* through one whole region and out */
 		{ UINT64_MAX, 1 },
-		{ UINT64_MAX, 2 },		 /* wraps to address 0, which is memory */
+		{ UINT64_MAX, 2 }, /* wraps to address 0, which is memory */
 		{ UINT64_MAX - 0xfff, UINT32_MAX },
 		{ 0, UINT32_MAX },
 	};
@@ -576,8 +579,9 @@ static void garbage_is_survived(void **state)
 			uint64_t x = seed >> 20;
 
 			/* Mostly plausible, so that chains get long before they go wrong. */
-			put_desc(&g.desc[i], x % 3 ? DATA_AT + x % 64 : x << 13, x % 7 ? 16 * (x % 5) : (uint32_t)x,
-				 (uint16_t)((x >> 8) & (x % 11 ? 3 : 7)), (uint16_t)((x >> 12) % (NUM + x % 2)));
+			put_desc(&g.desc[i], x % 3 ? DATA_AT + x % 64 : x << 13,
+				 x % 7 ? 16 * (x % 5) : (uint32_t)x, (uint16_t)((x >> 8) & (x % 11 ? 3 : 7)),
+				 (uint16_t)((x >> 12) % (NUM + x % 2)));
 		}
 		if (vring_chain(&g.ring, (uint16_t)(round % NUM), g.iov, 64, &g.chain) < 0)
 			continue;
@@ -587,7 +591,8 @@ static void garbage_is_survived(void **state)
 			uint8_t *p = g.iov[i].iov_base, *end = p + g.iov[i].iov_len;
 
 			assert_true(g.iov[i].iov_len > 0);
-			assert_true((p >= g.low && end <= g.low + HALF) || (p >= g.high && end <= g.high + HALF) ||
+			assert_true((p >= g.low && end <= g.low + HALF) ||
+				    (p >= g.high && end <= g.high + HALF) ||
 				    (p >= g.far && end <= g.far + HALF));
 		}
 	}

@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_rings.c - guests that lie in their rings: each ends in a broken ring that its front end can reset,
+ * while the other rings of the disk, and another disk on the same threads, go on
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "served.h"
+
+/* Room in guest memory that the lies use; set before each. */
+static struct vu_ring *ring;
+static uint64_t room_addr;
+static uint8_t *room; /* 64 KiB */
+
+#define HEADER (room_addr + 0x100)
+#define STATUS (room_addr + 0x200)
+#define TABLE (room_addr + 0x1000)
+#define DATA (room_addr + 0x8000)
+
+#define NEXT VRING_DESC_F_NEXT
+#define WRITE VRING_DESC_F_WRITE
+#define INDIRECT VRING_DESC_F_INDIRECT
+
+static struct vring_desc *table(void)
+{
+	return (struct vring_desc *)(room + 0x1000);
+}
+
+/* A request of header, 512 bytes of data and status that begins at descriptor 0, ready to be spoilt. */
+static void honest_request(void)
+{
+	memset(room, 0, 0x10000);
+	vu_raw_desc(ring, 0, HEADER, 16, NEXT, 1);
+	vu_raw_desc(ring, 1, DATA, 512, NEXT | WRITE, 2);
+	vu_raw_desc(ring, 2, STATUS, 1, WRITE, 0);
+}
+
+static void head_outside(void)
+{
+	vu_raw_offer(ring, ring->len);
+}
+
+static void head_far_outside(void)
+{
+	vu_raw_offer(ring, 0xffff);
+}
+
+static void index_jumps(void)
+{
+	vu_raw_avail_idx(ring, (uint16_t)(ring->next_avail + ring->len + 1));
+}
+
+static void index_goes_back(void)
+{
+	vu_raw_avail_idx(ring, (uint16_t)(ring->next_avail - 1));
+}
+
+static void chain_of_itself(void)
+{
+	vu_raw_desc(ring, 0, HEADER, 16, NEXT, 0);
+	vu_raw_offer(ring, 0);
+}
+
+static void chain_in_a_circle(void)
+{
+	vu_raw_desc(ring, 2, DATA, 16, NEXT | WRITE, 1);
+	vu_raw_offer(ring, 0);
+}
+
+static void next_outside(void)
+{
+	vu_raw_desc(ring, 0, HEADER, 16, NEXT, ring->len);
+	vu_raw_offer(ring, 0);
+}
+
+static void address_outside(void)
+{
+	vu_raw_desc(ring, 1, UINT64_C(1) << 60, 512, NEXT | WRITE, 2);
+	vu_raw_offer(ring, 0);
+}
+
+static void address_that_wraps(void)
+{
+	vu_raw_desc(ring, 1, UINT64_MAX - 100, 512, NEXT | WRITE, 2);
+	vu_raw_offer(ring, 0);
+}
+
+static void buffer_over_the_end(void)
+{
+	vu_raw_desc(ring, 1, room_addr, UINT32_MAX - 1000, NEXT | WRITE, 2);
+	vu_raw_offer(ring, 0);
+}
+
+static void buffer_of_nothing(void)
+{
+	vu_raw_desc(ring, 1, DATA, 0, NEXT | WRITE, 2);
+	vu_raw_offer(ring, 0);
+}
+
+static void readable_behind_writable(void)
+{
+	vu_raw_desc(ring, 2, STATUS, 1, 0, 0);
+	vu_raw_offer(ring, 0);
+}
+
+static void no_status(void)
+{
+	vu_raw_desc(ring, 0, HEADER, 16, 0, 0);
+	vu_raw_offer(ring, 0);
+}
+
+static void short_header(void)
+{
+	vu_raw_desc(ring, 0, HEADER, 15, NEXT, 2);
+	vu_raw_offer(ring, 0);
+}
+
+static void no_header(void)
+{
+	vu_raw_desc(ring, 0, STATUS, 1, WRITE, 0);
+	vu_raw_offer(ring, 0);
+}
+
+static void indirect_of(uint64_t addr, uint32_t len, uint16_t flags)
+{
+	vu_raw_desc(ring, 0, addr, len, INDIRECT | flags, 1);
+	vu_raw_offer(ring, 0);
+}
+
+static void indirect_of_odd_length(void)
+{
+	indirect_of(TABLE, 24, 0);
+}
+
+static void indirect_of_nothing(void)
+{
+	indirect_of(TABLE, 0, 0);
+}
+
+static void indirect_outside(void)
+{
+	indirect_of(UINT64_C(1) << 50, 32, 0);
+}
+
+static void indirect_over_the_end(void)
+{
+	indirect_of(TABLE, 0xfffffff0, 0);
+}
+
+static void indirect_with_next(void)
+{
+	vu_raw_table_desc(table(), 0, HEADER, 16, 0, 0);
+	indirect_of(TABLE, 16, NEXT);
+}
+
+static void indirect_in_indirect(void)
+{
+	vu_raw_table_desc(table(), 0, HEADER, 16, NEXT, 1);
+	vu_raw_table_desc(table(), 1, TABLE, 32, INDIRECT, 0);
+	indirect_of(TABLE, 32, 0);
+}
+
+static void indirect_in_a_circle(void)
+{
+	vu_raw_table_desc(table(), 0, HEADER, 16, NEXT, 1);
+	vu_raw_table_desc(table(), 1, DATA, 16, NEXT, 0);
+	indirect_of(TABLE, 32, 0);
+}
+
+static void indirect_of_too_many(void)
+{
+	for (unsigned i = 0; i < 300; i++)
+		vu_raw_table_desc(table(), i, HEADER, 16, NEXT, (uint16_t)(i + 1));
+	vu_raw_table_desc(table(), 300, STATUS, 1, WRITE, 0);
+	indirect_of(TABLE, 301 * 16, 0);
+}
+
+static const struct lie {
+	const char *name;
+	void (*tell)(void);
+	const char *logged;
+} lies[] = {
+	{ "a head outside the table", head_outside, "names descriptor 128 of 128" },
+	{ "a head far outside the table", head_far_outside, "names descriptor 65535 of 128" },
+	{ "an index that jumps", index_jumps, "jumps" },
+	{ "an index that goes back", index_goes_back, "jumps" },
+	{ "a chain of itself", chain_of_itself, "loops" },
+	{ "a chain in a circle", chain_in_a_circle, "loops" },
+	{ "a next descriptor outside the table", next_outside, "number 128 in a table of 128" },
+	{ "an address outside memory", address_outside, "not in the guest's memory" },
+	{ "an address that wraps", address_that_wraps, "wraps around" },
+	{ "a buffer over the end of memory", buffer_over_the_end, "not in the guest's memory" },
+	{ "a buffer of no bytes", buffer_of_nothing, "no bytes" },
+	{ "a readable buffer behind a writable one", readable_behind_writable, "behind a writable one" },
+	{ "no place for a status", no_status, "status" },
+	{ "a short header", short_header, "header" },
+	{ "no header", no_header, "header" },
+	{ "an indirect table of odd length", indirect_of_odd_length, "indirect table of 24 bytes" },
+	{ "an indirect table of nothing", indirect_of_nothing, "indirect table of 0 bytes" },
+	{ "an indirect table outside memory", indirect_outside, "not in one region" },
+	{ "an indirect table over the end of memory", indirect_over_the_end, "not in one region" },
+	{ "an indirect descriptor with a next one", indirect_with_next, "with a next one" },
+	{ "an indirect table in an indirect table", indirect_in_indirect, "inside an indirect table" },
+	{ "an indirect table in a circle", indirect_in_a_circle, "loops" },
+	{ "an indirect table of too many buffers", indirect_of_too_many, "more than 256 buffers" },
+};
+
+static void prepare(struct vu_front *f, unsigned q)
+{
+	ring = &f->ring[q];
+	room = vu_mem_alloc(&f->mem, 0x10000, 4096, &room_addr);
+	assert_non_null(room);
+	honest_request();
+}
+
+static void expect_broken(struct vu_front *f, unsigned q, const char *name)
+{
+	enum vu_raw_end end = vu_raw_wait_broken(f, q, SERVED_MS);
+
+	if (end != VU_RAW_ERR_SIGNALLED)
+		fail_msg("%s: %s", name,
+			 end == VU_RAW_CLOSED ? "the connection was closed" : "nothing happened");
+}
+
+/* Takes the ring back and starts it anew, as a front end does when the guest resets the device. */
+static void reset(struct vu_front *f, unsigned q)
+{
+	if (vu_front_stop_queue(f, q, NULL) < 0)
+		fail_msg("%s", f->err.text);
+	vu_raw_take_err(&f->ring[q]);
+	vu_ring_reset(&f->ring[q], 0);
+	if (vu_front_start_queue(f, q) < 0)
+		fail_msg("%s", f->err.text);
+}
+
+static void a_lie_breaks_one_ring_which_can_be_reset(void **state)
+{
+	struct vu_front other;
+
+	(void)state;
+	served_connect(&other, 1, 2);
+	for (unsigned i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
+		const struct lie *lie = &lies[i];
+		struct vu_front f;
+
+		served_connect(&f, 0, 4);
+		served_io_works(&f, 2);
+		prepare(&f, 2);
+		lie->tell();
+		vu_raw_kick(ring);
+		expect_broken(&f, 2, lie->name);
+		if (served_logged(lie->logged) == 0)
+			fail_msg("%s: the log does not say \"%s\"", lie->name, lie->logged);
+		/* Its neighbour on the same thread, another queue, and the other disk go on. */
+		served_io_works(&f, 0);
+		served_io_works(&f, 3);
+		served_io_works(&other, 0);
+		served_io_works(&other, 1);
+		reset(&f, 2);
+		served_io_works(&f, 2);
+		vu_front_close(&f);
+	}
+	vu_front_close(&other);
+}
+
+/* Kicks, and even good requests, do not wake a broken ring. */
+static void a_broken_ring_stays_so_until_it_is_reset(void **state)
+{
+	struct vu_front f;
+
+	(void)state;
+	served_connect(&f, 0, 1);
+	prepare(&f, 0);
+	vu_raw_offer(ring, 999);
+	vu_raw_kick(ring);
+	expect_broken(&f, 0, "a head outside");
+	vu_raw_avail_idx(ring, 0);
+	vu_raw_offer(ring, 0);
+	vu_raw_kick(ring);
+	/* Disabling and enabling, or a new memory table, is no reset either. */
+	assert_int_equal(vu_front_enable_queue(&f, 0, false), 0);
+	assert_int_equal(vu_front_enable_queue(&f, 0, true), 0);
+	assert_int_equal(vu_front_share_memory(&f), 0);
+	vu_raw_kick(ring);
+	assert_int_equal(vu_front_enable_queue(&f, 0, true), 0); /* goes by way of the ring's thread */
+	assert_int_equal(vu_raw_used_idx(ring), 0);
+	reset(&f, 0);
+	served_io_works(&f, 0);
+	vu_front_close(&f);
+}
+
+/* CVE-2016-5403: one descriptor offered over and over, more requests than the ring has places. */
+static void a_descriptor_in_flight_cannot_be_offered_again(void **state)
+{
+	struct vu_front f;
+
+	(void)state;
+	served_connect(&f, 0, 2);
+	prepare(&f, 1);
+	served_shut(0);
+	vu_raw_offer(ring, 0);
+	vu_raw_kick(ring);
+	served_wait_held(0, 1);
+	vu_raw_offer(ring, 0);
+	vu_raw_kick(ring);
+	expect_broken(&f, 1, "the same descriptor twice");
+	assert_true(served_logged("offered again while its request is in flight") > 0);
+	/* What was in flight before is completed all the same, and waited for by the reset. */
+	served_open(0);
+	assert_int_equal(vu_raw_wait_used(ring, 1, SERVED_MS), 0);
+	assert_int_equal(room[0x200], 0);
+	reset(&f, 1);
+	served_io_works(&f, 1);
+	vu_front_close(&f);
+}
+
+/* A guest that changes everything while it is being looked at, for a while, on two rings. */
+static void a_guest_that_scribbles_all_the_time_harms_only_itself(void **state)
+{
+	struct vu_front f, other;
+	uint64_t seed = 7;
+
+	(void)state;
+	served_connect(&f, 0, 2);
+	served_connect(&other, 1, 2);
+	prepare(&f, 0);
+	for (unsigned round = 0; round < 200; round++) {
+		for (unsigned k = 0; k < 50; k++) {
+			uint64_t x = vu_random(&seed);
+
+			vu_raw_desc(ring, x % 8, x % 5 ? room_addr + x % 60000 : x, x % 3 ? 512 : 16,
+				    (uint16_t)(x % 8), (uint16_t)(x % 9));
+			vu_raw_offer(ring, (uint16_t)(x % 8));
+			if (x % 4 == 0)
+				vu_raw_kick(ring);
+		}
+		if (round % 20 == 0)
+			served_io_works(&other, round / 20 % 2);
+		reset(&f, 0);
+		if (round % 20 == 10)
+			served_io_works(&f, 0);
+	}
+	vu_front_close(&f);
+	vu_front_close(&other);
+}
+
+/* The log tells of the first ones, then holds its tongue. */
+static void breaking_a_ring_all_day_does_not_fill_the_log(void **state)
+{
+	struct vu_front f;
+
+	(void)state;
+	served_connect(&f, 0, 1);
+	ring = &f.ring[0];
+	for (unsigned i = 0; i < 60; i++) {
+		vu_raw_offer(ring, 999);
+		vu_raw_kick(ring);
+		expect_broken(&f, 0, "a head outside");
+		reset(&f, 0);
+	}
+	assert_int_equal(served_logged("is broken"), 20);
+	vu_front_close(&f);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, served_setup, served_teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(a_lie_breaks_one_ring_which_can_be_reset),
+		TEST(a_broken_ring_stays_so_until_it_is_reset),
+		TEST(a_descriptor_in_flight_cannot_be_offered_again),
+		TEST(a_guest_that_scribbles_all_the_time_harms_only_itself),
+		TEST(breaking_a_ring_all_day_does_not_fill_the_log),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
