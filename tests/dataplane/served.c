@@ -228,8 +228,7 @@ void served_wait_fds(unsigned nr)
 	uint64_t deadline = vu_deadline_ns(SERVED_MS);
 	unsigned now;
 
-	/* The server closes a connection when it finds out that it has ended: there is nothing to wait on for
-	 * that. */
+	/* The server closes its end of a connection some time after we did; nothing tells when. */
 	while ((now = served_open_fds()) > nr) {
 		if (!vu_ms_left(deadline))
 			fail_msg("%u descriptors are open, %u were before", now, nr);

@@ -74,8 +74,7 @@ bool has_answered(struct vu_front *f);
 
 struct load {
 	struct vu_blk b;
-	uint64_t
-		off; /* a place for each queue: ThreadSanitizer cannot see how the guest orders two of them */
+	uint64_t off; /* one for each queue: ThreadSanitizer cannot see how the guest orders two of them */
 	struct vu_io *ios[LOAD];
 };
 

@@ -56,8 +56,7 @@ static void a_front_end_may_vanish_anywhere(void **state)
 	vu_front_close(&f);
 }
 
-/* With requests in flight the next front end waits until they are done: they write to the first one's memory.
- */
+/* The next front end waits for the last one's requests in flight: they use the last one's memory. */
 static void a_new_front_end_waits_for_the_requests_of_the_last(void **state)
 {
 	struct vu_front_opts o = served_front_opts(0, 2);

@@ -37,8 +37,7 @@ static void must_be_refused(struct vu_front *f, uint32_t request, const void *pa
 
 /* ---- what may change while requests are in flight ---- */
 
-/* GET_VRING_BASE is answered when the last request is done, not before; what is still in the ring stays
- * there. */
+/* GET_VRING_BASE is answered when the last request is done, not before. */
 static void stopping_a_ring_waits_for_its_requests(void **state)
 {
 	struct vu_vring_state st = { .index = 0 };
@@ -133,8 +132,7 @@ static void the_call_descriptor_changes_while_requests_are_in_flight(void **stat
 		served_shut(0);
 		offer_writes(&l, &f, 0, (uint8_t)i);
 		served_wait_held(0, LOAD);
-		/* Answered although requests are in flight: changing interrupts must not wait for a slow
-		 * disk. */
+		/* Answered at once: changing interrupts must not wait for a slow disk. */
 		must(&f, vu_front_request(&f, VU_SET_VRING_CALL, &q, sizeof(q), &fresh, 1));
 		f.ring[0].call_fd = fresh;
 		(void)!read(old, &count, sizeof(count));

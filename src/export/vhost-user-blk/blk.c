@@ -3,8 +3,8 @@
  * vhost-user-blk/blk.c - requests of the guest
  *
  * Owns:    see blk.h.
- * Assumes: node_submit() refuses what is out of the disk's bounds; off + len of what it is given does not
- * overflow. Never:   fails a ring for a request that has a place for its status.
+ * Assumes: node_submit() refuses what is out of the disk's bounds, if only off + len does not overflow.
+ * Never:   fails a ring for a request that has a place for its status.
  */
 #include "export/vhost-user-blk/blk.h"
 
@@ -102,8 +102,7 @@ static void run_ranges(struct blk_slot *s)
 		if (op == REQ_ZERO)
 			flags = s->ctx->write_flags |
 				(le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
-		/* An answer that comes inside submit() only leaves a mark: no recursion, however many ranges.
-		 */
+		/* An answer that comes inside submit() leaves a mark: no recursion, however many ranges. */
 		s->answered = false;
 		s->submitting = true;
 		submit(s, op, le64_get(range->sector) << BLK_SECTOR_BITS, len, NULL, flags, range_done);

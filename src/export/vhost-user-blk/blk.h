@@ -84,8 +84,7 @@ struct blk_slot {
 
 	union {
 		struct iovec iov[BLK_IOV_MAX];
-		struct blk_range
-			range[BLK_RANGES_MAX]; /* in the place of the buffers they were copied from */
+		struct blk_range range[BLK_RANGES_MAX]; /* instead of the buffers that they came in */
 	};
 };
 

@@ -2,9 +2,9 @@
 /*
  * vhost-user-blk/export.c - one served disk: its socket, its queues, start and stop
  *
- * Owns:    the listening socket and its name in the file system, the session, the queues' attachment to the
- * node. Assumes: start and stop are called by a thread that runs none of the queues. Never:   removes a file
- * that it did not make, or another program's socket that somebody listens on.
+ * Owns:    the listening socket and its name in the file system, the session, the queues' attachment.
+ * Assumes: start and stop are called by a thread that runs none of the queues.
+ * Never:   removes a file that it did not make, unless it is a socket that nobody listens on.
  *
  * While a front end is connected nobody is accepted: the next one waits in the socket's backlog.
  */

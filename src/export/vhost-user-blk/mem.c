@@ -100,8 +100,8 @@ static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, i
 	if (map == MAP_FAILED)
 		return varve_error_errno(err, -errno, "memory region %u: cannot map 0x%" PRIx64 " bytes", i,
 					 u->len);
-	(void)madvise(map, end - start,
-		      MADV_DONTDUMP); /* guest secrets stay out of core dumps; only a kindness */
+	/* Guest secrets stay out of core dumps; only a kindness, so the result does not matter. */
+	(void)madvise(map, end - start, MADV_DONTDUMP);
 	*r = (struct gmem_region){
 		.guest_addr = u->guest_addr,
 		.user_addr = u->user_addr,

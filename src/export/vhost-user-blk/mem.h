@@ -37,8 +37,7 @@ int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, 
 
 void gmem_unmap(struct gmem *m);
 
-/* Our pointer to len > 0 bytes at an address of the front end's process; NULL unless one region has them all.
- */
+/* Our pointer to len > 0 bytes at a front-end address, if one region has them all; else NULL. */
 void *gmem_by_user(const struct gmem *m, uint64_t user_addr, uint64_t len);
 
 /* True if the region holds guest_addr; *ret_off is the distance from its start. */

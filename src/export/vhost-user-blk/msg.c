@@ -107,8 +107,7 @@ int umsg_take_fd(struct umsg *m, unsigned i)
 
 /* ---- receiving ---- */
 
-/* Keeps the descriptors of one recvmsg(). Those that do not fit are closed: true says that there were such.
- */
+/* Keeps the descriptors of one recvmsg(). True: there were more than fit, and those were closed. */
 static bool take_fds(struct umsg *m, struct msghdr *mh)
 {
 	bool lost = mh->msg_flags & MSG_CTRUNC; /* the kernel has closed those */

@@ -75,8 +75,7 @@ static int set_features(struct session *s)
 	}
 	s->features = take;
 	s->has_features = true;
-	/* A front end that does not know how to enable rings finds them enabled; taking the bit disables
-	 * none. */
+	/* A front end that cannot enable rings finds them enabled; one that can has none disabled by this. */
 	for (unsigned i = 0; i < s->nr_rings && !(take >> UMSG_F_PROTOCOL_FEATURES & 1); i++)
 		s->rings[i].enabled = true;
 	return 0;

@@ -19,8 +19,7 @@
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define BREAKS_LOGGED 20
 
-/* An eventfd whose counter is full has been signalled all the same; other failures are the front end's loss.
- */
+/* An eventfd whose counter is full is signalled all the same; other failures are the front end's loss. */
 static void signal_fd(int fd)
 {
 	const uint64_t one = 1;

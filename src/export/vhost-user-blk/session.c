@@ -36,8 +36,7 @@ static void unwatch(struct session *s)
 	s->watching = false;
 }
 
-/* The events that the state wants. While rings are waited for the socket is left alone: a hang-up can wait
- * too. */
+/* The events that the state wants. While rings are waited for nobody looks at the socket. */
 static int watch_for(struct session *s, uint32_t events)
 {
 	int ret = 0;
@@ -77,8 +76,7 @@ static void stop_rings(struct session *s)
 		stop_ring(s, &s->rings[i]);
 }
 
-/* A ring that cannot start forgets its addresses, so that the next message does not fail for the same reason.
- */
+/* A ring that cannot start forgets its addresses: the next message shall not fail for the same reason. */
 static void start_failed(struct session *s, struct ring *r, int ret)
 {
 	r->has_addr = false;
@@ -316,8 +314,7 @@ static void socket_ready(struct watch *w, uint32_t events)
 
 /* ---- making and unmaking ---- */
 
-/* All eventfds share one inode, which they share with nothing that could make us wait (a pipe, a FUSE file).
- */
+/* All eventfds share one inode, and share it with nothing that could make us wait (pipes, FUSE files). */
 static int learn_eventfd(struct session *s, struct varve_error *err)
 {
 	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

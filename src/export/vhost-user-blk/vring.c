@@ -112,8 +112,7 @@ int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr 
 	fresh.used = open_part(mem, "used ring", addr->used, 6 + 8 * (uint64_t)num, 4, err);
 	if (!fresh.used)
 		return -EFAULT;
-	/* Where an earlier back end, or an earlier start, left off. Any value is as good: only the driver
-	 * minds. */
+	/* Where an earlier start, or back end, left off. Any value is as good to us as any other. */
 	fresh.used_idx = fresh.published = load16(&fresh.used[RING_IDX], __ATOMIC_RELAXED);
 	*v = fresh;
 	return 0;
@@ -309,8 +308,7 @@ bool vring_publish(struct vring *v)
 	if (v->event_idx) {
 		uint16_t event = load16(used_event(v), __ATOMIC_SEQ_CST);
 
-		/* Was the element with that index among those from old up to, not including, now? Modulo
-		 * 2^16. */
+		/* Was the element with that index among those from old up to, not including, now? */
 		return (uint16_t)(event - old) < (uint16_t)(now - old);
 	}
 	return !(load16(&v->avail[RING_FLAGS], __ATOMIC_SEQ_CST) & AVAIL_NO_INTERRUPT);
@@ -318,8 +316,7 @@ bool vring_publish(struct vring *v)
 
 void vring_kick_off(struct vring *v)
 {
-	/* With EVENT_IDX nothing is to be done: the event index stays behind us, and no driver passes it
-	 * again. */
+	/* With EVENT_IDX nothing is to be done: the event index stays behind, no driver passes it again. */
 	if (!v->event_idx)
 		store16(&v->used[RING_FLAGS], USED_NO_NOTIFY, __ATOMIC_RELAXED);
 }

@@ -241,8 +241,8 @@ static void sectors_that_overflow_are_errors(void **state)
 		expect_done(BLK_IOERR, 1);
 		assert_int_equal(disk_saw.nr, 0);
 	}
-	run(T_IN, (1ull << 54) - 2, 0,
-	    512); /* fits in 63 bits: whether it is on the disk is for the disk to say */
+	/* Fits in 63 bits: whether it is on the disk is for the disk to say. */
+	run(T_IN, (1ull << 54) - 2, 0, 512);
 	assert_int_equal(disk_saw.nr, 1);
 }
 

@@ -53,8 +53,8 @@ struct driver_used {
 
 struct guest {
 	uint8_t low[HALF] __attribute__((aligned(4096)));
-	uint8_t high[HALF]
-		__attribute__((aligned(4096))); /* follows low for the guest, but is a mapping of its own */
+	/* follows low for the guest, but is a mapping of its own */
+	uint8_t high[HALF] __attribute__((aligned(4096)));
 	uint8_t far[HALF] __attribute__((aligned(4096)));
 	struct gmem mem;
 	struct vring ring;
