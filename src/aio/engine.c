@@ -3,7 +3,7 @@
  * aio/engine.c - which engines there are, and which ones a queue has
  *
  * Owns:    the list of engines that users may name; the contexts of a queue's engines.
- * Assumes: the queue's thread, except for aio_engine_find().
+ * Assumes: the queue's thread, except for aio_engine_choose().
  */
 #include <errno.h>
 #include <string.h>
@@ -11,11 +11,12 @@
 #include "aio/loop.h"
 #include "base/error.h"
 
-const struct aio_engine *aio_engine_find(const char *name, struct varve_error *err)
+const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err)
 {
 	/* sim has no files that a user could name. */
 	static const struct aio_engine *const engines[] = { &aio_engine_uring, &aio_engine_threads };
 
+	(void)direct; /* both take either kind of file */
 	if (!name)
 		return uring_works() ? &aio_engine_uring : &aio_engine_threads;
 	for (unsigned i = 0; i < ARRAY_LEN(engines); i++) {

@@ -10,6 +10,7 @@
 #ifndef VARVE_AIO_ENGINE_H
 #define VARVE_AIO_ENGINE_H
 
+#include "aio/fiber.h"
 #include "aio/queue.h"
 #include "aio/worker.h"
 
@@ -55,7 +56,8 @@ struct aio_engine {
 	void (*detach)(struct queue *q, void *ctx);
 	/* Takes over a file: registers it, finds what the engine can do with it. May be NULL. */
 	int (*file_open)(struct aio_file *file, struct varve_error *err);
-	void (*file_close)(struct aio_file *file);
+	/* May wait: queues let go of what they keep of the file. Home queue's fiber; nothing is in flight. */
+	void (*file_close)(struct fiber *f, struct aio_file *file);
 	void (*submit)(void *ctx, struct aio_op *op);
 	/* Called by the loop: hand what was submitted to the kernel / deliver completions (calls done()). */
 	void (*flush)(void *ctx);
@@ -74,8 +76,11 @@ struct aio_file {
 
 extern const struct aio_engine aio_engine_uring, aio_engine_threads, aio_engine_sim;
 
-/* By the user's name; NULL: the best that works on this machine (io_uring, else threads). */
-const struct aio_engine *aio_engine_find(const char *name, struct varve_error *err);
+/*
+ * By the user's name; NULL: the best that works on this machine for a file opened so. direct: with O_DIRECT, which
+ * some engines need.
+ */
+const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err);
 
 /* Makes sure that q can do I/O with the engine; on q's thread. Idempotent. */
 int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_error *err);

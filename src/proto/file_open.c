@@ -183,7 +183,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	ret = parse_locking(o, &w.locking, err);
 	if (ret < 0)
 		return ret;
-	engine = aio_engine_find(opts_get(o, "aio"), err);
+	engine = aio_engine_choose(opts_get(o, "aio"), n->flags & NODE_DIRECT, err);
 	if (!engine)
 		return -EINVAL;
 	ret = fiber_work(f, open_work, &w);
@@ -227,6 +227,6 @@ void file_close(struct fiber *f, struct node *n)
 	struct file *fl = node_state(n);
 
 	if (fl->af.engine->file_close)
-		fl->af.engine->file_close(&fl->af);
+		fl->af.engine->file_close(f, &fl->af);
 	fiber_work(f, close_work, &fl->af.fd);
 }

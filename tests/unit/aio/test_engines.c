@@ -519,15 +519,15 @@ static void engines_are_found_by_name(void **state)
 	struct varve_error err = { 0 };
 
 	(void)state;
-	assert_ptr_equal(aio_engine_find("threads", &err), &aio_engine_threads);
-	assert_ptr_equal(aio_engine_find("io_uring", &err), &aio_engine_uring);
-	assert_ptr_equal(aio_engine_find(NULL, &err),
+	assert_ptr_equal(aio_engine_choose("threads", false, &err), &aio_engine_threads);
+	assert_ptr_equal(aio_engine_choose("io_uring", false, &err), &aio_engine_uring);
+	assert_ptr_equal(aio_engine_choose(NULL, false, &err),
 			 engine_works(&aio_engine_uring) ? &aio_engine_uring : &aio_engine_threads);
-	assert_null(aio_engine_find("sim", &err));
-	assert_null(aio_engine_find("native", &err));
+	assert_null(aio_engine_choose("sim", false, &err));
+	assert_null(aio_engine_choose("native", false, &err));
 	assert_int_equal(err.code, -EINVAL);
 	assert_non_null(strstr(err.message, "native"));
-	assert_null(aio_engine_find("native", NULL));
+	assert_null(aio_engine_choose("native", false, NULL));
 }
 
 static void attaching_twice_is_one(void **state)

@@ -227,7 +227,7 @@ static void file_costs_only_the_waits(const char *format)
 	struct varve_error err = { 0, "" };
 	struct leaf l;
 
-	if (!aio_engine_find("io_uring", &err)) {
+	if (!aio_engine_choose("io_uring", false, &err)) {
 		print_message("# no io_uring here: %s\n", err.message);
 		skip();
 	}

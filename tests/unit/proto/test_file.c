@@ -13,7 +13,7 @@ static const char *const engines[] = { "threads", "io_uring" };
 
 static bool engine_works(const char *name)
 {
-	const struct aio_engine *engine = aio_engine_find(name, NULL);
+	const struct aio_engine *engine = aio_engine_choose(name, false, NULL);
 	struct queue *q = leaf_queue();
 	bool works = engine && aio_attach(q, engine, NULL) == 0;
 
