@@ -14,7 +14,8 @@
  * Assumes: fibers of the home queue.
  * Never:   hands out a cluster while an entry on disk, or I/O in flight, may still refer to it.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 #include "format/qcow2/refcount.h"
 
 #include <stdlib.h>

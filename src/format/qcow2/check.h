@@ -11,7 +11,7 @@
 #ifndef VARVE_QCOW2_CHECK_H
 #define VARVE_QCOW2_CHECK_H
 
-#include "format/qcow2/check_refs.h"
+#include "format/check_refs.h"
 #include "format/qcow2/qcow2.h"
 
 /* Memory: pages of counters about 400 MiB at most, L2 tables about 200 MiB; together under 1 GiB with all buffers. */

@@ -5,7 +5,8 @@
 #ifndef VARVE_QCOW2_ENTRY_H
 #define VARVE_QCOW2_ENTRY_H
 
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 
 static inline uint64_t entry_get(const struct piece *p, unsigned i)
 {

@@ -9,7 +9,8 @@
  * Other entries, also of the same table, change whenever we wait. Never:   makes an entry durable before what
  * it points at, or gives space back while something may point at it.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 #include "format/qcow2/entry.h"
 
 #include <stdlib.h>

@@ -7,7 +7,8 @@
  * one by one, atomically, in disk byte order. Never:   answers with a place beyond the end of the file: a
  * read past the end that returns zeroes would hide that the file was cut.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 #include "format/qcow2/entry.h"
 
 /* Entries looked at for one answer. Enough for any request; a bound for those who ask for the whole disk. */
@@ -223,8 +224,9 @@ static int table_place(struct qcow2 *q, uint32_t table, uint64_t *ret)
 			     (unsigned long long)entry);
 }
 
-static int load_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words)
+static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words)
 {
+	struct qcow2 *q = owner;
 	uint32_t len = q->l2->piece_len;
 	uint64_t host_off = 0, before;
 	int err;
@@ -268,7 +270,7 @@ int l2_load(struct fiber *f, struct node *n, uint64_t off)
 
 int l2_open(struct qcow2 *q, uint64_t cache_len)
 {
-	q->l2 = cache_new(q, true, MAX(q->h.l1_entries, 1), cache_len, load_piece);
+	q->l2 = cache_new(q->node, q, true, MAX(q->h.l1_entries, 1), q->cluster_len, cache_len, load_piece);
 	if (!q->l2)
 		return -ENOMEM;
 	q->l2_bits = log2_u64(q->l2_entries);

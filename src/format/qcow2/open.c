@@ -5,7 +5,8 @@
  * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read:
  * those look at the rest themselves, and expect damage. Never:   changes an image that it then refuses.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 
 #include <jansson.h>
 #include <stdarg.h>

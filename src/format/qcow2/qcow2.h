@@ -5,7 +5,6 @@
  *   disk.h      the structures on disk and the bits of their entries, with their limits
  *   header.c    the header and its extensions: parse (every field checked), build, rewrite
  *   open.c      open, close, sync, and the driver's table of calls
- *   cache.c     pieces of metadata tables in memory, published to all queues
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
  *   resize.c    a longer virtual disk: a longer L1 table

@@ -262,8 +262,9 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 
 /* ---- open, close ---- */
 
-static int load_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words)
+static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words)
 {
+	struct qcow2 *q = owner;
 	uint32_t len = q->refcounts->cache->piece_len;
 
 	return order_read(f, q->order, q->refcount_table[table] + (uint64_t)nr * len, words, len);
@@ -307,7 +308,8 @@ int refcount_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, struct v
 	ret = read_refcount_table(f, q, err);
 	if (ret < 0)
 		return ret;
-	q->refcounts->cache = cache_new(q, false, q->refcount_table_entries, cache_len, load_piece);
+	q->refcounts->cache =
+		cache_new(q->node, q, false, q->refcount_table_entries, q->cluster_len, cache_len, load_piece);
 	return q->refcounts->cache ? 0 : varve_error_set(err, -ENOMEM, "refcount cache: out of memory");
 }
 

@@ -5,7 +5,8 @@
 #ifndef VARVE_QCOW2_REFCOUNT_H
 #define VARVE_QCOW2_REFCOUNT_H
 
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 
 struct refcounts {
 	struct cache *cache; /* of refcount blocks; "table" is the index of a block in the refcount table */

@@ -5,7 +5,8 @@
  * Assumes: a fiber of the home queue. Other queues may be at work: they see the longer disk when its tables
  * are ready. Never:   lets something appear in the new part of the disk but zeroes.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
+#include "format/qcow2/qcow2.h"
 
 #include <stdlib.h>
 #include <string.h>

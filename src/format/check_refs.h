@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/check_refs.h - counting references to host clusters, in bounded memory
+ * format/check_refs.h - counting references to host clusters, in bounded memory
  *
  * Two structures, both sparse, because a file may be long and hold little:
  *
@@ -9,8 +9,8 @@
  *   l2_set  for each L2 table: how many L1 entries (of all L1 tables) point to it. An L2 table is then read once,
  *           however many snapshots share it, and however often a hostile L1 table names it.
  */
-#ifndef VARVE_QCOW2_CHECK_REFS_H
-#define VARVE_QCOW2_CHECK_REFS_H
+#ifndef VARVE_FORMAT_CHECK_REFS_H
+#define VARVE_FORMAT_CHECK_REFS_H
 
 #include "base/math.h"
 

@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/cache.h - pieces of metadata tables in memory
+ * format/cache.h - pieces of metadata tables in memory
  *
- * Two caches exist: L2 tables, which every queue looks up without a lock, and refcount blocks, which only
- * home knows. A table (an L2 table, a refcount block) is one cluster; a piece of it is PIECE_LEN bytes, or
- * all of a smaller cluster.
+ * A cache holds tables of one kind and length: L2 tables, which every queue looks up without a lock, or
+ * refcount blocks, which only home knows. A piece of a table is PIECE_LEN bytes, or all of a smaller table.
  *
  * Pieces are never dirty: whoever changes one puts the change into the order queue at once, so that any piece
  * can be dropped and read again.
  */
-#ifndef VARVE_QCOW2_CACHE_H
-#define VARVE_QCOW2_CACHE_H
+#ifndef VARVE_FORMAT_CACHE_H
+#define VARVE_FORMAT_CACHE_H
 
-#include "format/qcow2/qcow2.h"
+#include "block/node.h"
 
 #define PIECE_LEN KiB(4)
 
@@ -27,7 +26,7 @@ struct piece {
 
 	/* any queue, atomically */
 	_Atomic bool used;	  /* since the clock hand passed last */
-	_Atomic uint64_t words[]; /* as on disk: big endian */
+	_Atomic uint64_t words[]; /* in the byte order of the disk */
 };
 
 TAILQ_HEAD(piece_list, piece);
@@ -48,13 +47,14 @@ struct rows {
 
 struct cache {
 	/* set once */
-	struct qcow2 *q;
-	bool shared; /* other queues look up */
+	struct node *node; /* whose queues look up */
+	void *owner;	   /* for load() */
+	bool shared;	   /* other queues look up */
 	uint32_t piece_len;
 	uint32_t nr_per_row; /* pieces of one table */
 	unsigned max;	     /* pieces; exceeded while more are pinned or being loaded */
 	/* Fills words with that piece of the table. Waits. */
-	int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, void *words);
+	int (*load)(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words);
 
 	/* any queue */
 	struct rows *_Atomic rows;
@@ -65,9 +65,10 @@ struct cache {
 	struct piece_list loading;
 };
 
-struct cache *cache_new(struct qcow2 *q, bool shared, uint32_t nr_tables, uint64_t len,
-			int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr,
-				    void *words));
+/* nr_tables of table_len bytes each (a power of two); len: memory for pieces, about. NULL: no memory. */
+struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr_tables, uint64_t table_len,
+			uint64_t len,
+			int (*load)(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words));
 /* Nothing is pinned, nobody looks up. */
 void cache_free(struct cache *c);
 

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/cache.c - pieces of metadata tables in memory
+ * format/cache.c - pieces of metadata tables in memory
  *
  * Owns:    the pieces, the rows that lead to them, and the clock that chooses which to drop.
  * Assumes: everything but cache_find() and piece_touch() happens on the home queue.
  * Never:   frees what another queue may be looking at: first unpublish, then a grace period, then free.
  */
-#include "format/qcow2/cache.h"
+#include "format/cache.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,9 +24,9 @@ static struct rows *rows_new(uint32_t nr)
 	return rows;
 }
 
-struct cache *cache_new(struct qcow2 *q, bool shared, uint32_t nr_tables, uint64_t len,
-			int (*load)(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr,
-				    void *words))
+struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr_tables, uint64_t table_len,
+			uint64_t len,
+			int (*load)(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words))
 {
 	struct cache *c = calloc(1, sizeof(*c));
 	struct rows *rows = rows_new(nr_tables);
@@ -36,10 +36,11 @@ struct cache *cache_new(struct qcow2 *q, bool shared, uint32_t nr_tables, uint64
 		free(rows);
 		return NULL;
 	}
-	c->q = q;
+	c->node = node;
+	c->owner = owner;
 	c->shared = shared;
-	c->piece_len = (uint32_t)MIN(PIECE_LEN, q->cluster_len);
-	c->nr_per_row = q->cluster_len / c->piece_len;
+	c->piece_len = (uint32_t)MIN(PIECE_LEN, table_len);
+	c->nr_per_row = (uint32_t)(table_len / c->piece_len);
 	c->max = (unsigned)MAX(len / c->piece_len, 4);
 	c->load = load;
 	TAILQ_INIT(&c->clock);
@@ -101,7 +102,7 @@ int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty)
 	atomic_store_explicit(&c->rows, rows,
 			      memory_order_release); /* pairs with the acquire in cache_find() */
 	if (c->shared)
-		node_grace(f, c->q->node);
+		node_grace(f, c->node);
 	free(old);
 	return 0;
 }
@@ -154,7 +155,7 @@ static void evict(struct fiber *f, struct cache *c)
 			gone[nr++] = row;
 	}
 	if (c->shared && nr)
-		node_grace(f, c->q->node);
+		node_grace(f, c->node);
 	while (nr)
 		free(gone[--nr]);
 }
@@ -238,7 +239,7 @@ static void fill(struct fiber *f, struct cache *c, struct piece *p, bool fresh)
 	if (fresh)
 		memset((void *)p->words, 0, c->piece_len);
 	else
-		p->error = c->load(f, c->q, p->table, p->nr, (void *)p->words);
+		p->error = c->load(f, c->owner, p->table, p->nr, (void *)p->words);
 	TAILQ_REMOVE(&c->loading, p, link);
 	p->loading = false;
 	if (!p->error)

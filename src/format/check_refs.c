@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/check_refs.c - counting references to host clusters, in bounded memory
+ * format/check_refs.c - counting references to host clusters, in bounded memory
  *
  * Owns:    the counters and the set of L2 tables.
  * Assumes: the caller has compared cluster numbers with the file's length.
  * Never:   knows where a reference came from.
  */
-#include "format/qcow2/check_refs.h"
+#include "format/check_refs.h"
 
 #include <errno.h>
 #include <stdlib.h>
