@@ -5,6 +5,7 @@
 #include "block/node.h"
 #include "filter/filter.h"
 #include "format/qcow2/driver.h"
+#include "format/qed/driver.h"
 #include "format/raw.h"
 #include "proto/proto.h"
 
@@ -13,7 +14,7 @@
 static const struct driver *const drivers[] = {
 	&driver_file, &driver_host_device, &driver_null, &driver_memory, /* leaves */
 	&driver_fault,							  /* filters */
-	&driver_qcow2, &driver_raw,					  /* formats */
+	&driver_qcow2, &driver_qed, &driver_raw,		  /* formats */
 };
 
 const struct driver *driver_find(const char *name)

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qed/open.c - an image from open to close, and the driver's table of calls
+ *
+ * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read: those look
+ *          at the rest themselves, and expect damage.
+ * Never:   changes an image that it then refuses.
+ */
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "format/qed/driver.h"
+#include "format/qed/qed.h"
+
+#define L2_CACHE_LEN_DEFAULT MiB(32)
+#define L2_CACHE_LEN_MIN KiB(64)
+#define L2_CACHE_LEN_MAX GiB(4)
+#define TOLD_MAX 16 /* lines about damage for one open image */
+
+int qed_damaged(struct qed *q, const char *fmt, ...)
+{
+	char text[256];
+	va_list args;
+
+	if (q->nr_told++ >= TOLD_MAX)
+		return -EIO;
+	va_start(args, fmt);
+	vsnprintf(text, sizeof(text), fmt, args);
+	va_end(args);
+	log_error("%s: the image is damaged: %s%s", node_name(q->node), text,
+		  q->nr_told == TOLD_MAX ? " (there may be more; no further lines about this image)" : "");
+	return -EIO;
+}
+
+static int qed_probe(const uint8_t *buf, size_t len)
+{
+	struct qed_header_disk d;
+
+	if (len < sizeof(d))
+		return 0;
+	memcpy(&d, buf, sizeof(d));
+	return le32_get(d.magic) == QED_MAGIC ? 100 : 0;
+}
+
+/* ---- open ---- */
+
+static int read_header(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	uint8_t buf[sizeof(struct qed_header_disk)] = { 0 };
+	int ret = node_read(f, q->file, 0, buf, MIN(sizeof(buf), node_len(q->leaf)));
+
+	return ret < 0 ? varve_error_errno(err, ret, "cannot read the header") : qed_header_parse(buf, &q->h, err);
+}
+
+/* Bytes that a file name cannot have make the header invalid; whether the file exists is somebody else's question. */
+static int read_backing_name(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	struct node *n = q->node;
+	char name[QED_BACKING_NAME_MAX + 1] = { 0 };
+	uint64_t file_len = node_len(q->leaf);
+	int ret;
+
+	if (!q->h.backing_name_len)
+		return 0;
+	if ((uint64_t)q->h.backing_name_off + q->h.backing_name_len > file_len)
+		return varve_error_set(err, -EINVAL, "header: the backing file name lies beyond the end of the file");
+	ret = node_read(f, q->file, q->h.backing_name_off, name, q->h.backing_name_len);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot read the backing file name");
+	if (strlen(name) != q->h.backing_name_len)
+		return varve_error_set(err, -EINVAL, "header: the backing file name contains a zero byte");
+	n->backing_name = strdup(name);
+	if (q->h.features & QED_F_BACKING_FORMAT_NO_PROBE)
+		n->backing_format = strdup("raw");
+	if (!n->backing_name || ((q->h.features & QED_F_BACKING_FORMAT_NO_PROBE) && !n->backing_format))
+		return varve_error_set(err, -ENOMEM, "backing file name: out of memory");
+	return 0;
+}
+
+static void set_geometry(struct qed *q)
+{
+	q->cluster_len = q->h.cluster_len;
+	q->cluster_bits = log2_u64(q->cluster_len);
+	q->table_len = (uint64_t)q->h.table_clusters << q->cluster_bits;
+	q->table_bits = log2_u64(q->table_len / sizeof(le64));
+	q->header_end = (uint64_t)q->h.header_clusters << q->cluster_bits;
+	q->node->cluster_len = q->cluster_len;
+	atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
+}
+
+static int read_l1(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	int ret;
+
+	q->nr_l1 = qed_nr_l1(q, q->h.disk_len);
+	free(q->l1);
+	q->l1 = malloc(MAX(q->nr_l1, 1) * sizeof(q->l1[0]));
+	if (!q->l1)
+		return varve_error_set(err, -ENOMEM, "L1 table of %u entries: out of memory", q->nr_l1);
+	if (q->h.l1_off + q->table_len > node_len(q->leaf))
+		return varve_error_set(err, -EINVAL, "header: the L1 table at 0x%llx reaches beyond the end of the file",
+				       (unsigned long long)q->h.l1_off);
+	ret = qed_read_l1(f, q, q->l1, 0, q->nr_l1);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot read the L1 table") : 0;
+}
+
+/* Stands for data that only holds while every writer keeps it up to date, and that we know nothing of. */
+static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	order_mark mark;
+	int ret;
+
+	if (!q->h.autoclear_features)
+		return 0;
+	ret = qed_put_autoclear(f, q, 0, &mark);
+	if (ret == 0)
+		ret = order_wait(f, q->order, mark); /* durable first, before any other write */
+	return ret < 0 ? varve_error_errno(err, ret, "cannot clear the autoclear feature bits in the header") : 0;
+}
+
+static int open_writable(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	int ret = order_new(&q->order, q->file, 0);
+
+	if (ret < 0)
+		return varve_error_errno(err, ret, "queue for metadata");
+	if (q->h.features & QED_F_NEED_CHECK) {
+		ret = qed_repair_unclean(f, q, err);
+		if (ret == 0)
+			ret = read_l1(f, q, err);
+	}
+	if (ret == 0)
+		ret = space_open(q, err);
+	if (ret == 0 && need_check_open(q) < 0)
+		ret = varve_error_set(err, -ENOMEM, "out of memory");
+	return ret;
+}
+
+static int open_tables(struct fiber *f, struct qed *q, struct opts *o, struct varve_error *err)
+{
+	uint64_t cache_len = L2_CACHE_LEN_DEFAULT;
+	int ret = o ? opts_get_size(o, "l2-cache-size", &cache_len, err) : 0;
+
+	if (ret < 0)
+		return ret;
+	if (cache_len < L2_CACHE_LEN_MIN || cache_len > L2_CACHE_LEN_MAX)
+		return varve_error_set(err, -EINVAL, "option 'l2-cache-size': %llu is not from 64 KiB to 4 GiB",
+				       (unsigned long long)cache_len);
+	ret = read_l1(f, q, err);
+	if (ret == 0 && q->writable)
+		ret = open_writable(f, q, err);
+	if (ret < 0)
+		return ret;
+	ret = qed_map_open(q, cache_len);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "L2 cache");
+	return q->writable ? clear_autoclear(f, q, err) : 0;
+}
+
+static void free_all(struct fiber *f, struct qed *q, bool trim)
+{
+	qed_map_close(q);
+	need_check_close(f, q);
+	space_close(f, q, trim);
+	if (q->order)
+		order_free(q->order);
+	free(q->l1);
+	q->l1 = NULL;
+	q->order = NULL;
+}
+
+static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
+{
+	struct qed *q = node_state(n);
+	int ret;
+
+	q->node = n;
+	q->file = q->leaf = n->file;
+	while (q->leaf->file)
+		q->leaf = q->leaf->file;
+	ret = read_header(f, q, err);
+	if (ret < 0)
+		return ret;
+	set_geometry(q);
+	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
+	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
+	if (!(n->flags & NODE_NO_IO))
+		ret = qed_header_usable(&q->h, err);
+	if (ret == 0)
+		ret = read_backing_name(f, q, err);
+	if (ret == 0 && !q->unmapped)
+		ret = open_tables(f, q, o, err);
+	if (ret < 0)
+		free_all(f, q, false);
+	return ret;
+}
+
+/* ---- sync, close, info ---- */
+
+static int qed_sync(struct fiber *f, struct node *n)
+{
+	struct qed *q = node_state(n);
+
+	return q->order ? order_flush(f, q->order) : 0;
+}
+
+static bool qed_clean(struct node *n)
+{
+	struct qed *q = node_state(n);
+
+	return !q->order || order_clean(q->order);
+}
+
+/*
+ * What the guest was promised was synced before. The file loses the end that nobody used, and then the header its flag:
+ * power lost in between leaves a flag too many.
+ */
+static void qed_close(struct fiber *f, struct node *n)
+{
+	struct qed *q = node_state(n);
+	bool whole = q->order && order_flush(f, q->order) == 0;
+
+	if (q->order) {
+		space_close(f, q, whole);
+		if (whole)
+			(void)need_check_clear(f, q); /* on failure the flag stays, which is safe */
+	}
+	free_all(f, q, false);
+}
+
+static int qed_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err)
+{
+	struct qed *q = node_state(n);
+
+	(void)f;
+	if (json_object_set_new(json_image_info, "cluster-size", json_integer(q->cluster_len)) < 0 ||
+	    json_object_set_new(json_image_info, "dirty-flag", json_boolean(q->h.features & QED_F_NEED_CHECK)) < 0)
+		return varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(n));
+	return 0;
+}
+
+const struct driver driver_qed = {
+	.name = "qed",
+	.kind = DRIVER_FORMAT,
+	.state_len = sizeof(struct qed),
+	.probe = qed_probe,
+	.open = qed_open,
+	.close = qed_close,
+	.truncate = qed_truncate,
+	.map = qed_map,
+	.load = qed_load,
+	.alloc = qed_alloc,
+	.link = qed_link,
+	.unalloc = qed_unalloc,
+	.unlink = qed_unlink,
+	.sync = qed_sync,
+	.clean = qed_clean,
+	.create = qed_create,
+	.check = qed_check,
+	.info = qed_info,
+};
