@@ -18,7 +18,7 @@
 #include "aio/sim.h"
 #include "base/error.h"
 #include "block/graph.h"
-#include "format/qcow2/qcow2.h"
+#include "block/node.h"
 #include "proto/proto.h"
 
 #define SECTOR 512
@@ -153,13 +153,13 @@ static void base_attach(struct fiber *f, const struct cut *c, struct node *n)
 	n->backing = base;
 }
 
-static void qcow2_stack(struct fiber *f, const struct cut *c, struct node *file, uint32_t flags, struct node **ret,
+static void image_stack(struct fiber *f, const struct cut *c, struct node *file, uint32_t flags, struct node **ret,
 			struct varve_error *err, int *ret_code)
 {
 	struct opts *o = opts_new();
 
 	must(opts_set(o, "l2-cache-size", c->cfg.seed & 1 ? "64k" : "1M", err), "options", err);
-	*ret_code = graph_stack(f, driver_find("qcow2"), file, o, flags, ret, err);
+	*ret_code = graph_stack(f, driver_find(c->cfg.format), file, o, flags, ret, err);
 	opts_free(o);
 	if (*ret_code == 0 && c->cfg.backing)
 		base_attach(f, c, *ret);
@@ -178,13 +178,18 @@ static int disk_new(struct fiber *f, void *arg)
 
 	must(sim_file_new(&c->sim, &af, &so), "sim", NULL);
 	must(sim_node_new(f, c->sim, &af, NODE_WRITABLE, &leaf, &err), "sim", &err);
-	snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u", (unsigned long long)c->cfg.cluster,
-		 c->cfg.version2 ? "0.10" : "1.1", c->cfg.version2 ? 16u : 4u << below(c, 5));
+	if (!strcmp(c->cfg.format, "qcow2"))
+		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u",
+			 (unsigned long long)c->cfg.cluster, c->cfg.version2 ? "0.10" : "1.1",
+			 c->cfg.version2 ? 16u : 4u << below(c, 5));
+	else
+		snprintf(text, sizeof(text), "cluster_size=%llu,table_size=%u", (unsigned long long)c->cfg.cluster,
+			 1u << below(c, 3));
 	must(opts_parse(o, text, &err), text, &err);
-	must(driver_find("qcow2")->create(f, leaf, c->cfg.len, o, NULL, NULL, &err), text, &err);
+	must(driver_find(c->cfg.format)->create(f, leaf, c->cfg.len, o, NULL, NULL, &err), text, &err);
 	opts_free(o);
 	must(node_flush(f, leaf), "flush", NULL);
-	qcow2_stack(f, c, leaf, NODE_WRITABLE, &c->disk, &err, &ret);
+	image_stack(f, c, leaf, NODE_WRITABLE, &c->disk, &err, &ret);
 	must(ret, "open", &err);
 	return 0;
 }
@@ -238,7 +243,7 @@ static void after_check(struct fiber *f, struct after *a, struct node *n, const 
 	struct varve_check_result result = { 0 };
 	struct check check = { .result = &result, .report = report, .user_data = a };
 	struct varve_error err = { 0, "" };
-	int ret = qcow2_check(f, n, &check, &err);
+	int ret = n->drv->check(f, n, &check, &err);
 
 	if (ret < 0 || result.corruptions || result.check_errors)
 		broken(a->c, "%s: check: %d %s, %llu corruptions, %llu errors: %s", when, ret, err.message,
@@ -296,7 +301,7 @@ static int after_cut(struct fiber *f, void *arg)
 	must(graph_stack(f, &driver_memory, NULL, o, NODE_WRITABLE, &memory, &err), "memory", &err);
 	opts_free(o);
 	must(node_write(f, memory, 0, a->bytes, a->len), "memory", NULL);
-	qcow2_stack(f, a->c, memory, NODE_WRITABLE, &n, &err, &ret);
+	image_stack(f, a->c, memory, NODE_WRITABLE, &n, &err, &ret);
 	if (ret < 0) {
 		broken(a->c, "cannot be opened: %s", err.message);
 		graph_close(f, memory, NULL);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * crash/cut.h - a qcow2 disk over a simulated file, a workload, and what may be read after a power cut
+ * crash/cut.h - a disk over a simulated file, a workload, and what may be read after a power cut
  */
 #ifndef VARVE_TEST_CUT_H
 #define VARVE_TEST_CUT_H
@@ -9,13 +9,14 @@
 #include <stdint.h>
 
 struct cut_config {
+	const char *format; /* qcow2, qed */
 	uint64_t seed;
 	uint64_t cluster, len; /* of clusters, of the disk; bytes */
 	unsigned depth;	       /* requests in flight */
 	unsigned steps;	       /* requests in all */
 	unsigned cuts;	       /* power cuts to look at, about */
 	bool backing;	       /* above a base full of bytes */
-	bool version2;
+	bool version2; /* qcow2 */
 };
 
 struct cut_result {

@@ -42,6 +42,7 @@ static struct cut_config config_of(uint64_t seed)
 	static const unsigned depths[] = { 1, 4, 16, 32 };
 
 	return (struct cut_config){
+		.format = "qcow2",
 		.seed = seed,
 		.cluster = sizes[seed % 5].cluster,
 		.len = sizes[seed % 5].len,
