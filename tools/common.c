@@ -235,6 +235,8 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 		oo.flags |= VARVE_OPEN_IMAGE_OPTS;
 	if (args->force_share)
 		oo.flags |= VARVE_OPEN_FORCE_SHARE;
+	if (args->copy_on_read)
+		oo.flags |= VARVE_OPEN_COPY_ON_READ;
 	if (varve_image_open(&image, name, &oo, &err) < 0) {
 		complain("%s", err.message);
 		return NULL;

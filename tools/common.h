@@ -63,11 +63,12 @@ const char *size_text_exact(char buf[32], double bytes);
 
 /* ---- opening images ---- */
 
-/* What the options -f, --image-opts, -U, -t/-T and -i of a command say. */
+/* What the options -f, --image-opts, -U, -C, -t/-T and -i of a command say. */
 struct open_args {
 	const char *format;
 	bool image_opts;
 	bool force_share;
+	bool copy_on_read;
 	const char *cache;
 	const char *aio;
 };

@@ -12,12 +12,13 @@
 #include <string.h>
 
 static const char io_help[] =
-	"[-c COMMAND]... [-f FORMAT | --image-opts] [-r] [-n | -t CACHE] [-i AIO] [-U] [FILE]\n\n"
+	"[-c COMMAND]... [-f FORMAT | --image-opts] [-r] [-C] [-n | -t CACHE] [-i AIO] [-U] [FILE]\n\n"
 	"  -c, --cmd COMMAND     run COMMAND; without -c commands are read from standard input\n"
 	"  -f, --format FORMAT   do not guess the format\n"
 	"      --image-opts      FILE is driver=...,file.filename=...\n"
 	"  -r, --read-only       do not open for writing\n"
 	"  -n, --nocache         the same as -t none\n"
+	"  -C, --copy-on-read    keep in FILE what is read from its backing file\n"
 	"  -t, --cache CACHE     writeback (default), none, writethrough, directsync, unsafe\n"
 	"  -i, --aio AIO         io_uring or threads\n"
 	"  -U, --force-share     also while another process writes to the image (needs -r)\n"
@@ -177,6 +178,8 @@ static int cmd_open(struct io *io, int argc, char **argv)
 			args.force_share = true;
 			break;
 		case 'C':
+			args.copy_on_read = true;
+			break;
 		case 'd':
 		case 'k':
 		case 'o':
@@ -205,7 +208,7 @@ static int cmd_close(struct io *io, int argc, char **argv)
 
 const struct io_command io_open_commands[] = {
 	{ "close", "c", cmd_close, 0, 0, false, "", "closes the open image" },
-	{ "open", "o", cmd_open, 1, -1, true, "[-rnU] [-t cache] [-i aio] path", "opens an image" },
+	{ "open", "o", cmd_open, 1, -1, true, "[-rnCU] [-t cache] [-i aio] path", "opens an image" },
 	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
 };
 
@@ -292,7 +295,8 @@ static int parse(int argc, char **argv, struct io_args *a)
 		case 's':
 			return complain_missing("--snapshot");
 		case 'C':
-			return complain_missing("--copy-on-read");
+			a->open.copy_on_read = true;
+			break;
 		case 'm':
 			return complain_missing("--misalign");
 		case 'k':

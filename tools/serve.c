@@ -24,6 +24,7 @@ static const char serve_help[] =
 	"  -f, --format FORMAT      do not guess the format\n"
 	"      --image-opts         DISK is driver=...,file.filename=...\n"
 	"  -r, --read-only          the disk cannot be written\n"
+	"  -C, --copy-on-read       keep in DISK what is read from its backing file\n"
 	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
 	"  -i, --aio AIO            io_uring or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
@@ -124,13 +125,14 @@ static int parse(int argc, char **argv, struct serve *s)
 		{ "serial", required_argument, NULL, SERIAL },
 		{ "pidfile", required_argument, NULL, PIDFILE },
 		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },
+		{ "copy-on-read", no_argument, NULL, 'C' },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
 
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hVf:rt:i:v", longs, NULL)) != -1) {
+	while ((c = getopt_long(argc, argv, ":hVf:rCt:i:v", longs, NULL)) != -1) {
 		switch (c) {
 		case 'h':
 			printf("Usage: %s %s", prog, serve_help);
@@ -143,6 +145,9 @@ static int parse(int argc, char **argv, struct serve *s)
 			break;
 		case 'r':
 			s->read_only = true;
+			break;
+		case 'C':
+			s->open.copy_on_read = true;
 			break;
 		case 't':
 			s->open.cache = optarg;

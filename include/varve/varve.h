@@ -112,6 +112,11 @@ VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_
 #define VARVE_OPEN_NO_IO (1u << 3)	 /* only varve_image_info() will be called */
 #define VARVE_OPEN_CHECK (1u << 4)	 /* for varve_image_check(): open although metadata is damaged */
 #define VARVE_OPEN_IMAGE_OPTS (1u << 5)	 /* name is "driver=qcow2,file.filename=..." instead of a file name */
+/*
+ * What is read from a backing image is stored in the image (the same as copy-on-read=on among image options). Needs
+ * VARVE_OPEN_WRITABLE. A copy that cannot be stored never fails the read.
+ */
+#define VARVE_OPEN_COPY_ON_READ (1u << 6)
 
 struct varve_open_options {
 	unsigned flags;		  /* VARVE_OPEN_* */

@@ -66,7 +66,7 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 		{ VARVE_OPEN_FORCE_SHARE, NODE_FORCE_SHARE }, { VARVE_OPEN_NO_IO, NODE_NO_IO },
 		{ VARVE_OPEN_CHECK, NODE_CHECK },
 	};
-	unsigned left = oo->flags & ~VARVE_OPEN_IMAGE_OPTS;
+	unsigned left = oo->flags & ~(VARVE_OPEN_IMAGE_OPTS | VARVE_OPEN_COPY_ON_READ);
 	const char *cold = getenv("VARVE_FORCE_COLD"); /* a switch of the tests: see CONTRIBUTING.md */
 	uint32_t flags = 0;
 	int ret;
@@ -108,6 +108,8 @@ static int open_opts(const char *name, const struct varve_open_options *oo, stru
 	/* The graph hands it on to the file; options that name an engine for the file themselves win. */
 	if (ret == 0 && oo->aio && !opts_get(o, "aio") && !opts_get(o, "file.aio"))
 		ret = opts_set(o, "aio", oo->aio, err);
+	if (ret == 0 && (oo->flags & VARVE_OPEN_COPY_ON_READ))
+		ret = opts_set(o, "copy-on-read", "on", err);
 	return ret;
 }
 

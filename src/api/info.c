@@ -6,6 +6,7 @@
  * Never:   opens another file than the image's own.
  */
 #include "api/api.h"
+#include "block/copy_on_read.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -141,6 +142,21 @@ struct stats_args {
 	json_t *o; /* the home queue's turn: the drivers' own counters */
 };
 
+static void add_copy_on_read(const struct node *n, json_t *o)
+{
+	struct cor_stats s;
+
+	while (n && !n->cor)
+		n = n->file;
+	if (!n)
+		return;
+	cor_get_stats(n, &s);
+	json_object_set_new(o, "copy-on-read",
+			    json_pack("{s:I, s:I, s:I, s:I}", "copies", (json_int_t)s.copies, "copied-bytes",
+				      (json_int_t)s.copied_bytes, "zero-bytes", (json_int_t)s.zero_bytes, "failures",
+				      (json_int_t)s.failures));
+}
+
 /* On the queue whose counters are read. */
 static int stats_fiber(struct fiber *f, void *arg)
 {
@@ -155,6 +171,7 @@ static int stats_fiber(struct fiber *f, void *arg)
 	if (a->q != a->top->home)
 		return 0;
 	a->sum->home = *queue_stats(a->q);
+	add_copy_on_read(a->top, a->o);
 	for (struct node *n = a->top; n; n = n->file) {
 		if (n->drv->stats)
 			n->drv->stats(n, a->o);

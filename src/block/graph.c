@@ -8,6 +8,7 @@
  *          takes a name out of an image for anything but a file name or a known protocol ("json:" is refused there).
  */
 #include "block/block.h"
+#include "block/copy_on_read.h"
 #include "block/graph.h"
 
 #include <stdlib.h>
@@ -433,7 +434,8 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	struct varve_error local = { 0 };
 	struct opts *backing = NULL;
 	struct node *top, *disk;
-	bool no_backing;
+	bool no_backing, cor = false;
+	char *bottom = NULL;
 	const char *filename = opts_get(o, "filename");
 	int r;
 
@@ -452,9 +454,12 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	backing = opts_take_sub(o, "backing");
 	r = backing_refused(o, &no_backing, err);
 	if (r == 0)
+		r = cor_options(o, &cor, &bottom, err);
+	if (r == 0)
 		r = open_stack(f, o, WANT_IMAGE, 0, flags, &top, err);
 	if (r < 0) {
 		opts_free(backing);
+		free(bottom);
 		return r;
 	}
 	disk = below_filters(top);
@@ -470,6 +475,9 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	}
 	if (r == 0)
 		r = chain_finish(disk, err);
+	if (r == 0 && cor && !(top->flags & NODE_NO_IO))
+		r = cor_open(disk, bottom, err);
+	free(bottom);
 	opts_free(backing);
 	if (r < 0) {
 		close_all(f, top);

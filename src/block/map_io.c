@@ -8,6 +8,7 @@
  */
 #include "base/iov.h"
 #include "block/block.h"
+#include "block/copy_on_read.h"
 
 static void go_cold(struct node *n, struct req *r, cold_fn *fn)
 {
@@ -19,6 +20,10 @@ static void map_read(struct node *n, struct req *r)
 {
 	struct extent e;
 
+	if (unlikely(n->cor) && !(r->flags & REQ_REPAIRED) && cor_wants(n, r)) {
+		go_cold(n, r, cor_read);
+		return;
+	}
 	chain_map(n, r->off, r->len, &e);
 	if (unlikely(e.kind == EXTENT_UNLOADED)) {
 		go_cold(n, r, cold_read);
@@ -110,7 +115,7 @@ void map_submit(struct node *n, struct req *r)
 {
 	if (unlikely(n->flags & NODE_FORCE_COLD) && !(r->flags & REQ_REPAIRED)) {
 		if (r->op == REQ_READ || r->op == REQ_FLUSH || !n->drv->alloc)
-			go_cold(n, r, r->op == REQ_READ ? cold_read : cold_detour);
+			go_cold(n, r, r->op != REQ_READ ? cold_detour : n->cor ? cor_read : cold_read);
 		else
 			go_cold(n, r, r->op == REQ_WRITE ? cold_write : cold_unmap);
 		return;

@@ -7,6 +7,7 @@
  * Never:   lets a request pass that is out of bounds or writes to a read-only node.
  */
 #include "block/block.h"
+#include "block/copy_on_read.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -52,6 +53,7 @@ void node_free(struct node *n)
 	for (unsigned i = 0; i < QUEUE_MAX; i++)
 		free(n->slots[i]);
 	chain_cache_free(n->chain);
+	cor_free(n);
 	free(n->backing_name);
 	free(n->backing_format);
 	free(n->name);

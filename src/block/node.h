@@ -170,6 +170,7 @@ struct node_slot {
 } __attribute__((aligned(64)));
 
 struct chain_cache;
+struct cor;
 
 struct node {
 	/* set at open */
@@ -188,6 +189,7 @@ struct node {
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
+	struct cor *cor;	   /* copy-on-read (block/copy_on_read.h); NULL: off */
 	struct chain_cache *chain; /* looked-up ranges of the layers below (block/chain.c) */
 
 	/* any queue, atomically */

@@ -18,7 +18,7 @@
 #include "aio/sim.h"
 #include "base/error.h"
 #include "block/graph.h"
-#include "block/node.h"
+#include "block/copy_on_read.h"
 #include "proto/proto.h"
 
 #define SECTOR 512
@@ -46,7 +46,7 @@ struct op {
 	uint8_t *buf;
 	uint64_t first, nr; /* sectors */
 	uint32_t begun;	    /* event */
-	bool used;
+	bool used, flush;
 };
 
 struct cut {
@@ -191,6 +191,8 @@ static int disk_new(struct fiber *f, void *arg)
 	must(node_flush(f, leaf), "flush", NULL);
 	image_stack(f, c, leaf, NODE_WRITABLE, &c->disk, &err, &ret);
 	must(ret, "open", &err);
+	if (c->cfg.copy_on_read)
+		must(cor_open(c->disk, NULL, &err), "copy-on-read", &err);
 	return 0;
 }
 
@@ -364,7 +366,7 @@ static void op_done(struct req *r, int ret)
 		if (op->iov.iov_len && op->begun == UINT32_MAX) /* FUA */
 			sector_settle(s, now + 1);
 	}
-	if (!op->nr) {
+	if (op->flush) {
 		c->res->nr_flushes++;
 		for (uint64_t i = 0; i < c->nr_sectors; i++)
 			sector_settle(&c->sectors[i], op->begun);
@@ -391,6 +393,21 @@ static uint64_t pick_range(struct cut *c, uint64_t *ret_first)
 	return nr;
 }
 
+static void read_start(struct cut *c)
+{
+	uint64_t first = below(c, c->nr_sectors), max = 1 + below(c, OP_SECTORS_MAX);
+	uint64_t nr = MIN(max, c->nr_sectors - first);
+	struct op *op = c->ops;
+
+	while (op->used)
+		op++;
+	*op = (struct op){ .c = c, .used = true, .buf = malloc(nr * SECTOR) };
+	op->iov = (struct iovec){ op->buf, nr * SECTOR };
+	c->in_flight++;
+	req_init(&op->r, c->q, REQ_READ, first * SECTOR, nr * SECTOR, &op->iov, 1, 0, op_done);
+	node_submit(c->disk, &op->r);
+}
+
 static void op_start(struct cut *c)
 {
 	uint64_t what = below(c, 100), first = 0, nr = what < 90 ? pick_range(c, &first) : 0;
@@ -398,11 +415,15 @@ static void op_start(struct cut *c)
 	uint32_t v = code == REQ_WRITE ? ++c->next_value : 0, flags = 0;
 	struct op *op = c->ops;
 
+	if (c->cfg.copy_on_read && below(c, 3) == 0) {
+		read_start(c);
+		return;
+	}
 	if (what < 90 && !nr)
 		return;
 	while (op->used)
 		op++;
-	*op = (struct op){ .c = c, .used = true, .first = first, .nr = nr, .begun = ++c->event };
+	*op = (struct op){ .c = c, .used = true, .flush = what >= 90, .first = first, .nr = nr, .begun = ++c->event };
 	if (code == REQ_WRITE) {
 		op->buf = malloc(nr * SECTOR);
 		for (uint64_t i = 0; i < nr; i++)

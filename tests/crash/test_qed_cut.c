@@ -72,6 +72,25 @@ static void every_power_cut_is_survived(void **state)
 	assert_true(only || (cuts >= 300 && flushes >= 500 && unstable >= 3 * cuts));
 }
 
+/* Copies of what the guest reads are stored between its writes, and no more than these may a cut spoil anything. */
+static void every_power_cut_while_reads_are_copied_is_survived(void **state)
+{
+	unsigned cuts = 0;
+
+	(void)state;
+	for (uint64_t seed = 500; seed < 520; seed++) {
+		struct cut_config config = config_of(seed);
+		struct cut_result result;
+
+		config.backing = config.copy_on_read = true;
+		cut_run(&config, &result);
+		if (*result.broken)
+			fail_msg("%s", result.broken);
+		cuts += result.nr_cuts;
+	}
+	assert_true(cuts >= 150);
+}
+
 /* Without the order between data and entries some cut is not survived: the test above would see such a fault. */
 static void forgotten_order_is_noticed(void **state)
 {
@@ -94,6 +113,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_power_cut_is_survived),
+		cmocka_unit_test(every_power_cut_while_reads_are_copied_is_survived),
 		cmocka_unit_test(forgotten_order_is_noticed),
 	};
 
