@@ -349,6 +349,14 @@ static int run(struct io *io, const struct io_args *a, const char *name)
 	return finish_stdout() || failed;
 }
 
+/* What the library found out and an errno cannot say: damage, a server that lies. */
+static void log_errors(void *user_data, enum varve_log_level level, const char *line)
+{
+	(void)user_data;
+	if (level == VARVE_LOG_ERROR)
+		complain("%s", line);
+}
+
 int io_main(int argc, char **argv)
 {
 	struct io_args a = { 0 };
@@ -361,6 +369,7 @@ int io_main(int argc, char **argv)
 		complain("out of memory");
 		return 1;
 	}
+	varve_set_log(log_errors, NULL);
 	ret = parse(argc, argv, &a);
 	if (ret < 0) {
 		ret = finish_stdout();

@@ -152,9 +152,9 @@ static void add_copy_on_read(const struct node *n, json_t *o)
 		return;
 	cor_get_stats(n, &s);
 	json_object_set_new(o, "copy-on-read",
-			    json_pack("{s:I, s:I, s:I, s:I}", "copies", (json_int_t)s.copies, "copied-bytes",
+			    json_pack("{s:I, s:I, s:I, s:I, s:I}", "copies", (json_int_t)s.copies, "copied-bytes",
 				      (json_int_t)s.copied_bytes, "zero-bytes", (json_int_t)s.zero_bytes, "failures",
-				      (json_int_t)s.failures));
+				      (json_int_t)s.failures, "ahead-bytes", (json_int_t)s.ahead_bytes));
 }
 
 /* On the queue whose counters are read. */

@@ -18,6 +18,7 @@
  * Never:   fails a guest's read because a copy could not be stored; copies from below the bottom; stores a byte that
  *          comes from guest memory, which may change while we look.
  */
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,7 +29,27 @@
 
 #define CHUNK MiB(1)		 /* fetched at once: as many clusters, but at least one */
 #define BIG_CLUSTER MiB(4)	 /* of such clusters one buffer at a time */
+#define STREAMS 4
+#define AHEAD_JOBS 8		 /* pieces fetched at once ahead of readers */
+#define AHEAD_MAX MiB(16)	 /* farthest ahead of one */
+#define HITS_WANTED 2		 /* requests that went on where another had ended, before anything is fetched ahead */
 #define PAUSE_NS 1000000000ull	 /* after a failure: no copying for so long */
+
+/* A place where a reader may go on: he has read up to `next`, and everything is to be fetched up to `target`. */
+struct stream {
+	uint64_t next, ahead, target; /* ahead: fetched, or being fetched, up to here */
+	uint64_t window;
+	unsigned hits;
+	uint64_t used; /* when, for replacement */
+};
+
+/* Fetches a piece ahead of a reader. */
+struct ahead {
+	struct fiber_job job;
+	struct node *n;
+	uint64_t off, len;
+	bool busy;
+};
 
 struct cor {
 	/* set at open */
@@ -41,6 +62,12 @@ struct cor {
 	bool told;
 	struct fiber_mutex big;
 	struct cor_stats stats;
+	struct stream streams[STREAMS];
+	struct ahead ahead[AHEAD_JOBS];
+	uint64_t clock; /* of the streams' use */
+	unsigned nr_busy;
+	bool stopped;
+	struct waitlist idle;
 };
 
 int cor_options(struct opts *o, bool *ret_on, char **ret_bottom, struct varve_error *err)
@@ -84,6 +111,14 @@ int cor_open(struct node *n, const char *bottom, struct varve_error *err)
 	if (!n->cor)
 		return varve_error_errno(err, -ENOMEM, "%s: copy-on-read", node_name(n));
 	n->cor->bottom = bottom ? (unsigned)depth : COR_BOTTOM_ALL;
+	depth = (int)MIN(n->cor->bottom, (unsigned)INT_MAX);
+	for (struct node *b = n->backing; b && depth > 0; b = b->backing, depth--) {
+		struct node *leaf = b;
+
+		while (leaf->file)
+			leaf = leaf->file;
+		leaf->kept_above = true;
+	}
 	return 0;
 }
 
@@ -355,6 +390,107 @@ static int copy_clusters(struct fiber *f, struct copier *c, uint64_t off, uint64
 	return 0;
 }
 
+/* ---- fetching ahead ---- */
+
+static void ahead_go(struct node *n);
+
+static void ahead_run(struct fiber *f, struct fiber_job *job)
+{
+	struct ahead *a = container_of(job, struct ahead, job);
+	struct node *n = a->n;
+	struct cor *cor = n->cor;
+	uint64_t before = cor->stats.copied_bytes + cor->stats.zero_bytes;
+	int ret = cor_populate(f, n, a->off, a->len, cor->bottom, false, &cor->stats);
+
+	cor->stats.ahead_bytes += cor->stats.copied_bytes + cor->stats.zero_bytes - before;
+	a->busy = false;
+	cor->nr_busy--;
+	if (ret < 0) { /* whoever really needs it meets the same trouble, and tells */
+		for (unsigned i = 0; i < STREAMS; i++)
+			cor->streams[i].target = 0;
+	}
+	ahead_go(n);
+	if (!cor->nr_busy)
+		waitlist_wake_all(&cor->idle);
+}
+
+static bool ahead_start(struct node *n, uint64_t off, uint64_t len)
+{
+	struct cor *cor = n->cor;
+
+	for (unsigned i = 0; i < AHEAD_JOBS; i++) {
+		struct ahead *a = &cor->ahead[i];
+
+		if (a->busy)
+			continue;
+		*a = (struct ahead){ .job.run = ahead_run, .n = n, .off = off, .len = len, .busy = true };
+		cor->nr_busy++;
+		fiber_start(n->home, &a->job, n->level);
+		return true;
+	}
+	return false;
+}
+
+static void ahead_go(struct node *n)
+{
+	struct cor *cor = n->cor;
+	uint64_t step = MAX(CHUNK / 2, (uint64_t)n->cluster_len);
+
+	for (unsigned i = 0; i < STREAMS && !cor->stopped; i++) {
+		struct stream *s = &cor->streams[i];
+
+		while (s->ahead < s->target && ahead_start(n, s->ahead, MIN(step, s->target - s->ahead)))
+			s->ahead += step;
+	}
+}
+
+/* The reader who may have sent this request; else the place used longest ago. */
+static struct stream *stream_of(struct cor *cor, uint64_t off)
+{
+	struct stream *oldest = &cor->streams[0];
+
+	for (unsigned i = 0; i < STREAMS; i++) {
+		struct stream *s = &cor->streams[i];
+
+		/* What was fetched ahead is read without coming here: he may have got as far as that. */
+		if (s->used && off >= s->next && off <= MAX(s->next, s->ahead))
+			return s;
+		if (s->used < oldest->used)
+			oldest = s;
+	}
+	*oldest = (struct stream){ .next = UINT64_MAX };
+	return oldest;
+}
+
+static void ahead_note(struct node *n, uint64_t off, uint64_t len)
+{
+	struct cor *cor = n->cor;
+	struct stream *s = stream_of(cor, off);
+
+	if (n->cluster_len > BIG_CLUSTER)
+		return;
+	s->hits = s->next == UINT64_MAX ? 0 : s->hits + 1;
+	s->used = ++cor->clock;
+	s->next = off + len;
+	if (s->hits < HITS_WANTED)
+		return;
+	s->window = MIN(MAX(s->window * 2, CHUNK), AHEAD_MAX);
+	s->ahead = MAX(s->ahead, align_down(s->next, n->cluster_len));
+	s->target = MIN(s->next + s->window, node_len(n));
+	ahead_go(n);
+}
+
+void cor_stop(struct fiber *f, struct node *n)
+{
+	struct cor *cor = n->cor;
+
+	if (!cor)
+		return;
+	cor->stopped = true;
+	while (cor->nr_busy)
+		waitlist_wait(f, &cor->idle);
+}
+
 int cor_read(struct fiber *f, struct node *n, struct req *r)
 {
 	struct cor *cor = n->cor;
@@ -377,6 +513,8 @@ int cor_read(struct fiber *f, struct node *n, struct req *r)
 	free(c.part);
 	if (stored < 0)
 		copy_failed(n, stored);
+	else if (ret == 0)
+		ahead_note(n, r->off, r->len);
 	return ret;
 }
 

@@ -14,6 +14,7 @@ struct cor_stats {
 	uint64_t copied_bytes; /* stored as data */
 	uint64_t zero_bytes;   /* stored as zeroes */
 	uint64_t failures;     /* requests that could not be kept */
+	uint64_t ahead_bytes;  /* of both: before a reader asked */
 };
 
 /* copy-on-read=on|off, copy-on-read-bottom=NAME. *ret_bottom: malloc'd, or NULL. */
@@ -23,6 +24,8 @@ int cor_options(struct opts *o, bool *ret_on, char **ret_bottom, struct varve_er
  * clusters are copied from; NULL: all. Refused for images that are read-only or of a format without allocation.
  */
 int cor_open(struct node *n, const char *bottom, struct varve_error *err);
+/* Fetching ahead ends; waits for what is under way. Before the image is closed. */
+void cor_stop(struct fiber *f, struct node *n);
 /* How many images below n there are down to `name`, that one included. -ENOENT: it is not in the chain. */
 int cor_depth_of(const struct node *n, const char *name, struct varve_error *err);
 void cor_free(struct node *n);

@@ -3,6 +3,7 @@
  * block/drivers.c - the one list of drivers: the only place in block/ that knows any of them by name
  */
 #include "block/node.h"
+#include "config.h"
 #include "filter/filter.h"
 #include "format/qcow2/driver.h"
 #include "format/qed/driver.h"
@@ -13,6 +14,9 @@
 
 static const struct driver *const drivers[] = {
 	&driver_file, &driver_host_device, &driver_null, &driver_memory, /* leaves */
+#ifdef HAVE_CURL
+	&driver_http, &driver_https,
+#endif
 	&driver_fault,							  /* filters */
 	&driver_qcow2, &driver_qed, &driver_raw,		  /* formats */
 };

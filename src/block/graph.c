@@ -530,6 +530,7 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 {
 	int ret = 0;
 
+	cor_stop(f, below_filters(top));
 	if (top->flags & NODE_WRITABLE) {
 		ret = node_sync_all(f, top);
 		if (ret < 0)

@@ -13,6 +13,7 @@
 extern const struct driver driver_file;	       /* regular files and block devices */
 extern const struct driver driver_host_device; /* the same, block devices only */
 extern const struct driver driver_null;	       /* null-co: keeps nothing */
+extern const struct driver driver_http, driver_https; /* only where the build has libcurl */
 extern const struct driver driver_memory;      /* keeps it while it is open */
 
 /*
