@@ -16,6 +16,7 @@ static const struct command {
 	{ "create", img_create, "make a new image" },
 	{ "info", img_info, "what an image is" },
 	{ "map", img_map, "where the data of an image lies" },
+	{ "stream", img_stream, "copy what an image reads from its backing files into it" },
 };
 
 /* Commands of the grammar that this version does not have. */

@@ -14,6 +14,7 @@ int img_info(int argc, char **argv);
 int img_check(int argc, char **argv);
 int img_map(int argc, char **argv);
 int img_compare(int argc, char **argv);
+int img_stream(int argc, char **argv);
 
 /* Values of long options that have no letter; one list, so that no two commands disagree. */
 enum {

@@ -25,6 +25,10 @@ static const char serve_help[] =
 	"      --image-opts         DISK is driver=...,file.filename=...\n"
 	"  -r, --read-only          the disk cannot be written\n"
 	"  -C, --copy-on-read       keep in DISK what is read from its backing file\n"
+	"      --prefetch           -C, and fetch the rest of the backing file while the guest fetches nothing\n"
+	"      --stream[=BASE]      copy everything from the backing files (down to BASE) into DISK while it is served,\n"
+	"                           then remove the link to them\n"
+	"      --stream-rate RATE   bytes a second that --stream or --prefetch copies at most\n"
 	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
 	"  -i, --aio AIO            io_uring or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
@@ -44,11 +48,14 @@ struct serve {
 	struct varve_vhost_user_blk_options export;
 	const char *disk, *pidfile;
 	bool read_only, print_args;
+	struct varve_stream_options stream_options;
+	bool stream_wanted, prefetch;
 
 	/* what was started, in this order */
 	struct varve_queue *control;
 	struct varve_queue *queues[NR_QUEUES_MAX];
 	struct varve_image *image;
+	struct varve_stream *stream;
 	struct varve_export *exp;
 	bool has_pidfile;
 };
@@ -67,7 +74,7 @@ static void log_to_stderr(void *user_data, enum varve_log_level level, const cha
 
 /* ---- options ---- */
 
-enum { VHOST_USER = 256, IMAGE_OPTS, NUM_QUEUES, QUEUE_SIZE, SERIAL, PIDFILE, PRINT_ARGS };
+enum { VHOST_USER = 256, IMAGE_OPTS, NUM_QUEUES, QUEUE_SIZE, SERIAL, PIDFILE, PRINT_ARGS, STREAM, STREAM_RATE, PREFETCH };
 
 static int parse_count(const char *option, const char *text, unsigned max, unsigned *ret)
 {
@@ -99,6 +106,18 @@ static int parse_long(int c, struct serve *s)
 			return complain_usage("--serial: '%s' is longer than 20 bytes", optarg);
 		s->export.serial = optarg;
 		return 0;
+	case STREAM:
+		s->stream_wanted = true;
+		s->stream_options.base = optarg;
+		return 0;
+	case STREAM_RATE:
+		if (parse_size(optarg, &s->stream_options.speed) < 0 || !s->stream_options.speed)
+			return complain_usage("--stream-rate: '%s' is no size", optarg);
+		return 0;
+	case PREFETCH:
+		s->prefetch = s->stream_wanted = s->open.copy_on_read = true;
+		s->stream_options.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
+		return 0;
 	case PIDFILE:
 		s->pidfile = optarg;
 		return 0;
@@ -126,6 +145,9 @@ static int parse(int argc, char **argv, struct serve *s)
 		{ "pidfile", required_argument, NULL, PIDFILE },
 		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },
 		{ "copy-on-read", no_argument, NULL, 'C' },
+		{ "stream", optional_argument, NULL, STREAM },
+		{ "stream-rate", required_argument, NULL, STREAM_RATE },
+		{ "prefetch", no_argument, NULL, PREFETCH },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -170,6 +192,8 @@ static int parse(int argc, char **argv, struct serve *s)
 	if (argc - optind != 1)
 		return complain_usage("one disk is needed");
 	s->disk = argv[optind];
+	if (s->prefetch && !(s->stream_options.flags & VARVE_STREAM_KEEP_LINK))
+		return complain_usage("--stream and --prefetch exclude each other");
 	if (!s->export.socket_path)
 		return complain_usage("--vhost-user SOCKET is needed");
 	return 0;
@@ -252,6 +276,10 @@ static int start(struct serve *s)
 		complain("%s", err.message);
 		return 1;
 	}
+	if (s->stream_wanted && varve_stream_start(&s->stream, s->image, &s->stream_options, &err) < 0) {
+		complain("%s", err.message);
+		return 1;
+	}
 	if (s->pidfile && write_pidfile(s))
 		return 1;
 	return s->print_args ? print_qemu_args(s) : 0;
@@ -267,6 +295,7 @@ static int stop(struct serve *s)
 		complain("%s", err.message);
 		failed = 1;
 	}
+	varve_stream_free(s->stream); /* what it has not copied yet, the next one will */
 	if (close_image(s->image))
 		failed = 1;
 	for (unsigned i = 0; i < s->export.nr_queues; i++)

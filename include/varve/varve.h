@@ -215,6 +215,49 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+/* ---- streaming: a backing chain is pulled into the image while it is in use ------------------------------- */
+
+struct varve_stream;
+
+struct varve_stream_options {
+	const char *base;  /* name of the image of the chain that stays the backing file; NULL: none stays */
+	uint64_t speed;	   /* bytes a second at most, as an average; 0: no limit */
+	unsigned parallel; /* pieces of 1 MiB fetched at once, 1 .. 32; 0: 8 */
+	unsigned flags;	   /* VARVE_STREAM_* */
+};
+
+#define VARVE_STREAM_KEEP_LINK (1u << 0) /* only copy; the image goes on naming its backing file */
+#define VARVE_STREAM_IDLE (1u << 1)	 /* stands back while copy-on-read fetches what a guest asked for */
+
+enum varve_stream_state { VARVE_STREAM_RUNNING, VARVE_STREAM_PAUSED, VARVE_STREAM_FINISHING, VARVE_STREAM_ENDED };
+
+struct varve_stream_status {
+	enum varve_stream_state state;
+	uint64_t done, total; /* bytes of the image looked at, and its length */
+	uint64_t copied;      /* bytes that became the image's own */
+	int result;	      /* when ended: 0, -ECANCELED, or the negative errno of what went wrong */
+	char message[VARVE_ERROR_MAX];
+};
+
+/*
+ * Starts to copy everything that the image reads from its backing files (down to base) into the image, which must be
+ * writable; it can be used meanwhile. At the end the image's header names base, or no backing file any more. It runs on the
+ * image's home queue: when that has no thread, only while the queue is run (varve_stream_wait() runs it for an image
+ * with a private one). One stream for an image at a time; it holds the image open: free it before closing.
+ */
+VARVE_API int varve_stream_start(struct varve_stream **ret_stream, struct varve_image *image,
+				 const struct varve_stream_options *opts, struct varve_error *err);
+VARVE_API void varve_stream_pause(struct varve_stream *stream);
+VARVE_API void varve_stream_resume(struct varve_stream *stream);
+/* What was copied stays, and so does the link to the backing file. */
+VARVE_API void varve_stream_cancel(struct varve_stream *stream);
+VARVE_API void varve_stream_set_speed(struct varve_stream *stream, uint64_t speed);
+VARVE_API void varve_stream_status(struct varve_stream *stream, struct varve_stream_status *ret_status);
+/* Waits until it has ended, at most timeout_ms (negative: without limit). -EAGAIN: not yet; else its result. */
+VARVE_API int varve_stream_wait(struct varve_stream *stream, int timeout_ms, struct varve_error *err);
+/* Cancels it if it has not ended, waits, frees. Takes NULL. */
+VARVE_API void varve_stream_free(struct varve_stream *stream);
+
 /* ---- exports ------------------------------------------------------------------------------------------ */
 
 struct varve_export;

@@ -8,6 +8,7 @@
  *   map.c      map and check
  *   info.c     ImageInfo and statistics as JSON
  *   create.c   new images
+ *   stream.c   pulling in a backing chain
  *   export.c   serving an image
  *
  * Assumes: callers keep the thread rules of varve.h; what can be checked cheaply is checked, and refused in words.
@@ -65,6 +66,7 @@ struct varve_image {
 
 	pthread_mutex_t turn;	/* private_home: whose turn it is to run it */
 	_Atomic unsigned users; /* further queues attached, and exports */
+	_Atomic bool streaming;
 };
 
 /* A queue without thread for one image or one call; it has no slots. */

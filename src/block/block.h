@@ -58,6 +58,9 @@ void chain_cache_free(struct chain_cache *c);
 /* align.c: entry of leaves that want aligned requests. */
 void align_submit(struct node *n, struct req *r);
 
+/* graph.c: a node and what is below it in its own file, not its backing chain. */
+void stack_close(struct fiber *f, struct node *n);
+
 /* node.c */
 struct node *node_new(const struct driver *drv, const char *name, struct node *file, uint32_t flags,
 		      struct queue *home);

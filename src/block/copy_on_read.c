@@ -60,6 +60,7 @@ struct cor {
 
 	/* home queue only */
 	bool told;
+	uint64_t last_read_ns; /* when a request last came here */
 	struct fiber_mutex big;
 	struct cor_stats stats;
 	struct stream streams[STREAMS];
@@ -480,6 +481,17 @@ static void ahead_note(struct node *n, uint64_t off, uint64_t len)
 	ahead_go(n);
 }
 
+uint64_t cor_last_read(const struct node *n)
+{
+	return n->cor ? n->cor->last_read_ns : 0;
+}
+
+void cor_resume(struct node *n)
+{
+	if (n->cor)
+		n->cor->stopped = false;
+}
+
 void cor_stop(struct fiber *f, struct node *n)
 {
 	struct cor *cor = n->cor;
@@ -500,6 +512,7 @@ int cor_read(struct fiber *f, struct node *n, struct req *r)
 	struct range range;
 	int ret, stored;
 
+	cor->last_read_ns = queue_now(n->home);
 	c.part = malloc(r->nr_iov * sizeof(c.part[0]));
 	if (!c.part)
 		return cold_read(f, n, r);

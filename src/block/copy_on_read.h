@@ -24,8 +24,11 @@ int cor_options(struct opts *o, bool *ret_on, char **ret_bottom, struct varve_er
  * clusters are copied from; NULL: all. Refused for images that are read-only or of a format without allocation.
  */
 int cor_open(struct node *n, const char *bottom, struct varve_error *err);
-/* Fetching ahead ends; waits for what is under way. Before the image is closed. */
+/* Fetching ahead ends; waits for what is under way. Before the image is closed, or its chain changes. */
 void cor_stop(struct fiber *f, struct node *n);
+void cor_resume(struct node *n);
+/* queue_now() when a request last met something to copy; 0: never. Home queue. */
+uint64_t cor_last_read(const struct node *n);
 /* How many images below n there are down to `name`, that one included. -ENOENT: it is not in the chain. */
 int cor_depth_of(const struct node *n, const char *name, struct varve_error *err);
 void cor_free(struct node *n);

@@ -59,8 +59,7 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 	return 0;
 }
 
-/* A node and what is below it in its own file, not its backing chain. */
-static void close_stack(struct fiber *f, struct node *n)
+void stack_close(struct fiber *f, struct node *n)
 {
 	while (n) {
 		struct node *file = n->file;
@@ -166,7 +165,7 @@ static int open_child(struct fiber *f, const char *filename, struct opts *o, uns
 	if (r == 0)
 		r = open_stack(f, sub, want, depth + 1, flags, ret, err);
 	if (r == 0 && (r = opts_done(sub, err)) < 0)
-		close_stack(f, *ret);
+		stack_close(f, *ret);
 	opts_free(sub);
 	return r;
 }
@@ -209,7 +208,7 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	if (r < 0)
 		return r;
 	if ((flags & NODE_WRITABLE) && !(child->flags & NODE_WRITABLE)) {
-		close_stack(f, child);
+		stack_close(f, child);
 		return varve_error_set(err, -EROFS, "file.read-only is on, but the image is to be opened for writing");
 	}
 	if (!drv) {
@@ -219,7 +218,7 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	if (r == 0)
 		r = open_node(f, drv, node_name(child), child, o, probed ? flags | NODE_PROBED : flags, ret, err);
 	if (r < 0)
-		close_stack(f, child);
+		stack_close(f, child);
 	return r;
 }
 
@@ -389,7 +388,7 @@ static int open_chain(struct fiber *f, struct node *top, struct opts *given, uin
 		opts_free(o);
 		given = below;
 		if (r < 0) {
-			close_stack(f, b);
+			stack_close(f, b);
 			break;
 		}
 		n->backing = b;
@@ -415,7 +414,7 @@ static void close_all(struct fiber *f, struct node *top)
 	while (top) {
 		struct node *next = below_filters(top)->backing;
 
-		close_stack(f, top);
+		stack_close(f, top);
 		top = next;
 	}
 }

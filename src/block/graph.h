@@ -22,6 +22,12 @@ int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struc
 /* Syncs and closes the whole graph. Returns the first error: acknowledged data may not be stable then. */
 int graph_close(struct fiber *f, struct node *top, struct varve_error *err);
 
+/*
+ * The disk under top keeps of its backing chain only base and what is below it (NULL: nothing): first in its header, durably,
+ * then in memory; the other images are closed. No request is on its way meanwhile.
+ */
+int graph_cut_backing(struct fiber *f, struct node *top, struct node *base, struct varve_error *err);
+
 /* Builds a node above (or without) existing ones, for tests and filters: takes over file. */
 int graph_stack(struct fiber *f, const struct driver *drv, struct node *file, struct opts *o, uint32_t flags,
 		struct node **ret_top, struct varve_error *err);

@@ -126,6 +126,11 @@ struct driver {
 	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		      void *user_data, struct varve_error *err);
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+	/*
+	 * Optional. The header names another backing file, of that format; NULL, NULL: none. Durable when it returns, and so
+	 * is everything that was linked before. The node's own names and its chain are the caller's to change.
+	 */
+	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 	/* Optional. Home queue: adds the node's own counters to an object of varve_image_stats() (a json_t). */

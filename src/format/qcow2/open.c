@@ -321,6 +321,7 @@ const struct driver driver_qcow2 = {
 	.clean = qcow2_clean,
 	.create = qcow2_create,
 	.check = qcow2_check,
+	.set_backing = qcow2_set_backing,
 	.info = qcow2_info,
 	.stats = qcow2_stats,
 };

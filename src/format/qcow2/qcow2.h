@@ -12,6 +12,7 @@
  *   refcount_grow.c  new refcount blocks, longer refcount tables
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
+ *   backing.c   another backing file, or none
  *   create.c    new images and preallocation
  *   check.c     examination
  *   snapshot.c  the snapshot table (read)
@@ -214,6 +215,7 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool prealloca
 int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		 void *user_data, struct varve_error *err);
 int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 
 #endif

@@ -261,5 +261,6 @@ const struct driver driver_qed = {
 	.clean = qed_clean,
 	.create = qed_create,
 	.check = qed_check,
+	.set_backing = qed_set_backing,
 	.info = qed_info,
 };

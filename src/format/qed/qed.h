@@ -10,6 +10,7 @@
  *   write.c     changing the mapping: alloc, link, unlink
  *   need_check.c  the flag that says "look before you trust this": set, cleared when idle
  *   check.c     examination, and the repair of an image that was not closed
+ *   backing.c   another backing file, or none
  *   create.c    new images
  *
  * QED has no counts and no list of free space: a cluster is in use when a table refers to it, and fresh clusters
@@ -157,6 +158,7 @@ int qed_check(struct fiber *f, struct node *n, struct check *c, struct varve_err
  * cluster in use is cut off. -EIO: damage of another kind, which no crash explains; nothing was changed then.
  */
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err);
+int qed_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 	       void *user_data, struct varve_error *err);
 

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""test_stream - after a stream the image reads the same, and needs less below it"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tool import MIB, img, io, ok, qimg, qio, varve_path
+
+LEN = 5 * MIB + 512 * 33
+
+
+def chain(folder, rng, fmt):
+    """base.raw <- middle.qcow2 <- top: names as users give them, relative to the folder."""
+    ok(qimg("create", "-q", "-f", "raw", "base.raw", str(LEN)))
+    for path, backing, args in (("middle.qcow2", "base.raw", ["-F", "raw"]), ("top", "middle.qcow2", ["-F", "qcow2"])):
+        options = rng.choice(["cluster_size=64k", "cluster_size=4k"])
+        ok(img("create", "-q", "-f", "qcow2" if path != "top" else fmt, "-o", options, "-b", backing, *args, path))
+    for path in ("base.raw", "middle.qcow2", "top"):
+        commands = []
+        for _ in range(12):
+            off = rng.randrange(LEN // 512) * 512
+            n = min(rng.randrange(1, 900) * 512, LEN - off)
+            commands.append(rng.choice([f"write -q -P {rng.randrange(1, 256)} {off} {n}", f"write -q -z {off} {n}"]))
+        ok(io(path, *commands, options=("-f", "raw" if path == "base.raw" else "qcow2" if path != "top" else fmt)))
+    ok(qimg("convert", "-f", fmt, "-O", "raw", "top", "want.raw"))
+
+
+def backing(path):
+    return json.loads(img("info", "--output=json", path).out).get("backing-filename")
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "qed"])
+@pytest.mark.parametrize("base", [None, "base.raw", "middle.qcow2"])
+def test_the_image_reads_the_same_afterwards(tmp_path, monkeypatch, fmt, base):
+    monkeypatch.chdir(tmp_path)
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chain(tmp_path, random.Random(seed), fmt)
+    ok(img("stream", "-q", *(["-b", base] if base else []), "top"))
+    assert backing("top") == base
+    for gone in ("base.raw", "middle.qcow2"):
+        if base is None or (base == "base.raw" and gone == "middle.qcow2"):
+            os.unlink(gone)
+    ok(qimg("compare", "-f", fmt, "-F", "raw", "top", "want.raw"))
+    ok(img("compare", "-f", fmt, "-F", "raw", "top", "want.raw"))
+    ok(qimg("check", "-q", "-f", fmt, "top"))
+    ok(img("check", "-q", "-f", fmt, "top"))
+
+
+def test_a_base_in_another_folder_is_named_so_that_it_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("a/b")
+    ok(qimg("create", "-q", "-f", "raw", "a/base.raw", "1M"))
+    ok(qio("a/base.raw", "write -q -P 3 0 1M", options=("-f", "raw")))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "a/middle.qcow2"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "../middle.qcow2", "-F", "qcow2", "a/b/top.qcow2"))
+    ok(img("stream", "-q", "-b", "a/b/../base.raw", "a/b/top.qcow2"))
+    ok(qio("a/b/top.qcow2", "read -q -P 3 0 1M"))
+    assert os.path.basename(backing("a/b/top.qcow2")) == "base.raw"
+
+
+def test_interrupted_it_goes_on_next_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok(qimg("create", "-q", "-f", "raw", "base.raw", "24M"))
+    ok(qio("base.raw", "write -q -P 5 0 24M", options=("-f", "raw")))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top"))
+    p = subprocess.Popen([varve_path(), "img", "stream", "-r", "4M", "-p", "top"], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 30
+    while os.path.getsize("top") < 3 * MIB and time.monotonic() < until:
+        time.sleep(0.02)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=30)
+    assert p.returncode == 1 and "cancelled" in err and err.count("\n") == 1
+    assert backing("top") == "base.raw"
+    ok(qimg("check", "-q", "top"))
+    ok(qimg("compare", "-F", "raw", "top", "base.raw"))
+    part = os.path.getsize("top")
+    assert part < 20 * MIB
+    ok(img("stream", "-q", "top"))
+    assert backing("top") is None
+    ok(qimg("compare", "-F", "raw", "top", "base.raw"))
+
+
+def test_killed_at_any_moment_nothing_is_wrong(tmp_path, monkeypatch):
+    """The link goes when everything it stood for is in the image, and not before."""
+    monkeypatch.chdir(tmp_path)
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for fmt in ("qcow2", "qed"):
+        for _ in range(6):
+            for name in ("base.raw", "middle.qcow2", "top"):
+                if os.path.exists(name):
+                    os.unlink(name)
+            chain(tmp_path, rng, fmt)
+            p = subprocess.Popen([varve_path(), "img", "stream", "-q", "top"])
+            time.sleep(rng.random() * 0.03)
+            p.kill()
+            p.wait()
+            check = img("check", "-q", "-f", fmt, "top")
+            assert check.rc in (0, 3), str(check)
+            ok(qimg("compare", "-f", fmt, "-F", "raw", "top", "want.raw"))
+
+
+@pytest.mark.parametrize("args, says", [
+    (["-b", "nothing", "top"], "'nothing' is not the name of an image in its backing chain"),
+    (["base.raw"], "raw image has no backing file"), (["-r", "x", "top"], "'x' is no size"), ([], "one file name"),
+])
+def test_refusals(tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    chain(tmp_path, random.Random(1), "qcow2")
+    before = [open(p, "rb").read() for p in ("base.raw", "top")]
+    done = img("stream", *args)
+    assert done.rc == 1 and says in done.err and done.err.count("\n") <= 2, str(done)
+    assert before == [open(p, "rb").read() for p in ("base.raw", "top")]
+
+
+def test_without_a_backing_file_there_is_nothing_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok(img("create", "-q", "-f", "qcow2", "alone", "1M"))
+    ok(img("stream", "-q", "alone"))
