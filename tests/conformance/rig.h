@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * conformance/rig.h - one file or device, one engine, one cache mode: what the tests of this folder stand on
+ *
+ * A rig is a leaf of proto/file on a queue without a thread, and a second descriptor that sees the same bytes
+ * without us. Calls are requests in flight, of which each counts how often it ended.
+ */
+#ifndef VARVE_TEST_RIG_H
+#define VARVE_TEST_RIG_H
+
+#include "../unit/proto/leaf.h"
+
+#include "faultfs.h"
+
+#define RIG_LEN MiB(8)
+
+enum ground { ON_FILE, ON_LOOP, ON_TMPFS, ON_FAULTFS, GROUNDS };
+
+struct setting {
+	const char *engine, *cache;
+	enum ground ground;
+};
+
+struct rig {
+	const struct setting *s;
+	struct leaf l; /* for the calls of leaf.h: one at a time */
+	int fd;	       /* the other descriptor */
+	const char *path;
+};
+
+/* ---- what there is on this machine; rig_places() once, before there are threads ---- */
+
+int rig_places(void **state);
+int rig_places_away(void **state);
+extern struct faultfs rig_faultfs;
+
+/* Skips the test where the engine or the ground is missing, and says why. */
+void rig_need(const struct setting *s);
+
+const char *rig_ground_name(enum ground ground);
+uint32_t rig_flags(const char *cache); /* NODE_*, writable */
+bool rig_engine_takes(const struct setting *s); /* native takes no cached files */
+
+/* ---- a rig ---- */
+
+/* A disk of RIG_LEN zeroes (a regular file: any len), opened. */
+void rig_open(struct rig *rig, const struct setting *s, uint64_t len);
+void rig_close(struct rig *rig);
+/* Only our side; the other descriptor stays. */
+void rig_close_node(struct rig *rig);
+const char *rig_options(const struct rig *rig);
+
+/* What the other descriptor reads there. */
+void rig_peek(const struct rig *rig, uint64_t off, void *buf, size_t len);
+void rig_peek_expect(const struct rig *rig, uint64_t off, const void *bytes, size_t len);
+uint64_t rig_peek_len(const struct rig *rig);
+
+/* ---- requests in flight ---- */
+
+struct call {
+	struct req r;
+	struct iovec iov;
+	int ret;
+	unsigned endings;
+};
+
+/* Submits; the queue is not run. Memory in c->iov, len bytes, for reads and writes. */
+void call_start(struct rig *rig, struct call *c, enum req_op op, uint64_t off, void *buf, size_t len, uint32_t flags);
+void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, const struct iovec *iov, unsigned nr_iov,
+		 uint64_t len, uint32_t flags);
+/* Runs the queue until all of them have ended, and a turn more: each has ended exactly once. */
+void calls_finish(struct queue *q, struct call *calls, unsigned nr);
+/* As one call. */
+int rig_do(struct rig *rig, enum req_op op, uint64_t off, void *buf, size_t len, uint32_t flags);
+
+/* ---- random numbers that a failure can be repeated with ---- */
+
+uint32_t rig_seed(void); /* VARVE_SEED or a fixed one; printed when a test fails */
+void fill_random(void *buf, size_t len, uint32_t seed);
+
+/* An aligned block of memory; free(). */
+void *rig_memory(size_t len);
+
+/* ---- running ---- */
+
+/* One test for each case and setting, named "engine cache ground: case". */
+struct rig_case {
+	const char *name;
+	void (*run)(const struct setting *s);
+};
+
+int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases, const struct setting *settings,
+	    unsigned nr_settings);
+
+#endif
