@@ -82,16 +82,17 @@ static int slow_read(struct fiber *f, struct node *n, struct req *r, uint64_t po
 	struct iovec part[SLOW_IOV];
 	size_t len;
 
-	/* A transfer that ends inside of a block of O_DIRECT has met the end of the file. */
-	while (pos < r->len && is_aligned(pos, n->align)) {
-		unsigned nr = slow_slice(n, r, pos, part, &len);
-		int64_t res = slow_op(f, node_state(n), AIO_READ, 0, part, nr, r->off + pos, len);
+	while (pos < r->len) {
+		/* After a transfer that stopped inside of a block: that block again. No further is the end of the file. */
+		uint64_t from = align_down(pos, n->align);
+		unsigned nr = slow_slice(n, r, from, part, &len);
+		int64_t res = slow_op(f, node_state(n), AIO_READ, 0, part, nr, r->off + from, len);
 
 		if (res < 0)
 			return (int)res;
-		if (res == 0)
+		if (from + (uint64_t)res <= pos)
 			break;
-		pos += (uint64_t)res;
+		pos = from + (uint64_t)res;
 	}
 	iov_fill(r->iov, r->nr_iov, pos, 0, r->len - pos);
 	return 0;
