@@ -6,6 +6,8 @@
  * Never:   touches the queue of the operation.
  *
  * What the file system cannot do is -ENOTSUP, and the layer above writes zeroes instead or does nothing.
+ * EINTR is never an answer. EAGAIN, from a descriptor that blocks, says that something below has run out of
+ * something for the moment: asked again for a while before it is an error.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,45 +15,63 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "aio/loop.h"
 
+#define AGAIN_MAX 10
+#define AGAIN_NS 2000000
+
+/* After a call that failed: is it to be made again? Waits, if that helps. */
+static bool again(unsigned *nr_again)
+{
+	if (errno == EINTR)
+		return true;
+	if (errno != EAGAIN || ++*nr_again > AGAIN_MAX)
+		return false;
+	nanosleep(&(struct timespec){ .tv_nsec = AGAIN_NS }, NULL);
+	return true;
+}
+
 static int64_t do_write(const struct aio_op *op)
 {
 	const int fd = op->file->fd;
+	unsigned nr_again = 0;
 	ssize_t n;
 
 	do {
 		n = pwritev2(fd, op->iov, (int)op->nr_iov, (off_t)op->off,
 			     op->flags & AIO_FUA ? RWF_DSYNC : 0);
-	} while (n < 0 && errno == EINTR);
+	} while (n < 0 && again(&nr_again));
 	if (n >= 0 || !(op->flags & AIO_FUA) || (errno != EOPNOTSUPP && errno != ENOSYS))
 		return n < 0 ? -errno : n;
 	/* A file system without RWF_DSYNC. */
 	do {
 		n = pwritev(fd, op->iov, (int)op->nr_iov, (off_t)op->off);
-	} while (n < 0 && errno == EINTR);
+	} while (n < 0 && again(&nr_again));
 	return n < 0 || fdatasync(fd) < 0 ? -errno : n;
 }
 
 static int64_t do_read(const struct aio_op *op)
 {
+	unsigned nr_again = 0;
 	ssize_t n;
 
 	do {
 		n = preadv(op->file->fd, op->iov, (int)op->nr_iov, (off_t)op->off);
-	} while (n < 0 && errno == EINTR);
+	} while (n < 0 && again(&nr_again));
 	return n < 0 ? -errno : n;
 }
 
 static int64_t do_fallocate(const struct aio_op *op, int mode)
 {
+	unsigned nr_again = 0;
 	int ret;
 
 	do {
 		ret = fallocate(op->file->fd, mode, (off_t)op->off, (off_t)op->len);
-	} while (ret < 0 && errno == EINTR);
+	} while (ret < 0 && again(&nr_again));
 	if (ret == 0)
 		return 0;
 	return errno == ENOSYS || errno == EOPNOTSUPP ? -ENOTSUP : -errno;
@@ -60,11 +80,12 @@ static int64_t do_fallocate(const struct aio_op *op, int mode)
 static int64_t do_ioctl_range(const struct aio_op *op, unsigned long request)
 {
 	uint64_t range[2] = { op->off, op->len };
+	unsigned nr_again = 0;
 	int ret;
 
 	do {
 		ret = ioctl(op->file->fd, request, range);
-	} while (ret < 0 && errno == EINTR);
+	} while (ret < 0 && again(&nr_again));
 	if (ret == 0)
 		return 0;
 	return errno == ENOTTY || errno == EOPNOTSUPP ? -ENOTSUP : -errno;
@@ -99,6 +120,7 @@ int aio_zero_mode(const struct aio_op *op)
 
 int64_t aio_op_blocking(const struct aio_op *op)
 {
+	unsigned nr_again = 0;
 	int ret;
 
 	switch ((enum aio_opcode)op->opcode) {
@@ -109,7 +131,7 @@ int64_t aio_op_blocking(const struct aio_op *op)
 	case AIO_FLUSH:
 		do {
 			ret = fdatasync(op->file->fd);
-		} while (ret < 0 && errno == EINTR);
+		} while (ret < 0 && again(&nr_again));
 		return ret < 0 ? -errno : 0;
 	case AIO_DISCARD:
 		if (op->file->is_blockdev)
