@@ -16,21 +16,29 @@
 
 #define TIMEOUT_S 200 /* for one test program, far beyond what it takes */
 
-struct faultfs rig_faultfs;
-
 static struct {
 	const char *why_not[GROUNDS]; /* NULL: it is there */
 	char tmpfs[300];
 	char loop[32];
 	int loop_fd;
+	struct faultfs faultfs[GROUNDS];
 } places = { .loop_fd = -1 };
 
-static const char *const ground_names[GROUNDS] = { "file", "loop", "tmpfs", "faultfs" };
-
-const char *rig_ground_name(enum ground ground)
-{
-	return ground_names[ground];
-}
+static const char *const ground_names[GROUNDS] = { "file",    "loop",	      "tmpfs",
+						   "faultfs", "faultfs-sync", "faultfs-cached" };
+static const char *const cache_names[CACHES] = { "writeback", "none", "writethrough", "directsync",
+						 "unsafe" };
+static const uint32_t cache_flags[CACHES] = {
+	[NONE] = NODE_DIRECT,
+	[WRITETHROUGH] = NODE_WRITETHROUGH,
+	[DIRECTSYNC] = NODE_DIRECT | NODE_WRITETHROUGH,
+	[UNSAFE] = NODE_NO_FLUSH,
+};
+/* All that users may name. */
+static const char *const engines[] = { "io_uring", "threads" };
+static const char *const fault_modes[GROUNDS] = {
+	[ON_FAULTFS] = "async", [ON_FAULTFS_SYNC] = "sync", [ON_FAULTFS_CACHED] = "cached"
+};
 
 /* ---- places ---- */
 
@@ -61,21 +69,23 @@ static void make_loop(void)
 
 static void make_mounts(void)
 {
+	const char *why;
 	char dir[300];
 
-	if (!faultfs_own_mounts()) {
-		places.why_not[ON_TMPFS] = places.why_not[ON_FAULTFS] = "root is needed to mount";
+	for (int g = ON_TMPFS; g < GROUNDS; g++)
+		places.why_not[g] = "root is needed to mount";
+	if (!faultfs_own_mounts())
 		return;
-	}
+	places.why_not[ON_TMPFS] = NULL;
 	snprintf(places.tmpfs, sizeof(places.tmpfs), "%s/tmpfs", leaf_dir());
 	mkdir(places.tmpfs, 0700);
 	if (mount("varve-test", places.tmpfs, "tmpfs", 0, "size=64m") < 0)
 		places.why_not[ON_TMPFS] = "no tmpfs can be mounted here";
-	snprintf(dir, sizeof(dir), "%s/faultfs", leaf_dir());
-	mkdir(dir, 0700);
-	faultfs_start(&rig_faultfs, dir, false, &places.why_not[ON_FAULTFS]);
-	if (rig_faultfs.pid > 0)
-		places.why_not[ON_FAULTFS] = NULL;
+	for (int g = ON_FAULTFS; g < GROUNDS; g++) {
+		snprintf(dir, sizeof(dir), "%s/%s", leaf_dir(), ground_names[g]);
+		mkdir(dir, 0700);
+		places.why_not[g] = faultfs_start(&places.faultfs[g], dir, fault_modes[g], &why) ? NULL : why;
+	}
 }
 
 int rig_places(void **state)
@@ -91,8 +101,10 @@ int rig_places_away(void **state)
 {
 	if (places.loop_fd >= 0)
 		close(places.loop_fd);
-	if (rig_faultfs.pid > 0)
-		faultfs_stop(&rig_faultfs);
+	for (int g = ON_FAULTFS; g < GROUNDS; g++) {
+		if (places.faultfs[g].pid > 0)
+			faultfs_stop(&places.faultfs[g]);
+	}
 	if (places.tmpfs[0])
 		umount2(places.tmpfs, MNT_DETACH);
 	return leaf_remove_dir(state);
@@ -127,33 +139,53 @@ void rig_need(const struct setting *s)
 
 /* ---- settings ---- */
 
-uint32_t rig_flags(const char *cache)
+uint32_t rig_flags(const struct setting *s)
 {
-	static const struct {
-		const char *name;
-		uint32_t flags;
-	} modes[] = {
-		{ "writeback", 0 },
-		{ "none", NODE_DIRECT },
-		{ "writethrough", NODE_WRITETHROUGH },
-		{ "directsync", NODE_DIRECT | NODE_WRITETHROUGH },
-		{ "unsafe", NODE_NO_FLUSH },
-	};
-
-	for (unsigned i = 0; i < ARRAY_LEN(modes); i++) {
-		if (!strcmp(cache, modes[i].name))
-			return NODE_WRITABLE | modes[i].flags;
-	}
-	fail_msg("no cache mode %s", cache);
-	return 0;
+	return NODE_WRITABLE | cache_flags[s->cache];
 }
 
-bool rig_engine_takes(const struct setting *s)
+/*
+ * Linux AIO would silently block on a cached file, and refuses it (test_choice.c).
+ *
+ * Where FUSE passes direct I/O on synchronously, io_uring in the kernel (6.18) continues a short transfer by
+ * itself, and with the wrong offset: it reports success and wrong bytes. No engine could see that.
+ */
+static bool engine_takes(const struct setting *s)
 {
-	return strcmp(s->engine, "native") || rig_flags(s->cache) & NODE_DIRECT;
+	if (!strcmp(s->engine, "io_uring") && s->ground == ON_FAULTFS_SYNC)
+		return false;
+	return strcmp(s->engine, "native") || cache_flags[s->cache] & NODE_DIRECT;
 }
 
 /* ---- a rig ---- */
+
+/* What a test that failed left open; where it stood is gone with its stack. */
+static struct {
+	bool open;
+	struct leaf l;
+	int fd;
+	struct faultfs *fs;
+} live;
+
+static int abandon(void **state)
+{
+	(void)state;
+	if (!live.open)
+		return 0;
+	live.open = false;
+	close(live.fd);
+	if (live.fs) {
+		faultfs_tell(live.fs, "clear");
+		faultfs_tell(live.fs, "release");
+	}
+	/* Calls are on the heap, and those that matter have no end to wait for. */
+	while (queue_stats(live.l.q)->aio_submitted != queue_stats(live.l.q)->aio_completed)
+		queue_turn(live.l.q, -1);
+	if (live.l.n)
+		leaf_close_node(&live.l);
+	queue_free(live.l.q);
+	return 0;
+}
 
 static const char *make_disk(const struct setting *s, uint64_t len)
 {
@@ -166,9 +198,11 @@ static const char *make_disk(const struct setting *s, uint64_t len)
 		assert_int_equal(ioctl(places.loop_fd, BLKZEROOUT, range), 0);
 		return places.loop;
 	}
-	if (s->ground == ON_FAULTFS) {
-		faultfs_tell(&rig_faultfs, "resize %llu", (unsigned long long)len);
-		return rig_faultfs.disk;
+	if (fault_modes[s->ground]) {
+		struct faultfs *fs = &places.faultfs[s->ground];
+
+		faultfs_tell(fs, "resize %llu", (unsigned long long)len);
+		return fs->disk;
 	}
 	if (s->ground == ON_TMPFS)
 		snprintf(path, sizeof(path), "%s/disk", places.tmpfs);
@@ -193,20 +227,37 @@ const char *rig_options(const struct rig *rig)
 void rig_open(struct rig *rig, const struct setting *s, uint64_t len)
 {
 	rig->s = s;
+	rig->fs = fault_modes[s->ground] ? &places.faultfs[s->ground] : NULL;
 	rig->path = make_disk(s, len);
 	rig->fd = open(rig->path, O_RDWR | O_CLOEXEC);
 	assert_true(rig->fd >= 0);
-	leaf_open(&rig->l, &driver_file, rig_options(rig), rig_flags(s->cache));
+	rig_reopen(rig);
 }
 
-void rig_close_node(struct rig *rig)
+void rig_reopen(struct rig *rig)
 {
-	assert_int_equal(leaf_close(&rig->l), 0);
+	leaf_open(&rig->l, &driver_file, rig_options(rig), rig_flags(rig->s));
+	live.open = true;
+	live.l = rig->l;
+	live.fd = rig->fd;
+	live.fs = rig->fs;
+}
+
+void rig_close_node(struct rig *rig, int result)
+{
+	int ret;
+
+	live.open = false;
+	ret = leaf_close(&rig->l);
+	if (ret != result) {
+		close(rig->fd);
+		fail_msg("closing: %d, not %d", ret, result);
+	}
 }
 
 void rig_close(struct rig *rig)
 {
-	rig_close_node(rig);
+	rig_close_node(rig, 0);
 	close(rig->fd);
 }
 
@@ -218,7 +269,8 @@ void rig_peek(const struct rig *rig, uint64_t off, void *buf, size_t len)
 		ssize_t n = pread(rig->fd, (char *)buf + pos, len - pos, (off_t)(off + pos));
 
 		if (n <= 0)
-			fail_msg("the other descriptor reads %zd at %llu", n, (unsigned long long)(off + pos));
+			fail_msg("the other descriptor reads %zd at %llu", n,
+				 (unsigned long long)(off + pos));
 		pos += (size_t)n;
 	}
 }
@@ -255,8 +307,8 @@ static void call_done(struct req *r, int ret)
 	c->endings++;
 }
 
-void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, const struct iovec *iov, unsigned nr_iov,
-		 uint64_t len, uint32_t flags)
+void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, const struct iovec *iov,
+		 unsigned nr_iov, uint64_t len, uint32_t flags)
 {
 	c->ret = 1;
 	c->endings = 0;
@@ -264,7 +316,8 @@ void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, 
 	node_submit(rig->l.n, &c->r);
 }
 
-void call_start(struct rig *rig, struct call *c, enum req_op op, uint64_t off, void *buf, size_t len, uint32_t flags)
+void call_start(struct rig *rig, struct call *c, enum req_op op, uint64_t off, void *buf, size_t len,
+		uint32_t flags)
 {
 	c->iov = (struct iovec){ buf, len };
 	call_startv(rig, c, op, off, buf ? &c->iov : NULL, buf ? 1 : 0, len, flags);
@@ -323,8 +376,8 @@ void *rig_memory(size_t len)
 /* ---- running ---- */
 
 struct rig_test {
+	struct setting s;
 	const struct rig_case *c;
-	const struct setting *s;
 	char name[160];
 };
 
@@ -332,29 +385,38 @@ static void run_one(void **state)
 {
 	struct rig_test *t = *state;
 
-	rig_need(t->s);
-	t->c->run(t->s);
+	rig_need(&t->s);
+	t->c->run(&t->s);
 }
 
-int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases, const struct setting *settings,
-	    unsigned nr_settings)
+static bool takes_part(const struct rig_case *c, const struct setting *s)
 {
-	unsigned nr = nr_cases * nr_settings;
-	struct rig_test *texts = calloc(nr, sizeof(*texts));
-	struct CMUnitTest *tests = calloc(nr, sizeof(*tests));
+	return engine_takes(s) && c->caches & 1u << s->cache && c->grounds & 1u << s->ground;
+}
+
+int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases)
+{
+	const unsigned nr_settings = ARRAY_LEN(engines) * CACHES * GROUNDS;
+	struct rig_test *texts = calloc(nr_settings * nr_cases, sizeof(*texts));
+	struct CMUnitTest *tests = calloc(nr_settings * nr_cases, sizeof(*tests));
+	unsigned nr = 0;
 	int failed;
 
 	if (!texts || !tests)
 		return 1;
 	setenv("TMPDIR", BUILD_DIR, 1);
-	for (unsigned i = 0; i < nr; i++) {
-		struct rig_test *t = &texts[i];
+	for (unsigned i = 0; i < nr_settings * nr_cases; i++) {
+		const unsigned n = i / nr_cases;
+		struct rig_test *t = &texts[nr];
 
-		t->s = &settings[i / nr_cases];
 		t->c = &cases[i % nr_cases];
-		snprintf(t->name, sizeof(t->name), "%s %s %s: %s", t->s->engine, t->s->cache, ground_names[t->s->ground],
-			 t->c->name);
-		tests[i] = (struct CMUnitTest){ t->name, run_one, NULL, NULL, t };
+		t->s = (struct setting){ engines[n / GROUNDS / CACHES], (enum cache)(n / GROUNDS % CACHES),
+					 (enum ground)(n % GROUNDS) };
+		if (!takes_part(t->c, &t->s))
+			continue;
+		snprintf(t->name, sizeof(t->name), "%s %s %s: %s", t->s.engine, cache_names[t->s.cache],
+			 ground_names[t->s.ground], t->c->name);
+		tests[nr++] = (struct CMUnitTest){ t->name, run_one, NULL, abandon, t };
 	}
 	cmocka_set_message_output(CM_OUTPUT_TAP);
 	printf("# seed %u (VARVE_SEED)\n", rig_seed());

@@ -14,10 +14,13 @@
 
 #define RIG_LEN MiB(8)
 
-enum ground { ON_FILE, ON_LOOP, ON_TMPFS, ON_FAULTFS, GROUNDS };
+enum ground { ON_FILE, ON_LOOP, ON_TMPFS, ON_FAULTFS, ON_FAULTFS_SYNC, ON_FAULTFS_CACHED, GROUNDS };
+
+enum cache { WRITEBACK, NONE, WRITETHROUGH, DIRECTSYNC, UNSAFE, CACHES };
 
 struct setting {
-	const char *engine, *cache;
+	const char *engine;
+	enum cache cache;
 	enum ground ground;
 };
 
@@ -26,28 +29,27 @@ struct rig {
 	struct leaf l; /* for the calls of leaf.h: one at a time */
 	int fd;	       /* the other descriptor */
 	const char *path;
+	struct faultfs *fs; /* on faultfs, whichever mode */
 };
 
 /* ---- what there is on this machine; rig_places() once, before there are threads ---- */
 
 int rig_places(void **state);
 int rig_places_away(void **state);
-extern struct faultfs rig_faultfs;
 
 /* Skips the test where the engine or the ground is missing, and says why. */
 void rig_need(const struct setting *s);
 
-const char *rig_ground_name(enum ground ground);
-uint32_t rig_flags(const char *cache); /* NODE_*, writable */
-bool rig_engine_takes(const struct setting *s); /* native takes no cached files */
+uint32_t rig_flags(const struct setting *s); /* NODE_*, writable */
 
 /* ---- a rig ---- */
 
 /* A disk of RIG_LEN zeroes (a regular file: any len), opened. */
 void rig_open(struct rig *rig, const struct setting *s, uint64_t len);
 void rig_close(struct rig *rig);
-/* Only our side; the other descriptor stays. */
-void rig_close_node(struct rig *rig);
+/* Only our side, and its queue; the other descriptor stays. It must end with result. */
+void rig_close_node(struct rig *rig, int result);
+void rig_reopen(struct rig *rig);
 const char *rig_options(const struct rig *rig);
 
 /* What the other descriptor reads there. */
@@ -65,9 +67,10 @@ struct call {
 };
 
 /* Submits; the queue is not run. Memory in c->iov, len bytes, for reads and writes. */
-void call_start(struct rig *rig, struct call *c, enum req_op op, uint64_t off, void *buf, size_t len, uint32_t flags);
-void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, const struct iovec *iov, unsigned nr_iov,
-		 uint64_t len, uint32_t flags);
+void call_start(struct rig *rig, struct call *c, enum req_op op, uint64_t off, void *buf, size_t len,
+		uint32_t flags);
+void call_startv(struct rig *rig, struct call *c, enum req_op op, uint64_t off, const struct iovec *iov,
+		 unsigned nr_iov, uint64_t len, uint32_t flags);
 /* Runs the queue until all of them have ended, and a turn more: each has ended exactly once. */
 void calls_finish(struct queue *q, struct call *calls, unsigned nr);
 /* As one call. */
@@ -83,13 +86,19 @@ void *rig_memory(size_t len);
 
 /* ---- running ---- */
 
-/* One test for each case and setting, named "engine cache ground: case". */
+/* Every engine takes part; those settings that an engine refuses are left out. */
 struct rig_case {
 	const char *name;
 	void (*run)(const struct setting *s);
+	unsigned caches;  /* bits of enum cache */
+	unsigned grounds; /* bits of enum ground */
 };
 
-int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases, const struct setting *settings,
-	    unsigned nr_settings);
+#define ALL_CACHES ((1u << CACHES) - 1)
+#define BOTH_CACHES (1u << WRITEBACK | 1u << NONE) /* through the page cache and past it */
+#define REAL_GROUNDS (1u << ON_FILE | 1u << ON_LOOP | 1u << ON_TMPFS)
+
+/* One test for each case and setting, named "engine cache ground: case". */
+int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases);
 
 #endif

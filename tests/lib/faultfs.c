@@ -2,12 +2,11 @@
 /*
  * faultfs.c - the program: serves the file system of faultfs.h over the kernel's FUSE protocol
  *
- * usage: faultfs DIRECTORY direct|cached          (orders on standard input, answers on standard output)
+ * usage: faultfs DIRECTORY async|sync|cached      (orders on standard input, answers on standard output)
  *
  * Owns:    the file's bytes, the rules, the requests that are held.
- * Assumes: <linux/fuse.h> as the protocol; root. One thread: requests are answered in the order in which they come,
- *          but for those that are held.
- * Never:   outlives the end of its standard input.
+ * Assumes: <linux/fuse.h> as the protocol; root. One thread: requests are answered in the order in which they
+ * come, but for those that are held. Never:   outlives the end of its standard input.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -60,7 +59,7 @@ struct request {
 
 static struct {
 	int fuse_fd;
-	bool cached;
+	bool cached, async;
 	uint8_t *now, *stable; /* FAULTFS_LEN_MAX each */
 	uint64_t len, stable_len;
 	uint64_t dirty_from, dirty_to; /* what may differ */
@@ -75,7 +74,9 @@ static struct {
 
 static void answer(const struct request *r, int error, const void *data, size_t len)
 {
-	struct fuse_out_header out = { .len = (uint32_t)(sizeof(out) + len), .error = -error, .unique = r->in.unique };
+	struct fuse_out_header out = { .len = (uint32_t)(sizeof(out) + len),
+				       .error = -error,
+				       .unique = r->in.unique };
 	struct iovec iov[2] = { { &out, sizeof(out) }, { (void *)data, len } };
 
 	/* ENOENT: the caller was interrupted and does not wait any more. */
@@ -145,9 +146,9 @@ static void set_len(uint64_t len)
 	fs.len = len;
 }
 
-/* ---- the four operations with rules; cut: bytes fewer to transfer ---- */
+/* ---- the four operations with rules; most: bytes to transfer ---- */
 
-static void do_read(const struct request *r, uint64_t cut)
+static void do_read(const struct request *r, uint64_t most)
 {
 	const struct fuse_read_in *in = (const void *)(r->bytes + sizeof(r->in));
 	const uint8_t *bytes = r->in.nodeid == INO_STABLE ? fs.stable : fs.now;
@@ -157,14 +158,14 @@ static void do_read(const struct request *r, uint64_t cut)
 		len = 0;
 	else if (len > end - in->offset)
 		len = end - in->offset;
-	len -= cut < len ? cut : len;
+	len = most < len ? most : len;
 	answer(r, 0, bytes + in->offset, len);
 }
 
-static void do_write(const struct request *r, uint64_t cut)
+static void do_write(const struct request *r, uint64_t most)
 {
 	const struct fuse_write_in *in = (const void *)(r->bytes + sizeof(r->in));
-	uint64_t len = in->size - (cut < in->size ? cut : in->size), end = in->offset + len;
+	uint64_t len = most < in->size ? most : in->size, end = in->offset + len;
 	struct fuse_write_out out = { .size = (uint32_t)len };
 
 	if (in->offset > FAULTFS_LEN_MAX || in->size > FAULTFS_LEN_MAX - in->offset) {
@@ -203,14 +204,14 @@ static void do_fallocate(const struct request *r)
 	answer(r, 0, NULL, 0);
 }
 
-static void perform(const struct request *r, enum op op, uint64_t cut)
+static void perform(const struct request *r, enum op op, uint64_t most)
 {
 	switch (op) {
 	case OP_READ:
-		do_read(r, cut);
+		do_read(r, most);
 		break;
 	case OP_WRITE:
-		do_write(r, cut);
+		do_write(r, most);
 		break;
 	case OP_FSYNC:
 		sync_file();
@@ -293,7 +294,7 @@ static void ruled(const struct request *r, enum op op)
 
 	if (r->in.nodeid == INO_STABLE) {
 		if (op == OP_READ)
-			perform(r, op, 0);
+			perform(r, op, UINT64_MAX);
 		else
 			answer(r, op == OP_FSYNC ? 0 : EROFS, NULL, 0);
 		return;
@@ -301,7 +302,7 @@ static void ruled(const struct request *r, enum op op)
 	fs.counts[op]++;
 	rule = find_rule(r, op);
 	if (!rule) {
-		perform(r, op, 0);
+		perform(r, op, UINT64_MAX);
 		return;
 	}
 	switch (rule->action) {
@@ -340,7 +341,7 @@ static long release(void)
 		struct request *r = fs.held;
 
 		fs.held = r->next;
-		perform(r, op_of(r), 0);
+		perform(r, op_of(r), UINT64_MAX);
 		free(r);
 	}
 	fs.held_tail = &fs.held;
@@ -355,8 +356,8 @@ static void init(const struct request *r)
 	struct fuse_init_out out = {
 		.major = FUSE_KERNEL_VERSION,
 		.minor = FUSE_KERNEL_MINOR_VERSION,
-		.flags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_ASYNC_DIO | FUSE_MAX_PAGES |
-			 (fs.cached ? FUSE_WRITEBACK_CACHE : 0),
+		.flags = FUSE_ASYNC_READ | FUSE_BIG_WRITES | FUSE_MAX_PAGES |
+			 (fs.async ? FUSE_ASYNC_DIO : 0) | (fs.cached ? FUSE_WRITEBACK_CACHE : 0),
 		.max_background = 1024,
 		.congestion_threshold = 1024,
 		.max_write = WRITE_MAX,
@@ -398,15 +399,17 @@ static void open_file(const struct request *r)
 {
 	/* What is stable changes behind the kernel's back, so its pages are not to be kept. */
 	bool direct = !fs.cached || r->in.nodeid == INO_STABLE;
-	struct fuse_open_out out = { .open_flags = direct ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES :
-							    FOPEN_KEEP_CACHE };
+	struct fuse_open_out out = { .open_flags = direct ? FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES
+							  : FOPEN_KEEP_CACHE };
 
 	answer(r, 0, &out, sizeof(out));
 }
 
 static void handle(const struct request *r)
 {
-	struct fuse_statfs_out st = { .st = { .bsize = 4096, .frsize = 4096, .blocks = 1 << 20, .namelen = 64 } };
+	struct fuse_statfs_out st = {
+		.st = { .bsize = 4096, .frsize = 4096, .blocks = 1 << 20, .namelen = 64 }
+	};
 
 	switch (r->in.opcode) {
 	case FUSE_INIT:
@@ -463,8 +466,8 @@ static long add_rule(const char *line)
 	char op[16], action[16];
 	int op_nr, action_nr;
 
-	if (sscanf(line, "rule %15s %ld %ld %15s %ld %lu %lu", op, &rule.skip, &rule.times, action, &rule.arg, &rule.off,
-		   &rule.len) < 5 ||
+	if (sscanf(line, "rule %15s %ld %ld %15s %ld %lu %lu", op, &rule.skip, &rule.times, action, &rule.arg,
+		   &rule.off, &rule.len) < 5 ||
 	    fs.nr_rules == RULES_MAX)
 		return -1;
 	op_nr = find_name(op, op_names, OPS);
@@ -558,7 +561,8 @@ static void serve(struct request *r)
 
 static uint8_t *map_bytes(void)
 {
-	uint8_t *p = mmap(NULL, FAULTFS_LEN_MAX, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *p = mmap(NULL, FAULTFS_LEN_MAX, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return p == MAP_FAILED ? NULL : p;
 }
@@ -566,20 +570,22 @@ static uint8_t *map_bytes(void)
 int main(int argc, char **argv)
 {
 	struct request *r = malloc(sizeof(*r) + REQUEST_MAX);
+	static const char *const modes[] = { "async", "sync", "cached" };
 	char options[128];
 
-	if (argc != 3 || (strcmp(argv[2], "direct") && strcmp(argv[2], "cached"))) {
-		fputs("usage: faultfs DIRECTORY direct|cached\n", stderr);
+	if (argc != 3 || find_name(argv[2], modes, 3) < 0) {
+		fputs("usage: faultfs DIRECTORY async|sync|cached\n", stderr);
 		return 2;
 	}
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	fs.async = !strcmp(argv[2], "async");
 	fs.cached = !strcmp(argv[2], "cached");
 	fs.now = map_bytes();
 	fs.stable = map_bytes();
 	all_clean();
 	fs.fuse_fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-	snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%u", fs.fuse_fd,
-		 WRITE_MAX);
+	snprintf(options, sizeof(options),
+		 "fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,max_read=%u", fs.fuse_fd, WRITE_MAX);
 	if (!r || !fs.now || !fs.stable || fs.fuse_fd < 0 ||
 	    mount("faultfs", argv[1], "fuse", MS_NOSUID | MS_NODEV, options) < 0) {
 		perror("faultfs: cannot mount");

@@ -38,15 +38,15 @@ static bool read_answer(struct faultfs *fs, long *ret)
 	return true;
 }
 
-static void serve(const char *dir, bool cached, int fd)
+static void serve(const char *dir, const char *mode, int fd)
 {
 	dup2(fd, 0);
 	dup2(fd, 1);
-	execl(FAULTFS, "faultfs", dir, cached ? "cached" : "direct", (char *)NULL);
+	execl(FAULTFS, "faultfs", dir, mode, (char *)NULL);
 	_exit(127);
 }
 
-bool faultfs_start(struct faultfs *fs, const char *dir, bool cached, const char **ret_why)
+bool faultfs_start(struct faultfs *fs, const char *dir, const char *mode, const char **ret_why)
 {
 	int pair[2];
 	long ready;
@@ -62,7 +62,7 @@ bool faultfs_start(struct faultfs *fs, const char *dir, bool cached, const char 
 		return false;
 	fs->pid = fork();
 	if (fs->pid == 0)
-		serve(dir, cached, pair[1]);
+		serve(dir, mode, pair[1]);
 	close(pair[1]);
 	fs->orders = pair[0];
 	snprintf(fs->dir, sizeof(fs->dir), "%s", dir);
