@@ -1,31 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * conformance/rig.c - places to put disks on, rigs, requests in flight
+ * conformance/rig.c - settings, rigs, requests in flight, and the list of tests that comes of it
  *
- * Owns:    the mounts and the loop device, in a mount namespace of this process.
- * Assumes: BUILD_DIR is a folder on a file system with O_DIRECT (the build says which).
- * Never:   leaves a mount or a device behind, even when killed: they go away with the process.
+ * Owns:    the rig that is open now, so that a test that fails leaves nothing to the next.
+ * Assumes: one rig at a time.
  */
 #include "rig.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <linux/loop.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 
-#define TIMEOUT_S 200 /* for one test program, far beyond what it takes */
+/* ---- settings ---- */
 
-static struct {
-	const char *why_not[GROUNDS]; /* NULL: it is there */
-	char tmpfs[300];
-	char loop[32];
-	int loop_fd;
-	struct faultfs faultfs[GROUNDS];
-} places = { .loop_fd = -1 };
-
-static const char *const ground_names[GROUNDS] = { "file",    "loop",	      "tmpfs",
-						   "faultfs", "faultfs-sync", "faultfs-cached" };
 static const char *const cache_names[CACHES] = { "writeback", "none", "writethrough", "directsync",
 						 "unsafe" };
 static const uint32_t cache_flags[CACHES] = {
@@ -36,108 +21,6 @@ static const uint32_t cache_flags[CACHES] = {
 };
 /* All that users may name. */
 static const char *const engines[] = { "io_uring", "threads" };
-static const char *const fault_modes[GROUNDS] = {
-	[ON_FAULTFS] = "async", [ON_FAULTFS_SYNC] = "sync", [ON_FAULTFS_CACHED] = "cached"
-};
-
-/* ---- places ---- */
-
-static void make_loop(void)
-{
-	struct loop_config config = { .block_size = 512, .info.lo_flags = LO_FLAGS_AUTOCLEAR };
-	int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-
-	leaf_make_file("back", RIG_LEN, false);
-	config.fd = (uint32_t)open(leaf_path("back"), O_RDWR | O_CLOEXEC);
-	/* Another test may take the free number first: look again a few times. */
-	for (int i = 0; control >= 0 && places.loop_fd < 0 && i < 10; i++) {
-		int nr = ioctl(control, LOOP_CTL_GET_FREE);
-
-		snprintf(places.loop, sizeof(places.loop), "/dev/loop%d", nr);
-		places.loop_fd = nr < 0 ? -1 : open(places.loop, O_RDWR | O_CLOEXEC);
-		if (places.loop_fd >= 0 && ioctl(places.loop_fd, LOOP_CONFIGURE, &config) < 0) {
-			close(places.loop_fd);
-			places.loop_fd = -1;
-		}
-	}
-	if (control >= 0)
-		close(control);
-	close((int)config.fd);
-	if (places.loop_fd < 0)
-		places.why_not[ON_LOOP] = "no loop device can be made here";
-}
-
-static void make_mounts(void)
-{
-	const char *why;
-	char dir[300];
-
-	for (int g = ON_TMPFS; g < GROUNDS; g++)
-		places.why_not[g] = "root is needed to mount";
-	if (!faultfs_own_mounts())
-		return;
-	places.why_not[ON_TMPFS] = NULL;
-	snprintf(places.tmpfs, sizeof(places.tmpfs), "%s/tmpfs", leaf_dir());
-	mkdir(places.tmpfs, 0700);
-	if (mount("varve-test", places.tmpfs, "tmpfs", 0, "size=64m") < 0)
-		places.why_not[ON_TMPFS] = "no tmpfs can be mounted here";
-	for (int g = ON_FAULTFS; g < GROUNDS; g++) {
-		snprintf(dir, sizeof(dir), "%s/%s", leaf_dir(), ground_names[g]);
-		mkdir(dir, 0700);
-		places.why_not[g] = faultfs_start(&places.faultfs[g], dir, fault_modes[g], &why) ? NULL : why;
-	}
-}
-
-int rig_places(void **state)
-{
-	(void)state;
-	alarm(TIMEOUT_S);
-	make_mounts();
-	make_loop();
-	return 0;
-}
-
-int rig_places_away(void **state)
-{
-	if (places.loop_fd >= 0)
-		close(places.loop_fd);
-	for (int g = ON_FAULTFS; g < GROUNDS; g++) {
-		if (places.faultfs[g].pid > 0)
-			faultfs_stop(&places.faultfs[g]);
-	}
-	if (places.tmpfs[0])
-		umount2(places.tmpfs, MNT_DETACH);
-	return leaf_remove_dir(state);
-}
-
-/* Not a failure of ours: io_uring may be forbidden, or not built in. */
-static bool engine_missing(const char *engine)
-{
-	struct varve_error err = { 0, "" };
-	const struct aio_engine *e = aio_engine_choose(engine, true, &err);
-	struct queue *q;
-	int ret;
-
-	assert_non_null(e);
-	q = leaf_queue();
-	ret = aio_attach(q, e, &err);
-	queue_free(q);
-	if (ret < 0)
-		print_message("# %s\n", err.message);
-	return ret == -ENOSYS || ret == -EPERM;
-}
-
-void rig_need(const struct setting *s)
-{
-	if (places.why_not[s->ground]) {
-		print_message("# %s\n", places.why_not[s->ground]);
-		skip();
-	}
-	if (engine_missing(s->engine))
-		skip();
-}
-
-/* ---- settings ---- */
 
 uint32_t rig_flags(const struct setting *s)
 {
@@ -187,35 +70,6 @@ static int abandon(void **state)
 	return 0;
 }
 
-static const char *make_disk(const struct setting *s, uint64_t len)
-{
-	static char path[320];
-	int fd;
-
-	if (s->ground == ON_LOOP) {
-		uint64_t range[2] = { 0, RIG_LEN };
-
-		assert_int_equal(ioctl(places.loop_fd, BLKZEROOUT, range), 0);
-		return places.loop;
-	}
-	if (fault_modes[s->ground]) {
-		struct faultfs *fs = &places.faultfs[s->ground];
-
-		faultfs_tell(fs, "resize %llu", (unsigned long long)len);
-		return fs->disk;
-	}
-	if (s->ground == ON_TMPFS)
-		snprintf(path, sizeof(path), "%s/disk", places.tmpfs);
-	else
-		snprintf(path, sizeof(path), "%s", leaf_path("disk"));
-	unlink(path);
-	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	assert_true(fd >= 0);
-	assert_int_equal(ftruncate(fd, (off_t)len), 0);
-	close(fd);
-	return path;
-}
-
 const char *rig_options(const struct rig *rig)
 {
 	static char text[512];
@@ -227,8 +81,8 @@ const char *rig_options(const struct rig *rig)
 void rig_open(struct rig *rig, const struct setting *s, uint64_t len)
 {
 	rig->s = s;
-	rig->fs = fault_modes[s->ground] ? &places.faultfs[s->ground] : NULL;
-	rig->path = make_disk(s, len);
+	rig->fs = place_faultfs(s->ground);
+	rig->path = place_disk(s->ground, len);
 	rig->fd = open(rig->path, O_RDWR | O_CLOEXEC);
 	assert_true(rig->fd >= 0);
 	rig_reopen(rig);
@@ -381,11 +235,32 @@ struct rig_test {
 	char name[160];
 };
 
+/* Not a failure of ours: io_uring may be forbidden, or not built in. */
+static bool engine_missing(const char *engine)
+{
+	struct varve_error err = { 0, "" };
+	const struct aio_engine *e = aio_engine_choose(engine, true, &err);
+	struct queue *q;
+	int ret;
+
+	assert_non_null(e);
+	q = leaf_queue();
+	ret = aio_attach(q, e, &err);
+	queue_free(q);
+	if (ret < 0)
+		print_message("# %s\n", err.message);
+	return ret == -ENOSYS || ret == -EPERM;
+}
+
 static void run_one(void **state)
 {
 	struct rig_test *t = *state;
+	const char *why = place_missing(t->s.ground);
 
-	rig_need(&t->s);
+	if (why)
+		print_message("# %s\n", why);
+	if (why || engine_missing(t->s.engine))
+		skip();
 	t->c->run(&t->s);
 }
 
@@ -415,12 +290,12 @@ int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases)
 		if (!takes_part(t->c, &t->s))
 			continue;
 		snprintf(t->name, sizeof(t->name), "%s %s %s: %s", t->s.engine, cache_names[t->s.cache],
-			 ground_names[t->s.ground], t->c->name);
+			 place_name(t->s.ground), t->c->name);
 		tests[nr++] = (struct CMUnitTest){ t->name, run_one, NULL, abandon, t };
 	}
 	cmocka_set_message_output(CM_OUTPUT_TAP);
 	printf("# seed %u (VARVE_SEED)\n", rig_seed());
-	failed = _cmocka_run_group_tests(group, tests, nr, rig_places, rig_places_away);
+	failed = _cmocka_run_group_tests(group, tests, nr, places_make, places_away);
 	free(texts);
 	free(tests);
 	return failed;

@@ -10,11 +10,7 @@
 
 #include "../unit/proto/leaf.h"
 
-#include "faultfs.h"
-
-#define RIG_LEN MiB(8)
-
-enum ground { ON_FILE, ON_LOOP, ON_TMPFS, ON_FAULTFS, ON_FAULTFS_SYNC, ON_FAULTFS_CACHED, GROUNDS };
+#include "places.h"
 
 enum cache { WRITEBACK, NONE, WRITETHROUGH, DIRECTSYNC, UNSAFE, CACHES };
 
@@ -31,14 +27,6 @@ struct rig {
 	const char *path;
 	struct faultfs *fs; /* on faultfs, whichever mode */
 };
-
-/* ---- what there is on this machine; rig_places() once, before there are threads ---- */
-
-int rig_places(void **state);
-int rig_places_away(void **state);
-
-/* Skips the test where the engine or the ground is missing, and says why. */
-void rig_need(const struct setting *s);
 
 uint32_t rig_flags(const struct setting *s); /* NODE_*, writable */
 
