@@ -22,6 +22,11 @@ static const uint32_t cache_flags[CACHES] = {
 /* All that users may name. */
 static const char *const engines[] = { "io_uring", "threads" };
 
+const char *rig_cache_name(enum cache cache)
+{
+	return cache_names[cache];
+}
+
 uint32_t rig_flags(const struct setting *s)
 {
 	return NODE_WRITABLE | cache_flags[s->cache];

@@ -28,6 +28,7 @@ struct rig {
 	struct faultfs *fs; /* on faultfs, whichever mode */
 };
 
+const char *rig_cache_name(enum cache cache);
 uint32_t rig_flags(const struct setting *s); /* NODE_*, writable */
 
 /* ---- a rig ---- */
