@@ -13,11 +13,16 @@
 #include "proto/file.h"
 
 #include <fcntl.h>
+#include <time.h>
 
 #include "base/error.h"
 
 #define LOCK_HELD 100
 #define LOCK_UNSHARED 200
+
+/* How long others' locks are waited for: 300 ms. */
+#define LOCK_TRIES 30
+#define LOCK_PAUSE_NS 10000000
 
 enum perm { PERM_CONSISTENT_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, PERMS };
 
@@ -91,13 +96,12 @@ static int lock_check(int fd, const char *name, unsigned held, struct varve_erro
 	return 0;
 }
 
-int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err)
+static int lock_once(int fd, const char *name, bool writable, enum file_locking locking,
+		     struct varve_error *err)
 {
 	unsigned held = writable ? HELD_WRITER : HELD_READER;
 	int ret;
 
-	if (locking == FILE_LOCKING_OFF)
-		return 0;
 	/* Lock first and look then: of two that start at once, both may be refused, but never both go on. */
 	ret = lock_bytes(fd, LOCK_HELD, held);
 	if (!ret)
@@ -112,4 +116,22 @@ int file_lock(int fd, const char *name, bool writable, enum file_locking locking
 	if (ret < 0)
 		unlock_all(fd);
 	return ret;
+}
+
+/*
+ * A process that was killed may hold its locks a little longer than it lives: the kernel closes its files
+ * when the last request of its io_uring has ended. Whoever starts it again must not be refused for that.
+ */
+int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err)
+{
+	int ret;
+
+	if (locking == FILE_LOCKING_OFF)
+		return 0;
+	for (unsigned i = 0;; i++) {
+		ret = lock_once(fd, name, writable, locking, err);
+		if (ret != -EAGAIN || i == LOCK_TRIES)
+			return ret;
+		nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
+	}
 }
