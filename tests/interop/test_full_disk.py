@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""test_full_disk - a file system that is full in the middle of writes
+
+It is said as what it is (No space left on device, exit status 1), nothing that a flush acknowledged is lost, the image
+stays consistent, and when space is freed everything goes on. On a tmpfs, and on ext4 in a loop device, whose delayed
+allocation finds out late.
+"""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from tool import KIB, MIB, img, io, ok, qimg, run, varve_path
+
+FULL = "No space left on device"
+
+
+@contextlib.contextmanager
+def small_file_system(kind, tmp_path, size):
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    where = tmp_path / "small"
+    where.mkdir()
+    if kind == "tmpfs":
+        r = run("mount", "-t", "tmpfs", "-o", f"size={size}", "varve-test", where)
+    else:
+        back = tmp_path / "back"
+        with open(back, "wb") as f:
+            f.truncate(size)
+        ok(run("mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", back))
+        r = run("mount", "-o", "loop", back, where)
+    if r.rc != 0:
+        pytest.skip(f"{kind} cannot be mounted here: {r.err.strip()}")
+    try:
+        yield where
+    finally:
+        ok(run("umount", where))
+
+
+def consistent(fmt, path):
+    if fmt == "raw":
+        return
+    r = img("check", "--output=json", "-f", fmt, path)
+    assert r.rc in (0, 3) and not r.json.get("corruptions") and not r.json["check-errors"], str(r)
+    assert qimg("check", "-f", fmt, path).rc in (0, 3)
+
+
+def free_space(where):
+    st = os.statvfs(where)
+    return st.f_bavail * st.f_frsize
+
+
+def fill(where, leave):
+    """A file that takes all space but leave bytes."""
+    with open(where / "ballast", "wb") as f:
+        left = free_space(where) - leave
+        if left > 0:
+            os.posix_fallocate(f.fileno(), 0, left)
+
+
+class Session:
+    """varve io, one command after the other; what it answered to each."""
+
+    def __init__(self, path, fmt, cache):
+        self.p = subprocess.Popen([varve_path(), "io", "-f", fmt, "-t", cache, path], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1)
+
+    def __call__(self, command):
+        self.p.stdin.write(f"{command}\nlength\n")
+        lines = []
+        while True:
+            line = self.p.stdout.readline()
+            assert line, self.p.stderr.read()
+            if line.rstrip().endswith(("KiB", "MiB")) and "bytes" not in line and "ops" not in line:
+                return "".join(lines).replace("varve io> ", "")
+            lines.append(line)
+
+    def end(self):
+        out, err = self.p.communicate(timeout=30)
+        return self.p.returncode, err
+
+
+FORMATS = [("raw", ""), ("qcow2", ""), ("qcow2", "cluster_size=512")]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
+@pytest.mark.parametrize("cache", ["none", "writeback"])
+@pytest.mark.parametrize("fmt, options", FORMATS)
+def test_a_disk_that_fills_up_says_so_and_goes_on_after(tmp_path, fmt, options, cache, kind):
+    with small_file_system(kind, tmp_path, 8 * MIB) as where:
+        disk = where / "disk"
+        fill(where, 3 * MIB)
+        ok(img("create", "-q", "-f", fmt, *(["-o", options] if options else []), disk, "16M"))
+        io_ = Session(disk, fmt, cache)
+        try:
+            full, flushed, said = None, [], []
+            for n in range(100):
+                answer = io_(f"write -q -P {n + 1} {n * 64}k 64k")
+                if not answer:
+                    answer = io_("flush")
+                if answer:
+                    assert FULL in answer, answer
+                    said.append(answer)
+                    full = n
+                    break
+                flushed.append(n)
+            assert full and len(flushed) >= 8, said
+            # What was acknowledged is there, also for others, also what has its space already can be written.
+            for n in flushed:
+                assert not io_(f"read -q -P {n + 1} {n * 64}k 64k")
+            assert not io_(f"write -q -P 200 0 64k")
+            # Space: everything goes on, in the same program.
+            os.unlink(where / "ballast")
+            assert not io_(f"write -q -P {full + 1} {full * 64}k 64k")
+            assert not io_("flush")
+        finally:
+            code, err = io_.end()
+        assert code == 1 and err == "", (code, err)  # a command failed
+        consistent(fmt, disk)
+        ok(io(disk, "read -P 200 0 64k", *[f"read -P {n + 1} {n * 64}k 64k" for n in range(1, full + 1)],
+              options=("-f", fmt)))
+
+
+@pytest.mark.parametrize("fmt, options", FORMATS)
+def test_every_amount_of_space_leaves_a_consistent_image(tmp_path, fmt, options):
+    """Nothing, one block, two, ...: whichever write it is that finds no space, data or metadata."""
+    with small_file_system("tmpfs", tmp_path, 4 * MIB) as where:
+        for left in range(0, 24 if fmt == "qcow2" else 4):
+            disk = where / "disk"
+            ok(img("create", "-q", "-f", fmt, *(["-o", options] if options else []), disk, "16M"))
+            ok(io(disk, "write -q -P 1 0 64k", "flush", options=("-f", fmt)))
+            fill(where, left * 4 * KIB)
+            r = io(disk, "write -q -P 2 1M 32k", "flush", "write -q -P 3 3M 32k", "flush", "read -P 1 0 64k",
+                   options=("-f", fmt))
+            kept = [n for n in (2, 3) if io_says(disk, fmt, n)]
+            if r.rc == 0:
+                assert kept == [2, 3] and FULL not in r.out + r.err, str(r)
+            else:
+                assert r.rc == 1 and FULL in r.out + r.err and len(r.err.splitlines()) <= 1, str(r)
+            consistent(fmt, disk)
+            os.unlink(where / "ballast")
+            ok(io(disk, "read -P 1 0 64k", "write -q -P 2 1M 32k", "write -q -P 3 3M 32k", options=("-f", fmt)))
+            assert io_says(disk, fmt, 2) and io_says(disk, fmt, 3)
+            consistent(fmt, disk)
+            os.unlink(disk)
+
+
+def io_says(disk, fmt, n):
+    return io(disk, f"read -P {n} {2 * n - 3}M 32k", options=("-f", fmt, "-r")).rc == 0
+
+
+@pytest.mark.parametrize("fmt, options", [("raw", "preallocation=full"), ("qcow2", "preallocation=full"),
+                                          ("raw", "preallocation=falloc"), ("qcow2", "preallocation=falloc")])
+def test_an_image_that_cannot_have_its_space_is_not_made(tmp_path, fmt, options):
+    with small_file_system("tmpfs", tmp_path, 2 * MIB) as where:
+        r = img("create", "-q", "-f", fmt, "-o", options, where / "disk", "8M")
+        assert r.rc == 1 and r.out == "" and len(r.err.splitlines()) == 1 and FULL in r.err, str(r)
+        assert os.listdir(where) == []
+        assert free_space(where) == 2 * MIB
+
+
+def test_a_flush_that_fails_is_the_exit_status(tmp_path):
+    """The last flush is made by closing: that it fails must not go unseen."""
+    from faultfs import Faultfs
+    with Faultfs(tmp_path / "faultfs") as fs:
+        fs.tell(f"resize {MIB}")
+        fs.tell("rule fsync 0 1 lose 5")
+        r = io(fs.disk, "write -q 0 64k", options=("-f", "raw"))
+        assert r.rc == 1 and "Input/output error" in r.err and len(r.err.splitlines()) == 1, str(r)
+        assert str(fs.disk) in r.err
+        fs.tell("rule fsync 0 1 lose 5")
+        r = io(fs.disk, "write -q 0 64k", "flush", "flush", options=("-f", "raw"))
+        assert r.rc == 1 and r.out.count("Input/output error") == 2, str(r)
+        assert pathlib.Path(fs.disk).read_bytes() == bytes(MIB)  # what was lost was not said to be there
+        ok(io(fs.disk, "write -q -P 1 0 64k", "flush", "read -P 1 0 64k", options=("-f", "raw")))
