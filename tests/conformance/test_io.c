@@ -142,6 +142,41 @@ static void long_requests(const struct setting *s)
 	free(back);
 }
 
+/* More than one operation may take (AIO_LEN_MAX): 1 GiB and some, nearly all of it a hole. */
+static void requests_longer_than_an_operation(const struct setting *s)
+{
+	enum { PARTS = 1026 };
+	const uint64_t len = (uint64_t)PARTS * MiB(1);
+	uint8_t *middle = rig_memory(MiB(1)), *first = rig_memory(MiB(1)), *last = rig_memory(MiB(1));
+	uint8_t *bytes = rig_memory(MiB(1));
+	struct iovec iov[PARTS];
+	struct call *c = calloc(1, sizeof(*c));
+	struct rig rig;
+
+	rig_open(&rig, s, len);
+	for (unsigned i = 0; i < PARTS; i++)
+		iov[i] = (struct iovec){ i == 0 ? first : i == PARTS - 1 ? last : middle, MiB(1) };
+	fill_random(bytes, MiB(1), 9);
+	assert_int_equal(rig_do(&rig, REQ_WRITE, 0, bytes, MiB(1), 0), 0);
+	assert_int_equal(rig_do(&rig, REQ_WRITE, len - MiB(1), bytes, MiB(1), 0), 0);
+	call_startv(&rig, c, REQ_READ, 0, iov, PARTS, len, 0);
+	calls_finish(rig.l.q, c, 1);
+	assert_int_equal(c->ret, 0);
+	assert_memory_equal(first, bytes, MiB(1));
+	assert_memory_equal(last, bytes, MiB(1));
+	assert_int_equal(rig_do(&rig, REQ_ZERO, 4096, NULL, len - 8192, REQ_MAY_UNMAP), 0);
+	memset(bytes + 4096, 0, MiB(1) - 4096);
+	rig_peek_expect(&rig, 0, bytes, MiB(1));
+	assert_int_equal(rig_do(&rig, REQ_DISCARD, 0, NULL, len, 0), 0);
+	assert_true(rig_peek_len(&rig) == len);
+	rig_close(&rig);
+	free(first);
+	free(middle);
+	free(last);
+	free(bytes);
+	free(c);
+}
+
 /* ---- many at once ---- */
 
 /* More than any ring or context takes: nobody is refused, nobody ends twice. */
@@ -507,6 +542,8 @@ int main(void)
 		  IO_GROUNDS },
 		{ "vectors of 1 to 1500 elements", vectors_of_1_to_1500_elements, ALL_CACHES, IO_GROUNDS },
 		{ "long requests", long_requests, ALL_CACHES, IO_GROUNDS },
+		{ "requests longer than an operation", requests_longer_than_an_operation, BOTH_CACHES,
+		  1u << ON_TMPFS },
 		{ "more requests than a ring holds", more_requests_than_a_ring_holds, ALL_CACHES,
 		  IO_GROUNDS },
 		{ "two queues share a file", two_queues_share_a_file, ALL_CACHES, IO_GROUNDS },
