@@ -216,11 +216,15 @@ void fill_random(void *buf, size_t len, uint32_t seed)
 	uint8_t *p = buf;
 	uint64_t x = seed * 0x9e3779b97f4a7c15ull + 1;
 
-	for (size_t i = 0; i < len; i++) {
+	while (len) {
+		size_t part = MIN(len, sizeof(x));
+
 		x ^= x << 13;
 		x ^= x >> 7;
 		x ^= x << 17;
-		p[i] = (uint8_t)(x >> 32);
+		memcpy(p, &x, part);
+		p += part;
+		len -= part;
 	}
 }
 
