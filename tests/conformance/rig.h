@@ -79,8 +79,9 @@ void *rig_memory(size_t len);
 struct rig_case {
 	const char *name;
 	void (*run)(const struct setting *s);
-	unsigned caches;  /* bits of enum cache */
-	unsigned grounds; /* bits of enum ground */
+	unsigned caches;     /* bits of enum cache */
+	unsigned grounds;    /* bits of enum ground */
+	const char *without; /* an engine that cannot be tested so; NULL: none */
 };
 
 #define ALL_CACHES ((1u << CACHES) - 1)

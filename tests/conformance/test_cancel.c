@@ -138,9 +138,9 @@ int main(void)
 {
 	static const struct rig_case cases[] = {
 		{ "closing finishes what is in flight", closing_finishes_what_is_in_flight, BOTH_CACHES,
-		  1u << ON_FAULTFS },
+		  1u << ON_FAULTFS, NULL },
 		{ "detaching finishes what is in flight", detaching_finishes_what_is_in_flight, BOTH_CACHES,
-		  1u << ON_FAULTFS },
+		  1u << ON_FAULTFS, NULL },
 	};
 
 	return rig_run("cancel", cases, ARRAY_LEN(cases));

@@ -9,6 +9,9 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <time.h>
 
 #define BLOCK 4096
 
@@ -448,6 +451,7 @@ struct leaver {
 	struct call *calls;
 	unsigned nr;
 	uint8_t *back;
+	_Atomic pid_t tid;
 };
 
 /* Submits and goes, while the requests are in flight; some have not even begun. */
@@ -456,10 +460,36 @@ static void *leaver_thread(void *arg)
 	struct leaver *u = arg;
 
 	for (unsigned i = 0; i < u->nr; i++)
-		call_start(u->rig, &u->calls[i], i % 10 == 9 ? REQ_FLUSH : REQ_READ, i * BLOCK,
-			   u->back + i * BLOCK, BLOCK, 0);
+		call_start(u->rig, &u->calls[i], i % 2 ? REQ_FLUSH : REQ_READ, i * BLOCK, u->back + i * BLOCK,
+			   BLOCK, 0);
 	queue_turn(u->rig->l.q, 0);
+	u->tid = (pid_t)syscall(SYS_gettid);
 	return NULL;
+}
+
+/* The thread is gone, or the kernel has begun to cancel what it submitted, and waits for what it cannot
+ * cancel. */
+static void wait_for_its_end(struct leaver *u)
+{
+	char path[64], where[64];
+
+	for (unsigned i = 0; i < 2000; i++) {
+		ssize_t n = -1;
+		int fd;
+
+		snprintf(path, sizeof(path), "/proc/self/task/%d/wchan", u->tid);
+		fd = u->tid ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+		if (fd >= 0) {
+			n = read(fd, where, sizeof(where) - 1);
+			close(fd);
+		}
+		if (u->tid && n < 0)
+			return;
+		where[MAX(n, 0)] = 0;
+		if (strstr(where, "io_uring_cancel"))
+			return;
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
 }
 
 /* The kernel cancels what a thread submitted when the thread ends. It must not look like an error, or be
@@ -470,19 +500,21 @@ static void requests_outlive_the_thread_that_submitted_them(const struct setting
 	struct call *calls = calloc(NR, sizeof(*calls));
 	struct rig rig;
 	uint8_t *bytes = filled(&rig, s, 1), *back = rig_memory(NR * BLOCK);
-	struct leaver u = { &rig, calls, NR, back };
+	struct leaver u = { &rig, calls, NR, back, 0 };
 	pthread_t thread;
 
 	faultfs_tell(rig.fs, "rule read 0 0 hold 0");
+	faultfs_tell(rig.fs, "rule fsync 0 0 hold 0"); /* more than kernel threads that would do them */
 	assert_int_equal(pthread_create(&thread, NULL, leaver_thread, &u), 0);
 	assert_true(faultfs_tell(rig.fs, "held %d", HELD) >= HELD);
+	wait_for_its_end(&u);
 	faultfs_tell(rig.fs, "clear");
 	faultfs_tell(rig.fs, "release");
 	pthread_join(thread, NULL);
 	calls_finish(rig.l.q, calls, NR);
 	for (unsigned i = 0; i < NR; i++) {
 		assert_int_equal(calls[i].ret, 0);
-		if (i % 10 != 9)
+		if (i % 2 == 0)
 			assert_memory_equal(back + i * BLOCK, bytes + i * BLOCK, BLOCK);
 	}
 	free(calls);
@@ -490,41 +522,49 @@ static void requests_outlive_the_thread_that_submitted_them(const struct setting
 	done_with(&rig, bytes);
 }
 
-#define FAULTFS (1u << ON_FAULTFS)
-#define FAULTFS_SYNC (1u << ON_FAULTFS_SYNC)
+#define ASYNC (1u << ON_FAULTFS)
+#define SYNC (1u << ON_FAULTFS_SYNC)
+
+/*
+ * Where FUSE passes direct I/O on synchronously, io_uring in the kernel (6.18) continues a short transfer by
+ * itself, and with the wrong offset: it reports success and wrong bytes. No engine could see that.
+ */
+#define SHORT_SYNC SYNC, "io_uring"
 
 int main(void)
 {
 	static const struct rig_case cases[] = {
-		{ "short reads are continued", short_reads_are_continued, BOTH_CACHES,
-		  FAULTFS | FAULTFS_SYNC },
-		{ "a short read of a vector", a_short_read_of_a_vector, BOTH_CACHES, FAULTFS | FAULTFS_SYNC },
-		{ "an error after a short read", an_error_after_a_short_read, BOTH_CACHES,
-		  FAULTFS | FAULTFS_SYNC },
-		{ "short writes are continued", short_writes_are_continued, BOTH_CACHES, FAULTFS_SYNC },
-		{ "a short write of a vector", a_short_write_of_a_vector, BOTH_CACHES, FAULTFS_SYNC },
-		{ "an error after a short write", an_error_after_a_short_write, BOTH_CACHES, FAULTFS_SYNC },
+		{ "short reads are continued", short_reads_are_continued, BOTH_CACHES, ASYNC, NULL },
+		{ "short reads are continued", short_reads_are_continued, BOTH_CACHES, SHORT_SYNC },
+		{ "a short read of a vector", a_short_read_of_a_vector, BOTH_CACHES, ASYNC, NULL },
+		{ "a short read of a vector", a_short_read_of_a_vector, BOTH_CACHES, SHORT_SYNC },
+		{ "an error after a short read", an_error_after_a_short_read, BOTH_CACHES, ASYNC, NULL },
+		{ "an error after a short read", an_error_after_a_short_read, BOTH_CACHES, SHORT_SYNC },
+		{ "short writes are continued", short_writes_are_continued, BOTH_CACHES, SHORT_SYNC },
+		{ "a short write of a vector", a_short_write_of_a_vector, BOTH_CACHES, SHORT_SYNC },
+		{ "an error after a short write", an_error_after_a_short_write, BOTH_CACHES, SHORT_SYNC },
 		{ "a short FUA write is stable when it ends", a_short_fua_write_is_stable_when_it_ends,
-		  BOTH_CACHES, FAULTFS_SYNC },
+		  BOTH_CACHES, SHORT_SYNC },
 		{ "a write without progress is an error", a_write_without_progress_is_an_error, BOTH_CACHES,
-		  FAULTFS_SYNC },
-		{ "errors come up as they are", errors_come_up_as_they_are, BOTH_CACHES, FAULTFS },
+		  SHORT_SYNC },
+		{ "errors come up as they are", errors_come_up_as_they_are, BOTH_CACHES, ASYNC | SYNC, NULL },
 		{ "interrupted and busy are no errors", interrupted_and_busy_are_no_errors, BOTH_CACHES,
-		  FAULTFS },
+		  ASYNC | SYNC, NULL },
 		{ "an error among many hits its own request", an_error_among_many_hits_its_own_request,
-		  BOTH_CACHES, FAULTFS },
+		  BOTH_CACHES, ASYNC | SYNC, NULL },
 		{ "what the file system cannot do is done otherwise",
-		  what_the_file_system_cannot_do_is_done_otherwise, BOTH_CACHES, FAULTFS },
-		{ "a failed flush is not forgotten", a_failed_flush_is_not_forgotten, BOTH_CACHES, FAULTFS },
-		{ "a failed flush among many", a_failed_flush_among_many, BOTH_CACHES, FAULTFS },
+		  what_the_file_system_cannot_do_is_done_otherwise, BOTH_CACHES, ASYNC, NULL },
+		{ "a failed flush is not forgotten", a_failed_flush_is_not_forgotten, BOTH_CACHES, ASYNC,
+		  NULL },
+		{ "a failed flush among many", a_failed_flush_among_many, BOTH_CACHES, ASYNC, NULL },
 		{ "a failed FUA write is not forgotten", a_failed_fua_write_is_not_forgotten, BOTH_CACHES,
-		  FAULTFS },
+		  ASYNC, NULL },
 		{ "the rest goes on while some are held", the_rest_goes_on_while_some_are_held, BOTH_CACHES,
-		  FAULTFS },
+		  ASYNC, NULL },
 		{ "the rest goes on while a flush is held", the_rest_goes_on_while_a_flush_is_held,
-		  BOTH_CACHES, FAULTFS },
+		  BOTH_CACHES, ASYNC, NULL },
 		{ "requests outlive the thread that submitted them",
-		  requests_outlive_the_thread_that_submitted_them, BOTH_CACHES, FAULTFS },
+		  requests_outlive_the_thread_that_submitted_them, BOTH_CACHES, ASYNC, NULL },
 	};
 
 	return rig_run("faults", cases, ARRAY_LEN(cases));

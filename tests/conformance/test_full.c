@@ -179,16 +179,16 @@ static void a_write_back_that_fails_fails_the_flush(const struct setting *s)
 int main(void)
 {
 	static const struct rig_case cases[] = {
-		{ "a full file system says so", a_full_file_system_says_so, BOTH_CACHES,
-		  1u << ON_SMALL_TMPFS },
-		{ "some of many find no space", some_of_many_find_no_space, BOTH_CACHES,
-		  1u << ON_SMALL_TMPFS },
+		{ "a full file system says so", a_full_file_system_says_so, BOTH_CACHES, 1u << ON_SMALL_TMPFS,
+		  NULL },
+		{ "some of many find no space", some_of_many_find_no_space, BOTH_CACHES, 1u << ON_SMALL_TMPFS,
+		  NULL },
 		{ "a limit of the process is an error", a_limit_of_the_process_is_an_error, BOTH_CACHES,
-		  1u << ON_FILE | 1u << ON_TMPFS },
+		  1u << ON_FILE | 1u << ON_TMPFS, NULL },
 		{ "lost write-back is never forgotten", lost_write_back_is_never_forgotten, BOTH_CACHES,
-		  1u << ON_STARVED_LOOP },
+		  1u << ON_STARVED_LOOP, NULL },
 		{ "a write-back that fails fails the flush", a_write_back_that_fails_fails_the_flush,
-		  1u << WRITEBACK, 1u << ON_FAULTFS_CACHED },
+		  1u << WRITEBACK, 1u << ON_FAULTFS_CACHED, NULL },
 	};
 
 	return rig_run("full", cases, ARRAY_LEN(cases));

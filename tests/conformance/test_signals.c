@@ -178,9 +178,9 @@ int main(void)
 {
 	static const struct rig_case cases[] = {
 		{ "only its own signals reach the program", only_its_own_signals_reach_the_program,
-		  BOTH_CACHES, 1u << ON_FILE | 1u << ON_LOOP },
+		  BOTH_CACHES, 1u << ON_FILE | 1u << ON_LOOP, NULL },
 		{ "signals do not disturb requests", signals_do_not_disturb_requests, BOTH_CACHES,
-		  1u << ON_FILE },
+		  1u << ON_FILE, NULL },
 	};
 
 	return rig_run("signals", cases, ARRAY_LEN(cases));
