@@ -486,7 +486,7 @@ static void wait_for_its_end(struct leaver *u)
 		if (u->tid && n < 0)
 			return;
 		where[MAX(n, 0)] = 0;
-		if (strstr(where, "io_uring_cancel"))
+		if (strstr(where, "io_uring_cancel") || strstr(where, "io_wq"))
 			return;
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
