@@ -13,6 +13,8 @@ import subprocess
 
 import pytest
 
+from faultfs import Faultfs
+from serving import Server
 from tool import KIB, MIB, img, io, ok, qimg, run, varve_path
 
 FULL = "No space left on device"
@@ -164,7 +166,6 @@ def test_an_image_that_cannot_have_its_space_is_not_made(tmp_path, fmt, options)
 
 def test_a_flush_that_fails_is_the_exit_status(tmp_path):
     """The last flush is made by closing: that it fails must not go unseen."""
-    from faultfs import Faultfs
     with Faultfs(tmp_path / "faultfs") as fs:
         fs.tell(f"resize {MIB}")
         fs.tell("rule fsync 0 1 lose 5")
@@ -176,3 +177,40 @@ def test_a_flush_that_fails_is_the_exit_status(tmp_path):
         assert r.rc == 1 and r.out.count("Input/output error") == 2, str(r)
         assert pathlib.Path(fs.disk).read_bytes() == bytes(MIB)  # what was lost was not said to be there
         ok(io(fs.disk, "write -q -P 1 0 64k", "flush", "read -P 1 0 64k", options=("-f", "raw")))
+
+
+LOAD = ["--rw", "randwrite", "--verify", "--ops", 400, "--flush-every", 20, "--depth", 8, "--block-size", "16k"]
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_a_guest_is_told_and_the_server_goes_on(tmp_path, fmt):
+    with small_file_system("tmpfs", tmp_path, 8 * MIB) as where:
+        disk = where / "disk"
+        ok(img("create", "-q", "-f", fmt, disk, "6M"))
+        fill(where, 512 * KIB)
+        with Server(disk, fmt, tmp_path / "s.sock", tmp_path / "pid") as server:
+            code, report, err = server.load(*LOAD)
+            assert code == 1 and report["errors"] > 0 and server.process.poll() is None, err
+            os.unlink(where / "ballast")
+            code, report, err = server.load(*LOAD)
+            assert code == 0 and report["errors"] == 0, err
+            assert server.stop() == (0, "")
+        consistent(fmt, disk)
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_a_guest_is_told_of_a_failed_flush_and_so_is_the_operator(tmp_path, fmt):
+    image = tmp_path / "image"
+    ok(img("create", "-q", "-f", fmt, image, "6M"))
+    with Faultfs(tmp_path / "faultfs") as fs:
+        fs.put(image)
+        with Server(fs.disk, fmt, tmp_path / "s.sock", tmp_path / "pid") as server:
+            assert server.load(*LOAD)[0] == 0
+            fs.tell("rule fsync 0 0 error 5")
+            code, report, err = server.load(*LOAD)
+            assert code == 1 and report["errors"] > 0 and server.process.poll() is None, err
+            code, err = server.stop()
+            assert code == 1 and err, (code, err)
+            assert all("Input/output error" in line and str(fs.disk) in line for line in err.splitlines()), err
+        fs.tell("clear")
+        consistent(fmt, fs.disk)

@@ -19,6 +19,7 @@ import time
 import pytest
 
 from faultfs import Faultfs
+from serving import Server
 from tool import MIB, img, io, ok, qimg, varve_path
 
 KILLS = 4
@@ -123,25 +124,14 @@ def opens_and_checks(fmt, path, *options):
     assert r.rc in (0, 3), str(r)
 
 
-def kill_when(log, promises, process, rng, failed):
+def kill_when(log, promises, server, rng, front):
     """Kills once some flushes have been logged, a random moment later."""
     enough, deadline = rng.randrange(2, 25), time.monotonic() + 30
     while log.read_bytes().count(b"\nf ", promises.offset) < enough:
-        assert not failed() and process.poll() is None and time.monotonic() < deadline
+        assert front.poll() is None and server.process.poll() is None and time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(rng.random() * 0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(30) == -signal.SIGKILL
-
-
-def start_server(disk, fmt, cache, socket, pidfile):
-    server = subprocess.Popen([varve_path(), "serve", disk, "--vhost-user", socket, "-f", fmt, "--cache", cache,
-                               "--pidfile", pidfile])
-    deadline = time.monotonic() + 30
-    while not pidfile.exists():
-        assert server.poll() is None and time.monotonic() < deadline, "varve serve did not start"
-        time.sleep(0.005)
-    return server
+    server.kill()
 
 
 FORMATS = [("raw", ""), ("qcow2", "cluster_size=64k"), ("qcow2", "cluster_size=4k,refcount_bits=64")]
@@ -159,16 +149,14 @@ def test_a_killed_server_has_kept_its_promises(tmp_path, rng, fmt, options, cach
     with place(where, tmp_path, image) as (disk, cut):
         for kill in range(KILLS):
             # The socket of the server that died is still there: it is not in the way.
-            server, front = start_server(disk, fmt, cache, socket, tmp_path / f"pid{kill}"), None
-            try:
+            with Server(disk, fmt, socket, tmp_path / f"pid{kill}", "--cache", cache) as server:
                 front = subprocess.Popen([promise, socket, log, str(rng.randrange(1 << 60)), str(promises.last_round + 1)])
-                kill_when(log, promises, server, rng, lambda: front.poll() is not None)
-                assert front.wait(30) == 0
-            finally:
-                for p in (server, front):
-                    if p:
-                        p.kill()
-                        p.wait()
+                try:
+                    kill_when(log, promises, server, rng, front)
+                    assert front.wait(30) == 0
+                finally:
+                    front.kill()
+                    front.wait()
             cut()
             assert promises.follow(log) >= 2
             opens_and_checks(fmt, disk, "-t", cache)
