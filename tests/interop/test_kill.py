@@ -134,7 +134,7 @@ def kill_when(log, promises, server, rng, front):
     server.kill()
 
 
-FORMATS = [("raw", ""), ("qcow2", "cluster_size=64k"), ("qcow2", "cluster_size=4k,refcount_bits=64")]
+FORMATS = [("raw", ""), ("qcow2", "cluster_size=64k"), ("qcow2", "cluster_size=4k,refcount_bits=64"), ("qed", "")]
 
 
 @pytest.mark.parametrize("where", ["file", "faultfs"])
