@@ -345,6 +345,35 @@ static void a_failed_flush_is_not_forgotten(const struct setting *s)
 	done_with(&rig, bytes);
 }
 
+/* Written again, the data may be safe in the end. A flush that says so is held to it: the power goes. */
+static void a_flush_that_succeeds_again_tells_the_truth(const struct setting *s)
+{
+	struct rig rig;
+	uint8_t *bytes = filled(&rig, s, 1);
+	int ret;
+
+	assert_int_equal(do_write(&rig, 0, bytes, 2 * BLOCK, 2, 0), 0);
+	assert_int_equal(do_write(&rig, MiB(1) + 1000, bytes, 5000, 2, 0), 0);
+	faultfs_tell(rig.fs, "rule fsync 0 2 lose %d", EIO);
+	assert_int_equal(rig_do(&rig, REQ_FLUSH, 0, NULL, 0, 0), -EIO);
+	assert_int_equal(do_write(&rig, BLOCK, bytes, BLOCK, 3, 0), 0);
+	assert_int_equal(rig_do(&rig, REQ_FLUSH, 0, NULL, 0, 0),
+			 -EIO); /* not all of it, and this one may fail too */
+	faultfs_tell(rig.fs, "clear");
+	assert_int_equal(do_write(&rig, 0, bytes, 2 * BLOCK, 4, 0), 0);
+	assert_int_equal(rig_do(&rig, REQ_FLUSH, 0, NULL, 0, 0), -EIO);
+	assert_int_equal(do_write(&rig, MiB(1), bytes, 2 * BLOCK, 4, 0), 0);
+	ret = rig_do(&rig, REQ_FLUSH, 0, NULL, 0, 0);
+	if (ret == 0) {
+		faultfs_tell(rig.fs, "cut");
+		rig_peek_expect(&rig, 0, bytes, RIG_LEN);
+		done_with(&rig, bytes);
+	} else {
+		assert_int_equal(ret, -EIO);
+		done_with_failed(&rig, bytes, -EIO);
+	}
+}
+
 /* Of many flushes in flight none may succeed after the failure of one: it may have been about anybody's
  * writes. */
 static void a_failed_flush_among_many(const struct setting *s)
@@ -556,6 +585,8 @@ int main(void)
 		  what_the_file_system_cannot_do_is_done_otherwise, BOTH_CACHES, ASYNC, NULL },
 		{ "a failed flush is not forgotten", a_failed_flush_is_not_forgotten, BOTH_CACHES, ASYNC,
 		  NULL },
+		{ "a flush that succeeds again tells the truth", a_flush_that_succeeds_again_tells_the_truth,
+		  BOTH_CACHES, ASYNC, NULL },
 		{ "a failed flush among many", a_failed_flush_among_many, BOTH_CACHES, ASYNC, NULL },
 		{ "a failed FUA write is not forgotten", a_failed_fua_write_is_not_forgotten, BOTH_CACHES,
 		  ASYNC, NULL },
