@@ -50,11 +50,13 @@ struct wait_mode {
 
 static struct wait_mode wait_epoll __attribute__((unused)) = { NULL };
 static struct wait_mode wait_uring __attribute__((unused)) = { &aio_engine_uring };
+static struct wait_mode wait_native __attribute__((unused)) = { &aio_engine_native };
 
-#define BOTH_MODES(test)                                                                                     \
+#define ALL_MODES(test)                                                                                      \
 	{ #test " (epoll)", test, NULL, NULL, &wait_epoll },                                                 \
+		{ #test " (io_uring)", test, NULL, NULL, &wait_uring },                                      \
 	{                                                                                                    \
-#test " (io_uring)", test, NULL, NULL, &wait_uring                                           \
+#test " (native)", test, NULL, NULL, &wait_native                                            \
 	}
 
 static inline int attach_fn(struct fiber *f, void *arg)
