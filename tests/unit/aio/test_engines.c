@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* ---- one engine on one kind of file, on one kind of queue ---- */
@@ -515,7 +516,7 @@ static int depth_fiber(struct fiber *f, void *arg)
 }
 
 /* With 32 in flight a system call carries many operations; with one, handing over and waiting is one call. */
-static void ring_batches_its_system_calls(void **state)
+static void turn_batches_its_system_calls(void **state)
 {
 	struct fixture fx;
 	struct depth d = { .fx = &fx, .left = 20000 };
@@ -530,6 +531,27 @@ static void ring_batches_its_system_calls(void **state)
 	before = queue_stats(fx.q)->syscalls;
 	fiber_call(fx.q, depth_fiber, &d);
 	assert_true(queue_stats(fx.q)->syscalls - before < 20000 / 8);
+	fixture_close(&fx);
+}
+
+/* Reads of what is in the page cache are answered in the turn that asked, by the queue's own thread. */
+static void cached_reads_need_no_worker(void **state)
+{
+	struct fixture fx;
+	uint8_t buf[4096] = { 0 };
+	uint64_t msgs;
+
+	fixture_open(&fx, state);
+	assert_int_equal(do_write(&fx, 0, buf, sizeof(buf), 0), sizeof(buf));
+	buf[0] = 1;
+	if (preadv2(fx.file.fd, &(struct iovec){ buf, 1 }, 1, 0, RWF_NOWAIT) != 1) {
+		fixture_close(&fx); /* a file system that does not know it */
+		skip();
+	}
+	msgs = queue_stats(fx.q)->msgs;
+	for (unsigned i = 0; i < 100; i++)
+		assert_int_equal(do_read(&fx, 0, buf, sizeof(buf)), sizeof(buf));
+	assert_int_equal(queue_stats(fx.q)->msgs, msgs);
 	fixture_close(&fx);
 }
 
@@ -603,7 +625,9 @@ int main(void)
 		ALL(zeroed_ranges_read_as_zeroes_and_extend_the_file),
 		ALL(more_operations_than_a_ring_holds_all_complete),
 		cmocka_unit_test(full_ring_still_hears_messages),
-		{ "ring_batches_its_system_calls", ring_batches_its_system_calls, NULL, NULL, &uring_file },
+		{ "cached_reads_need_no_worker", cached_reads_need_no_worker, NULL, NULL, &threads_file },
+		{ "turn_batches_its_system_calls (io_uring)", turn_batches_its_system_calls, NULL, NULL,
+		  &uring_file },
 		cmocka_unit_test(engines_are_found_by_name),
 		cmocka_unit_test(attaching_twice_is_one),
 	};
