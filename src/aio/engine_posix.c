@@ -179,27 +179,34 @@ static struct preq *collect(struct batch *b)
 	return completed;
 }
 
+static void wait_for_one(const struct batch *b)
+{
+	const struct aiocb *list[POSIX_DEPTH];
+	int nr = 0;
+
+	for (const struct preq *r = b->reqs; r; r = r->next)
+		list[nr++] = &r->cb;
+	while (aio_suspend(list, nr, NULL) < 0 && errno == EINTR)
+		;
+}
+
 static void batch_run(struct work *w)
 {
 	struct batch *b = container_of(w, struct batch, work);
 	struct queue *q = w->q;
-	const struct aiocb *list[POSIX_DEPTH];
 
 	for (;;) {
-		struct preq *completed;
-		int nr = 0;
+		/* Looked at first: cached data may be there before this worker is. */
+		struct preq *completed = collect(b);
 
-		for (struct preq *r = b->reqs; r; r = r->next)
-			list[nr++] = &r->cb;
-		while (aio_suspend(list, nr, NULL) < 0 && errno == EINTR)
-			;
-		completed = collect(b);
 		if (!b->reqs) {
 			/* After the last message the queue may be freed: they travel with the end of the
 			 * work. */
 			b->at_last = completed;
 			return;
 		}
+		if (!completed)
+			wait_for_one(b);
 		while (completed) {
 			struct preq *r = completed;
 
