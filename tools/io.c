@@ -20,7 +20,7 @@ static const char io_help[] =
 	"  -n, --nocache         the same as -t none\n"
 	"  -C, --copy-on-read    keep in FILE what is read from its backing file\n"
 	"  -t, --cache CACHE     writeback (default), none, writethrough, directsync, unsafe\n"
-	"  -i, --aio AIO         io_uring or threads\n"
+	"  -i, --aio AIO         io_uring, native, posix or threads\n"
 	"  -U, --force-share     also while another process writes to the image (needs -r)\n"
 	"The command help lists the commands.\n";
 

@@ -30,7 +30,7 @@ static const char serve_help[] =
 	"                           then remove the link to them\n"
 	"      --stream-rate RATE   bytes a second that --stream or --prefetch copies at most\n"
 	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
-	"  -i, --aio AIO            io_uring or threads; the best one when not given\n"
+	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"

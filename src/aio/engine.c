@@ -10,21 +10,45 @@
 
 #include "aio/loop.h"
 #include "base/error.h"
+#include "base/log.h"
+
+/* sim has no files that a user could name. */
+static const struct aio_engine *const engines[] = { &aio_engine_uring, &aio_engine_native, &aio_engine_posix,
+						    &aio_engine_threads };
+
+static const struct aio_engine *best(bool direct)
+{
+	if (uring_works())
+		return &aio_engine_uring;
+	return direct && native_works() ? &aio_engine_native : &aio_engine_threads;
+}
 
 const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err)
 {
-	/* sim has no files that a user could name. */
-	static const struct aio_engine *const engines[] = { &aio_engine_uring, &aio_engine_threads };
+	const struct aio_engine *engine = NULL;
 
-	(void)direct; /* both take either kind of file */
 	if (!name)
-		return uring_works() ? &aio_engine_uring : &aio_engine_threads;
-	for (unsigned i = 0; i < ARRAY_LEN(engines); i++) {
+		engine = best(direct);
+	for (unsigned i = 0; i < ARRAY_LEN(engines) && !engine; i++) {
 		if (!strcmp(name, engines[i]->name))
-			return engines[i];
+			engine = engines[i];
 	}
-	varve_error_set(err, -EINVAL, "unknown aio engine '%s': io_uring or threads", name);
-	return NULL;
+	if (!engine) {
+		varve_error_set(err, -EINVAL,
+				"unknown aio engine '%.200s': it is one of io_uring, native, posix, threads",
+				name);
+		return NULL;
+	}
+	if (engine == &aio_engine_native && !direct) {
+		varve_error_set(err, -EINVAL,
+				"aio=native needs cache.direct=on (cache mode none or directsync): Linux AIO "
+				"silently blocks on cached files; use aio=io_uring or aio=threads with the "
+				"cache");
+		return NULL;
+	}
+	log_debug("aio engine %s (%s, %s)", engine->name, name ? "as asked" : "the best that works here",
+		  direct ? "direct" : "cached");
+	return engine;
 }
 
 int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_error *err)

@@ -50,7 +50,7 @@ struct aio_op {
 #define AIO_LEN_MAX (1u << 30) /* bytes in one op; longer requests are split above */
 
 struct aio_engine {
-	const char *name; /* as users write it: io_uring, threads, sim */
+	const char *name; /* as users write it: io_uring, native, posix, threads; sim */
 	/* *ret_ctx: the engine's state on this queue. -ENOSYS, -EPERM ...: not usable here, err says why. */
 	int (*attach)(struct queue *q, void **ret_ctx, struct varve_error *err);
 	void (*detach)(struct queue *q, void *ctx);
@@ -74,7 +74,8 @@ struct aio_file {
 	const char *name; /* for messages; owned by the node */
 };
 
-extern const struct aio_engine aio_engine_uring, aio_engine_threads, aio_engine_sim;
+extern const struct aio_engine aio_engine_uring, aio_engine_native, aio_engine_posix, aio_engine_threads,
+	aio_engine_sim;
 
 /*
  * By the user's name; NULL: the best that works on this machine for a file opened so. direct: with O_DIRECT, which

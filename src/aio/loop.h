@@ -17,7 +17,7 @@
 #include "aio/queue.h"
 #include "base/math.h"
 
-#define QUEUE_ENGINES 4		      /* engines attached to one queue at most */
+#define QUEUE_ENGINES 5		      /* engines attached to one queue at most */
 #define QUEUE_EVENTS 64		      /* ready fds fetched by one epoll_wait */
 #define FIBER_LEVEL_CALL FIBER_LEVELS /* fiber_call() and nothing else: above all levels */
 
@@ -203,6 +203,9 @@ void aio_op_to_worker(struct queue *q, struct aio_op *op);
 
 /* True if io_uring can be used on this machine; asks the kernel once. */
 bool uring_works(void);
+
+/* True if Linux AIO can be used on this machine, now: a limit of the system may be reached. */
+bool native_works(void);
 
 /* ---- worker.c ---- */
 

@@ -30,6 +30,7 @@ static struct {
 	unsigned refs;
 	struct work *head, **tail;
 	unsigned nr_queued, nr_threads, nr_idle;
+	unsigned nr_starting; /* made, and not yet come to take work */
 	bool stop;
 	bool has_zombie;
 	pthread_t zombie; /* ended, not joined */
@@ -62,6 +63,8 @@ static bool wait_for_work(void)
 	struct timespec until;
 	int ret = 0;
 
+	if (pool.head)
+		return true;
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += WORKER_IDLE_NS / 1000000000;
 	pool.nr_idle++;
@@ -79,6 +82,7 @@ static void *worker_thread(void *arg)
 	(void)arg;
 	pthread_setname_np(pthread_self(), "varve-worker");
 	pthread_mutex_lock(&pool.lock);
+	pool.nr_starting--;
 	while (wait_for_work()) {
 		struct work *w = take();
 
@@ -98,9 +102,11 @@ static void *worker_thread(void *arg)
 	return NULL;
 }
 
-/* Called with the lock held. */
-static void start_thread(void)
+/* Called with the lock held. False: there can be no more now. */
+static bool start_thread(void)
 {
+	bool started;
+
 	pthread_attr_t attr;
 	sigset_t all, old;
 	pthread_t thread;
@@ -109,33 +115,59 @@ static void start_thread(void)
 	pthread_attr_setstacksize(&attr, WORKER_STACK_LEN);
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	if (pthread_create(&thread, &attr, worker_thread, NULL) == 0)
+	started = pthread_create(&thread, &attr, worker_thread, NULL) == 0;
+	if (started) {
 		pool.nr_threads++;
+		pool.nr_starting++;
+	}
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	pthread_attr_destroy(&attr);
+	return started;
+}
+
+/* Called with the lock held, after nr works were added: threads for those that no idle one will take. */
+static void wake_threads(unsigned nr)
+{
+	unsigned wake = MIN(nr, pool.nr_idle);
+
+	while (pool.nr_queued > pool.nr_idle + pool.nr_starting && pool.nr_threads < WORKER_MAX) {
+		if (!start_thread())
+			break;
+	}
+	while (wake--)
+		pthread_cond_signal(&pool.work);
+}
+
+void worker_submit_all(struct work *head, struct work **tail, unsigned nr)
+{
+	struct work *mine = NULL;
+
+	pthread_mutex_lock(&pool.lock);
+	assert(pool.refs && "work without a queue");
+	*pool.tail = head;
+	pool.tail = tail;
+	pool.nr_queued += nr;
+	wake_threads(nr);
+	if (!pool.nr_threads) {
+		/* Without threads nothing stays in the list, so it holds nothing else. */
+		mine = pool.head;
+		pool.head = NULL;
+		pool.tail = &pool.head;
+		pool.nr_queued = 0;
+	}
+	pthread_mutex_unlock(&pool.lock);
+	while (mine) {
+		struct work *next = mine->next;
+
+		perform(mine);
+		mine = next;
+	}
 }
 
 void worker_submit(struct work *w)
 {
-	bool inline_run = false;
-
 	w->next = NULL;
-	pthread_mutex_lock(&pool.lock);
-	assert(pool.refs && "work without a queue");
-	*pool.tail = w;
-	pool.tail = &w->next;
-	pool.nr_queued++;
-	if (pool.nr_queued > pool.nr_idle && pool.nr_threads < WORKER_MAX)
-		start_thread();
-	if (pool.nr_threads)
-		pthread_cond_signal(&pool.work);
-	else
-		inline_run = true; /* the list held nothing else: without threads nothing stays in it */
-	if (inline_run)
-		w = take();
-	pthread_mutex_unlock(&pool.lock);
-	if (inline_run)
-		perform(w);
+	worker_submit_all(w, &w->next, 1);
 }
 
 void workers_ref(void)

@@ -23,4 +23,8 @@ struct work {
 /* Any thread. */
 void worker_submit(struct work *w);
 
+/* Any thread. A list of nr works, linked by next; *tail is the last one's next, NULL. One lock for all of
+ * them. */
+void worker_submit_all(struct work *head, struct work **tail, unsigned nr);
+
 #endif

@@ -120,10 +120,14 @@ def test_image_opts_and_json_names(tmp_path, disk):
 
 
 def test_every_cache_mode_and_engine_reads_and_writes(disk):
-    for number, (cache, aio) in enumerate((c, a) for a in ("threads", "io_uring")
+    for number, (cache, aio) in enumerate((c, a) for a in ("threads", "posix", "native", "io_uring")
                                           for c in ("writeback", "none", "writethrough", "directsync", "unsafe")):
-        ok(io(disk, f"write -P {number} 5000 70000", f"read -P {number} 5000 70000", "flush",
-              options=("-t", cache, "-i", aio)))
+        r = io(disk, f"write -P {number} 5000 70000", f"read -P {number} 5000 70000", "flush",
+               options=("-t", cache, "-i", aio))
+        if aio == "native" and cache not in ("none", "directsync"):
+            assert r.rc == 1 and "cache.direct=on" in r.err
+        else:
+            ok(r)
     ok(img("check", disk))
     r = io(disk, options=("-t", "fast"))
     assert r.rc == 1 and "fast" in r.err

@@ -528,9 +528,9 @@ int main(void)
 		cmocka_unit_test(mutex_excludes_and_is_handed_over_in_order),
 		cmocka_unit_test(waitlist_wakes_one_then_all_in_order),
 		cmocka_unit_test(sleep_ends_at_its_time_and_virtual_time_jumps),
-		BOTH_MODES(work_runs_elsewhere_and_its_result_comes_back),
-		BOTH_MODES(calls_of_many_threads_run_on_the_queue),
-		BOTH_MODES(queue_without_thread_is_run_by_whoever_calls),
+		ALL_MODES(work_runs_elsewhere_and_its_result_comes_back),
+		ALL_MODES(calls_of_many_threads_run_on_the_queue),
+		ALL_MODES(queue_without_thread_is_run_by_whoever_calls),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

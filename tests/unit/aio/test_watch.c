@@ -240,11 +240,11 @@ static void watch_survives_the_attaching_of_a_ring(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		BOTH_MODES(watches_are_level_triggered),
-		BOTH_MODES(descriptor_ends_a_wait),
-		BOTH_MODES(removed_watch_is_not_called_although_its_event_was_fetched),
-		BOTH_MODES(watch_may_remove_and_free_itself),
-		BOTH_MODES(changed_events_are_heeded),
+		ALL_MODES(watches_are_level_triggered),
+		ALL_MODES(descriptor_ends_a_wait),
+		ALL_MODES(removed_watch_is_not_called_although_its_event_was_fetched),
+		ALL_MODES(watch_may_remove_and_free_itself),
+		ALL_MODES(changed_events_are_heeded),
 		cmocka_unit_test(file_that_cannot_be_watched_is_refused),
 		cmocka_unit_test(watch_survives_the_attaching_of_a_ring),
 	};

@@ -221,7 +221,7 @@ static void pool_may_stop_and_start_at_any_time(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		BOTH_MODES(every_job_runs_once_and_is_answered_on_its_queue),
+		ALL_MODES(every_job_runs_once_and_is_answered_on_its_queue),
 		cmocka_unit_test(pool_grows_while_jobs_block),
 		cmocka_unit_test(pool_never_grows_past_its_limit),
 		cmocka_unit_test(signals_are_blocked_in_workers),
