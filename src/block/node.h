@@ -153,6 +153,7 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 #define NODE_WRITETHROUGH (1u << 6) /* every write of the guest is FUA */
 #define NODE_DIRECT (1u << 7)	    /* O_DIRECT */
 #define NODE_PROBED (1u << 8)	    /* raw found by probing: sector 0 is guarded */
+#define NODE_SYNC (1u << 10)	    /* leaf: every write and zeroing is FUA, metadata too */
 #define NODE_FORCE_COLD (1u << 9)   /* tests: every request takes the cold path first */
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

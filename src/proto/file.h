@@ -6,6 +6,7 @@
 #define VARVE_PROTO_FILE_H
 
 #include "block/node.h"
+#include "proto/file_doubt.h"
 
 struct file {
 	/* set at open */
@@ -13,20 +14,26 @@ struct file {
 	uint32_t block_len; /* discard and zero take multiples of it: a device's logical block; files: 1 */
 	bool writable;
 	bool no_flush;
+	bool sync;	     /* every write and zeroing is FUA */
+	struct doubt *doubt; /* NULL: nothing to sync (read-only, or no_flush) */
 
 	/* any queue, atomically */
-	_Atomic int flush_error; /* first failure of a sync; see file_flush_failed() */
 	_Atomic bool no_discard; /* the file system said that it cannot */
 	_Atomic bool no_zero[2]; /* same; [1]: with AIO_MAY_UNMAP */
 };
+
+/* The answer promises that the write is stable. */
+static inline bool file_is_fua(const struct file *fl, const struct req *r)
+{
+	return ((r->flags & REQ_FUA) || fl->sync) && !fl->no_flush;
+}
 
 enum file_locking { FILE_LOCKING_AUTO, FILE_LOCKING_ON, FILE_LOCKING_OFF };
 
 /* file.c: the hot path */
 void file_submit(struct node *n, struct req *r);
 int file_attach(struct node *n, struct queue *q, struct varve_error *err);
-int file_flush_failed(struct file *fl, int error); /* returns error */
-int file_flush_error(const struct file *fl);	   /* what every flush must fail with; 0: nothing yet */
+int file_wrote(struct file *fl, struct req *r, bool fua); /* it succeeded; returns what it is answered with */
 bool file_is_unsupported(int64_t error);
 void file_grow(struct node *n, uint64_t end);
 
