@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/opts.h"
+#include "block/graph.h"
 
 struct open_work {
 	/* asked */
@@ -216,6 +218,8 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	n->mem_align = w.mem_align;
 	n->fixed_len = w.is_blockdev;
 	atomic_store_explicit(&n->len, w.len, memory_order_relaxed);
+	log_info("%s: opened for %s, aio=%s, cache=%s%s", node_name(n), fl->writable ? "writing" : "reading",
+		 engine->name, cache_mode_name(n->flags), fl->sync ? ", sync=on" : "");
 	return 0;
 }
 

@@ -82,6 +82,8 @@ static const struct driver driver_sim = {
 	.close = sim_close,
 	.submit = file_submit,
 	.attach = file_attach,
+	.acknowledge = file_acknowledge,
+	.stats = file_stats,
 	.get_len = sim_get_len,
 	.truncate = sim_set_len,
 };
