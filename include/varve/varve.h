@@ -172,6 +172,22 @@ VARVE_API int varve_image_discard(struct varve_image *image, uint64_t offset, ui
 VARVE_API int varve_image_write_zeroes(struct varve_image *image, uint64_t offset, uint64_t length, unsigned flags,
 				       struct varve_error *err);
 
+/* Called by long operations about once in 100 ms; may be NULL. done and total are in the same, any, unit. */
+typedef void (*varve_progress_fn)(void *user_data, uint64_t done, uint64_t total);
+
+#define VARVE_COPY_NO_OFFLOAD (1u << 0) /* read and write, do not ask the kernel to copy */
+
+/*
+ * Copies length bytes from src to dst (which may be the same image, if the ranges do not overlap). Where both hold plain
+ * data in files, the kernel copies from file to file, sharing the blocks if the file system can; the rest is read and
+ * written. Both images must have been opened with the same home queue. *ret_offloaded (may be NULL): how many bytes the
+ * kernel copied; set on failure, too, when a part is copied. Other requests go on meanwhile; who writes to either range
+ * gets one or the other. Stable after a flush of dst.
+ */
+VARVE_API int varve_image_copy(struct varve_image *dst, uint64_t dst_offset, struct varve_image *src,
+			       uint64_t src_offset, uint64_t length, unsigned flags, uint64_t *ret_offloaded,
+			       varve_progress_fn progress, void *user_data, struct varve_error *err);
+
 /* One stretch of the image, as varve_image_map() finds it. */
 struct varve_extent {
 	uint64_t start;	     /* in the image */
@@ -209,9 +225,6 @@ struct varve_check_result {
 	uint64_t image_end_offset;
 	uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
-
-/* Called by long operations about once in 100 ms; may be NULL. done and total are in the same, any, unit. */
-typedef void (*varve_progress_fn)(void *user_data, uint64_t done, uint64_t total);
 
 /* Called with one line for each thing that check finds; may be NULL. */
 typedef void (*varve_report_fn)(void *user_data, const char *line);

@@ -135,6 +135,12 @@ struct driver {
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 	/*
+	 * Leaf, optional, home queue: copies from the other leaf, which has the same copy_range(), without moving the bytes
+	 * through this process. *ret_len: so many from the start, 1 .. len. -ENOTSUP: not these two, or not this range.
+	 */
+	int (*copy_range)(struct fiber *f, struct node *src, uint64_t src_off, struct node *dst, uint64_t dst_off,
+			  uint64_t len, uint64_t *ret_len);
+	/*
 	 * Optional. Home queue: adds the node's own counters to an object of varve_image_stats() (a json_t); a leaf has
 	 * an object of its own there.
 	 */

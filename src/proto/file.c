@@ -272,6 +272,7 @@ const struct driver driver_file = {
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.copy_range = file_copy_range,
 	.info = file_info,
 };
 
@@ -291,5 +292,6 @@ const struct driver driver_host_device = {
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.copy_range = file_copy_range,
 	.info = file_info,
 };

@@ -19,6 +19,7 @@ struct file {
 
 	/* any queue, atomically */
 	_Atomic bool no_discard; /* the file system said that it cannot */
+	_Atomic bool no_clone;	 /* blocks are not shared with other files here */
 	_Atomic bool no_zero[2]; /* same; [1]: with AIO_MAY_UNMAP */
 };
 
@@ -41,6 +42,12 @@ void file_grow(struct node *n, uint64_t end);
 void file_slow(struct node *n, struct req *r);			  /* all of it */
 void file_slow_rest(struct node *n, struct req *r, uint64_t pos); /* read, write: from byte pos of it */
 void file_slow_fua(struct node *n, struct req *r, int error);	  /* write: its FUA form failed */
+
+int file_sync_now(struct fiber *f, struct file *fl); /* fl->doubt is there */
+
+/* file_copy.c */
+int file_copy_range(struct fiber *f, struct node *src, uint64_t src_off, struct node *dst, uint64_t dst_off,
+		    uint64_t len, uint64_t *ret_len);
 
 /* file_open.c */
 int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);

@@ -218,7 +218,7 @@ static int zero_extend(struct fiber *f, struct node *n, uint64_t end)
 	return write_zeroes(f, n, end - n->align, n->align);
 }
 
-static int slow_sync(struct fiber *f, struct file *fl)
+int file_sync_now(struct fiber *f, struct file *fl)
 {
 	uint64_t ticket = doubt_sync_begin(fl->doubt);
 	int64_t ret = slow_op(f, fl, AIO_FLUSH, 0, NULL, 0, 0, 0);
@@ -245,7 +245,7 @@ static int slow_zero(struct fiber *f, struct node *n, struct req *r)
 	if (!ret)
 		ret = file_wrote(fl, r, false);
 	if (!ret && file_is_fua(fl, r))
-		ret = slow_sync(f, fl);
+		ret = file_sync_now(f, fl);
 	return (int)ret;
 }
 
