@@ -63,6 +63,10 @@ int file_block_len(int fd, uint32_t *ret_len, struct varve_error *err);
 /* file_lock.c: worker threads. Tells other processes what we do with the image, and learns what they do. */
 int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err);
 
+/* file_holder.c: worker threads. "process 12 (name)" of somebody else who has the byte locked; false: not
+ * found. */
+bool file_find_holder(int fd, uint64_t byte, char *buf, size_t size);
+
 /* file_len.c */
 int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads */
 int64_t file_get_len(struct fiber *f, struct node *n);

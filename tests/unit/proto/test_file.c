@@ -441,7 +441,7 @@ static void one_writer_or_many_readers(void **state)
 	leaf_close(&b);
 	leaf_open(&b, &driver_file, leaf_file_opts("a", ",locking=off"), NODE_WRITABLE);
 	leaf_close(&b);
-	leaf_expect_refused(&driver_file, leaf_file_opts("a", ""), 0, -EAGAIN, "lock");
+	leaf_expect_refused(&driver_file, leaf_file_opts("a", ""), 0, -EAGAIN, "It is held by this process,");
 	leaf_close(&a);
 	leaf_open(&b, &driver_file, leaf_file_opts("a", ""), NODE_WRITABLE);
 	leaf_close(&b);
