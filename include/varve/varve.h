@@ -121,8 +121,12 @@ VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_
 struct varve_open_options {
 	unsigned flags;		  /* VARVE_OPEN_* */
 	const char *format;	  /* "qcow2", "raw", ...; NULL: found by probing */
-	const char *cache;	  /* writeback, none, writethrough, directsync, unsafe; NULL: writeback */
-	const char *aio;	  /* io_uring, threads; NULL: the best one that works here */
+	/*
+	 * cache, aio: for the image's file and those of its backing images, where the image options (cache=, cache.direct=,
+	 * aio=, file.aio=, backing.cache= ...) say nothing else. What has no engine (null-co, memory) ignores aio.
+	 */
+	const char *cache;	  /* writeback, none (off), writethrough, directsync, unsafe; NULL: writeback */
+	const char *aio;	  /* name of an engine; NULL: the best one that works here */
 	struct varve_queue *home; /* NULL: private to the image, run by the synchronous calls */
 };
 
@@ -154,10 +158,35 @@ VARVE_API int varve_image_read(struct varve_image *image, uint64_t offset, void 
 VARVE_API int varve_image_write(struct varve_image *image, uint64_t offset, const void *buf, size_t length,
 				unsigned flags, struct varve_error *err);
 VARVE_API int varve_image_flush(struct varve_image *image, struct varve_error *err);
+/*
+ * After a flush has failed, the kernel may have dropped data that it could not write, although it was acknowledged to
+ * whoever wrote it. So every later flush and FUA write of the image fails too, until all data in doubt has been written
+ * again and flushed, or until this call, by which the embedder says that it knows: what is lost is seen to elsewhere
+ * (read back and compared, restored from a backup, ...). Flushes then speak of later writes only.
+ * For all files of the image. Returns how many had an error, *ret_bytes (may be NULL) how much was in doubt, at most.
+ */
+VARVE_API int varve_image_acknowledge_flush_error(struct varve_image *image, uint64_t *ret_bytes,
+						  struct varve_error *err);
 VARVE_API int varve_image_discard(struct varve_image *image, uint64_t offset, uint64_t length,
 				  struct varve_error *err);
 VARVE_API int varve_image_write_zeroes(struct varve_image *image, uint64_t offset, uint64_t length, unsigned flags,
 				       struct varve_error *err);
+
+/* Called by long operations about once in 100 ms; may be NULL. done and total are in the same, any, unit. */
+typedef void (*varve_progress_fn)(void *user_data, uint64_t done, uint64_t total);
+
+#define VARVE_COPY_NO_OFFLOAD (1u << 0) /* read and write, do not ask the kernel to copy */
+
+/*
+ * Copies length bytes from src to dst (which may be the same image, if the ranges do not overlap). Where both hold plain
+ * data in files, the kernel copies from file to file, sharing the blocks if the file system can; the rest is read and
+ * written. Both images must have been opened with the same home queue. *ret_offloaded (may be NULL): how many bytes the
+ * kernel copied; set on failure, too, when a part is copied. Other requests go on meanwhile; who writes to either range
+ * gets one or the other. Stable after a flush of dst.
+ */
+VARVE_API int varve_image_copy(struct varve_image *dst, uint64_t dst_offset, struct varve_image *src,
+			       uint64_t src_offset, uint64_t length, unsigned flags, uint64_t *ret_offloaded,
+			       varve_progress_fn progress, void *user_data, struct varve_error *err);
 
 /* One stretch of the image, as varve_image_map() finds it. */
 struct varve_extent {
@@ -183,7 +212,10 @@ VARVE_API int varve_image_map(struct varve_image *image, uint64_t offset, uint64
  */
 VARVE_API int varve_image_info(struct varve_image *image, char **ret_json, struct varve_error *err);
 
-/* Statistics as one JSON object (requests, cold path, fibers, order queue). *ret_json: the caller frees it. */
+/*
+ * Statistics as one JSON object (requests, cold path, fibers, order queue; for each file the engine and cache mode in use,
+ * the flush error and the bytes in doubt). *ret_json: the caller frees it.
+ */
 VARVE_API int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_error *err);
 
 struct varve_check_result {
@@ -193,9 +225,6 @@ struct varve_check_result {
 	uint64_t image_end_offset;
 	uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
-
-/* Called by long operations about once in 100 ms; may be NULL. done and total are in the same, any, unit. */
-typedef void (*varve_progress_fn)(void *user_data, uint64_t done, uint64_t total);
 
 /* Called with one line for each thing that check finds; may be NULL. */
 typedef void (*varve_report_fn)(void *user_data, const char *line);

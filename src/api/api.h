@@ -81,9 +81,6 @@ void api_announce(struct varve_queue *queue);
 /* Waits until none of the asynchronous requests in flight on the queue belongs to the image. */
 void api_finish(struct varve_queue *queue, struct varve_image *image);
 
-/* NODE_* flags for a cache mode. -EINVAL: no such mode. */
-int api_cache_flags(const char *cache, uint32_t *ret_flags, struct varve_error *err);
-
 /* 0, or -EINVAL / -EACCES in words: does a request fit the image? */
 int api_check_request(const struct varve_image *image, enum req_op op, uint64_t off, uint64_t len,
 		      struct varve_error *err);

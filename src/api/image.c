@@ -30,30 +30,6 @@ int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), v
 	return ret;
 }
 
-int api_cache_flags(const char *cache, uint32_t *ret_flags, struct varve_error *err)
-{
-	static const struct {
-		const char *name;
-		uint32_t flags;
-	} modes[] = {
-		{ "writeback", 0 },
-		{ "none", NODE_DIRECT },
-		{ "off", NODE_DIRECT },
-		{ "writethrough", NODE_WRITETHROUGH },
-		{ "directsync", NODE_DIRECT | NODE_WRITETHROUGH },
-		{ "unsafe", NODE_NO_FLUSH },
-	};
-
-	for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
-		if (strcmp(cache, modes[i].name) == 0) {
-			*ret_flags = modes[i].flags;
-			return 0;
-		}
-	}
-	return varve_error_set(err, -EINVAL,
-			       "cache mode '%s' is not writeback, none, writethrough, directsync or unsafe", cache);
-}
-
 /* ---- opening ---- */
 
 static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, struct varve_error *err)
@@ -72,7 +48,7 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 	int ret;
 
 	if (oo->cache) {
-		ret = api_cache_flags(oo->cache, &flags, err);
+		ret = cache_mode_parse(oo->cache, &flags, err);
 		if (ret < 0)
 			return ret;
 	}
@@ -105,9 +81,6 @@ static int open_opts(const char *name, const struct varve_open_options *oo, stru
 		if (ret == 0 && oo->format)
 			ret = opts_set(o, "format", oo->format, err);
 	}
-	/* The graph hands it on to the file; options that name an engine for the file themselves win. */
-	if (ret == 0 && oo->aio && !opts_get(o, "aio") && !opts_get(o, "file.aio"))
-		ret = opts_set(o, "aio", oo->aio, err);
 	if (ret == 0 && (oo->flags & VARVE_OPEN_COPY_ON_READ))
 		ret = opts_set(o, "copy-on-read", "on", err);
 	return ret;
@@ -117,6 +90,7 @@ struct open_args {
 	const char *name;
 	struct opts *opts;
 	uint32_t flags;
+	const char *aio;
 	struct node *top;
 	struct varve_error *err;
 };
@@ -125,7 +99,7 @@ static int open_fiber(struct fiber *f, void *arg)
 {
 	struct open_args *a = arg;
 
-	int ret = graph_open(f, a->opts, a->flags, &a->top, a->err);
+	int ret = graph_open_aio(f, a->opts, a->flags, a->aio, &a->top, a->err);
 
 	if (ret < 0 && a->err && !strstr(a->err->message, a->name))
 		varve_error_prefix(a->err, ret, "%s: ", a->name);
@@ -148,6 +122,7 @@ int varve_image_open(struct varve_image **ret_image, const char *name, const str
 	ret = open_flags(oo, &a.flags, err);
 	if (ret < 0)
 		return ret;
+	a.aio = oo->aio;
 	image = calloc(1, sizeof(*image));
 	a.opts = opts_new();
 	if (!image || !a.opts) {
@@ -283,6 +258,45 @@ void varve_image_detach(struct varve_image *image, struct varve_queue *vq)
 	api_call(image, detach_fiber, &a);
 	atomic_fetch_sub(&vq->users, 1);
 	atomic_fetch_sub(&image->users, 1);
+}
+
+/* ---- flush errors ---- */
+
+struct acknowledge {
+	struct node *top;
+	uint64_t bytes;
+	unsigned nr; /* files that had an error */
+};
+
+static bool acknowledge_leaf(struct node *leaf, void *arg)
+{
+	struct acknowledge *a = arg;
+
+	if (leaf->drv->acknowledge && leaf->drv->acknowledge(leaf, &a->bytes) < 0)
+		a->nr++;
+	return true;
+}
+
+static int acknowledge_fiber(struct fiber *f, void *arg)
+{
+	struct acknowledge *a = arg;
+
+	(void)f;
+	graph_each_leaf(a->top, acknowledge_leaf, a);
+	return 0;
+}
+
+int varve_image_acknowledge_flush_error(struct varve_image *image, uint64_t *ret_bytes, struct varve_error *err)
+{
+	struct acknowledge a = { .top = image->top };
+	int ret;
+
+	ret = api_call(image, acknowledge_fiber, &a);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "%s: acknowledging flush errors", node_name(image->top));
+	if (ret_bytes)
+		*ret_bytes = a.bytes;
+	return (int)a.nr;
 }
 
 /* ---- what an image says of itself ---- */

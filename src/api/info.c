@@ -139,7 +139,7 @@ struct stats_args {
 	struct node *top;
 	struct queue *q;
 	struct stats_sum *sum;
-	json_t *o; /* the home queue's turn: the drivers' own counters */
+	json_t *o, *files; /* the home queue's turn: the drivers' own counters, and those of each leaf */
 };
 
 static void add_copy_on_read(const struct node *n, json_t *o)
@@ -157,6 +157,18 @@ static void add_copy_on_read(const struct node *n, json_t *o)
 				      (json_int_t)s.failures, "ahead-bytes", (json_int_t)s.ahead_bytes));
 }
 
+static bool stats_leaf(struct node *leaf, void *arg)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "filename", json_bytes(node_name(leaf)));
+	json_object_set_new(o, "driver", json_string(leaf->drv->name));
+	if (leaf->drv->stats)
+		leaf->drv->stats(leaf, o);
+	json_array_append_new(arg, o);
+	return true;
+}
+
 /* On the queue whose counters are read. */
 static int stats_fiber(struct fiber *f, void *arg)
 {
@@ -172,10 +184,11 @@ static int stats_fiber(struct fiber *f, void *arg)
 		return 0;
 	a->sum->home = *queue_stats(a->q);
 	add_copy_on_read(a->top, a->o);
-	for (struct node *n = a->top; n; n = n->file) {
+	for (struct node *n = a->top; n->file; n = n->file) {
 		if (n->drv->stats)
 			n->drv->stats(n, a->o);
 	}
+	graph_each_leaf(a->top, stats_leaf, a->files);
 	return 0;
 }
 
@@ -186,10 +199,11 @@ static int stats_fiber(struct fiber *f, void *arg)
  */
 static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum, json_t *o)
 {
-	struct stats_args a = { .top = image->top, .q = image->home->q, .sum = sum, .o = o };
+	struct stats_args a = { .top = image->top, .q = image->home->q, .sum = sum, .o = o, .files = json_array() };
 	unsigned nr = 1;
 
 	api_call(image, stats_fiber, &a);
+	json_object_set_new(o, "files", a.files);
 	for (unsigned i = 0; i < QUEUE_MAX; i++) {
 		struct node_slot *s = atomic_load(&image->top->slots[i]);
 

@@ -39,6 +39,8 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
 /* Writes with the clusters concerned locked by the caller. */
 int write_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
 		 unsigned nr_iov);
+/* chain_map() after all tables it needs are in memory. */
+int chain_map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e);
 /* The clusters that [off, off + len) touches, locked. */
 void clusters_lock(struct fiber *f, struct node *n, struct range *range, uint64_t off, uint64_t len);
 
@@ -61,10 +63,18 @@ void align_submit(struct node *n, struct req *r);
 /* graph.c: a node and what is below it in its own file, not its backing chain. */
 void stack_close(struct fiber *f, struct node *n);
 
+/* node_io.c: one request through the door of the disk, as a guest's; waits. */
+int node_enter_wait(struct fiber *f, struct node *n, enum req_op op, uint64_t off, void *buf, uint64_t len);
+
 /* node.c */
 struct node *node_new(const struct driver *drv, const char *name, struct node *file, uint32_t flags,
 		      struct queue *home);
 void node_set_submit(struct node *n); /* after the driver's open() */
+/*
+ * A fiber that works at n without a request, between these two: drain waits for it. False: n is drained, send a request.
+ */
+bool node_hold(struct node *n, const struct queue *q);
+void node_release(struct node *n, const struct queue *q);
 void node_free(struct node *n);	      /* this node only; the driver has closed it */
 
 #endif

@@ -7,8 +7,7 @@
 
 #include <stdlib.h>
 
-/* chain_map() after all tables it needs are in memory. */
-static int map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e)
+int chain_map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e)
 {
 	for (;;) {
 		int ret;
@@ -51,7 +50,7 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
 	int ret;
 
 	for (uint64_t pos = 0; pos < len; pos += e.len) {
-		ret = map_loaded(f, n, off + pos, len - pos, &e);
+		ret = chain_map_loaded(f, n, off + pos, len - pos, &e);
 		if (ret == 0)
 			ret = read_piece(f, &e, iov, nr_iov, pos);
 		if (ret < 0)
@@ -78,7 +77,7 @@ int cold_read(struct fiber *f, struct node *n, struct req *r)
 		return ret;
 	}
 	for (uint64_t pos = 0; pos < r->len; pos += e.len) {
-		ret = map_loaded(f, n, r->off + pos, r->len - pos, &e);
+		ret = chain_map_loaded(f, n, r->off + pos, r->len - pos, &e);
 		if (ret < 0)
 			return ret;
 	}

@@ -76,10 +76,20 @@ static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *
 		{ "cache.direct", NODE_DIRECT, false },
 		{ "cache.no-flush", NODE_NO_FLUSH, false },
 		{ "cache.writeback", NODE_WRITETHROUGH, true },
+		{ "sync", NODE_SYNC, false },
 		{ "force-share", NODE_FORCE_SHARE, false },
 		{ "read-only", NODE_WRITABLE, true },
 	};
+	const char *mode = opts_get(o, "cache");
 
+	if (mode) { /* the single switches beside it are exceptions from it */
+		uint32_t cache;
+		int ret = cache_mode_parse(mode, &cache, err);
+
+		if (ret < 0)
+			return ret;
+		*flags = (*flags & ~NODE_CACHE_FLAGS) | cache;
+	}
 	for (size_t i = 0; i < ARRAY_LEN(keys); i++) {
 		bool on = !!(*flags & keys[i].flag) != keys[i].inverted;
 		int ret = opts_get_bool(o, keys[i].key, &on, err);
@@ -90,12 +100,15 @@ static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *
 			continue; /* read-only=off does not make a read-only open writable */
 		*flags = on != keys[i].inverted ? *flags | keys[i].flag : *flags & ~keys[i].flag;
 	}
+	if ((*flags & NODE_SYNC) && (*flags & NODE_NO_FLUSH))
+		return varve_error_set(err, -EINVAL, "sync=on asks for writes that are stable at once, cache.no-flush=on "
+						     "(cache=unsafe) for none; leave one out");
 	return 0;
 }
 
 /* The leaf that a file name (or the options driver=LEAF,...) describes. */
 static int open_leaf(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, uint32_t flags,
-		     struct node **ret, struct varve_error *err)
+		     const char *aio, struct node **ret, struct varve_error *err)
 {
 	const char *rest = NULL;
 	char name[NODE_NAME_MAX];
@@ -119,6 +132,11 @@ static int open_leaf(struct fiber *f, const struct driver *drv, const char *file
 	}
 	if (!drv)
 		drv = driver_find("file");
+	if (aio && drv->has_engine && !opts_get(o, "aio")) {
+		r = opts_set(o, "aio", aio, err);
+		if (r < 0)
+			return r;
+	}
 	return open_node(f, drv, *name ? name : drv->name, NULL, o, flags, ret, err);
 }
 
@@ -126,7 +144,7 @@ static int open_leaf(struct fiber *f, const struct driver *drv, const char *file
 enum want { WANT_IMAGE, WANT_LEAF };
 
 static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
-		      struct node **ret, struct varve_error *err);
+		      const char *aio, struct node **ret, struct varve_error *err);
 
 static int probe_format(struct fiber *f, struct node *file, const struct driver **ret, struct varve_error *err)
 {
@@ -141,12 +159,28 @@ static int probe_format(struct fiber *f, struct node *file, const struct driver 
 	return 0;
 }
 
+/* Of a format or filter, aio is what the leaves below it take. *aio: what it inherits, if it does not say. */
+static int aio_below(struct opts *o, const char **aio, struct varve_error *err)
+{
+	const char *name = opts_get(o, "aio");
+	const struct aio_engine *engine;
+
+	if (!name)
+		return 0;
+	/* Only its name is judged: whether it goes together with the cache mode, the leaf says. */
+	engine = aio_engine_choose(name, true, err);
+	if (!engine)
+		return -EINVAL;
+	*aio = engine->name; /* lives longer than the options */
+	return 0;
+}
+
 /* The child that a format or filter stands on: file.* options, or the file name given to the format itself. */
 static int open_child(struct fiber *f, const char *filename, struct opts *o, unsigned depth, uint32_t flags,
-		      struct node **ret, struct varve_error *err)
+		      const char *aio, struct node **ret, struct varve_error *err)
 {
 	struct opts *sub = opts_take_sub(o, "file");
-	const char *aio = opts_get(o, "aio"), *locking = opts_get(o, "locking");
+	const char *locking = opts_get(o, "locking");
 	enum want want;
 	int r = 0;
 
@@ -156,14 +190,12 @@ static int open_child(struct fiber *f, const char *filename, struct opts *o, uns
 		return varve_error_errno(err, -ENOMEM, "options");
 	if (filename)
 		r = opts_set(sub, "filename", filename, err);
-	if (r == 0 && aio)
-		r = opts_set(sub, "aio", aio, err);
 	if (r == 0 && locking)
 		r = opts_set(sub, "locking", locking, err);
 	/* No format below a format unless it is named. */
 	want = opts_get(sub, "driver") || opts_get(sub, "format") ? WANT_IMAGE : WANT_LEAF;
 	if (r == 0)
-		r = open_stack(f, sub, want, depth + 1, flags, ret, err);
+		r = open_stack(f, sub, want, depth + 1, flags, aio, ret, err);
 	if (r == 0 && (r = opts_done(sub, err)) < 0)
 		stack_close(f, *ret);
 	opts_free(sub);
@@ -180,7 +212,7 @@ static int json_name(struct opts *o, const char *filename, struct varve_error *e
  * whose depth is bounded by FIBER_LEVELS. The options of this node that nobody asked for are left to the caller.
  */
 static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
-		      struct node **ret, struct varve_error *err)
+		      const char *aio, struct node **ret, struct varve_error *err)
 {
 	const char *filename, *driver_name;
 	const struct driver *drv = NULL;
@@ -203,8 +235,10 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	if (r < 0)
 		return r;
 	if (want == WANT_LEAF || (drv && drv->kind == DRIVER_LEAF))
-		return open_leaf(f, drv, filename, o, flags, ret, err);
-	r = open_child(f, filename, o, depth, flags, &child, err);
+		return open_leaf(f, drv, filename, o, flags, aio, ret, err);
+	r = aio_below(o, &aio, err);
+	if (r == 0)
+		r = open_child(f, filename, o, depth, flags, aio, &child, err);
 	if (r < 0)
 		return r;
 	if ((flags & NODE_WRITABLE) && !(child->flags & NODE_WRITABLE)) {
@@ -349,13 +383,16 @@ static int no_backing_below(struct node *n, struct varve_error *err)
 	return 0;
 }
 
-/* Opens the backing images of top, one after the other. `given`: backing.* of the options, or NULL; consumed. */
-static int open_chain(struct fiber *f, struct node *top, struct opts *given, uint32_t flags, struct varve_error *err)
+/*
+ * Opens the backing images of top, one after the other. `given`: backing.* of the options, or NULL; consumed. Each takes the
+ * cache mode and the engine of the one above it where its own options do not say; it is never written.
+ */
+static int open_chain(struct fiber *f, struct node *top, struct opts *given, const char *aio, struct varve_error *err)
 {
 	int r = 0;
 
-	flags &= ~(NODE_WRITABLE | NODE_PROBED | NODE_CHECK | NODE_WRITETHROUGH);
 	for (struct node *n = top; r == 0; n = n->backing) {
+		uint32_t flags = n->flags & ~(NODE_WRITABLE | NODE_PROBED | NODE_CHECK | NODE_WRITETHROUGH | NODE_SYNC);
 		struct opts *o = NULL, *below = NULL;
 		struct node *b = NULL;
 		bool last = false;
@@ -370,7 +407,9 @@ static int open_chain(struct fiber *f, struct node *top, struct opts *given, uin
 			if (r == 0)
 				r = chain_names_loop(top, o, err);
 			if (r == 0)
-				r = open_stack(f, o, WANT_IMAGE, 0, flags, &b, err);
+				r = aio_below(o, &aio, err);
+			if (r == 0)
+				r = open_stack(f, o, WANT_IMAGE, 0, flags, aio, &b, err);
 			if (r < 0 && r != -ENOENT)
 				r = explain_loop(f, top, o, r, err);
 			if (r == 0)
@@ -430,6 +469,12 @@ static int chain_finish(struct node *top, struct varve_error *err)
 
 int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **ret_top, struct varve_error *err)
 {
+	return graph_open_aio(f, o, flags, NULL, ret_top, err);
+}
+
+int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *aio, struct node **ret_top,
+		   struct varve_error *err)
+{
 	struct varve_error local = { 0 };
 	struct opts *backing = NULL;
 	struct node *top, *disk;
@@ -454,8 +499,10 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	r = backing_refused(o, &no_backing, err);
 	if (r == 0)
 		r = cor_options(o, &cor, &bottom, err);
+	if (r == 0 && aio && !aio_engine_choose(aio, true, err))
+		r = -EINVAL;
 	if (r == 0)
-		r = open_stack(f, o, WANT_IMAGE, 0, flags, &top, err);
+		r = open_stack(f, o, WANT_IMAGE, 0, flags, aio, &top, err);
 	if (r < 0) {
 		opts_free(backing);
 		free(bottom);
@@ -469,7 +516,12 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	if (r == 0 && !(top->flags & NODE_NO_BACKING))
 		r = no_backing_below(disk, err);
 	if (r == 0 && !(top->flags & NODE_NO_BACKING) && !no_backing && disk->drv->kind == DRIVER_FORMAT) {
-		r = open_chain(f, disk, backing, disk->flags, err);
+		/* A leaf keeps option aio to itself; of a format it holds for the backing images as well. */
+		r = aio_below(o, &aio, err);
+		if (r == 0)
+			r = open_chain(f, disk, backing, aio, err);
+		else
+			opts_free(backing);
 		backing = NULL;
 	}
 	if (r == 0)
@@ -486,6 +538,14 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 	return 0;
 }
 
+void graph_each_leaf(struct node *top, bool (*fn)(struct node *leaf, void *arg), void *arg)
+{
+	for (struct node *n = top; n; n = below_filters(n)->backing) {
+		if (!fn(leaf_of(n), arg))
+			return;
+	}
+}
+
 int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struct node **ret_leaf,
 		    struct varve_error *err)
 {
@@ -494,7 +554,7 @@ int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struc
 
 	if (!o)
 		return varve_error_errno(err, -ENOMEM, "%s", filename);
-	r = open_leaf(f, NULL, filename, o, flags, ret_leaf, err);
+	r = open_leaf(f, NULL, filename, o, flags, NULL, ret_leaf, err);
 	if (r == 0 && (r = opts_done(o, err)) < 0)
 		close_node(f, *ret_leaf);
 	opts_free(o);

@@ -15,6 +15,20 @@
  */
 int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **ret_top, struct varve_error *err);
 
+/*
+ * The same with an engine for every leaf that has one, backing files included, where the options name no other
+ * (NULL: each leaf takes the best for it). Leaves without engines do not mind.
+ */
+int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *aio, struct node **ret_top,
+		   struct varve_error *err);
+
+/* The leaf at the end of all files and backing files of top, one after the other; false from fn ends the walk. */
+void graph_each_leaf(struct node *top, bool (*fn)(struct node *leaf, void *arg), void *arg);
+
+/* cache_mode.c: NODE_CACHE_FLAGS of a name ("none"), and the name (or the switches) of flags. */
+int cache_mode_parse(const char *name, uint32_t *ret_flags, struct varve_error *err);
+const char *cache_mode_name(uint32_t flags);
+
 /* Only the protocol layer of a file name, for create: the caller formats it. */
 int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struct node **ret_leaf,
 		    struct varve_error *err);

@@ -154,9 +154,19 @@ static bool fua_becomes_flush(const struct node *n)
 	return n->drv->kind == DRIVER_FORMAT && n->drv->sync;
 }
 
-static void entry_leave(struct node *n, struct req *r, int ret)
+bool node_hold(struct node *n, const struct queue *q)
 {
-	struct node_slot *s = node_slot(n, r->q);
+	struct node_slot *s = node_slot(n, q);
+
+	if (s->quiesced)
+		return false;
+	s->entered++;
+	return true;
+}
+
+void node_release(struct node *n, const struct queue *q)
+{
+	struct node_slot *s = node_slot(n, q);
 
 	if (!--s->entered && unlikely(s->drain_reply != NULL)) {
 		struct msg *m = s->drain_reply;
@@ -164,6 +174,11 @@ static void entry_leave(struct node *n, struct req *r, int ret)
 		s->drain_reply = NULL;
 		queue_post(n->home, m);
 	}
+}
+
+static void entry_leave(struct node *n, struct req *r, int ret)
+{
+	node_release(n, r->q);
 	req_done(r, ret);
 }
 

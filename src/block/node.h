@@ -67,6 +67,7 @@ struct driver {
 	const char *name; /* as users write it: driver=NAME */
 	enum driver_kind kind;
 	size_t state_len; /* zeroed memory at node_state() */
+	bool has_engine; /* leaf: does its I/O through an engine of aio/, and takes option aio */
 	const char *prefix; /* leaf: name before the colon in file names ("file:", "null-co:"), or NULL */
 
 	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */
@@ -133,8 +134,22 @@ struct driver {
 	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
-	/* Optional. Home queue: adds the node's own counters to an object of varve_image_stats() (a json_t). */
+	/*
+	 * Leaf, optional, home queue: copies from the other leaf, which has the same copy_range(), without moving the bytes
+	 * through this process. *ret_len: so many from the start, 1 .. len. -ENOTSUP: not these two, or not this range.
+	 */
+	int (*copy_range)(struct fiber *f, struct node *src, uint64_t src_off, struct node *dst, uint64_t dst_off,
+			  uint64_t len, uint64_t *ret_len);
+	/*
+	 * Optional. Home queue: adds the node's own counters to an object of varve_image_stats() (a json_t); a leaf has
+	 * an object of its own there.
+	 */
 	void (*stats)(struct node *n, void *json_stats);
+	/*
+	 * Leaf, optional, home queue: the operator knows that a flush failed, and takes over what was lost: flushes succeed
+	 * again. Returns the error that is forgotten, 0 if there was none; adds to *bytes what was in doubt.
+	 */
+	int (*acknowledge)(struct node *n, uint64_t *bytes);
 };
 
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
@@ -154,6 +169,8 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 #define NODE_DIRECT (1u << 7)	    /* O_DIRECT */
 #define NODE_PROBED (1u << 8)	    /* raw found by probing: sector 0 is guarded */
 #define NODE_FORCE_COLD (1u << 9)   /* tests: every request takes the cold path first */
+#define NODE_SYNC (1u << 10)	    /* leaf: every write and zeroing is FUA, those of metadata too */
+#define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
 

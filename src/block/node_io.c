@@ -35,6 +35,32 @@ int node_submit_wait(struct fiber *f, struct node *n, struct req *r)
 	return w.ret;
 }
 
+struct entering_req {
+	struct req r;
+	struct waiting_req w;
+};
+
+static void enter_done(struct req *r, int ret)
+{
+	struct entering_req *e = container_of(r, struct entering_req, r);
+
+	e->w.ret = ret;
+	e->w.finished = true;
+	fiber_wake(e->w.f);
+}
+
+int node_enter_wait(struct fiber *f, struct node *n, enum req_op op, uint64_t off, void *buf, uint64_t len)
+{
+	struct entering_req e = { .w.f = f };
+	struct iovec iov = { buf, len };
+
+	req_init(&e.r, fiber_queue(f), op, off, len, buf ? &iov : NULL, buf ? 1 : 0, 0, enter_done);
+	node_submit(n, &e.r);
+	while (!e.w.finished)
+		fiber_wait(f);
+	return e.w.ret;
+}
+
 static int node_io(struct fiber *f, struct node *n, enum req_op op, uint64_t off, uint64_t len,
 		   const struct iovec *iov, unsigned nr_iov, uint32_t flags)
 {

@@ -61,6 +61,7 @@ struct req {
 
 	/* owned by the layer that handles it now */
 	struct aio_op aio;	/* leaf */
+	uint64_t leaf_state;	/* leaf: its own, from submit to completion */
 	struct msg msg;		/* travelling between queues */
 	struct fiber_job job;	/* cold path */
 	TAILQ_ENTRY(req) parked;

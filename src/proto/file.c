@@ -18,23 +18,15 @@
 #define FILE_END_MAX (VARVE_LEN_MAX - AIO_LEN_MAX)
 
 /*
- * A failed fdatasync() is remembered for as long as the file is open: every later flush fails with it. The
- * kernel reports a write-back error to one caller once, and may by then have marked the pages clean although
- * they never reached the disk; the next fdatasync() would succeed and say so about data that is gone. Only
- * opening the file again, and with it reading what is really there, ends that state.
+ * The range of a write or zeroing has been written; fua: and synced. From here on a sync that fails speaks of
+ * it too; a FUA write has no more to promise than a flush has, and fails while older data is in doubt.
  */
-int file_flush_failed(struct file *fl, int error)
+int file_wrote(struct file *fl, struct req *r, bool fua)
 {
-	int none = 0;
-
-	atomic_compare_exchange_strong_explicit(&fl->flush_error, &none, error, memory_order_relaxed,
-						memory_order_relaxed);
-	return error;
-}
-
-int file_flush_error(const struct file *fl)
-{
-	return atomic_load_explicit(&fl->flush_error, memory_order_relaxed);
+	if (unlikely(!fl->doubt))
+		return 0;
+	doubt_note(fl->doubt, r->q, r->off, r->len, r->leaf_state);
+	return unlikely(fua) ? doubt_stable(fl->doubt, r->off, r->len, r->leaf_state) : 0;
 }
 
 /* The file system or device does not know the operation: other ways may work. */
@@ -86,8 +78,7 @@ static void write_done(struct aio_op *op, int64_t res)
 
 	if (likely(res == (int64_t)r->len)) {
 		file_grow(n, r->off + r->len);
-		/* A FUA write is a write and a flush: it has no more to promise than a flush has. */
-		req_done(r, unlikely(op->flags & AIO_FUA) ? file_flush_error(node_state(n)) : 0);
+		req_done(r, file_wrote(node_state(n), r, op->flags & AIO_FUA));
 	} else if (res >= 0) {
 		file_slow_rest(n, r, (uint64_t)res);
 	} else if (op->flags & AIO_FUA) {
@@ -102,10 +93,9 @@ static void flush_done(struct aio_op *op, int64_t res)
 	struct req *r = op_req(op);
 	struct file *fl = node_state(r->at);
 
-	if (res < 0)
-		file_flush_failed(fl, (int)res);
 	/* Success counts only if no other flush learned of lost writes meanwhile: they may have been ours. */
-	req_done(r, res < 0 ? (int)res : file_flush_error(fl));
+	req_done(r,
+		 res < 0 ? doubt_sync_failed(fl->doubt, (int)res) : doubt_sync_ok(fl->doubt, r->leaf_state));
 }
 
 static void discard_done(struct aio_op *op, int64_t res)
@@ -127,7 +117,7 @@ static void zero_done(struct aio_op *op, int64_t res)
 	struct file *fl = node_state(n);
 
 	if (!file_is_unsupported(res)) {
-		req_done(r, (int)res);
+		req_done(r, res < 0 ? (int)res : file_wrote(fl, r, false));
 		return;
 	}
 	atomic_store_explicit(&fl->no_zero[!!(op->flags & AIO_MAY_UNMAP)], true, memory_order_relaxed);
@@ -170,7 +160,7 @@ static void op_submit(struct file *fl, struct req *r, enum aio_opcode opcode, ui
 static void submit_rw(struct node *n, struct req *r)
 {
 	struct file *fl = node_state(n);
-	bool fua = (r->flags & REQ_FUA) && !fl->no_flush;
+	bool fua = file_is_fua(fl, r);
 
 	if (unlikely(r->nr_iov > AIO_IOV_MAX || r->len > AIO_LEN_MAX))
 		file_slow(n, r);
@@ -183,12 +173,14 @@ static void submit_rw(struct node *n, struct req *r)
 static void submit_flush(struct node *n, struct req *r)
 {
 	struct file *fl = node_state(n);
-	int error = file_flush_error(fl);
 
-	if (fl->no_flush || !fl->writable || error)
-		answer_later(r, fl->no_flush ? 0 : error);
-	else
-		op_submit(fl, r, AIO_FLUSH, 0, flush_done);
+	if (!fl->doubt) {
+		answer_later(r, 0);
+		return;
+	}
+	/* Also while data is in doubt: what was written again becomes stable by this sync. */
+	r->leaf_state = doubt_sync_begin(fl->doubt);
+	op_submit(fl, r, AIO_FLUSH, 0, flush_done);
 }
 
 static void submit_discard(struct node *n, struct req *r)
@@ -209,7 +201,7 @@ static void submit_zero(struct node *n, struct req *r)
 	uint32_t flags = r->flags & REQ_MAY_UNMAP ? AIO_MAY_UNMAP : 0;
 
 	if (r->len > AIO_LEN_MAX || !is_aligned(r->off | r->len, fl->block_len) ||
-	    r->off + r->len > node_len(n) || (r->flags & REQ_FUA) ||
+	    r->off + r->len > node_len(n) || file_is_fua(fl, r) ||
 	    atomic_load_explicit(&fl->no_zero[!!flags], memory_order_relaxed))
 		file_slow(n, r);
 	else
@@ -218,11 +210,15 @@ static void submit_zero(struct node *n, struct req *r)
 
 void file_submit(struct node *n, struct req *r)
 {
+	const struct file *fl = node_state(n);
+
 	if (r->op != REQ_FLUSH &&
 	    unlikely(!r->len || r->len > FILE_END_MAX || r->off > FILE_END_MAX - r->len)) {
 		answer_later(r, r->len ? -EFBIG : 0);
 		return;
 	}
+	if (fl->doubt && (r->op == REQ_WRITE || r->op == REQ_ZERO))
+		r->leaf_state = doubt_gen(fl->doubt);
 	switch (r->op) {
 	case REQ_READ:
 	case REQ_WRITE:
@@ -246,8 +242,11 @@ void file_submit(struct node *n, struct req *r)
 int file_attach(struct node *n, struct queue *q, struct varve_error *err)
 {
 	struct file *fl = node_state(n);
+	int ret = aio_attach(q, fl->af.engine, err);
 
-	return aio_attach(q, fl->af.engine, err);
+	if (!ret && fl->doubt)
+		ret = doubt_attach(fl->doubt, q, node_len(n));
+	return ret == -ENOMEM ? varve_error_errno(err, ret, "a queue cannot be attached") : ret;
 }
 
 /* ---- drivers ---- */
@@ -261,15 +260,19 @@ const struct driver driver_file = {
 	.name = "file",
 	.kind = DRIVER_LEAF,
 	.state_len = sizeof(struct file),
+	.has_engine = true,
 	.prefix = "file:",
 	.parse_name = file_parse_name,
 	.open = file_open,
 	.close = file_close,
 	.submit = file_submit,
 	.attach = file_attach,
+	.acknowledge = file_acknowledge,
+	.stats = file_stats,
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.copy_range = file_copy_range,
 	.info = file_info,
 };
 
@@ -277,14 +280,18 @@ const struct driver driver_host_device = {
 	.name = "host_device",
 	.kind = DRIVER_LEAF,
 	.state_len = sizeof(struct file),
+	.has_engine = true,
 	.prefix = "host_device:",
 	.parse_name = file_parse_name,
 	.open = file_open_device,
 	.close = file_close,
 	.submit = file_submit,
 	.attach = file_attach,
+	.acknowledge = file_acknowledge,
+	.stats = file_stats,
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.copy_range = file_copy_range,
 	.info = file_info,
 };

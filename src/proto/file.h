@@ -6,6 +6,7 @@
 #define VARVE_PROTO_FILE_H
 
 #include "block/node.h"
+#include "proto/file_doubt.h"
 
 struct file {
 	/* set at open */
@@ -13,20 +14,27 @@ struct file {
 	uint32_t block_len; /* discard and zero take multiples of it: a device's logical block; files: 1 */
 	bool writable;
 	bool no_flush;
+	bool sync;	     /* every write and zeroing is FUA */
+	struct doubt *doubt; /* NULL: nothing to sync (read-only, or no_flush) */
 
 	/* any queue, atomically */
-	_Atomic int flush_error; /* first failure of a sync; see file_flush_failed() */
 	_Atomic bool no_discard; /* the file system said that it cannot */
+	_Atomic bool no_clone;	 /* blocks are not shared with other files here */
 	_Atomic bool no_zero[2]; /* same; [1]: with AIO_MAY_UNMAP */
 };
+
+/* The answer promises that the write is stable. */
+static inline bool file_is_fua(const struct file *fl, const struct req *r)
+{
+	return ((r->flags & REQ_FUA) || fl->sync) && !fl->no_flush;
+}
 
 enum file_locking { FILE_LOCKING_AUTO, FILE_LOCKING_ON, FILE_LOCKING_OFF };
 
 /* file.c: the hot path */
 void file_submit(struct node *n, struct req *r);
 int file_attach(struct node *n, struct queue *q, struct varve_error *err);
-int file_flush_failed(struct file *fl, int error); /* returns error */
-int file_flush_error(const struct file *fl);	   /* what every flush must fail with; 0: nothing yet */
+int file_wrote(struct file *fl, struct req *r, bool fua); /* it succeeded; returns what it is answered with */
 bool file_is_unsupported(int64_t error);
 void file_grow(struct node *n, uint64_t end);
 
@@ -34,6 +42,12 @@ void file_grow(struct node *n, uint64_t end);
 void file_slow(struct node *n, struct req *r);			  /* all of it */
 void file_slow_rest(struct node *n, struct req *r, uint64_t pos); /* read, write: from byte pos of it */
 void file_slow_fua(struct node *n, struct req *r, int error);	  /* write: its FUA form failed */
+
+int file_sync_now(struct fiber *f, struct file *fl); /* fl->doubt is there */
+
+/* file_copy.c */
+int file_copy_range(struct fiber *f, struct node *src, uint64_t src_off, struct node *dst, uint64_t dst_off,
+		    uint64_t len, uint64_t *ret_len);
 
 /* file_open.c */
 int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
@@ -49,12 +63,18 @@ int file_block_len(int fd, uint32_t *ret_len, struct varve_error *err);
 /* file_lock.c: worker threads. Tells other processes what we do with the image, and learns what they do. */
 int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err);
 
+/* file_holder.c: worker threads. "process 12 (name)" of somebody else who has the byte locked; false: not
+ * found. */
+bool file_find_holder(int fd, uint64_t byte, char *buf, size_t size);
+
 /* file_len.c */
 int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads */
 int64_t file_get_len(struct fiber *f, struct node *n);
 int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
 		uint64_t *ret_len);
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int file_acknowledge(struct node *n, uint64_t *bytes);
+void file_stats(struct node *n, void *json_stats);
 int file_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 
 #endif

@@ -77,6 +77,18 @@ static int byte_is_locked(int fd, off_t off)
 	return fl.l_type != F_UNLCK;
 }
 
+/* The words are those that people and scripts look for; who it is comes behind them. */
+static int tell_conflict(int fd, const char *name, unsigned p, bool refused, struct varve_error *err)
+{
+	char holder[128];
+	bool known = file_find_holder(fd, (refused ? LOCK_UNSHARED : LOCK_HELD) + p, holder, sizeof(holder));
+
+	return varve_error_set(err, -EAGAIN,
+			       "Failed to get %s\"%s\" lock. Is another process using the image [%s]?%s%s%s",
+			       refused ? "" : "shared ", perm_names[p], name, known ? " It is held by " : "",
+			       known ? holder : "", known ? "." : "");
+}
+
 /* Our locks are in place: does anything that others have locked contradict them? */
 static int lock_check(int fd, const char *name, unsigned held, struct varve_error *err)
 {
@@ -88,10 +100,7 @@ static int lock_check(int fd, const char *name, unsigned held, struct varve_erro
 			return varve_error_errno(err, refused < 0 ? refused : used,
 						 "cannot look at image locks");
 		if (refused || used)
-			return varve_error_set(
-				err, -EAGAIN,
-				"Failed to get %s\"%s\" lock. Is another process using the image [%s]?",
-				refused ? "" : "shared ", perm_names[p], name);
+			return tell_conflict(fd, name, p, refused, err);
 	}
 	return 0;
 }

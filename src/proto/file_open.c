@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "base/error.h"
+#include "base/log.h"
 #include "base/opts.h"
+#include "block/graph.h"
 
 struct open_work {
 	/* asked */
@@ -148,7 +150,8 @@ static int open_work(void *arg)
 
 static int close_work(void *arg)
 {
-	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says. */
+	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says.
+	 */
 	close(*(int *)arg);
 	return 0;
 }
@@ -198,7 +201,13 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	fl->block_len = w.block_len;
 	fl->writable = n->flags & NODE_WRITABLE;
 	fl->no_flush = n->flags & NODE_NO_FLUSH;
+	fl->sync = n->flags & NODE_SYNC;
 	ret = engine->file_open ? engine->file_open(&fl->af, err) : 0;
+	if (!ret && fl->writable && !fl->no_flush && !(fl->doubt = doubt_new(node_name(n)))) {
+		ret = varve_error_errno(err, -ENOMEM, "opening");
+		if (engine->file_close)
+			engine->file_close(f, &fl->af);
+	}
 	if (ret < 0) {
 		fiber_work(f, close_work, &w.fd);
 		return ret;
@@ -209,6 +218,8 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	n->mem_align = w.mem_align;
 	n->fixed_len = w.is_blockdev;
 	atomic_store_explicit(&n->len, w.len, memory_order_relaxed);
+	log_info("%s: opened for %s, aio=%s, cache=%s%s", node_name(n), fl->writable ? "writing" : "reading",
+		 engine->name, cache_mode_name(n->flags), fl->sync ? ", sync=on" : "");
 	return 0;
 }
 
@@ -229,4 +240,5 @@ void file_close(struct fiber *f, struct node *n)
 	if (fl->af.engine->file_close)
 		fl->af.engine->file_close(f, &fl->af);
 	fiber_work(f, close_work, &fl->af.fd);
+	doubt_free(fl->doubt);
 }

@@ -125,25 +125,30 @@ static int slow_write(struct fiber *f, struct node *n, struct req *r, uint64_t p
 /*
  * A FUA write failed with error. Was it the write or the sync after it? A failed write is the guest's to
  * repeat; a failed sync has used up the kernel's report about writes that others believe to be in the page
- * cache, and every later flush must fail for it (file_flush_failed()). The same write without the sync tells:
+ * cache, and every later flush must fail for it (proto/file_doubt.h). The same write without the sync tells:
  * it goes through if only the sync was at fault.
  */
 static int slow_fua(struct fiber *f, struct node *n, struct req *r, int error)
 {
+	struct file *fl = node_state(n);
 	int ret = slow_write(f, n, r, 0, 0);
 
-	return ret < 0 ? ret : file_flush_failed(node_state(n), error);
+	if (ret < 0)
+		return ret;
+	/* It was not acknowledged, but whoever repeats it, successfully, must not find us in doubt still. */
+	file_wrote(fl, r, false);
+	return doubt_sync_failed(fl->doubt, error);
 }
 
 static int slow_write_all(struct fiber *f, struct node *n, struct req *r, uint64_t pos)
 {
 	struct file *fl = node_state(n);
-	bool fua = (r->flags & REQ_FUA) && !fl->no_flush;
+	bool fua = file_is_fua(fl, r);
 	int ret = slow_write(f, n, r, pos, fua ? AIO_FUA : 0);
 
-	if (!fua)
-		return ret;
-	return ret < 0 ? slow_fua(f, n, r, ret) : file_flush_error(fl);
+	if (ret < 0)
+		return fua ? slow_fua(f, n, r, ret) : ret;
+	return file_wrote(fl, r, fua);
 }
 
 /* ---- zeroes ---- */
@@ -214,6 +219,14 @@ static int zero_extend(struct fiber *f, struct node *n, uint64_t end)
 	return write_zeroes(f, n, end - n->align, n->align);
 }
 
+int file_sync_now(struct fiber *f, struct file *fl)
+{
+	uint64_t ticket = doubt_sync_begin(fl->doubt);
+	int64_t ret = slow_op(f, fl, AIO_FLUSH, 0, NULL, 0, 0, 0);
+
+	return ret < 0 ? doubt_sync_failed(fl->doubt, (int)ret) : doubt_sync_ok(fl->doubt, ticket);
+}
+
 static int slow_zero(struct fiber *f, struct node *n, struct req *r)
 {
 	struct file *fl = node_state(n);
@@ -230,13 +243,10 @@ static int slow_zero(struct fiber *f, struct node *n, struct req *r)
 		ret = write_zeroes(f, n, to, end - to);
 	if (!ret)
 		ret = zero_extend(f, n, end);
-	if (!ret && (r->flags & REQ_FUA) && !fl->no_flush) {
-		ret = slow_op(f, fl, AIO_FLUSH, 0, NULL, 0, 0, 0);
-		if (ret < 0)
-			file_flush_failed(fl, (int)ret);
-		else
-			ret = file_flush_error(fl);
-	}
+	if (!ret)
+		ret = file_wrote(fl, r, false);
+	if (!ret && file_is_fua(fl, r))
+		ret = file_sync_now(f, fl);
 	return (int)ret;
 }
 

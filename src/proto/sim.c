@@ -33,6 +33,9 @@ static int sim_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	s->file.block_len = 1;
 	s->file.writable = n->flags & NODE_WRITABLE;
 	s->file.no_flush = n->flags & NODE_NO_FLUSH;
+	s->file.sync = n->flags & NODE_SYNC;
+	if (s->file.writable && !s->file.no_flush && !(s->file.doubt = doubt_new(node_name(n))))
+		return varve_error_errno(err, -ENOMEM, "sim");
 	/* A file that pretends O_DIRECT minds its alignment as a disk with sectors of 512 bytes would. */
 	n->align = n->mem_align = s->file.af.direct ? 512 : 1;
 	atomic_store_explicit(&n->len, sim_len(s->sim), memory_order_relaxed);
@@ -41,8 +44,10 @@ static int sim_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 
 static void sim_close(struct fiber *f, struct node *n)
 {
+	struct sim_leaf *s = node_state(n);
+
 	(void)f;
-	(void)n;
+	doubt_free(s->file.doubt);
 }
 
 static int64_t sim_get_len(struct fiber *f, struct node *n)
@@ -77,6 +82,8 @@ static const struct driver driver_sim = {
 	.close = sim_close,
 	.submit = file_submit,
 	.attach = file_attach,
+	.acknowledge = file_acknowledge,
+	.stats = file_stats,
 	.get_len = sim_get_len,
 	.truncate = sim_set_len,
 };

@@ -167,6 +167,9 @@ static void statistics_count_requests(void **state)
 	assert_non_null(strstr(json, "\"syscalls\":"));
 	assert_non_null(strstr(json, "\"requests\":{\"hot\":"));
 	assert_null(strstr(json, "\"cold\":0,"));
+	/* Each file says how it is accessed. */
+	assert_non_null(strstr(json, "\"files\":[{\"filename\":"));
+	assert_non_null(strstr(json, "\"cache\":\"writeback\",\"direct\":false,\"sync\":false,\"writable\":true"));
 	free(json);
 	expect_ok(varve_image_close(image, &err));
 }

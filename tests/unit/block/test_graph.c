@@ -4,6 +4,10 @@
  */
 #include "fake.h"
 
+#include <fcntl.h>
+
+#include "proto/file.h"
+
 static void refused(const char *options, uint32_t flags, int code, const char *words)
 {
 	leaf_expect_refused(NULL, options, flags, code, words);
@@ -248,6 +252,112 @@ static void read_only_holds_for_what_is_below(void **state)
 	refused(leaf_file_opts("raw", ",read-only=perhaps"), 0, -EINVAL, "perhaps");
 }
 
+/* ---- cache modes and engines ---- */
+
+static void expect_mode(const char *options, const char *cache, bool direct)
+{
+	struct leaf l;
+	struct file *fl;
+
+	opened(&l, options, NODE_WRITABLE);
+	assert_string_equal(cache_mode_name(l.n->flags), cache);
+	assert_string_equal(cache_mode_name(l.n->file->flags), cache);
+	fl = node_state(l.n->file);
+	assert_int_equal(!!(fcntl(fl->af.fd, F_GETFL) & O_DIRECT), direct);
+	assert_int_equal(fl->af.direct, direct);
+	assert_int_equal(fl->no_flush, strstr(cache, "no-flush") || !strcmp(cache, "unsafe"));
+	leaf_close(&l);
+}
+
+static void cache_modes_are_three_switches(void **state)
+{
+	int fd;
+
+	(void)state;
+	leaf_make_file("raw", 8192, true);
+	fd = open(leaf_path("raw"), O_RDONLY | O_DIRECT);
+	expect_mode(leaf_file_opts("raw", ",driver=raw"), "writeback", false);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=writethrough"), "writethrough", false);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=unsafe"), "unsafe", false);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache.writeback=off"), "writethrough", false);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=unsafe,cache.no-flush=off"), "writeback", false);
+	refused(leaf_file_opts("raw", ",driver=raw,cache=fast"), 0, -EINVAL, "fast");
+	refused(leaf_file_opts("raw", ",driver=raw,cache.direct=perhaps"), 0, -EINVAL, "perhaps");
+	refused(leaf_file_opts("raw", ",driver=raw,cache=unsafe,sync=on"), NODE_WRITABLE, -EINVAL, "sync=on");
+	if (fd < 0)
+		return; /* a file system without O_DIRECT: the other modes have been seen */
+	close(fd);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=none"), "none", true);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=off"), "none", true);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=directsync"), "directsync", true);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache=directsync,cache.direct=off"), "writethrough", false);
+	expect_mode(leaf_file_opts("raw", ",driver=raw,cache.direct=on,cache.no-flush=on"), "direct,no-flush", true);
+}
+
+static struct file *leaf_file_of(struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return node_state(n);
+}
+
+/* What the top is opened with holds for its backing images, down to one whose options say otherwise, and those below it. */
+static void backing_images_inherit_cache_and_engine(void **state)
+{
+	struct leaf l;
+
+	(void)state;
+	make_qcow2("c0", NULL, NULL);
+	make_qcow2("c1", "c0", "qcow2");
+	make_qcow2("c2", "c1", "qcow2");
+	opened(&l, leaf_file_opts("c2", ",driver=qcow2,cache=unsafe,aio=threads"), NODE_WRITABLE);
+	for (struct node *n = l.n; n; n = n->backing) {
+		assert_true(n->flags & NODE_NO_FLUSH);
+		assert_string_equal(leaf_file_of(n)->af.engine->name, "threads");
+	}
+	leaf_close(&l);
+
+	opened(&l,
+	       leaf_file_opts("c2", ",driver=qcow2,cache=unsafe,aio=threads,backing.driver=qcow2,backing.cache=writeback"),
+	       NODE_WRITABLE);
+	assert_true(l.n->flags & NODE_NO_FLUSH);
+	assert_false(l.n->backing->flags & NODE_NO_FLUSH);
+	assert_false(l.n->backing->backing->flags & NODE_NO_FLUSH);
+	assert_string_equal(leaf_file_of(l.n->backing->backing)->af.engine->name, "threads");
+	leaf_close(&l);
+
+	/* The file's own word is the last one, and the file's alone. */
+	opened(&l, leaf_file_opts("c2", ",driver=qcow2,cache=unsafe,file.cache=writeback"), NODE_WRITABLE);
+	assert_false(leaf_file_of(l.n)->no_flush);
+	assert_true(leaf_file_of(l.n->backing)->no_flush);
+	leaf_close(&l);
+	/* Backing images are not written: what only concerns writes does not reach them. */
+	opened(&l, leaf_file_opts("c2", ",driver=qcow2,cache=writethrough,sync=on"), NODE_WRITABLE);
+	assert_true(leaf_file_of(l.n)->sync);
+	assert_false(leaf_file_of(l.n->backing)->sync);
+	leaf_close(&l);
+}
+
+/* An engine that comes from above is no concern of a leaf without engines; one that is set there is. */
+static void a_leaf_without_engine_minds_its_own_option_only(void **state)
+{
+	struct leaf l;
+
+	(void)state;
+	opened(&l, "driver=raw,aio=threads,file.driver=null-co", 0);
+	leaf_close(&l);
+	opened(&l, "driver=raw,aio=threads,file.driver=memory,file.size=1M", 0);
+	leaf_close(&l);
+	make_qcow2("on-null", NULL, NULL);
+	opened(&l,
+	       leaf_file_opts("on-null", ",driver=qcow2,aio=threads,backing.driver=raw,backing.file.driver=null-co"), 0);
+	assert_string_equal(leaf_file_of(l.n)->af.engine->name, "threads");
+	leaf_close(&l);
+	refused("driver=raw,file.driver=null-co,file.aio=threads", 0, -EINVAL, "aio");
+	refused("driver=null-co,aio=threads", 0, -EINVAL, "aio");
+	refused("driver=raw,aio=magic,file.driver=null-co", 0, -EINVAL, "magic");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -260,6 +370,9 @@ int main(void)
 		cmocka_unit_test(chains_that_loop_are_refused),
 		cmocka_unit_test(names_in_images_are_names_of_files_only),
 		cmocka_unit_test(read_only_holds_for_what_is_below),
+		cmocka_unit_test(cache_modes_are_three_switches),
+		cmocka_unit_test(backing_images_inherit_cache_and_engine),
+		cmocka_unit_test(a_leaf_without_engine_minds_its_own_option_only),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

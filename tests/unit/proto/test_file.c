@@ -9,6 +9,8 @@
 #include <fcntl.h>
 #include <jansson.h>
 
+#include "proto/file.h"
+
 static const char *const engines[] = { "threads", "io_uring" };
 
 static bool engine_works(const char *name)
@@ -439,7 +441,7 @@ static void one_writer_or_many_readers(void **state)
 	leaf_close(&b);
 	leaf_open(&b, &driver_file, leaf_file_opts("a", ",locking=off"), NODE_WRITABLE);
 	leaf_close(&b);
-	leaf_expect_refused(&driver_file, leaf_file_opts("a", ""), 0, -EAGAIN, "lock");
+	leaf_expect_refused(&driver_file, leaf_file_opts("a", ""), 0, -EAGAIN, "It is held by this process,");
 	leaf_close(&a);
 	leaf_open(&b, &driver_file, leaf_file_opts("a", ""), NODE_WRITABLE);
 	leaf_close(&b);
@@ -481,6 +483,62 @@ static void no_request_is_answered_inside_submit(void **state)
 	}
 }
 
+/* ---- copy inside of the kernel ---- */
+
+struct copy_call {
+	struct node *src, *dst;
+	uint64_t src_off, dst_off, len, done;
+};
+
+static int copy_fiber(struct fiber *f, void *arg)
+{
+	struct copy_call *c = arg;
+
+	return file_copy_range(f, c->src, c->src_off, c->dst, c->dst_off, c->len, &c->done);
+}
+
+/* What the kernel copied is written as anything else is: the file may be longer, and a flush that fails speaks of it. */
+static void a_copy_makes_the_file_longer_and_is_in_doubt_until_a_flush(void **state)
+{
+	struct leaf src, dst = { 0 };
+	struct copy_call c;
+	struct doubt *d;
+	int ret;
+
+	(void)state;
+	leaf_make_file("src", 10000, true);
+	leaf_make_file("dst", 100, false);
+	leaf_open(&src, &driver_file, leaf_file_opts("src", ""), 0);
+	dst.q = src.q;
+	assert_int_equal(leaf_try(&dst, &driver_file, NULL, leaf_file_opts("dst", ""), NODE_WRITABLE), 0);
+	d = ((struct file *)node_state(dst.n))->doubt;
+	c = (struct copy_call){ .src = src.n, .dst = dst.n, .src_off = 1000, .dst_off = 50, .len = 100000 };
+	ret = fiber_call(src.q, copy_fiber, &c);
+	if (ret == -ENOTSUP) {
+		leaf_close_node(&dst);
+		leaf_close(&src);
+		print_message("# left out: no copy_file_range() here\n");
+		return;
+	}
+	assert_int_equal(ret, 0);
+	assert_int_equal(c.done, 9000); /* as far as the source goes */
+	assert_int_equal(node_len(dst.n), 9050);
+	for (unsigned i = 0; i < 9000; i += 499)
+		leaf_expect(&dst, 50 + i, 1, leaf_pattern(1000 + i));
+	doubt_sync_failed(d, -EIO);
+	assert_int_equal(doubt_bytes(d), 9000);
+	assert_int_equal(leaf_flush(&dst), -EIO);
+	assert_int_equal(fiber_call(src.q, copy_fiber, &c), 0); /* again */
+	assert_int_equal(leaf_flush(&dst), 0);
+	/* Nothing is behind the end of the source, and a file that is open for reading is not written. */
+	c.src_off = 10000;
+	assert_int_equal(fiber_call(src.q, copy_fiber, &c), -ENOTSUP);
+	c = (struct copy_call){ .src = dst.n, .dst = src.n, .len = 10 };
+	assert_int_equal(fiber_call(src.q, copy_fiber, &c), -EBADF);
+	assert_int_equal(leaf_close_node(&dst), 0);
+	leaf_close(&src);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -504,6 +562,7 @@ int main(void)
 		cmocka_unit_test(a_file_system_without_direct_io_is_named),
 		cmocka_unit_test(one_writer_or_many_readers),
 		cmocka_unit_test(no_request_is_answered_inside_submit),
+		cmocka_unit_test(a_copy_makes_the_file_longer_and_is_in_doubt_until_a_flush),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -6,6 +6,8 @@
  */
 #include "leaf.h"
 
+#include "proto/file.h"
+
 struct script {
 	struct sim_file *sim;
 	struct aio_file af;
@@ -282,6 +284,243 @@ static void a_failed_sync_of_a_fua_write_is_never_forgotten(void **state)
 	script_close(&s);
 }
 
+static struct doubt *script_doubt(struct script *s)
+{
+	return ((struct file *)node_state(s->l.n))->doubt;
+}
+
+/* Everything since the last good flush written again, and synced: nothing is in doubt. Less than everything is not enough. */
+static void what_is_written_again_is_in_doubt_no_more(void **state)
+{
+	struct script s;
+
+	(void)state;
+	script_open(&s, 1 << 20, NODE_WRITABLE, false);
+	leaf_fill(&s.l, 900000, 1000, 1); /* stable before it fails */
+	assert_int_equal(leaf_flush(&s.l), 0);
+	leaf_fill(&s.l, 0, 4096, 1);
+	leaf_fill(&s.l, 100000, 10000, 2);
+	assert_int_equal(leaf_zero(&s.l, 200000, 500, 0), 0);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 0);
+	script_set(&s, AIO_FLUSH, -EIO, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 14596);
+
+	leaf_fill(&s.l, 0, 4096, 1);
+	leaf_fill(&s.l, 200000, 500, 0);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 14596); /* written, not synced */
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 10000);
+	leaf_fill(&s.l, 100001, 9998, 2);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 2);
+	leaf_fill(&s.l, 90000, 30000, 2);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 0);
+	script_close(&s);
+}
+
+/* A second failure puts what was written again in doubt once more. */
+static void a_retry_that_fails_is_in_doubt_again(void **state)
+{
+	struct script s;
+
+	(void)state;
+	script_open(&s, 1 << 20, NODE_WRITABLE, false);
+	leaf_fill(&s.l, 0, 4096, 1);
+	script_set(&s, AIO_FLUSH, -EIO, 2);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	leaf_fill(&s.l, 0, 4096, 1);
+	leaf_fill(&s.l, 8192, 4096, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), 8192);
+	leaf_fill(&s.l, 0, 4096, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	leaf_fill(&s.l, 8192, 4096, 1);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	script_close(&s);
+}
+
+static void a_fua_write_again_needs_no_flush(void **state)
+{
+	uint8_t buf[512] = { 1 };
+	struct script s;
+
+	(void)state;
+	script_open(&s, 1 << 20, NODE_WRITABLE, false);
+	script_set(&s, AIO_WRITE, -EIO, 1);
+	s.flags_any = AIO_FUA;
+	assert_int_equal(leaf_write(&s.l, 512, buf, sizeof(buf), REQ_FUA), -EIO);
+	assert_int_equal(leaf_write(&s.l, 0, buf, sizeof(buf), REQ_FUA), -EIO); /* not the one in doubt */
+	assert_int_equal(leaf_write(&s.l, 512, buf, sizeof(buf), REQ_FUA), 0);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	script_close(&s);
+}
+
+static void an_acknowledged_error_is_forgotten(void **state)
+{
+	uint64_t bytes;
+	struct script s;
+
+	(void)state;
+	script_open(&s, 1 << 20, NODE_WRITABLE, false);
+	leaf_fill(&s.l, 0, 4096, 1);
+	script_set(&s, AIO_FLUSH, -ENOSPC, 1);
+	assert_int_equal(leaf_flush(&s.l), -ENOSPC);
+	assert_int_equal(leaf_flush(&s.l), -ENOSPC);
+	assert_int_equal(doubt_acknowledge(script_doubt(&s), &bytes), -ENOSPC);
+	assert_int_equal(bytes, 4096);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	assert_int_equal(doubt_acknowledge(script_doubt(&s), &bytes), 0);
+	script_close(&s);
+}
+
+struct raced {
+	struct req r;
+	struct iovec iov;
+	bool done;
+	int ret;
+};
+
+static void raced_done(struct req *r, int ret)
+{
+	struct raced *x = container_of(r, struct raced, r);
+
+	x->done = true;
+	x->ret = ret;
+}
+
+static void raced_start(struct script *s, struct raced *x, enum req_op op, uint64_t off, uint64_t len, void *buf)
+{
+	*x = (struct raced){ .iov = { buf, len } };
+	req_init(&x->r, s->l.q, op, off, len, buf ? &x->iov : NULL, buf ? 1 : 0, 0, raced_done);
+	node_submit(s->l.n, &x->r);
+}
+
+static void raced_end(struct script *s, struct raced *x, unsigned pending, int64_t res)
+{
+	sim_complete(s->sim, pending, res);
+	for (unsigned turn = 0; !x->done && turn < 100; turn++)
+		queue_turn(s->l.q, 0);
+	assert_true(x->done);
+}
+
+struct closing {
+	struct fiber_job job;
+	struct leaf *l;
+	bool done;
+};
+
+static void closing_run(struct fiber *f, struct fiber_job *job)
+{
+	struct closing *c = container_of(job, struct closing, job);
+
+	assert_int_equal(graph_close(f, c->l->n, NULL), 0);
+	c->done = true;
+}
+
+/* Closing flushes once more. */
+static void raced_close(struct script *s)
+{
+	struct closing c = { .job.run = closing_run, .l = &s->l };
+
+	fiber_start(s->l.q, &c.job, 3);
+	for (unsigned turn = 0; !c.done && turn < 100; turn++) {
+		queue_turn(s->l.q, 0);
+		if (sim_pending(s->sim))
+			sim_complete(s->sim, 0, 0);
+	}
+	assert_true(c.done);
+	queue_free(s->l.q);
+	sim_file_free(s->sim);
+}
+
+/*
+ * The write was under way when a sync failed: the kernel may have tried to write its pages too, and dropped them. That it
+ * ends after the failure does not make it a write that came after; only one that began after it is.
+ */
+static void a_write_under_way_when_a_sync_fails_is_in_doubt(void **state)
+{
+	struct sim_opts opts = { .seed = 1, .len = 1 << 20, .manual = true };
+	struct raced write, again, flush;
+	static uint8_t buf[512];
+	struct script s;
+
+	(void)state;
+	memset(&s, 0, sizeof(s));
+	assert_int_equal(sim_file_new(&s.sim, &s.af, &opts), 0);
+	leaf_open_sim(&s.l, s.sim, &s.af, NODE_WRITABLE);
+
+	raced_start(&s, &write, REQ_WRITE, 4096, sizeof(buf), buf);
+	raced_start(&s, &flush, REQ_FLUSH, 0, 0, NULL);
+	raced_end(&s, &flush, 1, -EIO);
+	assert_int_equal(flush.ret, -EIO);
+	raced_end(&s, &write, 0, 0);
+	assert_int_equal(write.ret, 0);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), sizeof(buf));
+
+	raced_start(&s, &flush, REQ_FLUSH, 0, 0, NULL);
+	raced_end(&s, &flush, 0, 0);
+	assert_int_equal(flush.ret, -EIO);
+	/* A sync that began before the second write ended does not cover it. */
+	raced_start(&s, &again, REQ_WRITE, 4096, sizeof(buf), buf);
+	raced_start(&s, &flush, REQ_FLUSH, 0, 0, NULL);
+	raced_end(&s, &again, 0, 0);
+	raced_end(&s, &flush, 0, 0);
+	assert_int_equal(flush.ret, -EIO);
+	assert_int_equal(doubt_bytes(script_doubt(&s)), sizeof(buf));
+	doubt_acknowledge(script_doubt(&s), &(uint64_t){ 0 });
+	raced_start(&s, &flush, REQ_FLUSH, 0, 0, NULL);
+	raced_end(&s, &flush, 0, 0);
+	assert_int_equal(flush.ret, 0);
+
+	raced_close(&s);
+}
+
+/* More places than are kept one by one: more may be in doubt than was written, never less; written again, it heals. */
+static void many_places_in_doubt_heal_too(void **state)
+{
+	enum { NR = 3000, STEP = 5000 };
+	struct script s;
+
+	(void)state;
+	script_open(&s, NR * STEP, NODE_WRITABLE, false);
+	for (unsigned i = 0; i < NR; i++)
+		leaf_fill(&s.l, (uint64_t)(i * 7919 % NR) * STEP, 512, 1);
+	script_set(&s, AIO_FLUSH, -EIO, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_true(doubt_bytes(script_doubt(&s)) >= NR * 512);
+	for (unsigned i = 0; i + 1 < NR; i++)
+		leaf_fill(&s.l, (uint64_t)i * STEP, STEP, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO); /* the last place is missing */
+	leaf_fill(&s.l, (uint64_t)(NR - 1) * STEP, 512, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO); /* it is known as a part of a block only */
+	leaf_fill(&s.l, 0, NR * STEP, 1);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	script_close(&s);
+}
+
+/* Every write and zeroing is FUA; what fails then is the write, at once. */
+static void sync_on_makes_every_write_stable(void **state)
+{
+	uint8_t buf[512] = { 1 };
+	struct script s;
+
+	(void)state;
+	script_open(&s, 4096, NODE_WRITABLE | NODE_SYNC, false);
+	script_set(&s, AIO_WRITE, 0, 0);
+	s.flags_any = AIO_FUA;
+	assert_int_equal(leaf_write(&s.l, 0, buf, sizeof(buf), 0), 0);
+	assert_int_equal(s.seen, 1);
+	assert_int_equal(sim_nr_unstable(s.sim), 0);
+	script_set(&s, AIO_FLUSH, 0, 0);
+	assert_int_equal(leaf_zero(&s.l, 0, 512, 0), 0);
+	assert_int_equal(s.seen, 1);
+	assert_int_equal(sim_nr_unstable(s.sim), 0);
+	script_close(&s);
+}
+
 /* The write itself failed: the guest may repeat it, and flushes say nothing of it. */
 static void a_failed_fua_write_is_only_its_own_failure(void **state)
 {
@@ -414,6 +653,13 @@ int main(void)
 		cmocka_unit_test(more_requests_than_fibers_all_end),
 		cmocka_unit_test(a_failed_flush_is_never_forgotten),
 		cmocka_unit_test(a_failed_sync_of_a_fua_write_is_never_forgotten),
+		cmocka_unit_test(what_is_written_again_is_in_doubt_no_more),
+		cmocka_unit_test(a_retry_that_fails_is_in_doubt_again),
+		cmocka_unit_test(a_fua_write_again_needs_no_flush),
+		cmocka_unit_test(an_acknowledged_error_is_forgotten),
+		cmocka_unit_test(a_write_under_way_when_a_sync_fails_is_in_doubt),
+		cmocka_unit_test(many_places_in_doubt_heal_too),
+		cmocka_unit_test(sync_on_makes_every_write_stable),
 		cmocka_unit_test(a_failed_fua_write_is_only_its_own_failure),
 		cmocka_unit_test(cache_unsafe_syncs_nothing),
 		cmocka_unit_test(a_file_open_for_reading_has_nothing_to_sync),
