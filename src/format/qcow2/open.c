@@ -16,6 +16,7 @@
 
 #include "base/log.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/stock.h"
 
 #define L2_CACHE_LEN_DEFAULT MiB(32)
 #define REFCOUNT_CACHE_LEN_DEFAULT MiB(4)
@@ -277,11 +278,15 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	 * durable, what they gave up is freed, and that is written. Errors lose these: a leak, which check
 	 * finds.
 	 */
+	if (q->order)
+		stock_end(f, q);
 	for (int i = 0; q->order && i < 3 && !(order_clean(q->order) && alloc_idle(q)); i++) {
 		if (order_flush(f, q->order) < 0)
 			break;
 		(void)alloc_settle(f, q);
 	}
+	if (q->order && order_clean(q->order))
+		stock_trim(f, q);
 	free_all(q);
 }
 

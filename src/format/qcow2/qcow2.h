@@ -10,6 +10,7 @@
  *   resize.c    a longer virtual disk: a longer L1 table
  *   refcount.c  the count of each host cluster: get, change
  *   refcount_grow.c  new refcount blocks, longer refcount tables
+ *   stock.c     clusters counted ahead of use
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   create.c    new images and preallocation
@@ -77,6 +78,7 @@ struct qcow2 {
 	uint64_t zero_from;	  /* host offset from which on the file reads as zeroes (its length at open, regular files) */
 	struct refcounts *refcounts;
 	struct alloc_state *alloc;
+	struct stock *stock;
 	struct meta *meta;
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
@@ -124,6 +126,11 @@ int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr
  */
 int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh, uint64_t *ret_cluster,
 		  uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark);
+/*
+ * Counts up to nr clusters from first on, at or behind the frontier and covered, as far as they are free and in one
+ * piece. *ret_nr 0: the first is counted already.
+ */
+int refcount_stock(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr, uint64_t *ret_nr, order_mark *ret_mark);
 /* nr contiguous clusters at the frontier, counted 1, with all blocks and the longer refcount table that they need. */
 int refcount_extend(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, order_mark *ret_mark);
 /* Makes a refcount block for the cluster at the frontier if it has none; the frontier moves then. */
@@ -144,8 +151,9 @@ void alloc_close(struct qcow2 *q);
  */
 int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, uint64_t *ret_nr,
 		   bool *ret_fresh, order_mark *ret_mark);
-/* For metadata: exactly nr, never used before, known to meta.c afterwards. */
-int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, order_mark *ret_mark);
+/* For metadata: exactly nr, never used before, known to meta.c afterwards. *ret_zero: the file reads as zeroes there. */
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
+		   order_mark *ret_mark);
 /* The mark after which all counts are durable that alloc_clusters() and alloc_metadata() have set until now. */
 order_mark alloc_counted(const struct qcow2 *q);
 /*
