@@ -180,13 +180,15 @@ static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 {
 	uint64_t next, room;
 	order_mark mark = ORDER_NONE;
+	bool stocked;
 	int err;
 
 	if (stock_low(q))
 		(void)stock_refill(f, q); /* then they are counted one by one */
 	do {
 		*ret_nr = stock_take(q, nr, ret_cluster);
-		if (*ret_nr)
+		stocked = *ret_nr;
+		if (stocked)
 			break;
 		err = alloc_room(q, nr, &room);
 		while (err == 0 && !refcount_covered(q, q->end_cluster)) {
@@ -202,7 +204,8 @@ static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 	} while (!*ret_nr); /* the frontier moved: clusters there were counted as used, or another fiber took
 			       them */
 	note_counted(q, order_max(mark, stock_mark(q, *ret_cluster, *ret_nr, ORDER_NONE)));
-	stock_note_taken(q, *ret_nr);
+	if (!stocked)
+		stock_note_taken(q, *ret_nr);
 	return 0;
 }
 

@@ -11,6 +11,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/ahead.h"
 #include "format/qcow2/entry.h"
 #include "format/qcow2/stock.h"
 
@@ -219,6 +220,7 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 		if (err < 0)
 			return err;
 		ret->flags = fresh ? EXTENT_READS_ZERO : 0;
+		ahead_note_alloc(q, off, nr << q->cluster_bits);
 	}
 	ret->host_off = host_off;
 	ret->len = nr << q->cluster_bits;
@@ -292,6 +294,38 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 			release_entry(q, old, mark, false);
 	}
 	cache_unpin(q->l2, p);
+	if (err == 0 && (extent->flags & EXTENT_READS_ZERO))
+		ahead_make(f, q);
+	return err;
+}
+
+int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len)
+{
+	struct run run = run_at(q, off, *len);
+	uint64_t cluster, nr = 0;
+	be64 disk[RUN_MAX];
+	struct piece *p;
+	int err = run_open(f, q, &run, &p);
+
+	*len = 0;
+	if (err < 0)
+		return err;
+	while (nr < run.nr && !entry_get(p, run.first + (unsigned)nr))
+		nr++;
+	nr = stock_take(q, nr, &cluster);
+	for (unsigned i = 0; i < nr; i++)
+		disk[i] = be64_put(((cluster + i) << q->cluster_bits) | QCOW2_COPIED);
+	if (nr)
+		err = order_put(f, q->order, run_host_off(q, &run), disk, nr * sizeof(disk[0]),
+				stock_mark(q, cluster, nr, order_max(order_now(q->order), alloc_counted(q))),
+				NULL);
+	for (unsigned i = 0; err == 0 && i < nr; i++)
+		entry_set(p, run.first + i, be64_get(disk[i]));
+	cache_unpin(q->l2, p);
+	if (err < 0)
+		alloc_undo(f, q, cluster << q->cluster_bits, nr);
+	else
+		*len = nr << q->cluster_bits;
 	return err;
 }
 

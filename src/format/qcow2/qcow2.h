@@ -10,6 +10,7 @@
  *   resize.c    a longer virtual disk: a longer L1 table
  *   refcount.c  the count of each host cluster: get, change
  *   refcount_grow.c  new refcount blocks, longer refcount tables
+ *   ahead.c     mappings ahead of sequential writers
  *   stock.c     clusters counted ahead of use
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
@@ -79,6 +80,7 @@ struct qcow2 {
 	struct refcounts *refcounts;
 	struct alloc_state *alloc;
 	struct stock *stock;
+	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
@@ -194,6 +196,11 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_load(struct fiber *f, struct node *n, uint64_t off);
 int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
+/*
+ * Empty guest clusters get stock without having been written: zeroes. *len: whole clusters, locked by the caller; returns
+ * for how many bytes from off on it was done, 0: an entry is not empty, or the stock is.
+ */
+int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);

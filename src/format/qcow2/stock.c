@@ -11,7 +11,7 @@
  * write.
  *
  * The price: a cut leaves the stock counted, with nothing that leads to it, which check calls leaks; at most
- * as much as the session had allocated before, and STOCK_LEN_MAX for each of two batches. Closing gives it
+ * three times as much as the session had allocated before, and 3/2 STOCK_LEN_MAX. Closing gives it
  * back.
  *
  * Owns:    the batches, and the length of the file beyond the frontier.
@@ -26,7 +26,7 @@
 #include "format/qcow2/refcount.h"
 
 #define TAKEN_MIN 8		/* sessions that allocate less clusters get no stock */
-#define STOCK_LEN_MAX MiB(16)  /* of a batch; a cluster at least */
+#define STOCK_LEN_MAX MiB(32)  /* of a batch; a cluster at least */
 #define BATCHES_MAX 8	       /* whose marks are remembered */
 
 struct batch {
@@ -70,6 +70,7 @@ uint64_t stock_take(struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster)
 	*ret_cluster = q->end_cluster;
 	nr = MIN(nr, stock_nr(q));
 	q->end_cluster += nr;
+	q->stock->nr_taken += nr;
 	return nr;
 }
 
@@ -97,17 +98,31 @@ order_mark stock_mark(const struct qcow2 *q, uint64_t cluster, uint64_t nr, orde
 	return mark;
 }
 
+uint64_t stock_nr_durable(const struct qcow2 *q)
+{
+	uint64_t cluster = q->end_cluster;
+
+	while (cluster < q->end_cluster + stock_nr(q)) {
+		const struct batch *b = batch_of(q->stock, cluster);
+
+		if (!b || b->mark > order_durable(q->order))
+			break;
+		cluster = b->end;
+	}
+	return cluster - q->end_cluster;
+}
+
 void stock_note_taken(struct qcow2 *q, uint64_t nr)
 {
 	q->stock->nr_taken += nr;
 }
 
-/* As much as the session has taken already, so that a small one stays small. 0: nothing yet. */
+/* Twice what the session has taken already, so that a small one stays small. 0: nothing yet. */
 static uint64_t batch_nr(const struct qcow2 *q)
 {
 	uint64_t most = MAX(STOCK_LEN_MAX >> q->cluster_bits, 1);
 
-	return q->stock->nr_taken >= TAKEN_MIN ? MIN(q->stock->nr_taken, most) : 0;
+	return q->stock->nr_taken >= TAKEN_MIN ? MIN(2 * q->stock->nr_taken, most) : 0;
 }
 
 bool stock_low(const struct qcow2 *q)
