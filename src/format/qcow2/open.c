@@ -152,7 +152,11 @@ static int clear_autoclear(struct fiber *f, struct qcow2 *q, struct varve_error 
 static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
 			 struct varve_error *err)
 {
-	int ret = order_new(&q->order, q->file, 0);
+	int ret = q->h.incompatible & QCOW2_INCOMPAT_DIRTY ? qcow2_rebuild_refcounts(f, q, err) : 0;
+
+	if (ret < 0)
+		return ret;
+	ret = order_new(&q->order, q->file, 0);
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");

@@ -9,6 +9,7 @@
  *   l2.c        changing the mapping: alloc, link, unlink
  *   resize.c    a longer virtual disk: a longer L1 table
  *   refcount.c  the count of each host cluster: get, change
+ *   rebuild.c   refcounts of an image that was not closed
  *   refcount_grow.c  new refcount blocks, longer refcount tables
  *   ahead.c     mappings ahead of sequential writers
  *   stock.c     clusters counted ahead of use
@@ -142,6 +143,11 @@ bool refcount_covered(const struct qcow2 *q, uint64_t cluster);
 /* Plain functions on the bytes of a refcount block, for every width; used by check and create too. */
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index);
 void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
+
+/* rebuild.c -------------------------------------------------------------------------------------------- */
+
+/* The dirty bit is set: counts anew what is referred to, and clears it. Before the tables are opened. */
+int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
