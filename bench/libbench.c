@@ -39,18 +39,21 @@ static const char usage[] =
 	"  --aio ENGINE        io_uring, threads (the best one)\n"
 	"  --runtime SECONDS   for how long (3)\n"
 	"  --ops N             how many requests, instead of a time\n"
+	"  --flush-interval N  of writes: a flush after each N of them; 0: none (0). From the depth on all requests\n"
+	"                      in flight end first; a shorter interval sends the flush between them\n"
 	"  --seed N            of the offsets (1)\n";
 
 struct slot {
 	struct iovec iov;
 	uint64_t begin_ns;
+	bool flushes;
 };
 
 struct bench {
 	/* options */
 	struct varve_open_options open;
 	const char *name, *rw;
-	uint64_t block_len, depth, step, runtime_ns, nr_ops, seed;
+	uint64_t block_len, depth, step, runtime_ns, nr_ops, seed, flush_interval;
 	bool write, random;
 
 	/* while it runs */
@@ -60,6 +63,9 @@ struct bench {
 	unsigned char *memory;
 	uint64_t nr_blocks, next_off, rng;
 	uint64_t started, finished, begin_ns, end_ns, until_ns;
+	uint64_t flushes_started, flushes_finished, flush_at;
+	uint64_t idle[DEPTH_MAX]; /* slots without a request, while a flush waits for those in flight */
+	unsigned nr_idle;
 	struct hist hist;
 };
 
@@ -85,7 +91,7 @@ static uint64_t now_ns(void)
 
 /* ---- options ---- */
 
-enum { FORMAT = 256, RW, STEP, BLOCK, DEPTH, CACHE, AIO, RUNTIME, OPS, SEED, HELP };
+enum { FORMAT = 256, RW, STEP, BLOCK, DEPTH, CACHE, AIO, RUNTIME, OPS, SEED, FLUSH, HELP };
 
 static int take_number(const char *option, const char *text, uint64_t min, uint64_t max, uint64_t *ret)
 {
@@ -145,6 +151,8 @@ static int take(struct bench *b, int c)
 		return take_runtime(optarg, &b->runtime_ns);
 	case OPS:
 		return take_number("ops", optarg, 1, INT64_MAX, &b->nr_ops);
+	case FLUSH:
+		return take_number("flush-interval", optarg, 0, INT64_MAX, &b->flush_interval);
 	case SEED:
 		return take_number("seed", optarg, 0, UINT64_MAX, &b->seed);
 	default:
@@ -162,6 +170,7 @@ static int parse(struct bench *b, int argc, char **argv)
 		{ "depth", required_argument, NULL, DEPTH },	{ "cache", required_argument, NULL, CACHE },
 		{ "aio", required_argument, NULL, AIO },	{ "runtime", required_argument, NULL, RUNTIME },
 		{ "ops", required_argument, NULL, OPS },	{ "seed", required_argument, NULL, SEED },
+		{ "flush-interval", required_argument, NULL, FLUSH },
 		{ "help", no_argument, NULL, HELP },		{ 0 },
 	};
 	int c, ret;
@@ -174,6 +183,9 @@ static int parse(struct bench *b, int argc, char **argv)
 	if (argc - optind != 1)
 		return fail("one IMAGE is wanted; see --help");
 	b->name = argv[optind];
+	if (b->flush_interval && !b->write)
+		return fail("--flush-interval: there is nothing to flush while reading");
+	b->flush_at = b->flush_interval ? b->flush_interval : UINT64_MAX;
 	if (b->step == 0)
 		b->step = b->block_len;
 	b->open.flags = b->write ? VARVE_OPEN_WRITABLE : 0;
@@ -243,9 +255,55 @@ static int start(struct bench *b, struct slot *s, uint64_t now)
 	return 0;
 }
 
+static int start_flush(struct bench *b, struct slot *s)
+{
+	int ret = varve_submit_flush(b->queue, b->image, s);
+
+	if (ret < 0)
+		return fail("%s: flush not submitted: %s", b->name, strerror(-ret));
+	s->flushes = true;
+	b->flush_at += b->flush_interval;
+	b->flushes_started++;
+	return 0;
+}
+
 static bool may_start(const struct bench *b, uint64_t now)
 {
 	return b->nr_ops ? b->started < b->nr_ops : now < b->until_ns;
+}
+
+static uint64_t in_flight(const struct bench *b)
+{
+	return b->started - b->finished + b->flushes_started - b->flushes_finished;
+}
+
+/* What a free slot does next: a write or read, a flush, or nothing until those in flight have ended. */
+static int start_next(struct bench *b, unsigned i, uint64_t now)
+{
+	struct slot *s = &b->slots[i];
+	bool drains = b->flush_interval >= b->depth;
+
+	if (b->started >= b->flush_at) {
+		if (!drains || !in_flight(b))
+			return start_flush(b, s);
+	} else if (may_start(b, now) && !(drains && b->flushes_started > b->flushes_finished)) {
+		return start(b, s, now);
+	}
+	b->idle[b->nr_idle++] = i;
+	return 0;
+}
+
+static int start_idle(struct bench *b, uint64_t now)
+{
+	unsigned nr = b->nr_idle;
+	uint64_t idle[DEPTH_MAX];
+
+	memcpy(idle, b->idle, nr * sizeof(idle[0]));
+	b->nr_idle = 0;
+	for (unsigned i = 0; i < nr; i++)
+		if (start_next(b, (unsigned)idle[i], now))
+			return 1;
+	return 0;
 }
 
 static int run(struct bench *b)
@@ -256,10 +314,11 @@ static int run(struct bench *b)
 
 	b->begin_ns = now;
 	b->until_ns = now + b->runtime_ns;
-	for (i = 0; i < (int)b->depth && may_start(b, now); i++)
-		if (start(b, &b->slots[i], now))
-			return 1;
-	while (b->finished < b->started) {
+	for (i = 0; i < (int)b->depth; i++)
+		b->idle[b->nr_idle++] = (uint64_t)i;
+	if (start_idle(b, now))
+		return 1;
+	while (in_flight(b)) {
 		n = varve_queue_reap(b->queue, done, DEPTH_MAX, -1);
 		if (n < 0)
 			return fail("%s: the queue failed: %s", b->name, strerror(-n));
@@ -269,11 +328,17 @@ static int run(struct bench *b)
 
 			if (done[i].result < 0)
 				return fail("%s: a request failed: %s", b->name, strerror(-done[i].result));
-			hist_add(&b->hist, now - s->begin_ns);
-			b->finished++;
-			if (may_start(b, now) && start(b, s, now))
-				return 1;
+			if (s->flushes) {
+				s->flushes = false;
+				b->flushes_finished++;
+			} else {
+				hist_add(&b->hist, now - s->begin_ns);
+				b->finished++;
+			}
+			b->idle[b->nr_idle++] = (uint64_t)(s - b->slots);
 		}
+		if (start_idle(b, now))
+			return 1;
 	}
 	b->end_ns = now;
 	return 0;
@@ -295,6 +360,7 @@ static void report(const struct bench *b, const struct rusage *before, const str
 	printf("{\"rw\": \"%s\", \"block_size_bytes\": %" PRIu64 ", \"depth\": %" PRIu64 ", \"requests\": %" PRIu64
 	       ", \"elapsed_seconds\": %.6f, \"iops\": %.1f,\n",
 	       b->rw, b->block_len, b->depth, b->finished, elapsed, (double)b->finished / elapsed);
+	printf(" \"flushes\": %" PRIu64 ",\n", b->flushes_finished);
 	printf(" \"cpu_user_ns_per_op\": %.1f, \"cpu_sys_ns_per_op\": %.1f, \"context_switches\": %ld,\n",
 	       user * 1e9 / (double)b->finished, sys * 1e9 / (double)b->finished,
 	       after->ru_nvcsw - before->ru_nvcsw + after->ru_nivcsw - before->ru_nivcsw);

@@ -250,6 +250,16 @@ int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, s
 int node_readv(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov);
 int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov, uint32_t flags);
 int node_flush(struct fiber *f, struct node *n);
+
+/* Several writes, in flight together in no order: waits for all of them. The first error. nr > 0 */
+struct node_write {
+	uint64_t off, len;
+	const struct iovec *iov; /* exactly len bytes */
+	unsigned nr_iov;
+	struct req r; /* node_write_all()'s */
+};
+
+int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, unsigned nr);
 int node_discard(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint32_t flags);
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */

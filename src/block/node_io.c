@@ -96,6 +96,39 @@ int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iove
 	return node_io(f, n, REQ_WRITE, off, iov_len(iov, nr_iov), iov, nr_iov, flags);
 }
 
+struct waiting_writes {
+	struct fiber *f;
+	unsigned in_flight;
+	int error;
+};
+
+static void one_of_all_done(struct req *r, int ret)
+{
+	struct waiting_writes *w = (struct waiting_writes *)req_state(r);
+
+	if (ret < 0 && !w->error)
+		w->error = ret;
+	if (--w->in_flight == 0)
+		fiber_wake(w->f);
+}
+
+int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, unsigned nr)
+{
+	struct waiting_writes w = { .f = f, .in_flight = nr };
+
+	for (unsigned i = 0; i < nr; i++) {
+		struct node_write *x = &writes[i];
+
+		req_init(&x->r, fiber_queue(f), REQ_WRITE, x->off, x->len, x->iov, x->nr_iov, 0, NULL);
+		x->r.at = n;
+		req_set_state(&x->r, (uintptr_t)&w); /* the last hop is ours, as above */
+		req_forward(&x->r, n, x->off, one_of_all_done);
+	}
+	while (w.in_flight)
+		fiber_wait(f);
+	return w.error;
+}
+
 int node_flush(struct fiber *f, struct node *n)
 {
 	return node_io(f, n, REQ_FLUSH, 0, 0, NULL, 0, 0);

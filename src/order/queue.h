@@ -12,7 +12,8 @@
 #include "order/order.h"
 #include "order/sector.h"
 
-/* Elements of one vectored write. */
+/* What one wave of writes may have: requests in flight together, and elements of their vectors. */
+#define ORDER_WRITES 32
 #define ORDER_IOV 512
 
 /* Exists as long as it has entries. */
@@ -40,7 +41,8 @@ struct order {
 	int error;		 /* of the last one that did */
 	struct waitlist waiting; /* woken when durable advances and when a write-out ends */
 	struct order_stats stats;
-	struct iovec iov[ORDER_IOV]; /* the writing fiber's */
+	struct node_write writes[ORDER_WRITES]; /* the writing fiber's */
+	struct iovec iov[ORDER_IOV];		/* and this */
 
 	/* any queue, atomically */
 	_Atomic bool clean;

@@ -12,49 +12,59 @@
 #include <errno.h>
 #include <stdlib.h>
 
-/* A vectored write that is being collected from neighbouring bytes. */
-struct batch {
-	uint64_t off, len;
-	unsigned nr_iov;
+/*
+ * The writes of one section have no order between them: a wave of them is in flight together. It goes out when
+ * its requests or its vector are used up.
+ */
+struct wave {
+	uint64_t len; /* bytes */
+	unsigned nr, nr_iov;
 };
 
-static int batch_write(struct fiber *f, struct order *o, struct batch *b)
+static int wave_write(struct fiber *f, struct order *o, struct wave *w)
 {
-	int err;
+	int err = w->nr ? node_write_all(f, o->file, o->writes, w->nr) : 0;
 
-	if (!b->nr_iov)
-		return 0;
-	err = node_writev(f, o->file, b->off, o->iov, b->nr_iov, 0);
 	if (err < 0)
 		return err;
-	o->stats.writes++;
-	o->stats.bytes += b->len;
-	b->nr_iov = 0;
+	o->stats.writes += w->nr;
+	o->stats.bytes += w->len;
+	*w = (struct wave){ 0 };
 	return 0;
 }
 
-static int batch_add(struct fiber *f, struct order *o, struct batch *b, uint64_t off, uint8_t *bytes,
-		     unsigned len)
+static int wave_add(struct fiber *f, struct order *o, struct wave *w, uint64_t off, uint8_t *bytes, unsigned len)
 {
-	if (b->nr_iov && (b->off + b->len != off || b->nr_iov == ORDER_IOV)) {
-		int err = batch_write(f, o, b);
+	struct node_write *last = w->nr ? &o->writes[w->nr - 1] : NULL;
+	bool joins = last && last->off + last->len == off;
+
+	if (w->nr_iov == ORDER_IOV || (w->nr == ORDER_WRITES && !joins)) {
+		int err = wave_write(f, o, w);
 
 		if (err < 0)
 			return err;
+		joins = false;
 	}
-	if (!b->nr_iov) {
-		b->off = off;
-		b->len = 0;
+	o->iov[w->nr_iov] = (struct iovec){ bytes, len };
+	if (joins) {
+		last->len += len;
+		last->nr_iov++;
+	} else {
+		last = &o->writes[w->nr++];
+		last->off = off;
+		last->len = len;
+		last->iov = &o->iov[w->nr_iov];
+		last->nr_iov = 1;
 	}
-	o->iov[b->nr_iov++] = (struct iovec){ bytes, len };
-	b->len += len;
+	w->nr_iov++;
+	w->len += len;
 	return 0;
 }
 
 /* The section is closed: its list and bytes stand still while we wait for the disk. */
 static int section_write(struct fiber *f, struct order *o, struct section *sec)
 {
-	struct batch b = { 0 };
+	struct wave w = { 0 };
 	int err = 0;
 
 	sec->list = sector_sort(sec->list);
@@ -62,9 +72,9 @@ static int section_write(struct fiber *f, struct order *o, struct section *sec)
 		unsigned from = 0, len;
 
 		for (; err == 0 && sector_run(s, &from, &len); from += len)
-			err = batch_add(f, o, &b, s->nr * SECTOR_LEN + from, s->bytes + from, len);
+			err = wave_add(f, o, &w, s->nr * SECTOR_LEN + from, s->bytes + from, len);
 	}
-	return err < 0 ? err : batch_write(f, o, &b);
+	return err < 0 ? err : wave_write(f, o, &w);
 }
 
 static void section_retire(struct order *o, struct section *sec)

@@ -7,7 +7,7 @@
  *       known free    been freed       here
  *
  * Data goes to freed clusters first, found by looking at one stretch of counts for each allocation, then to
- * the frontier. Metadata goes to the frontier only: entries of L2 tables are compared with the frontier when
+ * the frontier, where stock.c has counted some already. Metadata goes to the frontier only: entries of L2 tables are compared with the frontier when
  * they are read (map.c), so that no entry of a crafted image can point into a table that is made later.
  *
  * Owns:    the frontier, the hint, and the frees that wait for their mark.
@@ -17,6 +17,7 @@
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/stock.h"
 
 #include <stdlib.h>
 
@@ -97,6 +98,8 @@ int alloc_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 	if (!q->alloc)
 		return varve_error_set(err, -ENOMEM, "allocator: out of memory");
 	TAILQ_INIT(&q->alloc->frees);
+	if (stock_open(q) < 0)
+		return varve_error_set(err, -ENOMEM, "allocator: out of memory");
 	/* What lies beyond the file's end now has never been written: it reads as zeroes. Devices have no
 	 * such place. */
 	q->zero_from = node_len(q->leaf);
@@ -109,6 +112,7 @@ int alloc_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 
 void alloc_close(struct qcow2 *q)
 {
+	stock_close(q);
 	struct pending_free *p;
 
 	while (q->alloc && (p = TAILQ_FIRST(&q->alloc->frees))) {
@@ -175,10 +179,17 @@ static int take_freed(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, uint64_t *ret_nr)
 {
 	uint64_t next, room;
-	order_mark mark;
+	order_mark mark = ORDER_NONE;
+	bool stocked;
 	int err;
 
+	if (stock_low(q))
+		(void)stock_refill(f, q); /* then they are counted one by one */
 	do {
+		*ret_nr = stock_take(q, nr, ret_cluster);
+		stocked = *ret_nr;
+		if (stocked)
+			break;
 		err = alloc_room(q, nr, &room);
 		while (err == 0 && !refcount_covered(q, q->end_cluster)) {
 			err = refcount_cover(f, q);
@@ -192,7 +203,9 @@ static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 			return err;
 	} while (!*ret_nr); /* the frontier moved: clusters there were counted as used, or another fiber took
 			       them */
-	note_counted(q, mark);
+	note_counted(q, order_max(mark, stock_mark(q, *ret_cluster, *ret_nr, ORDER_NONE)));
+	if (!stocked)
+		stock_note_taken(q, *ret_nr);
 	return 0;
 }
 
@@ -225,7 +238,7 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	return 0;
 }
 
-int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off,
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
 		   order_mark *ret_mark)
 {
 	uint64_t cluster, got = nr;
@@ -244,7 +257,9 @@ int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	for (uint64_t i = 0; i < nr; i++)
 		meta_add(q, cluster + i);
 	*ret_host_off = cluster << q->cluster_bits;
-	*ret_mark = q->alloc->counted;
+	mark = nr == 1 ? stock_mark(q, cluster, 1, ORDER_NONE) : ORDER_NONE;
+	*ret_zero = mark != ORDER_NONE;
+	*ret_mark = *ret_zero ? mark : q->alloc->counted;
 	return 0;
 }
 

@@ -208,7 +208,7 @@ static int prepare(struct fiber *f, struct checker *k, size_t max_pages)
 	return collect_l1s(k);
 }
 
-static void checker_free(struct checker *k)
+void checker_free(struct checker *k)
 {
 	refs_free(&k->refs);
 	l2_set_free(&k->l2s);
@@ -285,6 +285,23 @@ static int check_all(struct fiber *f, struct checker *k)
 		from = k->refs.to;
 	}
 	return err;
+}
+
+int check_references(struct fiber *f, struct checker *k)
+{
+	int err = prepare(f, k, CHECK_PAGES_MAX);
+
+	if (err < 0)
+		return err;
+	k->table_readable = false; /* old counts are nothing that lives on */
+	err = check_walk(f, k, WALK_TABLES);
+	k->first = true;
+	refs_window(&k->refs, 0, k->nr_clusters);
+	if (err == 0)
+		err = count_all_fixed(k);
+	if (err == 0)
+		err = check_bitmaps(f, k);
+	return err == 0 ? check_walk(f, k, WALK_COUNT) : err;
 }
 
 int qcow2_check_bounded(struct fiber *f, struct node *n, struct check *c, size_t max_pages,

@@ -90,6 +90,12 @@ int qcow2_check_bounded(struct fiber *f, struct node *n, struct check *c, size_t
 	} while (0)
 
 /* check.c */
+/*
+ * Counts all references but those of the refcount table, in the first window, and examines the tables on the way. The
+ * checker is to be freed in any case.
+ */
+int check_references(struct fiber *f, struct checker *k);
+void checker_free(struct checker *k);
 /* Reads metadata as the image has it now (queued writes included); zeroes beyond the end of the file. */
 int check_read(struct fiber *f, struct checker *k, uint64_t host_off, void *buf, size_t len);
 void check_progress(struct fiber *f, struct checker *k, uint64_t entries);

@@ -11,7 +11,9 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/ahead.h"
 #include "format/qcow2/entry.h"
+#include "format/qcow2/stock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -73,7 +75,8 @@ static int write_table(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint
  *
  * Durable first: the new table's content, and its refcount of 1. Only then: the L1 entry. Power lost in
  * between leaks one cluster, which check finds. The other way round, L1 would lead to a table with whatever
- * the cluster held before.
+ * the cluster held before. A new table in space that reads zero, as far as the file is durably long, is an empty
+ * table already: nothing is written, and L1 waits for the count only.
  *
  * The shared table loses one reference, once the L1 entry is durable; power lost before that leaves its count
  * one too high, again a leak. The clusters that both tables point at keep their counts: making the snapshot
@@ -84,11 +87,13 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 	uint64_t old_off = q->l1[table] & QCOW2_OFF_MASK, host_off;
 	order_mark counted, content = ORDER_NONE, linked;
 	be64 entry;
-	int err = alloc_metadata(f, q, 1, &host_off, &counted);
+	bool zero;
+	int err = alloc_metadata(f, q, 1, &host_off, &zero, &counted);
 
 	if (err < 0)
 		return err;
-	err = write_table(f, q, host_off, old_off, &content);
+	if (old_off || !zero)
+		err = write_table(f, q, host_off, old_off, &content);
 	entry = be64_put(host_off | QCOW2_COPIED);
 	if (err == 0)
 		err = order_put(f, q->order, q->h.l1_off + table * 8ull, &entry, sizeof(entry),
@@ -215,6 +220,7 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 		if (err < 0)
 			return err;
 		ret->flags = fresh ? EXTENT_READS_ZERO : 0;
+		ahead_note_alloc(q, off, nr << q->cluster_bits);
 	}
 	ret->host_off = host_off;
 	ret->len = nr << q->cluster_bits;
@@ -236,9 +242,29 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
  * finds; the old mapping holds. The other way round, an entry would point at a cluster still marked free, the
  * next allocation would hand it out again, and two guest blocks would share one place on disk.
  *
+ * Space from the stock is different: it reads zero, its count and the length of the file are older than the
+ * data. Where the guest sees zeroes now, the entry waits for the count only. Power lost with the entry on disk
+ * and the data not, or torn: the guest reads zeroes for what it wrote, or what it wrote, for each sector, as
+ * with any write that no flush has covered; and zeroes, as before, around it.
+ *
  * A new table's L1 entry (make_table()) and the entries in it have no order between them: without the L1
  * entry nobody sees the others, without the others the table says "nothing here", which was true before.
  */
+static order_mark link_after(struct qcow2 *q, const struct piece *p, const struct run *run,
+			     const struct extent *extent)
+{
+	uint64_t first = extent->host_off >> q->cluster_bits;
+	order_mark all = order_max(order_now(q->order), alloc_counted(q));
+
+	if (!(extent->flags & EXTENT_READS_ZERO) || has_backing(q))
+		return all;
+	for (unsigned i = 0; i < run->nr; i++) {
+		if (entry_get(p, run->first + i) & ~QCOW2_ZERO) /* a cluster, or damage */
+			return all;
+	}
+	return stock_mark(q, first, run->nr, all);
+}
+
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent)
 {
 	struct qcow2 *q = node_state(n);
@@ -255,7 +281,7 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 	for (unsigned i = 0; i < run.nr; i++)
 		disk[i] = be64_put((extent->host_off + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED);
 	err = order_put(f, q->order, run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
-			order_max(order_now(q->order), alloc_counted(q)), &mark);
+			link_after(q, p, &run, extent), &mark);
 	for (unsigned i = 0; err == 0 && i < run.nr; i++) {
 		uint64_t old = entry_get(p, run.first + i);
 
@@ -268,6 +294,38 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 			release_entry(q, old, mark, false);
 	}
 	cache_unpin(q->l2, p);
+	if (err == 0 && (extent->flags & EXTENT_READS_ZERO))
+		ahead_make(f, q);
+	return err;
+}
+
+int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len)
+{
+	struct run run = run_at(q, off, *len);
+	uint64_t cluster, nr = 0;
+	be64 disk[RUN_MAX];
+	struct piece *p;
+	int err = run_open(f, q, &run, &p);
+
+	*len = 0;
+	if (err < 0)
+		return err;
+	while (nr < run.nr && !entry_get(p, run.first + (unsigned)nr))
+		nr++;
+	nr = stock_take(q, nr, &cluster);
+	for (unsigned i = 0; i < nr; i++)
+		disk[i] = be64_put(((cluster + i) << q->cluster_bits) | QCOW2_COPIED);
+	if (nr)
+		err = order_put(f, q->order, run_host_off(q, &run), disk, nr * sizeof(disk[0]),
+				stock_mark(q, cluster, nr, order_max(order_now(q->order), alloc_counted(q))),
+				NULL);
+	for (unsigned i = 0; err == 0 && i < nr; i++)
+		entry_set(p, run.first + i, be64_get(disk[i]));
+	cache_unpin(q->l2, p);
+	if (err < 0)
+		alloc_undo(f, q, cluster << q->cluster_bits, nr);
+	else
+		*len = nr << q->cluster_bits;
 	return err;
 }
 

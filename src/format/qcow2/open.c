@@ -15,7 +15,9 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/stock.h"
 
 #define L2_CACHE_LEN_DEFAULT MiB(32)
 #define REFCOUNT_CACHE_LEN_DEFAULT MiB(4)
@@ -94,8 +96,9 @@ static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 
 /* ---- open ---- */
 
-struct cache_lens {
-	uint64_t l2, refcount;
+struct settings {
+	uint64_t l2_cache_len, refcount_cache_len;
+	bool map_ahead;
 };
 
 static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
@@ -108,15 +111,17 @@ static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct 
 	return r;
 }
 
-static int get_options(struct opts *o, struct cache_lens *ret, struct varve_error *err)
+static int get_options(struct opts *o, struct settings *ret, struct varve_error *err)
 {
 	int r;
 
-	*ret = (struct cache_lens){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT };
+	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true };
 	if (!o)
 		return 0;
-	r = get_cache_len(o, "l2-cache-size", &ret->l2, err);
-	return r < 0 ? r : get_cache_len(o, "refcount-cache-size", &ret->refcount, err);
+	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
+	if (r == 0)
+		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
+	return r < 0 ? r : opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
 }
 
 /*
@@ -144,31 +149,37 @@ static int clear_autoclear(struct fiber *f, struct qcow2 *q, struct varve_error 
 	return 0;
 }
 
-static int open_writable(struct fiber *f, struct qcow2 *q, const struct cache_lens *lens,
+static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
 			 struct varve_error *err)
 {
-	int ret = order_new(&q->order, q->file, 0);
+	int ret = q->h.incompatible & QCOW2_INCOMPAT_DIRTY ? qcow2_rebuild_refcounts(f, q, err) : 0;
+
+	if (ret < 0)
+		return ret;
+	ret = order_new(&q->order, q->file, 0);
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
-	ret = refcount_open(f, q, lens->refcount, err);
+	ret = refcount_open(f, q, set->refcount_cache_len, err);
 	if (ret == 0)
 		ret = alloc_open(f, q, err);
 	if (ret == 0)
 		ret = meta_open(f, q, err);
+	if (ret == 0 && set->map_ahead && ahead_open(q) < 0)
+		ret = varve_error_set(err, -ENOMEM, "mappings ahead: out of memory");
 	return ret;
 }
 
-static int open_tables(struct fiber *f, struct qcow2 *q, const struct cache_lens *lens,
+static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,
 		       struct varve_error *err)
 {
 	int ret = read_l1(f, q, err);
 
 	if (ret == 0 && q->writable)
-		ret = open_writable(f, q, lens, err);
+		ret = open_writable(f, q, set, err);
 	if (ret < 0)
 		return ret;
-	ret = l2_open(q, lens->l2);
+	ret = l2_open(q, set->l2_cache_len);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
 	return q->writable ? clear_autoclear(f, q, err) : 0;
@@ -201,6 +212,7 @@ static void free_all(struct qcow2 *q)
 {
 	l2_close(q);
 	if (q->order) {
+		ahead_close(q);
 		meta_close(q);
 		alloc_close(q);
 		refcount_close(q);
@@ -214,8 +226,8 @@ static void free_all(struct qcow2 *q)
 static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
-	struct cache_lens lens;
-	int ret = get_options(o, &lens, err);
+	struct settings set;
+	int ret = get_options(o, &set, err);
 
 	q->node = n;
 	q->file = q->leaf = n->file;
@@ -235,7 +247,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	if (ret == 0)
 		ret = set_names(q, err);
 	if (ret == 0 && !q->unmapped)
-		ret = open_tables(f, q, &lens, err);
+		ret = open_tables(f, q, &set, err);
 	if (ret < 0)
 		free_all(q);
 	return ret;
@@ -277,10 +289,18 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	 * durable, what they gave up is freed, and that is written. Errors lose these: a leak, which check
 	 * finds.
 	 */
+	if (q->order) {
+		ahead_take_back(f, q);
+		stock_end(f, q);
+	}
 	for (int i = 0; q->order && i < 3 && !(order_clean(q->order) && alloc_idle(q)); i++) {
 		if (order_flush(f, q->order) < 0)
 			break;
 		(void)alloc_settle(f, q);
+	}
+	if (q->order && order_clean(q->order)) {
+		ahead_trim(f, q);
+		stock_trim(f, q);
 	}
 	free_all(q);
 }

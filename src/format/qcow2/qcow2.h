@@ -9,7 +9,10 @@
  *   l2.c        changing the mapping: alloc, link, unlink
  *   resize.c    a longer virtual disk: a longer L1 table
  *   refcount.c  the count of each host cluster: get, change
+ *   rebuild.c   refcounts of an image that was not closed
  *   refcount_grow.c  new refcount blocks, longer refcount tables
+ *   ahead.c     mappings ahead of sequential writers
+ *   stock.c     clusters counted ahead of use
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   backing.c   another backing file, or none
@@ -78,6 +81,8 @@ struct qcow2 {
 	uint64_t zero_from;	  /* host offset from which on the file reads as zeroes (its length at open, regular files) */
 	struct refcounts *refcounts;
 	struct alloc_state *alloc;
+	struct stock *stock;
+	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
@@ -125,6 +130,11 @@ int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr
  */
 int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh, uint64_t *ret_cluster,
 		  uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark);
+/*
+ * Counts up to nr clusters from first on, at or behind the frontier and covered, as far as they are free and in one
+ * piece. *ret_nr 0: the first is counted already.
+ */
+int refcount_stock(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr, uint64_t *ret_nr, order_mark *ret_mark);
 /* nr contiguous clusters at the frontier, counted 1, with all blocks and the longer refcount table that they need. */
 int refcount_extend(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, order_mark *ret_mark);
 /* Makes a refcount block for the cluster at the frontier if it has none; the frontier moves then. */
@@ -134,6 +144,11 @@ bool refcount_covered(const struct qcow2 *q, uint64_t cluster);
 /* Plain functions on the bytes of a refcount block, for every width; used by check and create too. */
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index);
 void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t value);
+
+/* rebuild.c -------------------------------------------------------------------------------------------- */
+
+/* The dirty bit is set: counts anew what is referred to, and clears it. Before the tables are opened. */
+int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
@@ -145,8 +160,9 @@ void alloc_close(struct qcow2 *q);
  */
 int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, uint64_t *ret_nr,
 		   bool *ret_fresh, order_mark *ret_mark);
-/* For metadata: exactly nr, never used before, known to meta.c afterwards. */
-int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, order_mark *ret_mark);
+/* For metadata: exactly nr, never used before, known to meta.c afterwards. *ret_zero: the file reads as zeroes there. */
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
+		   order_mark *ret_mark);
 /* The mark after which all counts are durable that alloc_clusters() and alloc_metadata() have set until now. */
 order_mark alloc_counted(const struct qcow2 *q);
 /*
@@ -187,6 +203,11 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_load(struct fiber *f, struct node *n, uint64_t off);
 int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
+/*
+ * Empty guest clusters get stock without having been written: zeroes. *len: whole clusters, locked by the caller; returns
+ * for how many bytes from off on it was done, 0: an entry is not empty, or the stock is.
+ */
+int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);

@@ -8,6 +8,7 @@
  * not compare with the file at open.
  */
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/stock.h"
 
 #include <stdlib.h>
 
@@ -236,8 +237,7 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 		return err;
 	/* From here to the queueing of the counts nothing waits. */
 	if (fresh)
-		limit = q->end_cluster == cluster ? pl.nr
-						  : 0; /* 0: somebody moved the frontier while we waited */
+		limit = q->end_cluster == cluster && !stock_nr(q) ? pl.nr : 0; /* 0: not as it was before we waited */
 	else
 		limit = MIN(pl.nr, q->end_cluster - cluster);
 	if (!fresh && rc->reserved_end > cluster)
@@ -256,6 +256,21 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 		if (run)
 			err = place_add(f, q, &pl, pl.index + i, run, 1, ORDER_NONE, ret_mark);
 	}
+	place_close(q, &pl);
+	return err;
+}
+
+int refcount_stock(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr, uint64_t *ret_nr,
+		   order_mark *ret_mark)
+{
+	struct place pl;
+	int err = place_open(f, q, first, &pl);
+
+	if (err < 0)
+		return err;
+	err = free_run(q, &pl, pl.index, MIN(nr, pl.nr), first, ret_nr);
+	if (err == 0 && *ret_nr)
+		err = place_add(f, q, &pl, pl.index, *ret_nr, 1, ORDER_NONE, ret_mark);
 	place_close(q, &pl);
 	return err;
 }

@@ -12,6 +12,7 @@
  * frontier in the range of a new block is counted as used. At worst that leaks.
  */
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/stock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -259,8 +260,10 @@ static int extend(struct fiber *f, struct qcow2 *q, struct growth *g)
 static int extend_locked(struct fiber *f, struct qcow2 *q, uint64_t nr, struct growth *g)
 {
 	uint64_t room;
-	int err = plan(q, nr, g);
+	int err;
 
+	stock_drop(f, q);
+	err = plan(q, nr, g);
 	if (err == 0 && g->nr)
 		err = alloc_room(q, g->nr, &room);
 	if (err < 0 || !g->nr)

@@ -58,12 +58,13 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	uint64_t old_off = q->h.l1_off, old_clusters = div_up(q->h.l1_entries * 8ull, q->cluster_len);
 	uint64_t clusters = div_up(nr * 8ull, q->cluster_len), host_off, *l1;
 	order_mark counted, content = ORDER_NONE, linked;
+	bool zero;
 	int err;
 
 	l1 = calloc(clusters << q->cluster_bits, 1);
 	if (!l1)
 		return -ENOMEM;
-	err = alloc_metadata(f, q, clusters, &host_off, &counted);
+	err = alloc_metadata(f, q, clusters, &host_off, &zero, &counted);
 	if (err < 0)
 		goto out;
 	memcpy(l1, q->l1, q->h.l1_entries * 8ull);

@@ -81,6 +81,18 @@ int node_writev(struct fiber *f, struct node *n, uint64_t off, const struct iove
 	return res < 0 ? (int)res : 0;
 }
 
+int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, unsigned nr)
+{
+	int first = 0;
+
+	for (unsigned i = 0; i < nr; i++) {
+		int err = node_writev(f, n, writes[i].off, writes[i].iov, writes[i].nr_iov, 0);
+
+		first = first ? first : err;
+	}
+	return first;
+}
+
 int node_flush(struct fiber *f, struct node *n)
 {
 	struct bench *b = container_of(n, struct bench, node);

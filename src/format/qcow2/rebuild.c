@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/rebuild.c - the refcounts of an image that its last writer did not close
+ *
+ * With lazy refcounts a writer sets the dirty bit and lets the counts on disk fall behind. What refers to clusters
+ * is counted as check does it, and new counts are written behind the end of the file:
+ *
+ *     file as it was | refcount blocks, only those that count something | refcount table
+ *
+ * varve itself never lets counts fall behind: those of stock.c are durable before anybody waits for them, so being
+ * lazy would save no sync. It leaves the dirty bit clear.
+ *
+ * Assumes: called while the image is opened, before anything else of it is; the old refcount table is not looked at.
+ * Never:   guesses. Where references cannot be counted, or tables are damaged, the image stays as it is.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "format/qcow2/check.h"
+
+struct rebuild {
+	struct qcow2 *q;
+	struct checker *k;
+	struct varve_error *err;
+	uint64_t first;	   /* cluster: the new region */
+	uint64_t nr_blocks, nr_table;
+	uint64_t per_block;
+	uint8_t *used;	   /* for each block: does it count something? */
+	uint64_t nr_used;  /* elements */
+	be64 *table;
+	char found[256];   /* the first line of the examination that is no leak */
+};
+
+static void note_found(void *user_data, const char *line)
+{
+	struct rebuild *b = user_data;
+
+	if (!*b->found)
+		snprintf(b->found, sizeof(b->found), "%s", line);
+}
+
+static uint64_t region_end(const struct rebuild *b)
+{
+	return b->first + b->nr_blocks + b->nr_table;
+}
+
+static int no_memory(struct rebuild *b)
+{
+	return varve_error_set(b->err, -ENOMEM, "rebuilding the refcounts: out of memory");
+}
+
+/* What the counters say must fit into counts, and agree with the COPIED flags that let the guest write in place. */
+static int judge_page(struct rebuild *b, const struct ref_page *p)
+{
+	uint64_t most = UINT64_MAX >> (64 - (1u << b->q->h.refcount_order));
+
+	for (unsigned i = 0; i < REF_PAGE; i++) {
+		uint64_t refs = p->counters[i] & REF_COUNT_MAX;
+
+		if ((p->counters[i] & REF_OVERLAP) || refs > most ||
+		    ((p->counters[i] & REF_COPIED_SET) && refs != 1))
+			return varve_error_set(
+				b->err, -EIO,
+				"the image was not closed cleanly, and host offset 0x%llx is used %llu times in ways "
+				"that exclude each other: open it read-only, or repair it (qemu-img check -r all)",
+				(unsigned long long)(p->first + i) << b->q->cluster_bits, (unsigned long long)refs);
+		if (refs)
+			b->used[(p->first + i) / b->per_block] = 1;
+	}
+	return 0;
+}
+
+/* How many blocks, and how long a table, the region with them included. */
+static int plan(struct rebuild *b)
+{
+	struct ref_page **pages;
+	uint64_t before;
+	size_t nr;
+	int ret = 0;
+
+	b->first = b->k->nr_clusters;
+	b->per_block = ((uint64_t)b->q->cluster_len * 8) >> b->q->h.refcount_order;
+	/* The region is shorter than the file by far, but for the smallest files. */
+	b->nr_used = div_up(2 * b->first + 1024, b->per_block) + 2;
+	if (b->nr_used > QCOW2_REFCOUNT_TABLE_LEN_MAX / 8)
+		return varve_error_set(b->err, -EFBIG, "rebuilding the refcounts: the file is too long for %u-bit "
+				       "counts and this cluster size", 1u << b->q->h.refcount_order);
+	b->used = calloc(b->nr_used, 1);
+	pages = refs_sorted(&b->k->refs, &nr);
+	if (!b->used || !pages) {
+		free(pages);
+		return no_memory(b);
+	}
+	for (size_t i = 0; ret == 0 && i < nr; i++)
+		ret = judge_page(b, pages[i]);
+	free(pages);
+	do {
+		uint64_t last;
+
+		before = region_end(b);
+		last = before / b->per_block; /* the region grows by one cluster at least */
+		if (ret == 0 && last >= b->nr_used)
+			ret = varve_error_set(b->err, -EFBIG, "rebuilding the refcounts: no room for them");
+		if (ret < 0)
+			return ret;
+		for (uint64_t i = b->first / b->per_block; i <= last; i++)
+			b->used[i] = 1;
+		b->nr_blocks = 0;
+		for (uint64_t i = 0; i < b->nr_used; i++)
+			b->nr_blocks += b->used[i];
+		b->nr_table = div_up((last + 1) * 8, b->q->cluster_len);
+	} while (region_end(b) != before);
+	return 0;
+}
+
+static void fill_block(struct rebuild *b, uint64_t nr, uint8_t *content)
+{
+	uint64_t first = nr * b->per_block;
+
+	memset(content, 0, b->q->cluster_len);
+	for (uint64_t i = 0; i < b->per_block && first + i < region_end(b); i++) {
+		uint64_t refs = first + i >= b->first ? 1 : refs_get(&b->k->refs, first + i) & REF_COUNT_MAX;
+
+		if (refs)
+			refcount_write(content, b->q->h.refcount_order, i, refs);
+	}
+}
+
+static int write_region(struct fiber *f, struct rebuild *b)
+{
+	uint64_t cluster = b->first;
+	int ret = 0;
+
+	b->table = calloc(b->nr_table, b->q->cluster_len);
+	if (!b->table)
+		return no_memory(b);
+	for (uint64_t i = 0; ret == 0 && i < b->nr_used; i++) {
+		if (!b->used[i])
+			continue;
+		fill_block(b, i, b->k->table);
+		b->table[i] = be64_put(cluster << b->q->cluster_bits);
+		ret = node_write(f, b->q->file, cluster++ << b->q->cluster_bits, b->k->table, b->q->cluster_len);
+	}
+	if (ret == 0)
+		ret = node_write(f, b->q->file, cluster << b->q->cluster_bits, b->table,
+				 b->nr_table << b->q->cluster_bits);
+	return ret < 0 ? varve_error_errno(b->err, ret, "cannot write new refcounts") : 0;
+}
+
+/*
+ * Durable first: the new blocks and the table. Only then: the header that names the table, without the dirty bit, both in
+ * one sector. Power lost in between: the bit is still set, and the next writer counts again; the region is not
+ * referred to, and is counted as free then. The old table and blocks are free as soon as the header is durable.
+ */
+static int switch_over(struct fiber *f, struct rebuild *b)
+{
+	uint8_t sector[512];
+	struct qcow2_header_disk d;
+	struct qcow2 *q = b->q;
+	int ret = node_flush(f, q->file);
+
+	static_assert(sizeof(d) <= sizeof(sector), "written as one");
+	if (ret == 0)
+		ret = node_read(f, q->file, 0, sector, sizeof(sector));
+	if (ret < 0)
+		return varve_error_errno(b->err, ret, "new refcounts");
+	q->h.refcount_table_off = (b->first + b->nr_blocks) << q->cluster_bits;
+	q->h.refcount_table_clusters = (uint32_t)b->nr_table;
+	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	memcpy(&d, sector, sizeof(d));
+	d.refcount_table_off = be64_put(q->h.refcount_table_off);
+	d.refcount_table_clusters = be32_put(q->h.refcount_table_clusters);
+	d.incompatible = be64_put(q->h.incompatible);
+	memcpy(sector, &d, sizeof(d));
+	ret = node_write(f, q->file, 0, sector, sizeof(sector));
+	if (ret == 0)
+		ret = node_flush(f, q->file);
+	return ret < 0 ? varve_error_errno(b->err, ret, "cannot write the header with new refcounts") : 0;
+}
+
+static int count(struct fiber *f, struct rebuild *b)
+{
+	const struct varve_check_result *r = b->k->c->result;
+	int ret = check_references(f, b->k);
+
+	if (ret < 0)
+		return ret;
+	if (r->corruptions || r->check_errors)
+		return varve_error_set(b->err, -EIO,
+				       "the image was not closed cleanly, and its refcounts cannot be rebuilt (%s): "
+				       "open it read-only, or repair it (qemu-img check -r all)",
+				       *b->found ? b->found : "some of it cannot be read");
+	if (b->k->refs.to < b->k->nr_clusters)
+		return varve_error_set(b->err, -EFBIG,
+				       "the image was not closed cleanly, and is too long to rebuild its refcounts "
+				       "in memory: repair it (qemu-img check -r all)");
+	return 0;
+}
+
+int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	struct varve_check_result result = { 0 };
+	struct rebuild b = { .q = q, .err = err };
+	struct check c = { .result = &result, .report = note_found, .user_data = &b };
+	struct checker k = { .q = q, .c = &c, .err = err };
+	int ret;
+
+	b.k = &k;
+	ret = count(f, &b);
+	if (ret == 0)
+		ret = plan(&b);
+	if (ret == 0 && q->leaf->fixed_len && region_end(&b) << q->cluster_bits > node_len(q->leaf))
+		ret = varve_error_set(err, -ENOSPC, "rebuilding the refcounts: the device has no room for them");
+	if (ret == 0)
+		ret = write_region(f, &b);
+	if (ret == 0)
+		ret = switch_over(f, &b);
+	if (ret == 0)
+		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt", node_name(q->node));
+	checker_free(&k);
+	free(b.used);
+	free(b.table);
+	return ret;
+}
