@@ -96,6 +96,11 @@ struct driver {
 	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
 	/* Leaf: set the length; format: resize of the virtual disk. */
 	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+	/*
+	 * Leaf, optional: at least len long, with zeroes where nothing was; never shorter than it is, whoever writes behind
+	 * its end meanwhile (setting the length could cut that off).
+	 */
+	int (*extend)(struct fiber *f, struct node *n, uint64_t len);
 
 	/*
 	 * Format. map(): any attached queue, no waiting, no side effects: what is at [off, off + len)? The rest: fibers of
@@ -263,6 +268,8 @@ int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, u
 int node_discard(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint32_t flags);
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
+/* -ENOTSUP: the leaf cannot. See struct driver. */
+int node_extend(struct fiber *f, struct node *n, uint64_t len);
 int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 
 /* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */

@@ -158,6 +158,16 @@ int64_t node_file_len(struct fiber *f, struct node *n)
 	return n->drv->get_len ? n->drv->get_len(f, n) : (int64_t)node_len(n);
 }
 
+int node_extend(struct fiber *f, struct node *n, uint64_t len)
+{
+	struct node *leaf = leaf_below(n);
+	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, len) : -ENOTSUP;
+
+	for (; ret == 0 && n != leaf; n = n->file)
+		atomic_store(&n->len, node_len(leaf));
+	return ret;
+}
+
 int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
 {
 	int ret;

@@ -272,6 +272,7 @@ const struct driver driver_file = {
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.extend = file_extend,
 	.copy_range = file_copy_range,
 	.info = file_info,
 };
@@ -292,6 +293,7 @@ const struct driver driver_host_device = {
 	.get_len = file_get_len,
 	.status = file_status,
 	.truncate = file_truncate,
+	.extend = file_extend,
 	.copy_range = file_copy_range,
 	.info = file_info,
 };

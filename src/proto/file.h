@@ -72,6 +72,7 @@ int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads 
 int64_t file_get_len(struct fiber *f, struct node *n);
 int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
 		uint64_t *ret_len);
+int file_extend(struct fiber *f, struct node *n, uint64_t len);
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 int file_acknowledge(struct node *n, uint64_t *bytes);
 void file_stats(struct node *n, void *json_stats);

@@ -247,6 +247,46 @@ int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocat
 	return ret;
 }
 
+/* ---- growing under other people's writes ---- */
+
+struct extend {
+	int fd;
+	uint64_t len;
+	uint32_t block_len;
+};
+
+/*
+ * Reserves one block at the new end: that makes the file as long, never shorter, and leaves what stands there alone. The
+ * rest is a hole.
+ */
+static int extend_work(void *arg)
+{
+	struct extend *e = arg;
+	uint64_t len = MIN(e->len, (uint64_t)e->block_len);
+	int ret;
+
+	do {
+		ret = fallocate(e->fd, 0, (off_t)(e->len - len), (off_t)len) < 0 ? -errno : 0;
+	} while (ret == -EINTR);
+	return ret == -EOPNOTSUPP || ret == -ENOSYS ? -ENOTSUP : ret;
+}
+
+int file_extend(struct fiber *f, struct node *n, uint64_t len)
+{
+	struct file *fl = node_state(n);
+	struct extend e = { fl->af.fd, len, MAX(n->align, 4096) };
+	int ret;
+
+	if (!fl->writable || fl->af.is_blockdev)
+		return -ENOTSUP;
+	if (len > VARVE_LEN_MAX)
+		return -EFBIG;
+	ret = len > node_len(n) ? fiber_work(f, extend_work, &e) : 0;
+	if (ret == 0)
+		file_grow(n, len);
+	return ret;
+}
+
 /* ---- info ---- */
 
 struct usage {

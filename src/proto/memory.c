@@ -205,6 +205,19 @@ static int memory_status(struct fiber *f, struct node *n, uint64_t off, uint64_t
 	return 0;
 }
 
+static int memory_extend(struct fiber *f, struct node *n, uint64_t len)
+{
+	uint64_t old = node_len(n);
+
+	(void)f;
+	if (check_len(len, NULL) < 0)
+		return -EFBIG;
+	while (old < len && !atomic_compare_exchange_weak_explicit(&n->len, &old, len, memory_order_relaxed,
+								   memory_order_relaxed))
+		;
+	return 0;
+}
+
 static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
 			   struct varve_error *err)
 {
@@ -232,4 +245,5 @@ const struct driver driver_memory = {
 	.get_len = memory_get_len,
 	.status = memory_status,
 	.truncate = memory_truncate,
+	.extend = memory_extend,
 };

@@ -74,6 +74,17 @@ static int sim_set_len(struct fiber *f, struct node *n, uint64_t len, bool preal
 	return 0;
 }
 
+static int sim_extend(struct fiber *f, struct node *n, uint64_t len)
+{
+	struct sim_leaf *s = node_state(n);
+	int ret = len > sim_len(s->sim) ? sim_truncate(s->sim, len) : 0;
+
+	(void)f;
+	if (ret == 0)
+		file_grow(n, len);
+	return ret;
+}
+
 static const struct driver driver_sim = {
 	.name = "sim",
 	.kind = DRIVER_LEAF,
@@ -86,6 +97,7 @@ static const struct driver driver_sim = {
 	.stats = file_stats,
 	.get_len = sim_get_len,
 	.truncate = sim_set_len,
+	.extend = sim_extend,
 };
 
 int sim_node_new(struct fiber *f, struct sim_file *s, const struct aio_file *af, uint32_t flags,

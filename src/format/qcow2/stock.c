@@ -146,7 +146,8 @@ static int add_batch(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t 
 	int err = 0;
 
 	if (len > node_len(q->leaf)) {
-		err = node_truncate(f, q->file, len, false, NULL);
+		/* Not by setting the length: data of others may be on its way to behind that. */
+		err = node_extend(f, q->file, len);
 		s->grown = true;
 	}
 	if (err < 0) {
