@@ -54,8 +54,11 @@ int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_erro
 int file_open_device(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
 void file_close(struct fiber *f, struct node *n);
 
-/* file_align.c: worker threads. What O_DIRECT asks of offsets and lengths, and of memory. */
-int file_find_align(int fd, bool is_blockdev, uint32_t *ret_align, uint32_t *ret_mem_align,
+/*
+ * file_align.c: worker threads. What O_DIRECT asks of offsets and lengths, and of memory. ask: the kernel,
+ * first; tests do without, as on kernels that do not say.
+ */
+int file_find_align(int fd, bool is_blockdev, bool ask, uint32_t *ret_align, uint32_t *ret_mem_align,
 		    struct varve_error *err);
 /* Logical block of a block device. */
 int file_block_len(int fd, uint32_t *ret_len, struct varve_error *err);

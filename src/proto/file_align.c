@@ -129,11 +129,11 @@ static int align_probe(int fd, uint32_t *ret_align, uint32_t *ret_mem_align)
 	return align ? 0 : -EINVAL;
 }
 
-int file_find_align(int fd, bool is_blockdev, uint32_t *ret_align, uint32_t *ret_mem_align,
+int file_find_align(int fd, bool is_blockdev, bool ask, uint32_t *ret_align, uint32_t *ret_mem_align,
 		    struct varve_error *err)
 {
 	uint32_t align = 0, mem_align = 0;
-	int ret = align_ask(fd, &align, &mem_align);
+	int ret = ask ? align_ask(fd, &align, &mem_align) : 0;
 
 	if (ret == -EINVAL)
 		return varve_error_set(err, ret,

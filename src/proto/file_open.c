@@ -121,7 +121,7 @@ static int find_limits(struct open_work *w)
 	if (w->is_blockdev)
 		ret = file_block_len(w->fd, &w->block_len, w->err);
 	if (!ret && (w->flags & NODE_DIRECT))
-		ret = file_find_align(w->fd, w->is_blockdev, &w->align, &w->mem_align, w->err);
+		ret = file_find_align(w->fd, w->is_blockdev, true, &w->align, &w->mem_align, w->err);
 	return ret;
 }
 

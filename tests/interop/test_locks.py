@@ -45,7 +45,7 @@ def refused(r, lock):
 
 
 def is_lenient(tool, fmt):
-    """qemu-io bears that others write to a raw image, for there are no tables to be confused by it; varve does not."""
+    """QEMU bears that others write to a raw image, for there are no tables to be confused by it; varve does not."""
     return tool == "qemu" and fmt == "raw"
 
 
@@ -60,7 +60,7 @@ def test_a_writer_keeps_writers_and_readers_out(disk, holder, asker):
         refused(IO[asker](path, "write 0 512", options=("-f", fmt)), lock)
         if not is_lenient(asker, fmt):
             refused(IO[asker](path, "read 0 512", options=("-r", "-f", fmt)), 'shared "write"')
-        refused(IMG[asker]("info", "-f", fmt, path), 'shared "write"')
+            refused(IMG[asker]("info", "-f", fmt, path), 'shared "write"')
         # --force-share reads all the same, and writing is not to be had by it
         ok(IMG[asker]("info", "-U", "-f", fmt, path))
         ok(IO[asker](path, "read 0 512", options=("-r", "-U", "-f", fmt)))

@@ -167,6 +167,34 @@ static void closing_with_data_in_doubt_is_an_error(void **state)
 	device_free(&d);
 }
 
+/* No room is the write's own error: nothing is in doubt by it, and with room again the file goes on. */
+static void a_full_file_system_is_told_and_got_over(void **state)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE, .format = "raw" };
+	struct varve_image *image;
+	static char buf[MIB];
+
+	(void)state;
+	assert_true(mkdir(path_of("small"), 0700) == 0 || errno == EEXIST);
+	if (mount("tmpfs", path_of("small"), "tmpfs", 0, "size=1m") < 0)
+		leave_out("nothing can be mounted here");
+	make_image("small/file", "raw", DISK_LEN, NULL);
+	expect_ok(varve_image_open(&image, path_of("small/file"), &oo, &err));
+	expect_ok(varve_image_write(image, 0, buf, MIB / 2, 0, &err));
+	assert_int_equal(varve_image_write(image, 2 * MIB, buf, MIB, 0, &err), -ENOSPC);
+	assert_non_null(strstr(err.message, "No space left"));
+	expect_ok(varve_image_read(image, 0, buf, MIB / 2, &err));
+	expect_ok(varve_image_flush(image, &err));
+	expect_stats(image, "\"flush-error\":null");
+	/* Room is made by giving some back, or from outside. */
+	expect_ok(varve_image_discard(image, 0, DISK_LEN, &err));
+	expect_ok(varve_image_write(image, 2 * MIB, buf, MIB / 2, 0, &err));
+	device_mend();
+	expect_ok(varve_image_write(image, 4 * MIB, buf, MIB, VARVE_REQ_FUA, &err));
+	expect_ok(varve_image_close(image, &err));
+	umount2(path_of("small"), MNT_DETACH);
+}
+
 /* What a test that failed half-way has left mounted. */
 static int clean_up(void **state)
 {
@@ -180,6 +208,7 @@ int main(void)
 		cmocka_unit_test(a_mended_disk_is_well_again_when_all_is_written_again),
 		cmocka_unit_test(an_operator_may_acknowledge_the_loss),
 		cmocka_unit_test(closing_with_data_in_doubt_is_an_error),
+		cmocka_unit_test(a_full_file_system_is_told_and_got_over),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

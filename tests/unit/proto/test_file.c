@@ -387,6 +387,30 @@ static void direct_io_takes_any_offset_and_length(void **state)
 	}
 }
 
+/* On kernels that do not say what O_DIRECT takes it is tried out: what is found works, the kernel's own word or not. */
+static void alignment_is_tried_out_where_the_kernel_does_not_say(void **state)
+{
+	uint32_t align[2], mem_align[2];
+	struct varve_error err;
+	void *buf = NULL;
+	int fd;
+
+	(void)state;
+	if (!direct_works_here()) {
+		print_message("# left out: no O_DIRECT here\n");
+		return;
+	}
+	fd = open(leaf_path("probe"), O_RDONLY | O_DIRECT | O_CLOEXEC);
+	assert_int_equal(posix_memalign(&buf, 65536, 65536 * 2), 0);
+	for (int ask = 0; ask < 2; ask++) {
+		assert_int_equal(file_find_align(fd, false, ask, &align[ask], &mem_align[ask], &err), 0);
+		assert_true(is_pow2(align[ask]) && is_pow2(mem_align[ask]) && mem_align[ask] >= 512);
+		assert_int_equal(pread(fd, (char *)buf + mem_align[ask], align[ask], align[ask]), align[ask]);
+	}
+	free(buf);
+	close(fd);
+}
+
 static void direct_io_on_an_empty_file_works(void **state)
 {
 	struct leaf l;
@@ -558,6 +582,7 @@ int main(void)
 		cmocka_unit_test(what_holds_no_image_is_refused_by_name),
 		cmocka_unit_test(bad_options_are_refused_by_name),
 		cmocka_unit_test(direct_io_takes_any_offset_and_length),
+		cmocka_unit_test(alignment_is_tried_out_where_the_kernel_does_not_say),
 		cmocka_unit_test(direct_io_on_an_empty_file_works),
 		cmocka_unit_test(a_file_system_without_direct_io_is_named),
 		cmocka_unit_test(one_writer_or_many_readers),
