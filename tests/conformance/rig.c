@@ -116,7 +116,7 @@ void rig_close_node(struct rig *rig, int result)
 	ret = leaf_close(&rig->l);
 	if (ret != result) {
 		close(rig->fd);
-		fail_msg("closing: %d, not %d", ret, result);
+		fail_msg("closing: %d (%s), not %d", ret, rig->l.err.message, result);
 	}
 }
 
