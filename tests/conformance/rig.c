@@ -19,7 +19,7 @@ static const uint32_t cache_flags[CACHES] = {
 	[DIRECTSYNC] = NODE_DIRECT | NODE_WRITETHROUGH,
 	[UNSAFE] = NODE_NO_FLUSH,
 };
-/* All that users may name, if the build has them. */
+/* All that users may name. */
 static const char *const engines[] = { "io_uring", "native", "posix", "threads" };
 
 const char *rig_cache_name(enum cache cache)
@@ -32,11 +32,6 @@ uint32_t rig_flags(const struct setting *s)
 	return NODE_WRITABLE | cache_flags[s->cache];
 }
 
-bool rig_engine_known(const char *engine)
-{
-	return aio_engine_choose(engine, true, NULL);
-}
-
 /* Linux AIO would silently block on a cached file, and refuses it (test_choice.c). */
 static bool engine_takes(const struct setting *s)
 {
@@ -46,8 +41,6 @@ static bool engine_takes(const struct setting *s)
 	if (!strcmp(s->engine, "posix"))
 		return false;
 #endif
-	if (!rig_engine_known(s->engine))
-		return false;
 	return strcmp(s->engine, "native") || cache_flags[s->cache] & NODE_DIRECT;
 }
 

@@ -28,7 +28,6 @@ struct rig {
 	struct faultfs *fs; /* on faultfs, whichever mode */
 };
 
-bool rig_engine_known(const char *engine);
 const char *rig_cache_name(enum cache cache);
 uint32_t rig_flags(const struct setting *s); /* NODE_*, writable */
 
