@@ -25,6 +25,7 @@ test:
 bench: all
 	scripts/install-packages bench
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/run
+	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/order
 
 clean:
 	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang

@@ -13,8 +13,8 @@
 #include <stdlib.h>
 
 /*
- * The writes of one section have no order between them: a wave of them is in flight together. It goes out when
- * its requests or its vector are used up.
+ * The writes of one section have no order between them: a wave of them is in flight together. It goes out
+ * when its requests or its vector are used up.
  */
 struct wave {
 	uint64_t len; /* bytes */
@@ -33,7 +33,8 @@ static int wave_write(struct fiber *f, struct order *o, struct wave *w)
 	return 0;
 }
 
-static int wave_add(struct fiber *f, struct order *o, struct wave *w, uint64_t off, uint8_t *bytes, unsigned len)
+static int wave_add(struct fiber *f, struct order *o, struct wave *w, uint64_t off, uint8_t *bytes,
+		    unsigned len)
 {
 	struct node_write *last = w->nr ? &o->writes[w->nr - 1] : NULL;
 	bool joins = last && last->off + last->len == off;

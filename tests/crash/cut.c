@@ -61,6 +61,7 @@ struct cut {
 	struct op ops[OPS_MAX];
 	unsigned in_flight;
 	uint32_t event, next_value;
+	uint64_t run_next; /* sector */
 };
 
 static uint64_t below(struct cut *c, uint64_t n)
@@ -381,8 +382,11 @@ static uint64_t pick_range(struct cut *c, uint64_t *ret_first)
 {
 	uint64_t per_cluster = c->cfg.cluster / SECTOR, max = 1 + below(c, OP_SECTORS_MAX), nr = 0;
 	uint64_t first = below(c, c->nr_sectors);
+	bool goes_on = c->cfg.run && below(c, 20) != 0;
 
-	if (below(c, 3) == 0 && per_cluster <= OP_SECTORS_MAX) {
+	if (goes_on) {
+		first = c->run_next % c->nr_sectors;
+	} else if (below(c, 3) == 0 && per_cluster <= OP_SECTORS_MAX) {
 		first -= first % per_cluster;
 		max = per_cluster * (1 + below(c, OP_SECTORS_MAX / per_cluster));
 	}
@@ -390,6 +394,8 @@ static uint64_t pick_range(struct cut *c, uint64_t *ret_first)
 	       c->sectors[first + nr].nr < VALUES_MAX)
 		nr++;
 	*ret_first = first;
+	if (goes_on)
+		c->run_next = first + nr;
 	return nr;
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""test_bench_smoke - bench/run runs to its end and writes results that a program can read
+"""test_bench_smoke - bench/run and bench/order run to their ends and write results that a program can read
 
 Never:   looks at how fast anything is.
 """
@@ -10,6 +10,7 @@ import subprocess
 
 from tool import TIMEOUT
 
+BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench"
 RUN = pathlib.Path(__file__).resolve().parents[2] / "bench" / "run"
 
 
@@ -48,3 +49,17 @@ def test_missing_peers_are_named_and_nothing_fails(tmp_path):
     absent = [row for group in r["groups"] for row in group["rows"] if row.get("absent") == "not installed"]
     assert len(absent) > 8 and "not installed" in text
     assert r["machine"]["fio"] == "not installed" and r["warnings"] == []
+
+
+def test_order_measures_both_sides(tmp_path):
+    target = tmp_path / "out.json"
+    p = subprocess.run([BENCH / "order", "--smoke", "--dir", tmp_path, "--json", target, "--only", "flush every 8, depth 8"],
+                       capture_output=True, text=True, timeout=2 * TIMEOUT, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["out.json"]
+    rows = json.loads(target.read_text())["rows"]
+    assert len(rows) == 2 * 2 * 2
+    for row in rows:
+        assert row["name"] in p.stdout
+        assert all(side["iops"] > 0 and side["rounds"] for side in row["sides"].values()), row
+        assert row["sides"]["varve"]["rounds"][0]["stats"]["order"]["puts"] > 0, row

@@ -3,19 +3,20 @@
  * qcow2/ahead.c - mappings made ahead of a guest that writes on and on
  *
  *     written | written | linked, reads zero ................ | nothing
- *             ▲ the guest is here                             ▲ next: where an allocation goes on with the run
+ *             ▲ the guest is here                             ▲ next: where an allocation goes on with the
+ * run
  *
- * Guest clusters behind a sequential run get clusters of the stock before they are written. Most writes of the
- * run are then plain overwrites: no fiber, no metadata, and a flush that finds the queue empty.
+ * Guest clusters behind a sequential run get clusters of the stock before they are written. Most writes of
+ * the run are then plain overwrites: no fiber, no metadata, and a flush that finds the queue empty.
  *
- * What a reader sees there: zeroes, from the cluster as from nothing. What a cut leaves: the entry or not, zeroes
- * in both cases; the count and the length of the file are durable before the entry (stock.c). After a crash
- * the clusters are ordinary ones that nobody has written yet: no leak, no damage.
+ * What a reader sees there: zeroes, from the cluster as from nothing. What a cut leaves: the entry or not,
+ * zeroes in both cases; the count and the length of the file are durable before the entry (stock.c). After a
+ * crash the clusters are ordinary ones that nobody has written yet: no leak, no damage.
  *
- * Only where zeroes are what the guest sees now: not above a backing image. A window is at most as long as the
- * run before it and AHEAD_LEN_MAX, and takes nothing but stock whose counts are durable: it costs the next
- * flush no sync, and a full file system fails no write here. When
- * the image closes, clusters of the last windows that are holes in the file are taken back.
+ * Only where zeroes are what the guest sees now: not above a backing image. A window is at most as long as
+ * the run before it and AHEAD_LEN_MAX, and takes nothing but stock whose counts are durable: it costs the
+ * next flush no sync, and a full file system fails no write here. When the image closes, clusters of the last
+ * windows that are holes in the file are taken back.
  *
  * Owns:    the run that is watched, and the windows until the image closes.
  * Assumes: fibers of the home queue.
@@ -47,7 +48,8 @@ struct ahead {
 
 int ahead_open(struct qcow2 *q)
 {
-	if (q->leaf->fixed_len || q->node->backing_name || q->node->backing)
+	/* Writethrough: overwrites would each be made stable by themselves; allocations share their syncs. */
+	if (q->leaf->fixed_len || q->node->backing_name || q->node->backing || (q->node->flags & NODE_WRITETHROUGH))
 		return 0;
 	q->ahead = calloc(1, sizeof(*q->ahead));
 	return q->ahead ? 0 : -ENOMEM;
@@ -63,7 +65,8 @@ void ahead_note_alloc(struct qcow2 *q, uint64_t guest_off, uint64_t len)
 {
 	struct ahead *a = q->ahead;
 
-	if (!a || (guest_off < a->next && a->next - guest_off <= a->run_len)) /* one of several in flight is late */
+	if (!a ||
+	    (guest_off < a->next && a->next - guest_off <= a->run_len)) /* one of several in flight is late */
 		return;
 	a->run_len = guest_off == a->next ? a->run_len + len : len;
 	a->next = guest_off + len;
@@ -158,7 +161,8 @@ static void next_hole(struct fiber *f, struct qcow2 *q, uint64_t guest_off, uint
 	}
 }
 
-/* Nothing is in flight any more. A hole reads zero, as nothing will; that it fails somewhere costs space, no data. */
+/* Nothing is in flight any more. A hole reads zero, as nothing will; that it fails somewhere costs space, no
+ * data. */
 void ahead_take_back(struct fiber *f, struct qcow2 *q)
 {
 	struct ahead *a = q->ahead;
@@ -168,8 +172,8 @@ void ahead_take_back(struct fiber *f, struct qcow2 *q)
 	for (unsigned i = 0; i < WINDOWS_MAX; i++) {
 		uint64_t off = a->windows[i].guest_off, end = off + a->windows[i].len, len;
 
-		for (next_hole(f, q, off, end - off, &off, &len); len; off += len,
-		     next_hole(f, q, off, end - off, &off, &len)) {
+		for (next_hole(f, q, off, end - off, &off, &len); len;
+		     off += len, next_hole(f, q, off, end - off, &off, &len)) {
 			if (l2_unlink(f, q->node, off, len, UNLINK_DISCARD) < 0)
 				break;
 		}
@@ -181,8 +185,8 @@ void ahead_trim(struct fiber *f, struct qcow2 *q)
 	uint64_t count;
 
 	for (unsigned i = 0; q->ahead && q->ahead->next_window && i < TRIM_MAX; i++) {
-		if (meta_holds(q, q->end_cluster - 1) ||
-		    refcount_get(f, q, q->end_cluster - 1, &count) < 0 || count)
+		if (meta_holds(q, q->end_cluster - 1) || refcount_get(f, q, q->end_cluster - 1, &count) < 0 ||
+		    count)
 			return;
 		q->end_cluster--;
 	}

@@ -2,16 +2,17 @@
 /*
  * qcow2/rebuild.c - the refcounts of an image that its last writer did not close
  *
- * With lazy refcounts a writer sets the dirty bit and lets the counts on disk fall behind. What refers to clusters
- * is counted as check does it, and new counts are written behind the end of the file:
+ * With lazy refcounts a writer sets the dirty bit and lets the counts on disk fall behind. What refers to
+ * clusters is counted as check does it, and new counts are written behind the end of the file:
  *
  *     file as it was | refcount blocks, only those that count something | refcount table
  *
- * varve itself never lets counts fall behind: those of stock.c are durable before anybody waits for them, so being
- * lazy would save no sync. It leaves the dirty bit clear.
+ * varve itself never lets counts fall behind: those of stock.c are durable before anybody waits for them, so
+ * being lazy would save no sync. It leaves the dirty bit clear.
  *
- * Assumes: called while the image is opened, before anything else of it is; the old refcount table is not looked at.
- * Never:   guesses. Where references cannot be counted, or tables are damaged, the image stays as it is.
+ * Assumes: called while the image is opened, before anything else of it is; the old refcount table is not
+ * looked at. Never:   guesses. Where references cannot be counted, or tables are damaged, the image stays as
+ * it is.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,13 +25,13 @@ struct rebuild {
 	struct qcow2 *q;
 	struct checker *k;
 	struct varve_error *err;
-	uint64_t first;	   /* cluster: the new region */
+	uint64_t first; /* cluster: the new region */
 	uint64_t nr_blocks, nr_table;
 	uint64_t per_block;
-	uint8_t *used;	   /* for each block: does it count something? */
-	uint64_t nr_used;  /* elements */
+	uint8_t *used;	  /* for each block: does it count something? */
+	uint64_t nr_used; /* elements */
 	be64 *table;
-	char found[256];   /* the first line of the examination that is no leak */
+	char found[256]; /* the first line of the examination that is no leak */
 };
 
 static void note_found(void *user_data, const char *line)
@@ -51,7 +52,8 @@ static int no_memory(struct rebuild *b)
 	return varve_error_set(b->err, -ENOMEM, "rebuilding the refcounts: out of memory");
 }
 
-/* What the counters say must fit into counts, and agree with the COPIED flags that let the guest write in place. */
+/* What the counters say must fit into counts, and agree with the COPIED flags that let the guest write in
+ * place. */
 static int judge_page(struct rebuild *b, const struct ref_page *p)
 {
 	uint64_t most = UINT64_MAX >> (64 - (1u << b->q->h.refcount_order));
@@ -61,11 +63,13 @@ static int judge_page(struct rebuild *b, const struct ref_page *p)
 
 		if ((p->counters[i] & REF_OVERLAP) || refs > most ||
 		    ((p->counters[i] & REF_COPIED_SET) && refs != 1))
-			return varve_error_set(
-				b->err, -EIO,
-				"the image was not closed cleanly, and host offset 0x%llx is used %llu times in ways "
-				"that exclude each other: open it read-only, or repair it (qemu-img check -r all)",
-				(unsigned long long)(p->first + i) << b->q->cluster_bits, (unsigned long long)refs);
+			return varve_error_set(b->err, -EIO,
+					       "the image was not closed cleanly, and host offset 0x%llx is "
+					       "used %llu times in ways "
+					       "that exclude each other: open it read-only, or repair it "
+					       "(qemu-img check -r all)",
+					       (unsigned long long)(p->first + i) << b->q->cluster_bits,
+					       (unsigned long long)refs);
 		if (refs)
 			b->used[(p->first + i) / b->per_block] = 1;
 	}
@@ -85,8 +89,10 @@ static int plan(struct rebuild *b)
 	/* The region is shorter than the file by far, but for the smallest files. */
 	b->nr_used = div_up(2 * b->first + 1024, b->per_block) + 2;
 	if (b->nr_used > QCOW2_REFCOUNT_TABLE_LEN_MAX / 8)
-		return varve_error_set(b->err, -EFBIG, "rebuilding the refcounts: the file is too long for %u-bit "
-				       "counts and this cluster size", 1u << b->q->h.refcount_order);
+		return varve_error_set(b->err, -EFBIG,
+				       "rebuilding the refcounts: the file is too long for %u-bit "
+				       "counts and this cluster size",
+				       1u << b->q->h.refcount_order);
 	b->used = calloc(b->nr_used, 1);
 	pages = refs_sorted(&b->k->refs, &nr);
 	if (!b->used || !pages) {
@@ -141,7 +147,8 @@ static int write_region(struct fiber *f, struct rebuild *b)
 			continue;
 		fill_block(b, i, b->k->table);
 		b->table[i] = be64_put(cluster << b->q->cluster_bits);
-		ret = node_write(f, b->q->file, cluster++ << b->q->cluster_bits, b->k->table, b->q->cluster_len);
+		ret = node_write(f, b->q->file, cluster++ << b->q->cluster_bits, b->k->table,
+				 b->q->cluster_len);
 	}
 	if (ret == 0)
 		ret = node_write(f, b->q->file, cluster << b->q->cluster_bits, b->table,
@@ -150,9 +157,10 @@ static int write_region(struct fiber *f, struct rebuild *b)
 }
 
 /*
- * Durable first: the new blocks and the table. Only then: the header that names the table, without the dirty bit, both in
- * one sector. Power lost in between: the bit is still set, and the next writer counts again; the region is not
- * referred to, and is counted as free then. The old table and blocks are free as soon as the header is durable.
+ * Durable first: the new blocks and the table. Only then: the header that names the table, without the dirty
+ * bit, both in one sector. Power lost in between: the bit is still set, and the next writer counts again; the
+ * region is not referred to, and is counted as free then. The old table and blocks are free as soon as the
+ * header is durable.
  */
 static int switch_over(struct fiber *f, struct rebuild *b)
 {
@@ -188,14 +196,16 @@ static int count(struct fiber *f, struct rebuild *b)
 	if (ret < 0)
 		return ret;
 	if (r->corruptions || r->check_errors)
-		return varve_error_set(b->err, -EIO,
-				       "the image was not closed cleanly, and its refcounts cannot be rebuilt (%s): "
-				       "open it read-only, or repair it (qemu-img check -r all)",
-				       *b->found ? b->found : "some of it cannot be read");
+		return varve_error_set(
+			b->err, -EIO,
+			"the image was not closed cleanly, and its refcounts cannot be rebuilt (%s): "
+			"open it read-only, or repair it (qemu-img check -r all)",
+			*b->found ? b->found : "some of it cannot be read");
 	if (b->k->refs.to < b->k->nr_clusters)
-		return varve_error_set(b->err, -EFBIG,
-				       "the image was not closed cleanly, and is too long to rebuild its refcounts "
-				       "in memory: repair it (qemu-img check -r all)");
+		return varve_error_set(
+			b->err, -EFBIG,
+			"the image was not closed cleanly, and is too long to rebuild its refcounts "
+			"in memory: repair it (qemu-img check -r all)");
 	return 0;
 }
 
@@ -212,13 +222,15 @@ int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error
 	if (ret == 0)
 		ret = plan(&b);
 	if (ret == 0 && q->leaf->fixed_len && region_end(&b) << q->cluster_bits > node_len(q->leaf))
-		ret = varve_error_set(err, -ENOSPC, "rebuilding the refcounts: the device has no room for them");
+		ret = varve_error_set(err, -ENOSPC,
+				      "rebuilding the refcounts: the device has no room for them");
 	if (ret == 0)
 		ret = write_region(f, &b);
 	if (ret == 0)
 		ret = switch_over(f, &b);
 	if (ret == 0)
-		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt", node_name(q->node));
+		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt",
+			    node_name(q->node));
 	checker_free(&k);
 	free(b.used);
 	free(b.table);

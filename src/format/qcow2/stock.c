@@ -6,9 +6,9 @@
  *      used    |  counted 1, the file is this long, reads zero    |
  *
  * A refcount that is durable already is one that no entry has to wait for, and space that reads zero can be
- * linked before the data in it is stable. So an allocation from the stock asks for no barrier, and the guest's
- * flush is one sync, whatever was allocated. The file is made longer once for each batch, not once for each
- * write.
+ * linked before the data in it is stable. So an allocation from the stock asks for no barrier, and the
+ * guest's flush is one sync, whatever was allocated. The file is made longer once for each batch, not once
+ * for each write.
  *
  * The price: a cut leaves the stock counted, with nothing that leads to it, which check calls leaks; at most
  * three times as much as the session had allocated before, and 3/2 STOCK_LEN_MAX. Closing gives it
@@ -25,9 +25,9 @@
 
 #include "format/qcow2/refcount.h"
 
-#define TAKEN_MIN 8		/* sessions that allocate less clusters get no stock */
-#define STOCK_LEN_MAX MiB(32)  /* of a batch; a cluster at least */
-#define BATCHES_MAX 8	       /* whose marks are remembered */
+#define TAKEN_MIN 8	      /* sessions that allocate less clusters get no stock */
+#define STOCK_LEN_MAX MiB(32) /* of a batch; a cluster at least */
+#define BATCHES_MAX 8	      /* whose marks are remembered */
 
 struct batch {
 	uint64_t first, end; /* clusters */
@@ -35,14 +35,14 @@ struct batch {
 };
 
 struct stock {
-	uint64_t end;	     /* of the last batch; the stock is [frontier, end), empty when that is not below */
-	uint64_t nr_taken;   /* fresh clusters handed out in this session */
+	uint64_t end;	   /* of the last batch; the stock is [frontier, end), empty when that is not below */
+	uint64_t nr_taken; /* fresh clusters handed out in this session */
 	unsigned next_batch; /* the place in batches for the next */
 	struct batch batches[BATCHES_MAX];
-	bool off;	 /* the file cannot be made longer: as if it were a device */
-	bool refilling;	 /* somebody is at it */
-	bool grown;	 /* the file was made longer than it need be */
-	bool ended;	 /* the image closes */
+	bool off;	/* the file cannot be made longer: as if it were a device */
+	bool refilling; /* somebody is at it */
+	bool grown;	/* the file was made longer than it need be */
+	bool ended;	/* the image closes */
 };
 
 int stock_open(struct qcow2 *q)

@@ -13,15 +13,18 @@ void stock_close(struct qcow2 *q);
 uint64_t stock_nr(const struct qcow2 *q);
 /* And of these, from the frontier on, those whose counts are durable. */
 uint64_t stock_nr_durable(const struct qcow2 *q);
-/* Up to nr clusters at the frontier, which moves; 0: the stock is empty. They are counted, and lie inside the file. */
+/* Up to nr clusters at the frontier, which moves; 0: the stock is empty. They are counted, and lie inside the
+ * file. */
 uint64_t stock_take(struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster);
-/* What entries that lead to these fresh clusters must come after; otherwise: some did not come from the stock. */
+/* What entries that lead to these fresh clusters must come after; otherwise: some did not come from the
+ * stock. */
 order_mark stock_mark(const struct qcow2 *q, uint64_t cluster, uint64_t nr, order_mark otherwise);
 /* So many fresh clusters were handed out that were not in stock. */
 void stock_note_taken(struct qcow2 *q, uint64_t nr);
 /* Time for stock_refill(). */
 bool stock_low(const struct qcow2 *q);
-/* One more batch, if there is room and a refcount block for it. Failing is no reason to fail an allocation. */
+/* One more batch, if there is room and a refcount block for it. Failing is no reason to fail an allocation.
+ */
 int stock_refill(struct fiber *f, struct qcow2 *q);
 /* Gives the stock back: under grow, before the frontier is used for something else. */
 void stock_drop(struct fiber *f, struct qcow2 *q);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * format/qcow2/test_qcow2_ahead.c - clusters counted and linked before they are wanted; counts that are made anew
+ * format/qcow2/test_qcow2_ahead.c - clusters counted and linked before they are wanted; counts that are made
+ * anew
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -149,7 +150,8 @@ static void nothing_is_linked_ahead_when_the_option_says_so_or_a_backing_image_w
 	disk_free_clean(d);
 }
 
-/* A discard of what is linked and was never written; a write into the middle of the window by somebody else. */
+/* A discard of what is linked and was never written; a write into the middle of the window by somebody else.
+ */
 static void windows_are_ordinary_clusters(void **state)
 {
 	struct disk *d = disk_made(MiB(16), "cluster_size=4k");
@@ -214,7 +216,8 @@ static void damage_is_not_made_into_counts(void **state)
 	set_dirty(d);
 	assert_int_equal(disk_open(d, NODE_WRITABLE), -EIO);
 	assert_non_null(strstr(d->err.message, "not closed cleanly"));
-	assert_int_equal(image_get(d->im, offsetof(struct qcow2_header_disk, incompatible), 8), QCOW2_INCOMPAT_DIRTY);
+	assert_int_equal(image_get(d->im, offsetof(struct qcow2_header_disk, incompatible), 8),
+			 QCOW2_INCOMPAT_DIRTY);
 	/* An entry that leads out of the file. */
 	image_put(d->im, image_l2_entry(d->im, 1), 8, GiB(1) | QCOW2_COPIED);
 	assert_int_equal(disk_open(d, NODE_WRITABLE), -EIO);
@@ -229,7 +232,8 @@ int main(void)
 		cmocka_unit_test(a_flush_is_one_sync_whatever_was_allocated),
 		cmocka_unit_test(a_crash_leaks_no_more_than_three_times_what_was_allocated),
 		cmocka_unit_test(a_run_finds_its_clusters_linked_and_they_read_as_zeroes),
-		cmocka_unit_test(nothing_is_linked_ahead_when_the_option_says_so_or_a_backing_image_would_show),
+		cmocka_unit_test(
+			nothing_is_linked_ahead_when_the_option_says_so_or_a_backing_image_would_show),
 		cmocka_unit_test(windows_are_ordinary_clusters),
 		cmocka_unit_test(counts_of_an_image_that_was_not_closed_are_made_anew),
 		cmocka_unit_test(damage_is_not_made_into_counts),
