@@ -328,7 +328,7 @@ static int dir_make(struct crashtest *c)
 
 static void dir_remove(struct crashtest *c)
 {
-	static const char *const names[] = { "base", "run", "log", "state", "state.log" };
+	static const char *const names[] = { "base", "run", "log", "state" };
 	char path[4096];
 
 	for (size_t i = 0; c->own_dir && i < ARRAY_LEN(names); i++) {
