@@ -8,6 +8,7 @@
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
  *   serve.c        `varve serve`
+ *   crashtest.h    `varve crashtest`
  *
  * Only the public interface of libvarve is used here: the tools prove that it is enough.
  */
@@ -108,5 +109,6 @@ void progress_end(void);
 int img_main(int argc, char **argv);
 int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
+int crashtest_main(int argc, char **argv);
 
 #endif

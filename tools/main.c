@@ -19,6 +19,7 @@ static const struct tool {
 } tools[] = {
 	{ "img", "qemu-img", "varve img", img_main, "create, inspect, check and compare disk images" },
 	{ "io", "qemu-io", "varve io", io_main, "read and write an image by hand or script" },
+	{ "crashtest", NULL, "varve crashtest", crashtest_main, "try what a power cut could leave of an image" },
 	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
 };
 
@@ -37,7 +38,7 @@ static void usage(void)
 	printf("Usage: varve TOOL [ARGUMENT]...\n"
 	       "Disk images, and disks for virtual machines made of them.\n\n");
 	for (size_t i = 0; i < ARRAY_LEN(tools); i++)
-		printf("  varve %-6s %s\n", tools[i].word, tools[i].what);
+		printf("  varve %-9s %s\n", tools[i].word, tools[i].what);
 	printf("\nvarve TOOL --help says more; varve --version which version this is.\n");
 }
 

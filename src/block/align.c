@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * block/align.c - the door of leaves that want aligned requests (O_DIRECT, block devices)
+ * block/align.c - the door of leaves and filters that want aligned requests (O_DIRECT, block devices, a write log)
  *
  * Aligned requests pass. Unaligned ones take a fiber and a bounce buffer. A write that covers part of a block reads the
  * block, changes it, writes it back; meanwhile no other write may touch the block, or it would be overwritten with

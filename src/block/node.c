@@ -40,7 +40,7 @@ void node_set_submit(struct node *n)
 {
 	if (n->drv->kind == DRIVER_FORMAT)
 		n->submit = map_submit;
-	else if (n->drv->kind == DRIVER_LEAF && (n->align > 1 || n->mem_align > 1))
+	else if (n->align > 1 || n->mem_align > 1)
 		n->submit = align_submit;
 	else
 		n->submit = n->drv->submit;

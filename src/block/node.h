@@ -209,7 +209,7 @@ struct node {
 	struct node *file, *backing;
 	struct queue *home;
 	unsigned level;		  /* fibers of block/ for it run at this level: 1 leaf (0: its driver's own), above: 1 + level of file */
-	uint32_t align;		  /* leaf: requests must be multiples of it (power of two, 1: any) */
+	uint32_t align;		  /* leaf, filter: requests must be multiples of it (power of two, 1: any) */
 	uint32_t mem_align;	  /* leaf: and memory addresses of this */
 	bool kept_above;	  /* leaf: what is read is kept by copy-on-read, which reads ahead itself */
 	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */

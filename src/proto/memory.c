@@ -6,12 +6,18 @@
  * pages only for what was touched. Every request is done at once, inside submit, on whatever queue it comes
  * from.
  *
+ * contents=FILENAME: the disk begins with what that regular file holds. The file is read when the disk is opened, and
+ * never changed: a copy to experiment with.
+ *
  * Owns:    the segments, until close. One that is installed stays: readers of other queues need no lock.
  * Assumes: overlapping requests of several queues are their senders' affair, as with any disk.
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -155,13 +161,87 @@ static int check_len(uint64_t len, struct varve_error *err)
 	return 0;
 }
 
+static void memory_release(struct memory *m)
+{
+	for (unsigned i = 0; i < MEM_SEGS; i++) {
+		if (m->segs[i])
+			munmap(m->segs[i], MEM_SEG_LEN);
+	}
+	free(m->segs);
+}
+
+/* Reads [from, to) of the file, which holds data there; the rest of the disk stays without memory. */
+static int load_data(struct memory *m, int fd, uint64_t from, uint64_t to)
+{
+	while (from < to) {
+		uint64_t at = from % MEM_SEG_LEN;
+		uint8_t *seg = seg_make(m, from);
+		ssize_t n;
+
+		if (!seg)
+			return -ENOMEM;
+		n = pread(fd, seg + at, MIN(to - from, MEM_SEG_LEN - at), (off_t)from);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (!n) /* somebody made it shorter: zeroes */
+			break;
+		from += (uint64_t)n;
+	}
+	return 0;
+}
+
+static int load_fd(struct memory *m, int fd, const char *name, uint64_t *ret_len, struct varve_error *err)
+{
+	uint64_t len, pos = 0;
+	struct stat st;
+	int ret = 0;
+
+	if (fstat(fd, &st) < 0)
+		return varve_error_errno(err, -errno, "contents: %s", name);
+	if (!S_ISREG(st.st_mode))
+		return varve_error_set(err, -EINVAL, "contents: %s is not a regular file", name);
+	len = (uint64_t)st.st_size;
+	ret = check_len(len, err);
+	if (ret < 0)
+		return varve_error_prefix(err, ret, "contents: %s: ", name);
+	while (ret == 0 && pos < len) {
+		off_t data = lseek(fd, (off_t)pos, SEEK_DATA), hole;
+
+		if (data < 0 && errno == ENXIO)
+			break; /* a hole up to the end */
+		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		ret = load_data(m, fd, data < 0 ? pos : (uint64_t)data, hole < 0 ? len : MIN((uint64_t)hole, len));
+		pos = hole < 0 ? len : (uint64_t)hole;
+	}
+	if (ret < 0)
+		return varve_error_errno(err, ret, "contents: %s", name);
+	*ret_len = len;
+	return 0;
+}
+
+static int load_contents(struct memory *m, const char *name, uint64_t *ret_len, struct varve_error *err)
+{
+	int fd = open(name, O_RDONLY | O_CLOEXEC | O_NONBLOCK), ret;
+
+	if (fd < 0)
+		return varve_error_errno(err, -errno, "contents: %s", name);
+	ret = load_fd(m, fd, name, ret_len, err);
+	close(fd);
+	return ret;
+}
+
 static int memory_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
+	const char *contents = opts_get(o, "contents");
 	struct memory *m = node_state(n);
 	uint64_t len = 0;
 	int ret;
 
 	(void)f;
+	if (contents && opts_get(o, "size"))
+		return varve_error_set(err, -EINVAL, "options 'size' and 'contents' exclude each other");
 	ret = opts_get_size(o, "size", &len, err);
 	if (!ret)
 		ret = check_len(len, err);
@@ -171,6 +251,11 @@ static int memory_open(struct fiber *f, struct node *n, struct opts *o, struct v
 	m->segs = calloc(MEM_SEGS, sizeof(*m->segs));
 	if (!m->segs)
 		return varve_error_set(err, -ENOMEM, "out of memory");
+	ret = contents ? load_contents(m, contents, &len, err) : 0;
+	if (ret < 0) {
+		memory_release(m);
+		return ret;
+	}
 	n->align = n->mem_align = 1;
 	atomic_store_explicit(&n->len, len, memory_order_relaxed);
 	return 0;
@@ -178,14 +263,8 @@ static int memory_open(struct fiber *f, struct node *n, struct opts *o, struct v
 
 static void memory_close(struct fiber *f, struct node *n)
 {
-	struct memory *m = node_state(n);
-
 	(void)f;
-	for (unsigned i = 0; i < MEM_SEGS; i++) {
-		if (m->segs[i])
-			munmap(m->segs[i], MEM_SEG_LEN);
-	}
-	free(m->segs);
+	memory_release(node_state(n));
 }
 
 static int64_t memory_get_len(struct fiber *f, struct node *n)

@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/crashtest.c - varve crashtest: options and the report
+ *
+ * An image is made, a seeded workload runs on it while every change of its file is logged, and then the states that a
+ * power cut could have left are tried one after the other: each must open, pass check, hold what was promised, and take
+ * new writes.
+ */
+#include "crashtest.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static const char usage_text[] =
+	"Usage: varve crashtest [OPTION]... [WORKLOAD]\n"
+	"Runs a workload on an image, then tries the states that a power cut could leave.\n\n"
+	"  -f, --format FORMAT     of the image (qcow2)\n"
+	"  -o, --options OPTIONS   of the image, as for varve img create -o\n"
+	"  -s, --size SIZE         of the virtual disk (2M)\n"
+	"      --image FILE        start from a copy of FILE\n"
+	"  -t, --cache MODE        writeback, writethrough, none, directsync (writeback)\n"
+	"  -n, --states N          states to try (1000)\n"
+	"      --state NUMBER      try only this one\n"
+	"      --leaks allow|fail  leaked space after a cut (allow)\n"
+	"      --dir DIRECTORY     keep all files there (default: a temporary one in /dev/shm)\n"
+	"      --output human|json\n"
+	"  -p, --progress          show how far it is\n"
+	"  -q, --quiet             nothing unless it fails\n\n"
+	"WORKLOAD: ops=200,depth=4,flush=8,zero=5,discard=5,fua=0,seq=30,unaligned=20,maxlen=64k,seed=1\n"
+	"  flush: after so many requests, 0 never; zero, discard, fua, seq, unaligned: of 100 requests\n\n"
+	"Exit status: 0 all states are as promised, 1 one is not (its image is kept), or an error.\n";
+
+enum { OPT_STATE = 256, OPT_LEAKS, OPT_DIR, OPT_OUTPUT, OPT_IMAGE };
+
+static const struct option longs[] = {
+	{ "format", required_argument, NULL, 'f' },   { "options", required_argument, NULL, 'o' },
+	{ "size", required_argument, NULL, 's' },     { "image", required_argument, NULL, OPT_IMAGE },
+	{ "cache", required_argument, NULL, 't' },    { "states", required_argument, NULL, 'n' },
+	{ "state", required_argument, NULL, OPT_STATE }, { "leaks", required_argument, NULL, OPT_LEAKS },
+	{ "dir", required_argument, NULL, OPT_DIR },  { "output", required_argument, NULL, OPT_OUTPUT },
+	{ "progress", no_argument, NULL, 'p' },	      { "quiet", no_argument, NULL, 'q' },
+	{ "help", no_argument, NULL, 'h' },	      { NULL, 0, NULL, 0 },
+};
+
+static int parse_number(const char *what, const char *text, uint64_t min, uint64_t max, uint64_t *ret)
+{
+	uint64_t v = 0;
+
+	if (parse_size(text, &v) < 0 || v < min || v > max)
+		return complain_usage("%s: '%s' is not a number from %llu to %llu", what, text, (unsigned long long)min,
+				      (unsigned long long)max);
+	*ret = v;
+	return 0;
+}
+
+/* ---- the workload's words ---- */
+
+static int parse_word(struct ct_options *o, const char *word)
+{
+	const struct {
+		const char *name;
+		unsigned *to;
+		uint64_t *to64;
+		uint64_t min, max;
+	} words[] = {
+		{ "ops", &o->ops, NULL, 1, CT_OPS_MAX },	{ "depth", &o->depth, NULL, 1, CT_DEPTH_MAX },
+		{ "flush", &o->flush, NULL, 0, CT_OPS_MAX },	{ "zero", &o->zero, NULL, 0, 100 },
+		{ "discard", &o->discard, NULL, 0, 100 },	{ "fua", &o->fua, NULL, 0, 100 },
+		{ "seq", &o->seq, NULL, 0, 100 },		{ "unaligned", &o->unaligned, NULL, 0, 100 },
+		{ "maxlen", NULL, &o->maxlen, CT_SECTOR, 16 << 20 }, { "seed", NULL, &o->seed, 0, UINT64_MAX },
+	};
+	const char *eq = strchr(word, '=');
+	uint64_t v = 0;
+
+	for (size_t i = 0; eq && i < ARRAY_LEN(words); i++) {
+		if (strncmp(word, words[i].name, (size_t)(eq - word)) != 0 || words[i].name[eq - word])
+			continue;
+		if (parse_number(words[i].name, eq + 1, words[i].min, words[i].max, &v))
+			return 1;
+		if (words[i].to)
+			*words[i].to = (unsigned)v;
+		else
+			*words[i].to64 = v;
+		return 0;
+	}
+	return complain_usage("workload: '%s' is none of ops=, depth=, flush=, zero=, discard=, fua=, seq=, unaligned=, "
+			      "maxlen=, seed=", word);
+}
+
+static int parse_workload(struct ct_options *o, const char *text)
+{
+	char *copy = strdup(text), *save = NULL;
+	int ret = !copy;
+
+	for (char *w = copy ? strtok_r(copy, ",", &save) : NULL; w && !ret; w = strtok_r(NULL, ",", &save))
+		ret = parse_word(o, w);
+	free(copy);
+	if (!ret && o->zero + o->discard > 100)
+		ret = complain_usage("workload: zero and discard are more than 100 together");
+	return ret;
+}
+
+static int parse_option(struct ct_options *o, int c)
+{
+	uint64_t v = 0;
+
+	switch (c) {
+	case 'f':
+		o->format = optarg;
+		return 0;
+	case 'o':
+		o->create = optarg;
+		return 0;
+	case 's':
+		return parse_number("--size", optarg, CT_SECTOR, CT_IMAGE_MAX, &o->len);
+	case OPT_IMAGE:
+		o->image = optarg;
+		return 0;
+	case 't':
+		o->cache = optarg;
+		return 0;
+	case 'n':
+		return parse_number("--states", optarg, 1, UINT32_MAX, &o->states);
+	case OPT_STATE:
+		if (parse_number("--state", optarg, 0, UINT32_MAX, &v))
+			return 1;
+		o->only = (int64_t)v;
+		return 0;
+	case OPT_LEAKS:
+		o->leaks_fail = !strcmp(optarg, "fail");
+		if (!o->leaks_fail && strcmp(optarg, "allow") != 0)
+			return complain_usage("--leaks: '%s' is neither allow nor fail", optarg);
+		return 0;
+	case OPT_DIR:
+		o->dir = optarg;
+		return 0;
+	case OPT_OUTPUT:
+		return parse_output(optarg, &o->output);
+	case 'p':
+		o->progress = true;
+		return 0;
+	default:
+		o->quiet = true;
+		return 0;
+	}
+}
+
+/* ---- trying ---- */
+
+struct crashtest {
+	struct ct_options o;
+	char dir[3000];
+	bool own_dir;
+	struct ct_work work;
+	struct ct_log log;
+	struct ct_lab *lab;
+	struct ct_result result;
+	struct ct_state state; /* of the failure */
+	double seconds;
+};
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+/* Flush by flush, so that the durable part only grows; the numbers are those of going round. 0, 1, -1 as ct_lab_try(). */
+static int try_all(struct crashtest *c)
+{
+	uint64_t nf = c->log.nr_flushes;
+	int ret = 0;
+
+	if (c->o.only >= 0) {
+		ct_state_choose(&c->log, c->o.seed, (uint64_t)c->o.only, &c->state);
+		return ct_lab_try(c->lab, &c->state, &c->result);
+	}
+	for (uint64_t f = 0; f < nf && ret == 0; f++) {
+		for (uint64_t nr = f; nr < c->o.states && ret == 0; nr += nf) {
+			ct_state_choose(&c->log, c->o.seed, nr, &c->state);
+			ret = ct_lab_try(c->lab, &c->state, &c->result);
+			progress_update(NULL, c->result.states, c->o.states);
+		}
+	}
+	return ret;
+}
+
+static int run_once(struct crashtest *c)
+{
+	char name[4096];
+	double begin;
+	int ret;
+
+	snprintf(name, sizeof(name), "%s/log", c->dir);
+	if (ct_work_run(&c->work, &c->o, c->dir) || ct_log_read(&c->log, name))
+		return -1;
+	c->state.keep = calloc(c->log.nr + 1, 1);
+	if (!c->state.keep || ct_lab_new(&c->lab, &c->work, &c->log, c->dir))
+		return -1;
+	begin = now();
+	ret = try_all(c);
+	c->seconds = now() - begin;
+	return ret;
+}
+
+static void forget(struct crashtest *c)
+{
+	ct_lab_free(c->lab);
+	ct_log_free(&c->log);
+	ct_work_free(&c->work);
+	free(c->state.keep);
+	c->lab = NULL;
+	memset(&c->log, 0, sizeof(c->log));
+	memset(&c->work, 0, sizeof(c->work));
+	memset(&c->state, 0, sizeof(c->state));
+}
+
+/* ---- the report ---- */
+
+static void print_command(const struct crashtest *c)
+{
+	const struct ct_options *o = &c->o;
+
+	printf("again:    varve crashtest -f %s", o->format);
+	if (o->create)
+		printf(" -o %s", o->create);
+	if (o->image)
+		printf(" --image %s", o->image);
+	if (o->cache)
+		printf(" -t %s", o->cache);
+	if (o->leaks_fail)
+		printf(" --leaks fail");
+	printf(" -s %llu -n %llu ops=%u,depth=%u,flush=%u,zero=%u,discard=%u,fua=%u,seq=%u,unaligned=%u,maxlen=%llu,seed=%llu\n",
+	       (unsigned long long)o->len, (unsigned long long)MAX(o->states, c->state.nr + 1), o->ops, o->depth, o->flush,
+	       o->zero, o->discard, o->fua, o->seq, o->unaligned, (unsigned long long)o->maxlen,
+	       (unsigned long long)o->seed);
+}
+
+static void print_state(const struct crashtest *c)
+{
+	const struct ct_state *s = &c->state;
+	unsigned shown = 0;
+
+	printf("state:    number %llu: power is cut at entry %u of the log, the last flush is entry %u\n",
+	       (unsigned long long)s->nr, s->cut, s->first ? s->first : 0);
+	for (unsigned i = s->first; i < s->cut; i++) {
+		const struct ct_entry *e = &c->log.entries[i];
+
+		if (!e->len || (e->flags & CT_MARK) || !s->keep[i - s->first])
+			continue;
+		if (++shown > 40) {
+			printf("          ...\n");
+			break;
+		}
+		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->data ? "write" : "discard",
+		       (unsigned long long)e->off, (unsigned long long)e->len, e->flags & CT_FUA ? " FUA" : "",
+		       s->keep[i - s->first] == 2 ? " torn" : "");
+	}
+}
+
+static void print_json(const struct crashtest *c, int ret)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "states", json_integer((json_int_t)c->result.states));
+	json_object_set_new(o, "failed", json_boolean(ret != 0));
+	json_object_set_new(o, "entries", json_integer(c->log.nr));
+	json_object_set_new(o, "flushes", json_integer(c->log.nr_flushes ? c->log.nr_flushes - 1 : 0));
+	json_object_set_new(o, "leaky-checks", json_integer((json_int_t)c->result.leaky));
+	json_object_set_new(o, "most-leaks", json_integer((json_int_t)c->result.max_leaks));
+	json_object_set_new(o, "seconds", json_real(c->seconds));
+	if (ret) {
+		json_object_set_new(o, "state", json_integer((json_int_t)c->state.nr));
+		json_object_set_new(o, "cut", json_integer(c->state.cut));
+		json_object_set_new(o, "why", json_string(c->result.why));
+	}
+	json_dumpf(o, stdout, JSON_INDENT(4));
+	putchar('\n');
+	json_decref(o);
+}
+
+static void report(struct crashtest *c, int ret)
+{
+	if (c->o.output == OUTPUT_JSON) {
+		print_json(c, ret);
+		return;
+	}
+	if (!c->o.quiet || ret)
+		printf("%llu states tried in %.1f s (%.0f a second): %u log entries, %u flushes; %llu checks found leaks, at "
+		       "most %llu\n",
+		       (unsigned long long)c->result.states, c->seconds,
+		       c->seconds > 0 ? (double)c->result.states / c->seconds : 0.0, c->log.nr, c->log.nr_flushes - 1,
+		       (unsigned long long)c->result.leaky, (unsigned long long)c->result.max_leaks);
+	if (!ret)
+		return;
+	printf("FAILED:   %s\n", c->result.why);
+	print_state(c);
+	print_command(c);
+	printf("files:    %s (base, log, failed: the image as the cut left it)\n", c->dir);
+}
+
+/* ---- the directory ---- */
+
+static int dir_make(struct crashtest *c)
+{
+	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+
+	if (c->o.dir && strpbrk(c->o.dir, ","))
+		return complain_usage("--dir: a name with a comma is not possible here");
+	if (c->o.dir && strlen(c->o.dir) < sizeof(c->dir)) {
+		strcpy(c->dir, c->o.dir);
+		return 0;
+	}
+	snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp);
+	if (!mkdtemp(c->dir)) {
+		complain("%s: %s", c->dir, strerror(errno));
+		return 1;
+	}
+	c->own_dir = true;
+	return 0;
+}
+
+static void dir_remove(struct crashtest *c)
+{
+	static const char *const names[] = { "base", "run", "log", "state" };
+	char path[4096];
+
+	for (size_t i = 0; c->own_dir && i < ARRAY_LEN(names); i++) {
+		snprintf(path, sizeof(path), "%s/%s", c->dir, names[i]);
+		unlink(path);
+	}
+	if (c->own_dir)
+		rmdir(c->dir);
+}
+
+static int crashtest(struct crashtest *c)
+{
+	char name[4096];
+	int ret;
+
+	if (dir_make(c))
+		return 1;
+	progress_start(c->o.progress);
+	ret = run_once(c);
+	progress_end();
+	if (ret == 1) {
+		ct_shrink_state(c->lab, &c->log, &c->state, &c->result);
+		snprintf(name, sizeof(name), "%s/failed", c->dir);
+		(void)ct_lab_keep(c->lab, &c->state, name); /* it has said why not */
+	}
+	if (ret >= 0)
+		report(c, ret);
+	forget(c);
+	if (ret <= 0)
+		dir_remove(c);
+	return finish_stdout() || ret != 0;
+}
+
+int crashtest_main(int argc, char **argv)
+{
+	struct crashtest c = {
+		.o = { .format = "qcow2", .len = 2 << 20, .ops = 200, .depth = 4, .flush = 8, .zero = 5, .discard = 5,
+		       .seq = 30, .unaligned = 20, .maxlen = 65536, .seed = 1, .states = 1000, .only = -1 },
+	};
+	int ch;
+
+	opterr = 0;
+	while ((ch = getopt_long(argc, argv, ":f:o:s:t:n:pqh", longs, NULL)) != -1) {
+		if (ch == 'h') {
+			fputs(usage_text, stdout);
+			return finish_stdout();
+		}
+		if (ch == '?' || ch == ':')
+			return complain_option(ch, argv);
+		if (parse_option(&c.o, ch))
+			return 1;
+	}
+	if (argc - optind > 1)
+		return complain_usage("one workload at most; '%s' is too much", argv[optind + 1]);
+	if (optind < argc && parse_workload(&c.o, argv[optind]))
+		return 1;
+	return crashtest(&c);
+}
