@@ -26,6 +26,7 @@ bench: all
 	scripts/install-packages bench
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/run
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/order
+	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/cor
 
 clean:
 	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang

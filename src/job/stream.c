@@ -24,6 +24,7 @@
 #define BIG_CLUSTER MiB(4)    /* of such clusters one at a time */
 #define IDLE_NS 50000000ull   /* how long the guest must not have fetched anything */
 #define SLEEP_NS 20000000ull  /* between looks at a limit */
+#define LOOK_NS 1000000ull    /* between looks at the end, for who waits a limited time */
 
 struct fetcher {
 	struct fiber_job job;
@@ -236,7 +237,7 @@ void stream_wait(struct fiber *f, struct stream_job *j, uint64_t until_ns)
 		else if (queue_now(j->disk->home) >= until_ns)
 			return;
 		else
-			sleep_for(f, MIN(SLEEP_NS, until_ns - queue_now(j->disk->home)));
+			sleep_for(f, MIN(LOOK_NS, until_ns - queue_now(j->disk->home)));
 	}
 }
 

@@ -11,6 +11,7 @@ import subprocess
 from tool import TIMEOUT
 
 BENCH = pathlib.Path(__file__).resolve().parents[2] / "bench"
+COR = pathlib.Path(__file__).resolve().parents[2] / "bench" / "cor"
 RUN = pathlib.Path(__file__).resolve().parents[2] / "bench" / "run"
 
 
@@ -63,3 +64,15 @@ def test_order_measures_both_sides(tmp_path):
         assert row["name"] in p.stdout
         assert all(side["iops"] > 0 and side["rounds"] for side in row["sides"].values()), row
         assert row["sides"]["varve"]["rounds"][0]["stats"]["order"]["puts"] > 0, row
+
+
+def test_copy_on_read_from_a_slow_server(tmp_path):
+    target = tmp_path / "out.json"
+    p = subprocess.run([COR, "--smoke", "--dir", tmp_path, "--json", target], capture_output=True, text=True,
+                       timeout=2 * TIMEOUT, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    groups = json.loads(target.read_text())["groups"]
+    assert [g["latency_ms"] for g in groups] == [0, 20]
+    for g in groups:
+        assert len(g["rows"]) == 4 and all(r["seconds"]["varve"] > 0 for r in g["rows"])
+        assert 1 <= g["fetched"]["varve"] < 1.01

@@ -111,8 +111,11 @@ class Liar:
                     if liar.requests == 1 or not how(self, first, last):
                         self.honest(first, last)
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Listener(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128  # a short one drops connections, whose next try comes a second later
+
+        self.server = Listener(("127.0.0.1", 0), Handler)
 
     def url(self, name="x.raw"):
         return f"http://127.0.0.1:{self.server.server_address[1]}/{name}"
