@@ -49,7 +49,7 @@ struct serve {
 	const char *disk, *pidfile;
 	bool read_only, print_args;
 	struct varve_stream_options stream_options;
-	bool stream_wanted, prefetch;
+	bool stream_wanted, stream_given, prefetch;
 
 	/* what was started, in this order */
 	struct varve_queue *control;
@@ -107,7 +107,7 @@ static int parse_long(int c, struct serve *s)
 		s->export.serial = optarg;
 		return 0;
 	case STREAM:
-		s->stream_wanted = true;
+		s->stream_wanted = s->stream_given = true;
 		s->stream_options.base = optarg;
 		return 0;
 	case STREAM_RATE:
@@ -192,7 +192,7 @@ static int parse(int argc, char **argv, struct serve *s)
 	if (argc - optind != 1)
 		return complain_usage("one disk is needed");
 	s->disk = argv[optind];
-	if (s->prefetch && !(s->stream_options.flags & VARVE_STREAM_KEEP_LINK))
+	if (s->prefetch && s->stream_given)
 		return complain_usage("--stream and --prefetch exclude each other");
 	if (!s->export.socket_path)
 		return complain_usage("--vhost-user SOCKET is needed");

@@ -217,6 +217,16 @@ class VarveBackend(Backend):
                 "--num-queues", str(self.queues)] + ro
 
 
+class CopyOnReadBackend(VarveBackend):
+    def argv(self):
+        return super().argv() + ["--copy-on-read"]
+
+
+class StreamBackend(VarveBackend):
+    def argv(self):
+        return super().argv() + ["--stream"]
+
+
 class QsdBackend(Backend):
     """Another implementation in varve's place: what fails here as well is the test's own fault."""
     name = "qemu-storage-daemon"

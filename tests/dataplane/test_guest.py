@@ -12,13 +12,18 @@ VARVE_TEST_BACKEND=varve    what serves the disk: varve, or to judge the test it
 VARVE_SEED=N                repeat a run
 """
 
+import json
 import os
 import random
+import sys
 
 import pytest
 
-from guest import (DATA_LEN, Guest, GuestError, Job, Kernel, PlainDisk, QsdBackend, VarveBackend,
+from guest import (DATA_LEN, CopyOnReadBackend, Guest, GuestError, Job, Kernel, PlainDisk, QsdBackend, StreamBackend, VarveBackend,
                    qemu_check, run, sha256_file, varve_path)
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
+from webserver import Nginx  # noqa: E402
 
 pytestmark = pytest.mark.skipif(os.environ.get("VARVE_SKIP_GUEST") == "1",
                                 reason="VARVE_SKIP_GUEST=1 is set")
@@ -53,11 +58,11 @@ def create(disk, size=None, base=None):
     run(*tool, "create", "-f", "qcow2", *backing, disk, *([str(size)] if size else []))
 
 
-def boot(kernel, job, disk, folder, fmt="qcow2", queues=1, cpus=1, read_only=False):
+def boot(kernel, job, disk, folder, fmt="qcow2", queues=1, cpus=1, read_only=False, backend=None):
     """Serve the disk, boot the guest on it, stop both: all must go well. Returns the facts."""
     if TOOL not in BACKENDS:
         raise GuestError(f"VARVE_TEST_BACKEND={TOOL}: not one of {', '.join(BACKENDS)}")
-    with BACKENDS[TOOL](disk, fmt, queues, read_only) as served:
+    with (backend or BACKENDS[TOOL])(disk, fmt, queues, read_only) as served:
         outcome = Guest(kernel, job, served, folder, cpus=cpus).run()
         print(f"{job.name}: {outcome.verdict} in {outcome.seconds:.1f} s, {outcome.facts}")
         status, printed = served.stop()
@@ -144,6 +149,38 @@ def test_overlay_grows_a_file_system_from_its_base(kernel, seed, tmp_path):
 
     assert sha256_file(base) == before
     require_whole(disk, raw)
+    require_files(raw, str(tmp_path / "found"), {**job.sums_left(), **old.sums()})
+
+
+@pytest.mark.skipif(TOOL != "varve", reason="what others have is called otherwise")
+@pytest.mark.parametrize("fmt, backend", [("qcow2", CopyOnReadBackend), ("qed", StreamBackend)])
+def test_overlay_of_a_web_server_fills_itself(kernel, seed, tmp_path, fmt, backend):
+    """The guest finds the files of a base that lies on a web server, and adds its own; nothing is fetched twice."""
+    base, disk, raw = str(tmp_path / "base.raw"), str(tmp_path / f"overlay.{fmt}"), str(tmp_path / "overlay.raw")
+    old = Job("old", seed + 1)
+    old.add_files(24, folder="data/old")
+    for path in old.files:
+        file = tmp_path / "content" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(old.content(path))
+    run("mke2fs", "-q", "-t", "ext4", "-d", str(tmp_path / "content"), base, "96M")
+    job = Job("grow", seed, old=old.sums())
+    job.add_files(24)
+    folder = tmp_path / "nginx"
+    folder.mkdir()
+    with Nginx(str(folder), str(tmp_path)) as web:
+        run(varve_path(), "img", "create", "-q", "-f", fmt, "-b", web.url("base.raw"), "-F", "raw", disk)
+        require_flushes(boot(kernel, job, disk, tmp_path, fmt=fmt, backend=backend))
+        if backend is CopyOnReadBackend:
+            run(varve_path(), "img", "stream", "-q", disk)
+        info = json.loads(run(varve_path(), "img", "info", "--output=json", disk))
+        opens = 4
+        assert "backing-filename" not in info
+        assert web.sent()[1] <= 96 * MIB + opens, "something was fetched twice"
+    # The server is gone.
+    run("qemu-img", "check", "-f", fmt, disk)
+    run("qemu-img", "convert", "-f", fmt, "-O", "raw", disk, raw)
+    run(varve_path(), "img", "compare", "-f", fmt, "-F", "raw", disk, raw)
     require_files(raw, str(tmp_path / "found"), {**job.sums_left(), **old.sums()})
 
 

@@ -126,3 +126,57 @@ def test_without_a_backing_file_there_is_nothing_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ok(img("create", "-q", "-f", "qcow2", "alone", "1M"))
     ok(img("stream", "-q", "alone"))
+
+
+def serve(tmp_path, *options):
+    p = subprocess.Popen([varve_path(), "serve", "top", "--vhost-user", str(tmp_path / "s"), *options],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 30
+    while not os.path.exists(tmp_path / "s") and p.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    return p
+
+
+def stop(p):
+    p.send_signal(signal.SIGTERM)
+    out, err = p.communicate(timeout=30)
+    assert (p.returncode, out, err) == (0, "", ""), (p.returncode, out, err)
+
+
+def wait_for(what):
+    until = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.02)
+
+
+def allocated():
+    extents = json.loads(img("map", "-U", "--output=json", "top").out)
+    return sum(e["length"] for e in extents if e["depth"] == 0 and e["present"])
+
+
+@pytest.mark.parametrize("options, linked", [(["--prefetch"], True), (["--stream"], False)])
+def test_a_served_disk_fills_itself_in_the_background(tmp_path, monkeypatch, options, linked):
+    monkeypatch.chdir(tmp_path)
+    ok(qimg("create", "-q", "-f", "raw", "base.raw", "6M"))
+    ok(qio("base.raw", "write -q -P 5 0 6M", options=("-f", "raw")))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top"))
+    p = serve(tmp_path, *options)
+    try:
+        wait_for(lambda: os.stat("top").st_blocks * 512 >= 6 * MIB)
+        if not linked:
+            wait_for(lambda: json.loads(img("info", "-U", "--output=json", "top").out).get("backing-filename") is None)
+    finally:
+        stop(p)
+    assert allocated() == 6 * MIB
+    assert backing("top") == ("base.raw" if linked else None)
+    ok(qimg("check", "-q", "top"))
+    ok(qimg("compare", "-F", "raw", "top", "base.raw"))
+
+
+def test_prefetch_and_stream_exclude_each_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ok(img("create", "-q", "-f", "qcow2", "top", "1M"))
+    p = serve(tmp_path, "--prefetch", "--stream")
+    _, err = p.communicate(timeout=30)
+    assert p.returncode == 1 and "exclude each other" in err
