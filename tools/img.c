@@ -11,6 +11,7 @@ static const struct command {
 	int (*run)(int argc, char **argv);
 	const char *what;
 } commands[] = {
+	{ "bench", img_bench, "measure how fast an image is" },
 	{ "check", img_check, "examine the metadata of an image" },
 	{ "compare", img_compare, "say whether two images hold the same data" },
 	{ "create", img_create, "make a new image" },
@@ -20,7 +21,7 @@ static const struct command {
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "amend", "bench",   "bitmap", "commit", "convert", "dd",
+static const char *const missing[] = { "amend", "bitmap", "commit", "convert", "dd",
 				       "measure", "rebase", "resize", "snapshot" };
 
 static void usage(void)

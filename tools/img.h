@@ -9,6 +9,7 @@
 
 #include "common.h"
 
+int img_bench(int argc, char **argv);
 int img_create(int argc, char **argv);
 int img_info(int argc, char **argv);
 int img_check(int argc, char **argv);

@@ -65,7 +65,7 @@ def test_two_dashes_end_the_options(tmp_path):
     assert (tmp_path / "-f").stat().st_size == 65536
 
 
-@pytest.mark.parametrize("command", ["amend", "bench", "bitmap", "commit", "convert", "dd", "measure",
+@pytest.mark.parametrize("command", ["amend", "bitmap", "commit", "convert", "dd", "measure",
                                      "rebase", "resize", "snapshot"])
 def test_a_command_of_another_version_is_refused_by_name(command, disk):
     r = img(command, disk)
