@@ -76,3 +76,15 @@ def test_copy_on_read_from_a_slow_server(tmp_path):
     for g in groups:
         assert len(g["rows"]) == 4 and all(r["seconds"]["varve"] > 0 for r in g["rows"])
         assert 1 <= g["fetched"]["varve"] < 1.01
+
+
+def test_engines_beside_fio(tmp_path):
+    target = tmp_path / "out.json"
+    p = subprocess.run([COR.with_name("aio"), "--smoke", "--only", "16k random", "--dir", tmp_path, "--json", target],
+                       capture_output=True, text=True, timeout=2 * TIMEOUT, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    rows = json.loads(target.read_text())["rows"]
+    assert [r["engine"] for r in rows] == ["io_uring", "native", "threads", "posix"]
+    for r in rows:
+        assert r["sides"][f"varve {r['engine']}"]["iops"] > 0
+        assert len(r["sides"]) >= 2 and all(s["iops"] > 0 for s in r["sides"].values())
