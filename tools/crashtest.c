@@ -252,13 +252,13 @@ static void print_state(const struct crashtest *c)
 	for (unsigned i = s->first; i < s->cut; i++) {
 		const struct ct_entry *e = &c->log.entries[i];
 
-		if (!e->len || (e->flags & CT_MARK) || !s->keep[i - s->first])
+		if (!ct_changes(e) || !s->keep[i - s->first])
 			continue;
 		if (++shown > 40) {
 			printf("          ...\n");
 			break;
 		}
-		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->data ? "write" : "discard",
+		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->resize ? "length" : e->data ? "write" : "discard",
 		       (unsigned long long)e->off, (unsigned long long)e->len, e->flags & CT_FUA ? " FUA" : "",
 		       s->keep[i - s->first] == 2 ? " torn" : "");
 	}
