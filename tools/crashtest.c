@@ -227,6 +227,8 @@ static void print_command(const struct crashtest *c)
 {
 	const struct ct_options *o = &c->o;
 
+	if (o->depth > 1)
+		printf("timing:   it took more than one request at a time; the same command may find another state\n");
 	printf("again:    varve crashtest -f %s", o->format);
 	if (o->create)
 		printf(" -o %s", o->create);
@@ -339,6 +341,42 @@ static void dir_remove(struct crashtest *c)
 		rmdir(c->dir);
 }
 
+/* A workload that is smaller in one respect, in a directory of its own. Fails it too, it takes the place of c. */
+static bool smaller_fails(struct crashtest *c, unsigned ops, unsigned depth)
+{
+	struct crashtest next = { .o = c->o };
+
+	next.o.ops = ops;
+	next.o.depth = depth;
+	next.o.dir = NULL;
+	if (dir_make(&next))
+		return false;
+	if (run_once(&next) != 1) {
+		forget(&next);
+		dir_remove(&next);
+		return false;
+	}
+	forget(c);
+	dir_remove(c);
+	*c = next;
+	return true;
+}
+
+/* One request at a time: then timing plays no part. Then fewer requests, as long as a state fails. */
+static void shrink_workload(struct crashtest *c)
+{
+	double end = now() + 30;
+
+	if (c->o.only >= 0 || c->o.dir) /* this one is wanted */
+		return;
+	if (c->o.depth > 1)
+		(void)smaller_fails(c, c->o.ops, 1);
+	for (unsigned part = c->o.ops / 2; part && now() < end; part /= 2) {
+		while (c->o.ops > part && now() < end && smaller_fails(c, c->o.ops - part, c->o.depth))
+			;
+	}
+}
+
 static int crashtest(struct crashtest *c)
 {
 	char name[4096];
@@ -350,6 +388,7 @@ static int crashtest(struct crashtest *c)
 	ret = run_once(c);
 	progress_end();
 	if (ret == 1) {
+		shrink_workload(c);
 		ct_shrink_state(c->lab, &c->log, &c->state, &c->result);
 		snprintf(name, sizeof(name), "%s/failed", c->dir);
 		(void)ct_lab_keep(c->lab, &c->state, name); /* it has said why not */

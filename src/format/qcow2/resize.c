@@ -7,6 +7,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,8 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	memcpy(l1, q->l1, q->h.l1_entries * 8ull);
 	err = write_l1(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, &content);
 	if (err == 0)
-		err = put_header(f, q, disk_len, host_off, nr, order_max(content, counted), &linked);
+		err = put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_L1_HEADER, order_max(content, counted)),
+				 &linked);
 	if (err < 0) {
 		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
 		goto out;
