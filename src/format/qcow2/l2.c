@@ -106,6 +106,7 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 		return err;
 	}
 	q->l1[table] = host_off | QCOW2_COPIED;
+	q->l1_linked = order_max(q->l1_linked, linked);
 	if (old_off)
 		alloc_free_metadata(q, old_off, 1, order_max(linked, order_all(q->order)));
 	else
@@ -135,11 +136,16 @@ static int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, str
 
 /* ---- what entries hold ---- */
 
-/* Gives up the reference that an entry held; gone: the mark of the entry that replaces it. */
+/*
+ * Gives up the reference that an entry held; gone: the mark of the entry that replaces it. Not before the table with
+ * that entry is what the disk's L1 leads to: until then a cut falls back to the table before, shared with a snapshot,
+ * whose entry still counts on the reference.
+ */
 static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
 
+	gone = order_max(gone, site_after(q, SITE_TABLE_LINKED, q->l1_linked));
 	if (entry & QCOW2_COMPRESSED) {
 		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
 		 * no punching. */

@@ -85,6 +85,7 @@ struct qcow2 {
 	struct stock *stock;
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
+	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 

@@ -80,6 +80,7 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	free(q->l1);
 	q->l1 = l1;
 	q->h.l1_off = host_off;
+	q->l1_linked = order_max(q->l1_linked, linked);
 	q->h.l1_entries = nr;
 	q->h.disk_len = disk_len;
 	if (old_clusters)

@@ -21,6 +21,7 @@ enum qcow2_site {
 	SITE_REFCOUNT_TABLE, /* a new refcount table and its blocks, then the header */
 	SITE_REFCOUNT_LINKED, /* the link to a new block, then what relies on counts in it */
 	SITE_L1_HEADER,	    /* a longer L1 table, then the header */
+	SITE_TABLE_LINKED,  /* the L1 entry of a table, then counts that only the table before it needs */
 	SITE_FREE,	    /* the entry is gone, then its cluster's count and space */
 	SITE_FLUSH,	    /* everything written, then the guest hears that it is stable */
 	SITES
@@ -28,7 +29,7 @@ enum qcow2_site {
 
 #define SITE_NAMES                                                                                                      \
 	{ "l2-entry", "stock-entry", "stock-length", "l1-entry", "refcount-entry", "refcount-table", "refcount-linked", \
-	  "l1-header", "free", "flush" }
+	  "l1-header", "table-linked", "free", "flush" }
 
 /* Reads the environment; -EINVAL for a name that is none. */
 int sites_open(struct qcow2 *q, struct varve_error *err);
