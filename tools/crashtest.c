@@ -209,24 +209,14 @@ static int run_once(struct crashtest *c)
 	return ret;
 }
 
-static void forget(struct crashtest *c)
-{
-	ct_lab_free(c->lab);
-	ct_log_free(&c->log);
-	ct_work_free(&c->work);
-	free(c->state.keep);
-	c->lab = NULL;
-	memset(&c->log, 0, sizeof(c->log));
-	memset(&c->work, 0, sizeof(c->work));
-	memset(&c->state, 0, sizeof(c->state));
-}
-
 /* ---- the report ---- */
 
 static void print_command(const struct crashtest *c)
 {
 	const struct ct_options *o = &c->o;
 
+	if (o->depth > 1)
+		printf("timing:   it took more than one request at a time; the same command may find another state\n");
 	printf("again:    varve crashtest -f %s", o->format);
 	if (o->create)
 		printf(" -o %s", o->create);
@@ -252,13 +242,13 @@ static void print_state(const struct crashtest *c)
 	for (unsigned i = s->first; i < s->cut; i++) {
 		const struct ct_entry *e = &c->log.entries[i];
 
-		if (!e->len || (e->flags & CT_MARK) || !s->keep[i - s->first])
+		if (!ct_changes(e) || !s->keep[i - s->first])
 			continue;
 		if (++shown > 40) {
 			printf("          ...\n");
 			break;
 		}
-		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->data ? "write" : "discard",
+		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->resize ? "length" : e->data ? "write" : "discard",
 		       (unsigned long long)e->off, (unsigned long long)e->len, e->flags & CT_FUA ? " FUA" : "",
 		       s->keep[i - s->first] == 2 ? " torn" : "");
 	}
@@ -311,6 +301,7 @@ static int dir_make(struct crashtest *c)
 {
 	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
 
+	c->own_dir = !c->o.dir;
 	if (c->o.dir && strpbrk(c->o.dir, ","))
 		return complain_usage("--dir: a name with a comma is not possible here");
 	if (c->o.dir && strlen(c->o.dir) < sizeof(c->dir)) {
@@ -320,9 +311,9 @@ static int dir_make(struct crashtest *c)
 	snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp);
 	if (!mkdtemp(c->dir)) {
 		complain("%s: %s", c->dir, strerror(errno));
+		c->own_dir = false;
 		return 1;
 	}
-	c->own_dir = true;
 	return 0;
 }
 
@@ -339,35 +330,88 @@ static void dir_remove(struct crashtest *c)
 		rmdir(c->dir);
 }
 
-static int crashtest(struct crashtest *c)
+/* c and all it holds; on success its files, too. */
+static void end(struct crashtest *c, bool keep_files)
 {
+	ct_lab_free(c->lab);
+	ct_log_free(&c->log);
+	ct_work_free(&c->work);
+	free(c->state.keep);
+	if (!keep_files)
+		dir_remove(c);
+	free(c);
+}
+
+/* *c: a run that failed. One whose workload is smaller, in a directory of its own; fails it too, it takes the place. */
+static bool smaller_fails(struct crashtest **c, unsigned ops, unsigned depth)
+{
+	struct crashtest *next = calloc(1, sizeof(*next));
+	bool failed;
+
+	if (!next)
+		return false;
+	next->o = (*c)->o;
+	next->o.ops = ops;
+	next->o.depth = depth;
+	failed = !dir_make(next) && run_once(next) == 1;
+	if (failed) {
+		struct crashtest *larger = *c;
+
+		*c = next;
+		next = larger;
+	}
+	end(next, false);
+	return failed;
+}
+
+/* One request at a time: then timing plays no part. Then fewer requests, as long as a state fails. */
+static void shrink_workload(struct crashtest **c)
+{
+	double stop = now() + 30;
+
+	if ((*c)->o.only >= 0 || (*c)->o.dir) /* this one is wanted */
+		return;
+	if ((*c)->o.depth > 1)
+		(void)smaller_fails(c, (*c)->o.ops, 1);
+	for (unsigned part = (*c)->o.ops / 2; part && now() < stop; part /= 2) {
+		while ((*c)->o.ops > part && now() < stop && smaller_fails(c, (*c)->o.ops - part, (*c)->o.depth))
+			;
+	}
+}
+
+static int crashtest(const struct ct_options *o)
+{
+	struct crashtest *c = calloc(1, sizeof(*c));
 	char name[4096];
 	int ret;
 
-	if (dir_make(c))
+	if (!c)
+		return complain("out of memory"), 1;
+	c->o = *o;
+	if (dir_make(c)) {
+		free(c);
 		return 1;
-	progress_start(c->o.progress);
+	}
+	progress_start(o->progress);
 	ret = run_once(c);
 	progress_end();
 	if (ret == 1) {
+		shrink_workload(&c);
 		ct_shrink_state(c->lab, &c->log, &c->state, &c->result);
 		snprintf(name, sizeof(name), "%s/failed", c->dir);
 		(void)ct_lab_keep(c->lab, &c->state, name); /* it has said why not */
 	}
 	if (ret >= 0)
 		report(c, ret);
-	forget(c);
-	if (ret <= 0)
-		dir_remove(c);
+	end(c, ret == 1);
 	return finish_stdout() || ret != 0;
 }
 
 int crashtest_main(int argc, char **argv)
 {
-	struct crashtest c = {
-		.o = { .format = "qcow2", .len = 2 << 20, .ops = 200, .depth = 4, .flush = 8, .zero = 5, .discard = 5,
-		       .seq = 30, .unaligned = 20, .maxlen = 65536, .seed = 1, .states = 1000, .only = -1 },
-	};
+	struct ct_options o = { .format = "qcow2", .len = 2 << 20, .ops = 200, .depth = 4, .flush = 8, .zero = 5,
+				.discard = 5, .seq = 30, .unaligned = 20, .maxlen = 65536, .seed = 1, .states = 1000,
+				.only = -1 };
 	int ch;
 
 	opterr = 0;
@@ -378,12 +422,12 @@ int crashtest_main(int argc, char **argv)
 		}
 		if (ch == '?' || ch == ':')
 			return complain_option(ch, argv);
-		if (parse_option(&c.o, ch))
+		if (parse_option(&o, ch))
 			return 1;
 	}
 	if (argc - optind > 1)
 		return complain_usage("one workload at most; '%s' is too much", argv[optind + 1]);
-	if (optind < argc && parse_workload(&c.o, argv[optind]))
+	if (optind < argc && parse_workload(&o, argv[optind]))
 		return 1;
-	return crashtest(&c);
+	return crashtest(&o);
 }

@@ -86,6 +86,7 @@ struct ct_entry {
 	uint64_t off, len, flags;
 	const uint8_t *data; /* of a write; NULL otherwise */
 	uint64_t log_end;    /* length of the log with this entry */
+	enum { CT_KEEPS_LEN, CT_LEN, CT_LEN_AT_LEAST } resize; /* the file's length becomes off */
 };
 
 struct ct_log {
@@ -99,6 +100,12 @@ struct ct_log {
 
 int ct_log_read(struct ct_log *l, const char *name);
 void ct_log_free(struct ct_log *l);
+
+/* Something that a cut may lose. */
+static inline bool ct_changes(const struct ct_entry *e)
+{
+	return e->len || e->resize;
+}
 
 /* One state: what stands before entry `first` is there; of [first, cut) the writes with keep[i - first]. */
 struct ct_state {

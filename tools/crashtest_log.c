@@ -24,6 +24,24 @@ static uint64_t le64_at(const uint8_t *b)
 	return v;
 }
 
+/* Marks of the write log that change the file's length; other marks say nothing to us. */
+static void mark_read(struct ct_entry *e, const uint8_t *header)
+{
+	uint64_t len = le64_at(header + 24);
+	unsigned long long n;
+	char text[64] = "";
+
+	memcpy(text, header + 32, MIN(len, sizeof(text) - 1));
+	e->len = 0;
+	if (sscanf(text, "length at least %llu", &n) == 1)
+		e->resize = CT_LEN_AT_LEAST;
+	else if (sscanf(text, "length %llu", &n) == 1)
+		e->resize = CT_LEN;
+	else
+		return;
+	e->off = n;
+}
+
 static int entry_read(struct ct_log *l, struct ct_entry *e, uint64_t *pos)
 {
 	const uint8_t *at = (const uint8_t *)l->map + *pos;
@@ -39,7 +57,9 @@ static int entry_read(struct ct_log *l, struct ct_entry *e, uint64_t *pos)
 	e->off = le64_at(at) * CT_SECTOR;
 	e->len = sectors * CT_SECTOR;
 	e->data = NULL;
-	if (e->len && !(e->flags & (CT_DISCARD_FLAG | CT_MARK))) {
+	if (e->flags & CT_MARK) {
+		mark_read(e, at);
+	} else if (e->len && !(e->flags & CT_DISCARD_FLAG)) {
 		if (l->map_len - *pos < e->len)
 			return -1;
 		e->data = at + CT_SECTOR;
@@ -100,7 +120,7 @@ static unsigned changes(const struct ct_log *l, unsigned first, unsigned cut)
 	unsigned nr = 0;
 
 	for (unsigned i = first; i < cut; i++)
-		nr += l->entries[i].len && !(l->entries[i].flags & CT_FUA);
+		nr += ct_changes(&l->entries[i]) && !(l->entries[i].flags & CT_FUA);
 	return nr;
 }
 
@@ -142,7 +162,7 @@ void ct_state_choose(const struct ct_log *l, uint64_t seed, uint64_t nr, struct 
 	n = changes(l, s->first, s->cut);
 	if (n <= ALL_SUBSETS && round < 1ull << n) {
 		for (unsigned i = s->first, bit = 0; i < s->cut; i++) {
-			bool choice = l->entries[i].len && !(l->entries[i].flags & CT_FUA);
+			bool choice = ct_changes(&l->entries[i]) && !(l->entries[i].flags & CT_FUA);
 
 			s->keep[i - s->first] = choice ? round >> bit++ & 1 : 1;
 		}

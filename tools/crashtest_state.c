@@ -35,44 +35,62 @@ struct ct_lab {
 
 /* ---- making a state ---- */
 
-/* What one entry does to a disk. s NULL: all of it. Returns the length that the file has at least, afterwards. */
-static uint64_t apply(const struct ct_entry *e, uint8_t *disk, const struct ct_state *s, unsigned index)
+static uint64_t resize(const struct ct_entry *e, uint8_t *disk, uint64_t len)
 {
-	if (!e->len || (e->flags & CT_MARK))
-		return 0;
+	if (e->resize == CT_LEN_AT_LEAST)
+		return MAX(len, e->off);
+	if (e->off < len)
+		memset(disk + e->off, 0, len - e->off); /* must not come back when it grows again */
+	return e->off;
+}
+
+/* What one entry does to a disk of length len. s NULL: all of it. Returns the length afterwards. */
+static uint64_t apply(const struct ct_entry *e, uint8_t *disk, uint64_t len, const struct ct_state *s, unsigned index)
+{
+	uint64_t end = len;
+
+	if (e->resize)
+		return resize(e, disk, len);
 	if (!e->data) {
 		memset(disk + e->off, 0, e->len);
-		return 0; /* a discard makes no file longer */
+		return len; /* a discard makes no file longer */
 	}
 	if (!s) {
 		memcpy(disk + e->off, e->data, e->len);
-		return e->off + e->len;
+		return MAX(len, e->off + e->len);
 	}
-	uint64_t end = 0;
-
 	for (uint64_t at = 0; at < e->len; at += CT_SECTOR) {
 		if (!ct_torn_keeps(s, index, at / CT_SECTOR))
 			continue;
 		memcpy(disk + e->off + at, e->data + at, CT_SECTOR);
-		end = e->off + at + CT_SECTOR;
+		end = MAX(len, e->off + at + CT_SECTOR);
 	}
 	return end;
 }
 
+/* [off, off + len) of the state's file is what durable is. */
 static void put_back(struct ct_lab *lab, uint64_t off, uint64_t len)
 {
 	if (off < lab->room)
 		memcpy(lab->map + off, lab->durable + off, MIN(len, lab->room - off));
 }
 
+static void put_back_entry(struct ct_lab *lab, const struct ct_entry *e, uint64_t len)
+{
+	if (!e->resize)
+		put_back(lab, e->off, e->len);
+	else if (e->resize == CT_LEN && e->off < len)
+		put_back(lab, e->off, len - e->off);
+}
+
 static void advance(struct ct_lab *lab, unsigned first)
 {
 	for (; lab->at < first; lab->at++) {
 		const struct ct_entry *e = &lab->l->entries[lab->at];
-		uint64_t end = apply(e, lab->durable, NULL, 0);
+		uint64_t len = lab->durable_len;
 
-		lab->durable_len = MAX(lab->durable_len, end);
-		put_back(lab, e->off, e->len);
+		lab->durable_len = apply(e, lab->durable, len, NULL, 0);
+		put_back_entry(lab, e, len);
 	}
 }
 
@@ -102,11 +120,8 @@ static int make_state(struct ct_lab *lab, const struct ct_state *s)
 	for (unsigned i = s->first; i < s->cut; i++) {
 		uint8_t keep = s->keep[i - s->first];
 
-		if (keep) {
-			uint64_t end = apply(&lab->l->entries[i], lab->map, keep == 2 ? s : NULL, i);
-
-			len = MAX(len, end);
-		}
+		if (keep)
+			len = apply(&lab->l->entries[i], lab->map, len, keep == 2 ? s : NULL, i);
 	}
 	if (ftruncate(lab->fd, (off_t)len) < 0)
 		return complain("%s: %s", lab->path, strerror(errno)), -1;
@@ -120,7 +135,7 @@ static int undo_state(struct ct_lab *lab, const struct ct_state *s)
 		return complain("%s: %s", lab->path, strerror(errno)), -1;
 	for (unsigned i = s->first; i < s->cut; i++) {
 		if (s->keep[i - s->first])
-			put_back(lab, lab->l->entries[i].off, lab->l->entries[i].len);
+			put_back_entry(lab, &lab->l->entries[i], lab->room);
 	}
 	return 0;
 }

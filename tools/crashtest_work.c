@@ -18,7 +18,6 @@
 struct slot {
 	struct ct_op *op;      /* NULL: a flush, or free */
 	bool busy, flush;
-	unsigned covers_before; /* flush: nothing; see covered */
 	uint8_t *covered;      /* flush: the ops that it promises, a bit each */
 	uint8_t *buf;
 	struct iovec iov;
@@ -36,10 +35,17 @@ struct run {
 	int error;
 };
 
-void ct_fill(uint8_t *to, uint64_t seed, uint32_t op, uint64_t sector)
+/* The first number of a sector's content; the others follow from it. */
+static uint64_t fill_first(uint64_t seed, uint32_t op, uint64_t sector)
 {
 	uint64_t x = (uint64_t)op << 40 ^ sector ^ seed * 0x9e3779b97f4a7c15ull;
-	uint64_t first = ct_random(&x) | 1; /* never zeroes */
+
+	return ct_random(&x) | 1; /* never zeroes */
+}
+
+void ct_fill(uint8_t *to, uint64_t seed, uint32_t op, uint64_t sector)
+{
+	uint64_t first = fill_first(seed, op, sector);
 
 	for (unsigned i = 0; i < CT_SECTOR / 8; i++) {
 		uint64_t v = first + i * 0x0101010101010101ull;
@@ -376,11 +382,15 @@ static bool holds(const struct ct_work *w, uint32_t id, uint64_t sector, const u
 {
 	static const uint8_t zeroes[CT_SECTOR];
 	uint8_t want[CT_SECTOR];
+	uint64_t first;
 
 	if (id && w->ops[id].kind != CT_WRITE)
 		return !memcmp(bytes, zeroes, CT_SECTOR);
 	if (!id)
 		return !memcmp(bytes, w->before + sector * CT_SECTOR, CT_SECTOR);
+	first = fill_first(w->o->seed, id, sector);
+	if (memcmp(bytes, &first, sizeof(first)) != 0)
+		return false;
 	ct_fill(want, w->o->seed, id, sector);
 	return !memcmp(bytes, want, CT_SECTOR);
 }

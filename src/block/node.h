@@ -101,6 +101,8 @@ struct driver {
 	 * its end meanwhile (setting the length could cut that off).
 	 */
 	int (*extend)(struct fiber *f, struct node *n, uint64_t len);
+	/* Filter, optional: the length of the file below has been set to len, or (at_least) made len if it was less. */
+	int (*length_set)(struct node *n, uint64_t len, bool at_least);
 
 	/*
 	 * Format. map(): any attached queue, no waiting, no side effects: what is at [off, off + len)? The rest: fibers of

@@ -163,8 +163,11 @@ int node_extend(struct fiber *f, struct node *n, uint64_t len)
 	struct node *leaf = leaf_below(n);
 	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, len) : -ENOTSUP;
 
-	for (; ret == 0 && n != leaf; n = n->file)
+	for (; ret == 0 && n != leaf; n = n->file) {
 		atomic_store(&n->len, node_len(leaf));
+		if (n->drv->length_set)
+			ret = n->drv->length_set(n, len, true);
+	}
 	return ret;
 }
 
@@ -176,6 +179,11 @@ int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocat
 		ret = node_truncate(f, n->file, len, preallocate, err);
 		if (ret == 0)
 			atomic_store(&n->len, node_len(n->file));
+		if (ret == 0 && n->drv->length_set) {
+			ret = n->drv->length_set(n, len, false);
+			if (ret < 0)
+				varve_error_errno(err, ret, "%s: driver %s", node_name(n), n->drv->name);
+		}
 		return ret;
 	}
 	if (!n->drv->truncate)

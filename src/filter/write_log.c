@@ -8,6 +8,7 @@
  *   write, zero, discard   stand where they completed: the entry is in the log before the completion is reported
  *   flush                  stands where it was submitted: all that had completed by then is before it. Until it has
  *                          succeeded the entry is a mark; then it becomes a FLUSH. One that fails stays a mark.
+ *   length of the file     a mark, which stands where it was changed; lasting as a write is, from the next FLUSH on
  *   FUA                    is a flag of its write, which is durable where it stands
  * So after a cut at some place of the log, what stands before the last FLUSH there is on the disk, and so are FUA
  * writes before the place; each other write that stands before it, or that was in flight there (it stands after it,
@@ -214,6 +215,15 @@ static void flush_done(struct req *r, int ret)
 	req_done(r, ret);
 }
 
+/* Devices have no such thing, so the format has no entry for it: a mark says it. */
+static int write_log_length_set(struct node *n, uint64_t len, bool at_least)
+{
+	char text[80];
+
+	snprintf(text, sizeof(text), "%s %llu", at_least ? "length at least" : "length", (unsigned long long)len);
+	return append(node_state(n), 0, 0, LOG_MARK, text, NULL, NULL);
+}
+
 static void fail_run(struct msg *m)
 {
 	struct req *r = container_of(m, struct req, msg);
@@ -329,4 +339,5 @@ const struct driver driver_write_log = {
 	.open = write_log_open,
 	.close = write_log_close,
 	.submit = write_log_submit,
+	.length_set = write_log_length_set,
 };

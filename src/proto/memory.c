@@ -180,6 +180,8 @@ static int load_data(struct memory *m, int fd, uint64_t from, uint64_t to)
 
 		if (!seg)
 			return -ENOMEM;
+		/* It will be filled, mostly: one fault for each huge page instead of 512. Advice. */
+		(void)madvise(seg, MEM_SEG_LEN, MADV_HUGEPAGE);
 		n = pread(fd, seg + at, MIN(to - from, MEM_SEG_LEN - at), (off_t)from);
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -16,6 +16,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 #include "format/qcow2/refcount.h"
 #include "format/qcow2/stock.h"
 
@@ -286,6 +287,7 @@ static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_m
 	uint64_t cluster = host_off >> q->cluster_bits;
 	struct pending_free *p = TAILQ_LAST(&q->alloc->frees, pending_list);
 
+	gone = site_after(q, SITE_FREE, gone);
 	if (p && p->cluster + p->nr == cluster && p->gone == gone && p->punch == punch &&
 	    p->metadata == metadata) {
 		p->nr += nr;

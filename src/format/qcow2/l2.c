@@ -11,6 +11,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/entry.h"
 #include "format/qcow2/stock.h"
@@ -97,7 +98,7 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 	entry = be64_put(host_off | QCOW2_COPIED);
 	if (err == 0)
 		err = order_put(f, q->order, q->h.l1_off + table * 8ull, &entry, sizeof(entry),
-				order_max(content, counted), &linked);
+				site_after(q, SITE_L1_ENTRY, order_max(content, counted)), &linked);
 	if (err < 0) {
 		/* Content of the table may be queued: nobody gets the cluster before that is out of the way.
 		 */
@@ -105,6 +106,7 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 		return err;
 	}
 	q->l1[table] = host_off | QCOW2_COPIED;
+	q->l1_linked = order_max(q->l1_linked, linked);
 	if (old_off)
 		alloc_free_metadata(q, old_off, 1, order_max(linked, order_all(q->order)));
 	else
@@ -134,11 +136,16 @@ static int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, str
 
 /* ---- what entries hold ---- */
 
-/* Gives up the reference that an entry held; gone: the mark of the entry that replaces it. */
+/*
+ * Gives up the reference that an entry held; gone: the mark of the entry that replaces it. Not before the table with
+ * that entry is what the disk's L1 leads to: until then a cut falls back to the table before, shared with a snapshot,
+ * whose entry still counts on the reference.
+ */
 static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
 
+	gone = order_max(gone, site_after(q, SITE_TABLE_LINKED, q->l1_linked));
 	if (entry & QCOW2_COMPRESSED) {
 		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
 		 * no punching. */
@@ -254,7 +261,7 @@ static order_mark link_after(struct qcow2 *q, const struct piece *p, const struc
 			     const struct extent *extent)
 {
 	uint64_t first = extent->host_off >> q->cluster_bits;
-	order_mark all = order_max(order_now(q->order), alloc_counted(q));
+	order_mark all = site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q)));
 
 	if (!(extent->flags & EXTENT_READS_ZERO) || has_backing(q))
 		return all;
@@ -262,7 +269,7 @@ static order_mark link_after(struct qcow2 *q, const struct piece *p, const struc
 		if (entry_get(p, run->first + i) & ~QCOW2_ZERO) /* a cluster, or damage */
 			return all;
 	}
-	return stock_mark(q, first, run->nr, all);
+	return site_after(q, SITE_STOCK_ENTRY, stock_mark(q, first, run->nr, all));
 }
 
 int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent)
@@ -317,7 +324,8 @@ int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len
 		disk[i] = be64_put(((cluster + i) << q->cluster_bits) | QCOW2_COPIED);
 	if (nr)
 		err = order_put(f, q->order, run_host_off(q, &run), disk, nr * sizeof(disk[0]),
-				stock_mark(q, cluster, nr, order_max(order_now(q->order), alloc_counted(q))),
+				site_after(q, SITE_STOCK_ENTRY,
+					   stock_mark(q, cluster, nr, order_max(order_now(q->order), alloc_counted(q)))),
 				NULL);
 	for (unsigned i = 0; err == 0 && i < nr; i++)
 		entry_set(p, run.first + i, be64_get(disk[i]));

@@ -7,6 +7,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 
 #include <jansson.h>
 #include <stdarg.h>
@@ -229,6 +230,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	struct settings set;
 	int ret = get_options(o, &set, err);
 
+	if (ret == 0)
+		ret = sites_open(q, err);
 	q->node = n;
 	q->file = q->leaf = n->file;
 	while (q->leaf->file)
@@ -265,7 +268,7 @@ static int qcow2_sync(struct fiber *f, struct node *n)
 	struct qcow2 *q = node_state(n);
 	int ret;
 
-	if (!q->order)
+	if (!q->order || site_off(q, SITE_FLUSH))
 		return 0;
 	ret = order_flush(f, q->order);
 	if (ret == 0)

@@ -71,6 +71,7 @@ struct qcow2 {
 	unsigned l2_bits;	  /* log2 of that */
 	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
+	uint32_t sites_off;	  /* tests: orders that are to be forgotten (sites.h) */
 	bool unmapped;		  /* opened for info or check of what cannot be read: map() answers with an error */
 
 	/* home queue only */
@@ -84,6 +85,7 @@ struct qcow2 {
 	struct stock *stock;
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
+	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 

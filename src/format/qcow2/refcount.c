@@ -11,6 +11,7 @@
 #include "format/qcow2/stock.h"
 
 #include <stdlib.h>
+#include "format/qcow2/sites.h"
 
 uint64_t refcount_read(const uint8_t *block, unsigned order, uint64_t index)
 {
@@ -137,7 +138,7 @@ static int place_add(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_
 		return err;
 	}
 	if (ret_mark)
-		*ret_mark = order_max(mark, q->refcounts->linked);
+		*ret_mark = order_max(mark, site_after(q, SITE_REFCOUNT_LINKED, q->refcounts->linked));
 	return 0;
 }
 

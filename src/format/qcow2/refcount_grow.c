@@ -16,6 +16,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include "format/qcow2/sites.h"
 
 struct growth {
 	uint64_t start, nr;			 /* of the region, clusters */
@@ -171,7 +172,7 @@ static int link_blocks(struct fiber *f, struct qcow2 *q, struct growth *g)
 		if (refcount_covered(q, b * block_counts(q)))
 			continue;
 		err = order_put(f, q->order, q->h.refcount_table_off + b * 8, &entry, sizeof(entry),
-				g->before, &mark);
+				site_after(q, SITE_REFCOUNT_ENTRY, g->before), &mark);
 		linked = order_max(linked, mark);
 		cluster++;
 	}
@@ -222,7 +223,7 @@ static int link_table(struct fiber *f, struct qcow2 *q, struct growth *g)
 	header.clusters = be32_put((uint32_t)g->nr_table);
 	if (err == 0)
 		err = order_put(f, q->order, offsetof(struct qcow2_header_disk, refcount_table_off), &header,
-				12, g->before, &linked);
+				12, site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
 	if (err < 0)
 		return err;
 	q->refcounts->linked = order_max(q->refcounts->linked, linked);
@@ -298,7 +299,7 @@ int refcount_extend(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret
 	err = extend_locked(f, q, nr, &g);
 	if (err == 0) {
 		*ret_cluster = g.start + g.nr_blocks + g.nr_table;
-		*ret_mark = order_max(g.before, q->refcounts->linked);
+		*ret_mark = order_max(g.before, site_after(q, SITE_REFCOUNT_LINKED, q->refcounts->linked));
 	}
 	fiber_unlock(&q->refcounts->grow);
 	return err;

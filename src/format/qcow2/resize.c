@@ -7,6 +7,7 @@
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +71,8 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	memcpy(l1, q->l1, q->h.l1_entries * 8ull);
 	err = write_l1(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, &content);
 	if (err == 0)
-		err = put_header(f, q, disk_len, host_off, nr, order_max(content, counted), &linked);
+		err = put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_L1_HEADER, order_max(content, counted)),
+				 &linked);
 	if (err < 0) {
 		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
 		goto out;
@@ -78,6 +80,7 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	free(q->l1);
 	q->l1 = l1;
 	q->h.l1_off = host_off;
+	q->l1_linked = order_max(q->l1_linked, linked);
 	q->h.l1_entries = nr;
 	q->h.disk_len = disk_len;
 	if (old_clusters)

@@ -24,6 +24,7 @@
 #include <stdlib.h>
 
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/sites.h"
 
 #define TAKEN_MIN 8	      /* sessions that allocate less clusters get no stock */
 #define STOCK_LEN_MAX MiB(32) /* of a batch; a cluster at least */
@@ -145,7 +146,7 @@ static int add_batch(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t 
 	order_mark mark;
 	int err = 0;
 
-	if (len > node_len(q->leaf)) {
+	if (len > node_len(q->leaf) && !site_off(q, SITE_STOCK_LENGTH)) {
 		/* Not by setting the length: data of others may be on its way to behind that. */
 		err = node_extend(f, q->file, len);
 		s->grown = true;
