@@ -132,6 +132,7 @@ int varve_image_info(struct varve_image *image, char **ret_json, struct varve_er
 
 struct stats_sum {
 	uint64_t hot, cold, split;
+	uint64_t flushes, flush_rounds; /* of the top's own file */
 	struct queue_stats home;
 };
 
@@ -174,11 +175,16 @@ static int stats_fiber(struct fiber *f, void *arg)
 {
 	struct stats_args *a = arg;
 	const struct node_slot *s = atomic_load(&a->top->slots[queue_id(a->q)]);
+	const struct node_slot *file = a->top->file ? atomic_load(&a->top->file->slots[queue_id(a->q)]) : NULL;
 
 	if (s) {
 		a->sum->hot += s->nr_hot;
 		a->sum->cold += s->nr_cold;
 		a->sum->split += s->nr_split;
+	}
+	if (file) {
+		a->sum->flushes += file->flushes.nr_flushes;
+		a->sum->flush_rounds += file->flushes.nr_rounds;
 	}
 	if (a->q != a->top->home)
 		return 0;
@@ -232,6 +238,8 @@ int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_e
 	json_object_set_new(requests, "hot", count(sum.hot));
 	json_object_set_new(requests, "cold", count(sum.cold));
 	json_object_set_new(requests, "split", count(sum.split));
+	json_object_set_new(requests, "flushes", count(sum.flushes));
+	json_object_set_new(requests, "flush-rounds", count(sum.flush_rounds));
 	json_object_set_new(o, "requests", requests);
 	json_object_set_new(home, "turns", count(h->turns));
 	json_object_set_new(home, "waits", count(h->waits));

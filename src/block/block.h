@@ -48,6 +48,13 @@ void clusters_lock(struct fiber *f, struct node *n, struct range *range, uint64_
 #define PROBE_LEN 2048
 cold_fn guard_write;
 
+/*
+ * flush.c: sends the flush r, whose r->at has asked for it, to n; flushes that come while one is on its way there wait
+ * for it to end, and then share the next.
+ */
+void flush_share(struct node *n, struct req *r);
+void flush_rounds_init(struct flush_rounds *fr, struct node *n);
+
 /* split.c */
 void split_start(struct node *n, struct req *r);
 int split_pool_new(struct queue *q);

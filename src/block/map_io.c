@@ -101,7 +101,7 @@ static void map_flush(struct node *n, struct req *r)
 	if (!(n->flags & NODE_WRITABLE))
 		req_done(r, 0);
 	else if (!n->drv->sync || n->drv->clean(n))
-		req_forward(r, n->file, 0, NULL);
+		flush_share(n->file, r);
 	else
 		go_cold(n, r, cold_flush);
 }

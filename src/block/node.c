@@ -88,6 +88,7 @@ static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 		s->node = n;
 		s->q = q;
 		TAILQ_INIT(&s->parked);
+		flush_rounds_init(&s->flushes, n);
 		/*
 		 * Store the slot, then look: pairs with node_grace() and drain in home, which change and then look
 		 * for slots. So home sees this slot, or we see what home changed before it looked.

@@ -181,6 +181,16 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
 
+/* Flushes of one node that share a sync (block/flush.c). */
+struct flush_rounds {
+	struct node *node;
+	struct req_list waiting; /* for the next round */
+	struct req_list served;	 /* by the round under way, besides the request that it travels with */
+	struct msg begin;
+	bool busy;		 /* a round is under way, or about to begin */
+	uint64_t nr_flushes, nr_rounds;
+};
+
 /* What one queue knows of one node; touched by that queue's thread only. */
 struct node_slot {
 	struct node *node;
@@ -195,6 +205,7 @@ struct node_slot {
 	struct msg drain_end;	 /* home says: go on */
 	_Atomic unsigned drain_end_state; /* node.c: is drain_end on its way? */
 	struct req_list parked;
+	struct flush_rounds flushes;
 	uint64_t nr_hot, nr_cold, nr_split; /* requests by path, for the statistics */
 } __attribute__((aligned(64)));
 

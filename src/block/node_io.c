@@ -66,7 +66,7 @@ static int node_io(struct fiber *f, struct node *n, enum req_op op, uint64_t off
 {
 	struct req r;
 
-	if (!len && op != REQ_FLUSH)
+	if (!len)
 		return 0;
 	req_init(&r, fiber_queue(f), op, off, len, iov, nr_iov, flags, NULL);
 	return node_submit_wait(f, n, &r);
@@ -131,7 +131,14 @@ int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, u
 
 int node_flush(struct fiber *f, struct node *n)
 {
-	return node_io(f, n, REQ_FLUSH, 0, 0, NULL, 0, 0);
+	struct entering_req e = { .w.f = f };
+
+	req_init(&e.r, fiber_queue(f), REQ_FLUSH, 0, 0, NULL, 0, 0, enter_done);
+	e.r.at = n;
+	flush_share(n, &e.r);
+	while (!e.w.finished)
+		fiber_wait(f);
+	return e.w.ret;
 }
 
 int node_discard(struct fiber *f, struct node *n, uint64_t off, uint64_t len)

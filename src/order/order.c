@@ -32,16 +32,18 @@ int order_new(struct order **ret, struct node *file, uint64_t limit)
 	o->open = ORDER_NONE + 1;
 	TAILQ_INIT(&o->sections);
 	atomic_init(&o->clean, true);
+	order_background_init(o);
 	*ret = o;
 	return 0;
 }
 
-void order_free(struct order *o)
+void order_free(struct fiber *f, struct order *o)
 {
 	struct section *sec;
 
 	if (!o)
 		return;
+	order_background_end(f, o);
 	assert(!o->writing);
 	while ((sec = TAILQ_FIRST(&o->sections))) {
 		TAILQ_REMOVE(&o->sections, sec, link);
@@ -192,7 +194,7 @@ static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t
 	struct section *prev, *sec = section_find(o, nr, &prev);
 	struct sector *fresh, *s;
 	struct piece p;
-	bool merges;
+	bool merges, was_empty = TAILQ_EMPTY(&o->sections);
 
 	if (prepare_sectors(o, nr, off, len, &fresh, &merges) < 0)
 		return -ENOMEM;
@@ -219,6 +221,7 @@ static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t
 		sector_fill(sector_find(&o->table, p.nr, nr), p.from, bytes, p.len);
 	}
 	o->stats.merges += merges;
+	order_grew(o, was_empty);
 	order_update_clean(o);
 	return 0;
 }

@@ -44,14 +44,25 @@ typedef uint64_t order_mark;
 #define ORDER_NONE ((order_mark)0) /* durable since ever: no dependency */
 
 /*
- * limit: memory of queued data at which order_put() starts to write out (and beyond twice that it waits until there is
- * less); 0: default. Memory is counted in sectors of 512 bytes with their book-keeping.
+ * limit: memory of queued data at which a fiber in the background starts to write out (and beyond twice that order_put()
+ * waits until there is less); 0: default. Memory is counted in sectors of 512 bytes with their book-keeping.
  */
 #define ORDER_LIMIT_DEFAULT MiB(16)
 
 int order_new(struct order **ret, struct node *file, uint64_t limit);
-/* Drops what is queued without writing it: after order_flush(), or when the image is abandoned on purpose. */
-void order_free(struct order *o);
+/*
+ * Drops what is queued without writing it: after order_flush(), or when the image is abandoned on purpose. Waits for a
+ * write-out in the background to end.
+ */
+void order_free(struct fiber *f, struct order *o);
+
+/*
+ * What has been queued for so long is written out in the background, so that a guest that never flushes loses no more
+ * than that to a power cut; 0: never.
+ */
+#define ORDER_AGE_DEFAULT_NS (5ull * 1000000000)
+
+void order_set_age(struct order *o, uint64_t age_ns);
 
 /*
  * Queues a write of len bytes (copied) at off of the file that must not reach the disk before `after` is durable.
@@ -104,6 +115,9 @@ bool order_clean(const struct order *o);
  */
 order_mark order_durable(const struct order *o);
 
+/* Why entries were written out. */
+enum order_cause { ORDER_FLUSH, ORDER_SIZE, ORDER_AGE, ORDER_CAUSES };
+
 struct order_stats {
 	uint64_t puts;		 /* calls of order_put() that succeeded */
 	uint64_t merges;	 /* of these: that met a sector queued in the same section */
@@ -112,10 +126,17 @@ struct order_stats {
 	uint64_t syncs;		 /* node_flush() that succeeded */
 	uint64_t writes, bytes;	 /* node_writev() that succeeded */
 	uint64_t errors;	 /* writes and syncs that failed */
+	uint64_t write_outs[ORDER_CAUSES]; /* begun, those that failed included */
+	uint64_t shared;	 /* waits and flushes that another one's write-out served */
+	uint64_t queued_bytes_max;
 	uint64_t queued_bytes;	 /* now, as the limit counts them */
 	uint64_t queued_sections;
 };
 
 void order_stats(const struct order *o, struct order_stats *ret);
+
+/* For drivers: option metadata-write-out (seconds; *ret stays if it is not given), and the object "order" of the statistics. */
+int order_get_age(struct opts *opts, uint64_t *ret_age_ns, struct varve_error *err);
+void order_json_stats(const struct order *o, void *json_stats);
 
 #endif

@@ -4,6 +4,7 @@
  *
  *   order.c     what is queued: put, read, marks
  *   writeout.c  how it reaches the disk: wait, flush
+ *   background.c what is written out without a flush: limits of size and age
  *   sector.c    the queued bytes
  */
 #ifndef VARVE_ORDER_QUEUE_H
@@ -31,6 +32,7 @@ struct order {
 	/* set once */
 	struct node *file;
 	uint64_t limit;
+	uint64_t age_ns; /* 0: no limit */
 
 	/* home queue only */
 	TAILQ_HEAD(section_list, section) sections; /* ascending */
@@ -40,6 +42,12 @@ struct order {
 	bool failed;		 /* the last write-out did */
 	int error;		 /* of the last one that did */
 	struct waitlist waiting; /* woken when durable advances and when a write-out ends */
+	bool background_busy;	 /* its fiber has been started, and has not ended */
+	bool ending;		 /* order_free() waits for it */
+	enum order_cause background_cause;
+	struct fiber_job background;
+	struct timer age_timer;
+	uint64_t dirty_since_ns; /* not later than the first put of what is queued, not counting what failed */
 	struct order_stats stats;
 	struct node_write writes[ORDER_WRITES]; /* the writing fiber's */
 	struct iovec iov[ORDER_IOV];		/* and this */
@@ -56,6 +64,14 @@ static inline uint64_t order_queued(const struct order *o)
 /* After the queue became empty or not, or a write-out failed or succeeded. */
 void order_update_clean(struct order *o);
 
+/* writeout.c: brings everything up to target to the disk; the calling fiber becomes the one that writes. */
+int order_write_out(struct fiber *f, struct order *o, uint64_t target, enum order_cause cause);
+
+/* background.c */
+void order_background_init(struct order *o);
+void order_background_end(struct fiber *f, struct order *o);
+/* After bytes were queued. */
+void order_grew(struct order *o, bool was_empty);
 /* After a put: keeps the queue within its limit. May wait. */
 void order_relieve(struct fiber *f, struct order *o);
 

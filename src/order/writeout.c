@@ -144,12 +144,12 @@ static int write_step(struct fiber *f, struct order *o, uint64_t target)
 	return 0;
 }
 
-/* The calling fiber becomes the one that writes. */
-static int write_out(struct fiber *f, struct order *o, uint64_t target)
+int order_write_out(struct fiber *f, struct order *o, uint64_t target, enum order_cause cause)
 {
 	int err = 0;
 
 	o->writing = true;
+	o->stats.write_outs[cause]++;
 	while (o->durable < target && err == 0) {
 		err = write_step(f, o, target);
 		o->failed = err < 0;
@@ -166,12 +166,14 @@ static int write_out(struct fiber *f, struct order *o, uint64_t target)
 
 int order_wait(struct fiber *f, struct order *o, order_mark mark)
 {
+	bool served = false;
+
 	assert(mark <= order_all(o));
 	while (o->durable < mark) {
 		uint64_t errors = o->stats.errors;
 
 		if (!o->writing)
-			return write_out(f, o, mark);
+			return order_write_out(f, o, mark, ORDER_FLUSH);
 		waitlist_wait(f, &o->waiting);
 		/*
 		 * Sections go in order: what failed lies at or before our mark. Trying again at once, once
@@ -179,30 +181,13 @@ int order_wait(struct fiber *f, struct order *o, order_mark mark)
 		 */
 		if (o->durable < mark && o->stats.errors != errors)
 			return o->error;
+		served = true;
 	}
+	o->stats.shared += served;
 	return 0;
 }
 
 int order_flush(struct fiber *f, struct order *o)
 {
 	return order_wait(f, o, order_all(o));
-}
-
-/*
- * Beyond the limit the putting fiber writes out what is queued now. Does another one write already, it goes
- * on until twice the limit, then it waits for room. Errors are not its concern: the entry is queued, and a
- * flush will tell.
- */
-void order_relieve(struct fiber *f, struct order *o)
-{
-	uint64_t errors = o->stats.errors;
-
-	if (order_queued(o) > o->limit && !o->writing)
-		(void)write_out(f, o, order_all(o)); /* counted; the next flush or wait meets it again */
-	while (order_queued(o) > 2 * o->limit && o->stats.errors == errors) {
-		if (o->writing)
-			waitlist_wait(f, &o->waiting);
-		else
-			(void)write_out(f, o, order_all(o)); /* as above */
-	}
 }

@@ -100,6 +100,7 @@ static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 struct settings {
 	uint64_t l2_cache_len, refcount_cache_len;
 	bool map_ahead;
+	uint64_t write_out_ns;
 };
 
 static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
@@ -116,13 +117,15 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 {
 	int r;
 
-	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true };
+	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS };
 	if (!o)
 		return 0;
 	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
 	if (r == 0)
 		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
-	return r < 0 ? r : opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
+	if (r == 0)
+		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
+	return r < 0 ? r : order_get_age(o, &ret->write_out_ns, err);
 }
 
 /*
@@ -158,9 +161,9 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	if (ret < 0)
 		return ret;
 	ret = order_new(&q->order, q->file, 0);
-
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
+	order_set_age(q->order, set->write_out_ns);
 	ret = refcount_open(f, q, set->refcount_cache_len, err);
 	if (ret == 0)
 		ret = alloc_open(f, q, err);
@@ -209,7 +212,7 @@ static void set_geometry(struct qcow2 *q)
 	atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
 }
 
-static void free_all(struct qcow2 *q)
+static void free_all(struct fiber *f, struct qcow2 *q)
 {
 	l2_close(q);
 	if (q->order) {
@@ -217,7 +220,7 @@ static void free_all(struct qcow2 *q)
 		meta_close(q);
 		alloc_close(q);
 		refcount_close(q);
-		order_free(q->order);
+		order_free(f, q->order);
 	}
 	free(q->l1);
 	q->l1 = NULL;
@@ -252,7 +255,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)
-		free_all(q);
+		free_all(f, q);
 	return ret;
 }
 
@@ -305,25 +308,15 @@ static void qcow2_close(struct fiber *f, struct node *n)
 		ahead_trim(f, q);
 		stock_trim(f, q);
 	}
-	free_all(q);
+	free_all(f, q);
 }
 
 static void qcow2_stats(struct node *n, void *json_stats)
 {
 	struct qcow2 *q = node_state(n);
-	struct order_stats s;
 
-	if (!q->order)
-		return;
-	order_stats(q->order, &s);
-	json_object_set_new(json_stats, "order",
-			    json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "puts",
-				      (json_int_t)s.puts, "merges", (json_int_t)s.merges, "barriers-asked",
-				      (json_int_t)s.barriers_asked, "sections", (json_int_t)s.sections,
-				      "syncs", (json_int_t)s.syncs, "writes", (json_int_t)s.writes, "bytes",
-				      (json_int_t)s.bytes, "errors", (json_int_t)s.errors, "queued-bytes",
-				      (json_int_t)s.queued_bytes, "queued-sections",
-				      (json_int_t)s.queued_sections));
+	if (q->order)
+		order_json_stats(q->order, json_stats);
 }
 
 const struct driver driver_qcow2 = {

@@ -122,12 +122,13 @@ static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *e
 	return ret < 0 ? varve_error_errno(err, ret, "cannot clear the autoclear feature bits in the header") : 0;
 }
 
-static int open_writable(struct fiber *f, struct qed *q, struct varve_error *err)
+static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct varve_error *err)
 {
 	int ret = order_new(&q->order, q->file, 0);
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
+	order_set_age(q->order, age_ns);
 	if (q->h.features & QED_F_NEED_CHECK) {
 		ret = qed_repair_unclean(f, q, err);
 		if (ret == 0)
@@ -142,7 +143,7 @@ static int open_writable(struct fiber *f, struct qed *q, struct varve_error *err
 
 static int open_tables(struct fiber *f, struct qed *q, struct opts *o, struct varve_error *err)
 {
-	uint64_t cache_len = L2_CACHE_LEN_DEFAULT;
+	uint64_t cache_len = L2_CACHE_LEN_DEFAULT, age_ns = ORDER_AGE_DEFAULT_NS;
 	int ret = o ? opts_get_size(o, "l2-cache-size", &cache_len, err) : 0;
 
 	if (ret < 0)
@@ -150,9 +151,12 @@ static int open_tables(struct fiber *f, struct qed *q, struct opts *o, struct va
 	if (cache_len < L2_CACHE_LEN_MIN || cache_len > L2_CACHE_LEN_MAX)
 		return varve_error_set(err, -EINVAL, "option 'l2-cache-size': %llu is not from 64 KiB to 4 GiB",
 				       (unsigned long long)cache_len);
+	ret = o ? order_get_age(o, &age_ns, err) : 0;
+	if (ret < 0)
+		return ret;
 	ret = read_l1(f, q, err);
 	if (ret == 0 && q->writable)
-		ret = open_writable(f, q, err);
+		ret = open_writable(f, q, age_ns, err);
 	if (ret < 0)
 		return ret;
 	ret = qed_map_open(q, cache_len);
@@ -167,7 +171,7 @@ static void free_all(struct fiber *f, struct qed *q, bool trim)
 	need_check_close(f, q);
 	space_close(f, q, trim);
 	if (q->order)
-		order_free(q->order);
+		order_free(f, q->order);
 	free(q->l1);
 	q->l1 = NULL;
 	q->order = NULL;
@@ -232,6 +236,14 @@ static void qed_close(struct fiber *f, struct node *n)
 	free_all(f, q, false);
 }
 
+static void qed_stats(struct node *n, void *json_stats)
+{
+	struct qed *q = node_state(n);
+
+	if (q->order)
+		order_json_stats(q->order, json_stats);
+}
+
 static int qed_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err)
 {
 	struct qed *q = node_state(n);
@@ -263,4 +275,5 @@ const struct driver driver_qed = {
 	.check = qed_check,
 	.set_backing = qed_set_backing,
 	.info = qed_info,
+	.stats = qed_stats,
 };

@@ -47,8 +47,10 @@ enum extent_kind fake_kind(struct node *n, uint64_t cluster);
 /* Holding back and failing is for tests on one queue. */
 struct hold {
 	bool reads, writes; /* hold back */
+	bool flushes;	    /* hold them back, too */
 	int fail_writes;    /* negative: answer of the next writes */
-	_Atomic uint64_t nr_reads, nr_writes, bytes_written;
+	int fail_flush;	    /* and of the next flushes */
+	_Atomic uint64_t nr_reads, nr_writes, nr_flushes, bytes_written;
 	unsigned nr_held;
 	struct req_list held;
 };

@@ -147,6 +147,95 @@ static void a_stable_write_is_followed_by_one_flush_of_the_image(void **state)
 	image_close(&img);
 }
 
+#define FLUSHERS 32
+
+static void start_flushes(struct image *img, struct io *io, unsigned nr)
+{
+	for (unsigned i = 0; i < nr; i++)
+		io_start(&io[i], img->l.n, img->l.q, REQ_FLUSH, 0, NULL, 0, 0);
+	turns(img->l.q, 4);
+}
+
+/* Those that come while a flush is at the file wait for it to end: it may have begun before their data was written. */
+static void flushes_share_a_round_and_never_one_that_has_begun(void **state)
+{
+	struct io early[FLUSHERS] = { 0 }, late[FLUSHERS] = { 0 };
+	struct image img;
+
+	(void)state;
+	image_open(&img, NULL, CL, MiB(1), NODE_WRITABLE);
+	hold_of(img.hold)->flushes = true;
+	start_flushes(&img, early, FLUSHERS);
+	assert_int_equal(hold_of(img.hold)->nr_held, 1);
+	start_flushes(&img, late, FLUSHERS);
+	assert_int_equal(hold_of(img.hold)->nr_held, 1);
+	assert_true(hold_release(img.hold));
+	turns(img.l.q, 4);
+	for (unsigned i = 0; i < FLUSHERS; i++) {
+		assert_true(early[i].done && early[i].ret == 0);
+		assert_false(late[i].done);
+	}
+	assert_int_equal(hold_of(img.hold)->nr_held, 1);
+	assert_true(hold_release(img.hold));
+	for (unsigned i = 0; i < FLUSHERS; i++)
+		assert_int_equal(io_wait(&late[i]), 0);
+	assert_int_equal(hold_of(img.hold)->nr_flushes, 2);
+	hold_of(img.hold)->flushes = false;
+	image_close(&img);
+}
+
+static void a_round_that_fails_fails_all_it_served_and_no_later_one(void **state)
+{
+	struct io early[FLUSHERS] = { 0 }, late[FLUSHERS] = { 0 };
+	struct image img;
+
+	(void)state;
+	image_open(&img, NULL, CL, MiB(1), NODE_WRITABLE);
+	hold_of(img.hold)->flushes = true;
+	hold_of(img.hold)->fail_flush = -EIO;
+	start_flushes(&img, early, FLUSHERS);
+	hold_of(img.hold)->fail_flush = 0;
+	for (unsigned i = 0; i < FLUSHERS; i++)
+		assert_int_equal(io_wait(&early[i]), -EIO);
+	start_flushes(&img, late, FLUSHERS);
+	assert_true(hold_release(img.hold));
+	for (unsigned i = 0; i < FLUSHERS; i++)
+		assert_int_equal(io_wait(&late[i]), 0);
+	hold_of(img.hold)->flushes = false;
+	image_close(&img);
+}
+
+/* Depth 32, each write stable before it is answered, another one at once: two syncs for each 32 writes, at most. */
+static void stable_writes_at_depth_share_their_syncs(void **state)
+{
+	static uint8_t buf[CL];
+	const unsigned total = 32 * FLUSHERS;
+	struct io io[FLUSHERS] = { 0 };
+	struct image img;
+	unsigned nr = 0;
+
+	(void)state;
+	image_open(&img, NULL, CL, FLUSHERS * CL, NODE_WRITABLE);
+	map_range(&img, 0, FLUSHERS, 0);
+	for (unsigned i = 0; i < FLUSHERS; i++, nr++)
+		io_start(&io[i], img.l.n, img.l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
+	while (nr < total) {
+		turns(img.l.q, 1);
+		for (unsigned i = 0; i < FLUSHERS && nr < total; i++) {
+			if (!io[i].done)
+				continue;
+			assert_int_equal(io[i].ret, 0);
+			io_start(&io[i], img.l.n, img.l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
+			nr++;
+		}
+	}
+	for (unsigned i = 0; i < FLUSHERS; i++)
+		assert_int_equal(io_wait(&io[i]), 0);
+	assert_in_range(hold_of(img.hold)->nr_flushes, 1, total / 10);
+	assert_int_equal(hold_of(img.hold)->nr_writes, total);
+	image_close(&img);
+}
+
 #define BIG_NR 8
 #define BIG_CLUSTERS 200 /* 8 * 200 pieces, many more than the pool has */
 #define BIG_LEN (BIG_CLUSTERS * CL)
@@ -378,6 +467,9 @@ int main(void)
 		cmocka_unit_test(each_kind_of_extent_answers_as_it_should),
 		cmocka_unit_test(bounds_and_read_only_are_seen_to_at_the_door),
 		cmocka_unit_test(a_stable_write_is_followed_by_one_flush_of_the_image),
+		cmocka_unit_test(flushes_share_a_round_and_never_one_that_has_begun),
+		cmocka_unit_test(a_round_that_fails_fails_all_it_served_and_no_later_one),
+		cmocka_unit_test(stable_writes_at_depth_share_their_syncs),
 		cmocka_unit_test(many_big_requests_share_the_pool_of_pieces),
 		cmocka_unit_test(a_piece_takes_as_many_memory_segments_as_it_can_hold),
 		cmocka_unit_test(one_failing_piece_fails_the_request_once),

@@ -148,17 +148,27 @@ struct bench *bench_new(bool manual, uint64_t limit)
 
 	assert_non_null(b);
 	b->fail_nr = -1;
-	b->q = shared_queue();
+	b->q = b->node.home = shared_queue();
 	assert_int_equal(sim_file_new(&b->sim, &b->file, &so), 0);
 	sim_set_fault(b->sim, bench_fault, b);
 	assert_int_equal(order_new(&b->o, &b->node, limit), 0);
 	return b;
 }
 
+static int job_free(struct fiber *f, struct bench *b, void *arg)
+{
+	(void)arg;
+	order_free(f, b->o);
+	return 0;
+}
+
 void bench_free(struct bench *b)
 {
+	struct job j;
+
 	assert_int_equal(b->jobs, 0);
-	order_free(b->o);
+	bench_start(b, &j, job_free, NULL);
+	bench_finish(b);
 	sim_file_free(b->sim);
 	free(b);
 }
@@ -178,12 +188,18 @@ void bench_settle(struct bench *b)
 		queue_turn(b->q, 0);
 }
 
-void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg),
-		 void *arg)
+void bench_launch(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg),
+		  void *arg)
 {
 	*j = (struct job){ .fiber.run = job_main, .b = b, .fn = fn, .arg = arg };
 	b->jobs++;
 	fiber_start(b->q, &j->fiber, 1);
+}
+
+void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg),
+		 void *arg)
+{
+	bench_launch(b, j, fn, arg);
 	bench_settle(b);
 }
 

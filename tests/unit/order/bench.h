@@ -48,6 +48,8 @@ void bench_free(struct bench *b);
 
 /* Starts fn on a fiber and runs it as far as it comes. */
 void bench_start(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg), void *arg);
+/* The same without letting it run yet. */
+void bench_launch(struct bench *b, struct job *j, int (*fn)(struct fiber *f, struct bench *b, void *arg), void *arg);
 /* Turns until nothing happens without a completion. */
 void bench_settle(struct bench *b);
 /* Lets the i-th pending operation end with res (0: normally), and settles. */

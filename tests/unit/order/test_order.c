@@ -479,7 +479,10 @@ static void beyond_the_limit_a_put_writes_out(void **state)
 		bench_put(b, 1024 * i, "x", 1, ORDER_NONE);
 	}
 	assert_in_range(i, 20, 32);
+	bench_settle(b);
 	assert_true(order_clean(b->o));
+	assert_int_equal(stats(b).write_outs[ORDER_SIZE], 1);
+	assert_in_range(stats(b).queued_bytes_max, KiB(16), KiB(17));
 	bench_free(b);
 }
 
@@ -488,25 +491,132 @@ static void beyond_twice_the_limit_puts_wait_for_room(void **state)
 	struct bench *b = bench_new(true, KiB(16));
 	struct put_args args[100];
 	struct job jobs[100];
-	unsigned nr, waiting = 0;
+	unsigned nr;
 
 	for (nr = 0; nr < 100; nr++) {
 		args[nr] = (struct put_args){ 1024 * nr, "x", 1, ORDER_NONE, 0 };
 		bench_start(b, &jobs[nr], job_put, &args[nr]);
-		if (jobs[nr].done)
-			continue;
-		waiting++;
-		if (waiting == 1)
-			assert_true(stats(b).queued_bytes > KiB(16)); /* the fiber that writes */
-		else
+		/* Beyond the limit somebody writes, but no put waits for it. */
+		assert_int_equal(sim_pending(b->sim) > 0, stats(b).queued_bytes > KiB(16));
+		if (!jobs[nr].done)
 			break;
 	}
-	assert_int_equal(waiting, 2);
 	assert_true(stats(b).queued_bytes > KiB(32));
 	assert_true(stats(b).queued_bytes < KiB(33));
 	bench_finish(b);
 	assert_int_equal(jobs[nr].ret, 0);
 	assert_true(stats(b).queued_bytes <= KiB(32));
+	bench_free(b);
+}
+
+/* All fibers of the level wait for room: the one in the background finds no place among them. */
+static void puts_that_fill_the_pool_make_room_themselves(void **state)
+{
+	enum { NR = 3 * FIBER_MAX_PER_LEVEL };
+	static char bytes[16][KiB(2)];
+	struct bench *b = bench_new(true, KiB(16));
+	static struct put_args args[NR];
+	static struct job jobs[NR];
+
+	memset(bytes, 'x', sizeof(bytes));
+	for (unsigned i = 0; i < NR; i++) {
+		args[i] = (struct put_args){ KiB(2) * i, bytes[i % 16], KiB(2), ORDER_NONE, 0 };
+		bench_launch(b, &jobs[i], job_put, &args[i]);
+	}
+	bench_finish(b);
+	for (unsigned i = 0; i < NR; i++)
+		assert_int_equal(jobs[i].ret, 0);
+	bench_free(b);
+}
+
+#define SECOND 1000000000ull
+
+static void what_is_old_is_written_out_without_a_flush(void **state)
+{
+	struct bench *b = bench_new(false, 0);
+	order_mark mark = bench_put(b, 0, "x", 1, ORDER_NONE);
+
+	bench_put(b, 512, "y", 1, mark);
+	queue_advance(b->q, 5 * SECOND - 1);
+	bench_settle(b);
+	assert_int_equal(b->nr_writes, 0);
+	queue_advance(b->q, 1);
+	for (int i = 0; i < 4; i++)
+		bench_settle(b);
+	assert_true(order_clean(b->o));
+	assert_int_equal(stats(b).write_outs[ORDER_AGE], 1);
+	assert_int_equal(stats(b).write_outs[ORDER_FLUSH], 0);
+	expect_disk(b, 0, "x");
+	expect_disk(b, 512, "y");
+	bench_free(b);
+}
+
+/* The time counts from the first put behind the flush, not from the timer that the flushed one had set. */
+static void a_flush_gives_later_puts_their_own_time(void **state)
+{
+	struct bench *b = bench_new(false, 0);
+
+	bench_put(b, 0, "x", 1, ORDER_NONE);
+	queue_advance(b->q, 4 * SECOND);
+	assert_int_equal(bench_flush(b), 0);
+	bench_put(b, 0, "y", 1, ORDER_NONE);
+	queue_advance(b->q, 4 * SECOND);
+	bench_settle(b);
+	expect_disk(b, 0, "x");
+	queue_advance(b->q, SECOND);
+	bench_settle(b);
+	bench_settle(b);
+	expect_disk(b, 0, "y");
+	assert_int_equal(stats(b).write_outs[ORDER_AGE], 1);
+	bench_free(b);
+}
+
+static void an_old_entry_that_cannot_be_written_is_tried_again(void **state)
+{
+	struct bench *b = bench_new(false, 0);
+
+	order_set_age(b->o, SECOND);
+	b->fail_all = true;
+	bench_put(b, 0, "x", 1, ORDER_NONE);
+	for (int i = 1; i <= 3; i++) {
+		queue_advance(b->q, SECOND);
+		bench_settle(b);
+		bench_settle(b);
+		assert_int_equal(stats(b).errors, i);
+	}
+	assert_false(order_clean(b->o));
+	b->fail_all = false;
+	queue_advance(b->q, SECOND);
+	bench_settle(b);
+	bench_settle(b);
+	assert_true(order_clean(b->o));
+	expect_disk(b, 0, "x");
+	bench_free(b);
+}
+
+static void without_a_limit_of_age_nothing_is_written_by_itself(void **state)
+{
+	struct bench *b = bench_new(false, 0);
+
+	bench_put(b, 0, "x", 1, ORDER_NONE);
+	order_set_age(b->o, 0);
+	queue_advance(b->q, 1000 * SECOND);
+	bench_put(b, 512, "y", 1, ORDER_NONE);
+	queue_advance(b->q, 1000 * SECOND);
+	bench_settle(b);
+	assert_int_equal(b->nr_writes, 0);
+	bench_free(b);
+}
+
+/* The queue is given up while its timer's write-out is on its way: that is waited for. */
+static void freeing_waits_for_the_background(void **state)
+{
+	struct bench *b = bench_new(true, 0);
+
+	bench_put(b, 0, "x", 1, ORDER_NONE);
+	queue_advance(b->q, 5 * SECOND);
+	bench_settle(b);
+	assert_int_equal(sim_pending(b->sim), 1);
 	bench_free(b);
 }
 
@@ -578,6 +688,12 @@ int main(void)
 		cmocka_unit_test(a_failed_sync_of_data_alone_leaves_the_queue_unclean),
 		cmocka_unit_test(beyond_the_limit_a_put_writes_out),
 		cmocka_unit_test(beyond_twice_the_limit_puts_wait_for_room),
+		cmocka_unit_test(puts_that_fill_the_pool_make_room_themselves),
+		cmocka_unit_test(what_is_old_is_written_out_without_a_flush),
+		cmocka_unit_test(a_flush_gives_later_puts_their_own_time),
+		cmocka_unit_test(an_old_entry_that_cannot_be_written_is_tried_again),
+		cmocka_unit_test(without_a_limit_of_age_nothing_is_written_by_itself),
+		cmocka_unit_test(freeing_waits_for_the_background),
 		cmocka_unit_test(a_disk_that_keeps_failing_cannot_eat_all_memory),
 	};
 
