@@ -12,10 +12,11 @@
 #include "img.h"
 
 static const char check_usage[] =
-	"check [-f FORMAT | --image-opts] [-T CACHE] [-U] [--output human|json] [-q] FILE\n\n"
+	"check [-f FORMAT | --image-opts] [-T CACHE] [-U] [-r leaks|all] [--output human|json] [-q] FILE\n\n"
 	"  -f, --format FORMAT   do not guess the format\n"
 	"      --image-opts      FILE is driver=...,file.filename=...\n"
 	"  -T, --cache CACHE     writeback (default), none, ...\n"
+	"  -r, --repair WHAT     leaks: give lost space back; all: also counts that are wrong; then check again\n"
 	"  -U, --force-share     also while another process writes to the image\n"
 	"      --output FORMAT   human (default) or json\n"
 	"  -q, --quiet           print nothing but errors of the check itself\n"
@@ -27,6 +28,7 @@ struct check_args {
 	struct open_args open;
 	enum output output;
 	bool quiet;
+	enum { REPAIR_NONE, REPAIR_LEAKS, REPAIR_ALL } repair;
 };
 
 static void report(void *user_data, const char *line)
@@ -39,8 +41,16 @@ static void report(void *user_data, const char *line)
 	}
 }
 
-static void print_human(const struct varve_check_result *r)
+static uint64_t fixed(uint64_t before, uint64_t after)
 {
+	return before > after ? before - after : 0;
+}
+
+static void print_human(const struct varve_check_result *r, const struct varve_check_result *before)
+{
+	if (fixed(before->leaks, r->leaks) || fixed(before->corruptions, r->corruptions))
+		printf("Repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n",
+		       fixed(before->leaks, r->leaks), fixed(before->corruptions, r->corruptions));
 	if (!r->corruptions && !r->leaks && !r->check_errors)
 		printf("No errors were found on the image.\n");
 	if (r->corruptions)
@@ -68,7 +78,8 @@ static void set_count(json_t *o, const char *key, uint64_t count)
 		json_object_set_new(o, key, json_integer((json_int_t)count));
 }
 
-static void print_json(const struct varve_check_result *r, const char *name, const char *format)
+static void print_json(const struct varve_check_result *r, const struct varve_check_result *before, const char *name,
+		       const char *format)
 {
 	json_t *o = json_object(), *filename = json_string(name);
 
@@ -79,6 +90,8 @@ static void print_json(const struct varve_check_result *r, const char *name, con
 	set_count(o, "compressed-clusters", r->compressed_clusters);
 	set_count(o, "corruptions", r->corruptions);
 	set_count(o, "leaks", r->leaks);
+	set_count(o, "corruptions-fixed", fixed(before->corruptions, r->corruptions));
+	set_count(o, "leaks-fixed", fixed(before->leaks, r->leaks));
 	json_object_set_new(o, "check-errors", json_integer((json_int_t)r->check_errors));
 	/* A name that is no UTF-8 cannot stand in JSON. */
 	json_object_set_new(o, "filename", filename ? filename : json_string("?"));
@@ -88,39 +101,74 @@ static void print_json(const struct varve_check_result *r, const char *name, con
 	json_decref(o);
 }
 
-static int check_image(struct varve_image *image, const char *name, struct check_args *a)
+static int status_of(const struct varve_check_result *r)
 {
-	struct varve_check_result r;
-	struct varve_error err;
-	int ret;
-
-	ret = varve_image_check(image, &r, report, progress_update, a, &err);
-	if (ret < 0) {
-		complain("%s", err.message);
-		return ret == -ENOTSUP ? CHECK_UNSUPPORTED : CHECK_FAILED;
-	}
-	if (a->output == OUTPUT_JSON)
-		print_json(&r, name, varve_image_format(image));
-	else if (!a->quiet)
-		print_human(&r);
-	if (finish_stdout() || r.check_errors)
+	if (r->check_errors)
 		return CHECK_FAILED;
-	if (r.corruptions)
+	if (r->corruptions)
 		return CHECK_CORRUPT;
-	return r.leaks ? CHECK_LEAKS : CHECK_CLEAN;
+	return r->leaks ? CHECK_LEAKS : CHECK_CLEAN;
 }
 
-static int check(const char *name, struct check_args *a)
+/* 0, or the exit status of a check that could not be made. */
+static int examine(const char *name, struct check_args *a, struct varve_check_result *r, char format[32])
 {
 	struct varve_image *image = open_image(name, &a->open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_CHECK, NULL);
+	struct varve_error err;
 	int ret;
 
 	if (!image)
 		return CHECK_FAILED;
-	ret = check_image(image, name, a);
-	if (close_image(image) && ret == CHECK_CLEAN)
+	snprintf(format, 32, "%s", varve_image_format(image));
+	ret = varve_image_check(image, r, report, progress_update, a, &err);
+	if (ret < 0) {
+		complain("%s", err.message);
+		ret = ret == -ENOTSUP ? CHECK_UNSUPPORTED : CHECK_FAILED;
+	}
+	if (close_image(image) && !ret)
 		ret = CHECK_FAILED;
 	return ret;
+}
+
+/* 0, or the exit status: then nothing was changed. */
+static int repair(const char *name, const struct check_args *a, const struct varve_check_result *found)
+{
+	struct open_args open = a->open;
+	struct varve_image *image;
+
+	if (found->corruptions && a->repair == REPAIR_LEAKS) {
+		complain("%s: there is more than leaks: nothing was repaired; -r all does", name);
+		return CHECK_CORRUPT;
+	}
+	open.force_share = false;
+	image = open_image(name, &open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_WRITABLE | VARVE_OPEN_REPAIR, NULL);
+	if (!image)
+		return status_of(found);
+	return close_image(image) ? CHECK_FAILED : 0;
+}
+
+static int check(const char *name, struct check_args *a)
+{
+	struct varve_check_result before, r;
+	char format[32];
+	int ret = examine(name, a, &r, format);
+
+	if (ret)
+		return ret;
+	before = r;
+	if (a->repair && (r.leaks || r.corruptions)) {
+		ret = repair(name, a, &r);
+		if (ret)
+			return ret;
+		ret = examine(name, a, &r, format); /* a repair is one when the next check agrees */
+		if (ret)
+			return ret;
+	}
+	if (a->output == OUTPUT_JSON)
+		print_json(&r, &before, name, format);
+	else if (!a->quiet)
+		print_human(&r, &before);
+	return finish_stdout() ? CHECK_FAILED : status_of(&r);
 }
 
 int img_check(int argc, char **argv)
@@ -158,7 +206,13 @@ int img_check(int argc, char **argv)
 			a.open.cache = optarg;
 			break;
 		case 'r':
-			return complain_missing("repair (-r)");
+			if (!strcmp(optarg, "leaks"))
+				a.repair = REPAIR_LEAKS;
+			else if (!strcmp(optarg, "all"))
+				a.repair = REPAIR_ALL;
+			else
+				return complain_usage("check: -r '%s' is neither leaks nor all", optarg);
+			break;
 		case 'U':
 			a.open.force_share = true;
 			break;
@@ -172,6 +226,8 @@ int img_check(int argc, char **argv)
 			return complain_option(c, argv);
 		}
 	}
+	if (a.repair && a.open.force_share)
+		return complain_usage("check: -r writes to the image, which -U does not allow");
 	if (argc - optind != 1)
 		return complain_usage("check: one file name is needed");
 	return check(argv[optind], &a);

@@ -117,6 +117,12 @@ VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_
  * VARVE_OPEN_WRITABLE. A copy that cannot be stored never fails the read.
  */
 #define VARVE_OPEN_COPY_ON_READ (1u << 6)
+/*
+ * With VARVE_OPEN_WRITABLE: what refers to space is counted, and counts and tables are made right, as for an image that was
+ * not closed. Damage that no crash explains (space that is used twice, tables in impossible places) is an error, and
+ * nothing is changed then. Formats without tables have nothing to repair.
+ */
+#define VARVE_OPEN_REPAIR (1u << 7)
 
 struct varve_open_options {
 	unsigned flags;		  /* VARVE_OPEN_* */

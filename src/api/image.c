@@ -40,7 +40,7 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 	} names[] = {
 		{ VARVE_OPEN_WRITABLE, NODE_WRITABLE },	      { VARVE_OPEN_NO_BACKING, NODE_NO_BACKING },
 		{ VARVE_OPEN_FORCE_SHARE, NODE_FORCE_SHARE }, { VARVE_OPEN_NO_IO, NODE_NO_IO },
-		{ VARVE_OPEN_CHECK, NODE_CHECK },
+		{ VARVE_OPEN_CHECK, NODE_CHECK },	      { VARVE_OPEN_REPAIR, NODE_REPAIR },
 	};
 	unsigned left = oo->flags & ~(VARVE_OPEN_IMAGE_OPTS | VARVE_OPEN_COPY_ON_READ);
 	const char *cold = getenv("VARVE_FORCE_COLD"); /* a switch of the tests: see CONTRIBUTING.md */
@@ -59,6 +59,8 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 	}
 	if (left)
 		return varve_error_set(err, -EINVAL, "unknown open flags 0x%x", left);
+	if ((flags & NODE_REPAIR) && !(flags & NODE_WRITABLE))
+		return varve_error_set(err, -EINVAL, "an image is repaired only when it is open for writing");
 	if ((flags & NODE_WRITABLE) && (flags & NODE_FORCE_SHARE))
 		return varve_error_set(err, -EINVAL, "an image cannot be shared by force and open for writing");
 	if (cold && strcmp(cold, "1") == 0)

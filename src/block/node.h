@@ -177,6 +177,7 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 #define NODE_PROBED (1u << 8)	    /* raw found by probing: sector 0 is guarded */
 #define NODE_FORCE_COLD (1u << 9)   /* tests: every request takes the cold path first */
 #define NODE_SYNC (1u << 10)	    /* leaf: every write and zeroing is FUA, those of metadata too */
+#define NODE_REPAIR (1u << 11)	    /* format: counts and tables are examined, and made right, before it is written */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

@@ -156,7 +156,8 @@ static int clear_autoclear(struct fiber *f, struct qcow2 *q, struct varve_error 
 static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
 			 struct varve_error *err)
 {
-	int ret = q->h.incompatible & QCOW2_INCOMPAT_DIRTY ? qcow2_rebuild_refcounts(f, q, err) : 0;
+	bool rebuild = (q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || (q->node->flags & NODE_REPAIR);
+	int ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
 
 	if (ret < 0)
 		return ret;

@@ -373,8 +373,8 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 
 	if (ret == 0 && found.shared)
 		ret = varve_error_set(err, -EIO,
-				      "the image was not closed, and %llu of its entries lead to space that is in use "
-				      "already; it can only be read (\"img check\" says where)",
+				      "%llu entries lead to space that is in use already, and nobody can say whose it is; "
+				      "the image can only be read (\"img check\" says where)",
 				      ull(found.shared));
 	if (ret == 0 && found.nowhere)
 		ret = scan_once(f, q, true, &found, err);
@@ -387,5 +387,5 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 		ret = qed_put_features(f, q, q->h.features & ~QED_F_NEED_CHECK, order_all(q->order), NULL);
 	if (ret == 0)
 		ret = order_flush(f, q->order);
-	return ret < 0 ? varve_error_errno(err, ret, "the image was not closed, and cannot be repaired") : 0;
+	return ret < 0 ? varve_error_errno(err, ret, "the image cannot be repaired") : 0;
 }

@@ -129,7 +129,7 @@ static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, age_ns);
-	if (q->h.features & QED_F_NEED_CHECK) {
+	if ((q->h.features & QED_F_NEED_CHECK) || (q->node->flags & NODE_REPAIR)) {
 		ret = qed_repair_unclean(f, q, err);
 		if (ret == 0)
 			ret = read_l1(f, q, err);
