@@ -173,6 +173,13 @@ VARVE_API int varve_image_flush(struct varve_image *image, struct varve_error *e
  */
 VARVE_API int varve_image_acknowledge_flush_error(struct varve_image *image, uint64_t *ret_bytes,
 						  struct varve_error *err);
+/*
+ * With werror=stop (enospc: only for a full file system) among the image options, a write or flush that fails is not
+ * reported: it waits, and so does everything but reads that comes later. varve_image_stats() tells ("errors"). This call,
+ * from any thread, sends what waits again. Returns the negative errno that had stopped the image, 0 if it was running.
+ * Closing a stopped image, detaching a queue from it or stopping an export of it makes what waits fail.
+ */
+VARVE_API int varve_image_resume(struct varve_image *image);
 VARVE_API int varve_image_discard(struct varve_image *image, uint64_t offset, uint64_t length,
 				  struct varve_error *err);
 VARVE_API int varve_image_write_zeroes(struct varve_image *image, uint64_t offset, uint64_t length, unsigned flags,

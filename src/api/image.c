@@ -6,7 +6,10 @@
  * Assumes: block/ opens the graph from a list of options; this file only writes that list.
  */
 #include "api/api.h"
+#include "block/policy.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -178,6 +181,8 @@ static int close_fiber(struct fiber *f, void *arg)
 int varve_image_close(struct varve_image *image, struct varve_error *err)
 {
 	struct close_args a = { .err = err };
+	struct policy_state stopped;
+	char name[512];
 	unsigned users;
 	int ret;
 
@@ -188,10 +193,21 @@ int varve_image_close(struct varve_image *image, struct varve_error *err)
 		return varve_error_set(err, -EBUSY,
 				       "%s: %u attached queues or exports still use the image; it stays open",
 				       node_name(image->top), users);
+	stopped.nr_parked = 0;
+	policy_get_state(image->top, &stopped);
+	policy_failing_begin(image->top); /* what waits would wait for ever */
 	if (!image->home->has_thread)
 		api_finish(image->home, image);
 	a.top = image->top;
+	snprintf(name, sizeof(name), "%s", node_name(image->top));
 	ret = api_call(image, close_fiber, &a);
+	if (ret == 0 && stopped.nr_parked)
+		ret = varve_error_set(err, stopped.error ? stopped.error : -EIO,
+				      "%s: closed while it was stopped (%s): %llu requests that waited, %llu bytes, "
+				      "have failed and may not be on the disk",
+				      name, strerror(stopped.error ? -stopped.error : EIO),
+				      (unsigned long long)stopped.nr_parked,
+				      (unsigned long long)stopped.parked_bytes);
 	atomic_fetch_sub(&image->home->users, 1);
 	if (image->private_home)
 		varve_queue_free(image->home);
@@ -255,8 +271,10 @@ void varve_image_detach(struct varve_image *image, struct varve_queue *vq)
 
 	if (vq == image->home || !is_attached(image, vq))
 		return;
+	policy_failing_begin(image->top); /* of requests that wait until the image is resumed, nobody would see the end */
 	if (!vq->has_thread)
 		api_finish(vq, image);
+	policy_failing_end(image->top);
 	api_call(image, detach_fiber, &a);
 	atomic_fetch_sub(&vq->users, 1);
 	atomic_fetch_sub(&image->users, 1);
@@ -299,6 +317,13 @@ int varve_image_acknowledge_flush_error(struct varve_image *image, uint64_t *ret
 	if (ret_bytes)
 		*ret_bytes = a.bytes;
 	return (int)a.nr;
+}
+
+/* ---- stopped images ---- */
+
+int varve_image_resume(struct varve_image *image)
+{
+	return policy_resume(image->top);
 }
 
 /* ---- what an image says of itself ---- */

@@ -7,6 +7,7 @@
  */
 #include "api/api.h"
 #include "block/copy_on_read.h"
+#include "block/policy.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -222,6 +223,19 @@ static unsigned stats_collect(struct varve_image *image, struct stats_sum *sum, 
 	return nr;
 }
 
+static void add_policy(const struct node *n, json_t *o)
+{
+	struct policy_state s;
+
+	if (!policy_get_state(n, &s))
+		return;
+	json_object_set_new(o, "errors",
+			    json_pack("{s:s, s:s, s:i, s:s, s:I, s:I}", "werror", werror_name(s.werror), "state",
+				      s.error ? "stopped" : "running", "errno", -s.error, "reason",
+				      s.error ? strerror(-s.error) : "", "parked-requests",
+				      (json_int_t)s.nr_parked, "parked-bytes", (json_int_t)s.parked_bytes));
+}
+
 static json_t *count(uint64_t n)
 {
 	return json_integer((json_int_t)n);
@@ -251,5 +265,6 @@ int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_e
 	json_object_set_new(home, "aio-submitted", count(h->aio_submitted));
 	json_object_set_new(home, "aio-completed", count(h->aio_completed));
 	json_object_set_new(o, "home", home);
+	add_policy(image->top, o);
 	return json_to_text(o, ret_json, node_name(image->top), err);
 }

@@ -55,6 +55,19 @@ cold_fn guard_write;
 void flush_share(struct node *n, struct req *r);
 void flush_rounds_init(struct flush_rounds *fr, struct node *n);
 
+/*
+ * policy.c, for node.c: a request that comes in (false: it waits), and one that failed (true: taken, it will be sent
+ * again). The lock keeps slots from going while messages are sent to them.
+ */
+bool policy_enter(struct node *n, struct node_slot *s, struct req *r);
+bool policy_takes(struct node *n, struct req *r, int ret);
+void policy_restart(struct node *n, struct node_slot *s);
+void policy_lock(struct node *n);
+void policy_unlock(struct node *n);
+void policy_free(struct node *n);
+/* node.c: any thread, under policy_lock(): policy_restart() on the slot's queue. */
+void node_slot_restart(struct node_slot *s);
+
 /* split.c */
 void split_start(struct node *n, struct req *r);
 int split_pool_new(struct queue *q);

@@ -10,6 +10,7 @@
 #include "block/block.h"
 #include "block/copy_on_read.h"
 #include "block/graph.h"
+#include "block/policy.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -479,6 +480,7 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 	struct opts *backing = NULL;
 	struct node *top, *disk;
 	bool no_backing, cor = false;
+	enum werror werror = WERROR_REPORT;
 	char *bottom = NULL;
 	const char *filename = opts_get(o, "filename");
 	int r;
@@ -499,6 +501,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 	r = backing_refused(o, &no_backing, err);
 	if (r == 0)
 		r = cor_options(o, &cor, &bottom, err);
+	if (r == 0)
+		r = policy_options(o, &werror, err);
 	if (r == 0 && aio && !aio_engine_choose(aio, true, err))
 		r = -EINVAL;
 	if (r == 0)
@@ -528,6 +532,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		r = chain_finish(disk, err);
 	if (r == 0 && cor && !(top->flags & NODE_NO_IO))
 		r = cor_open(disk, bottom, err);
+	if (r == 0)
+		r = policy_open(top, werror, err);
 	free(bottom);
 	opts_free(backing);
 	if (r < 0) {

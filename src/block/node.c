@@ -46,14 +46,24 @@ void node_set_submit(struct node *n)
 		n->submit = n->drv->submit;
 }
 
+/* Messages may be under way to it: the last one frees it. */
+static void slot_put(struct node_slot *s)
+{
+	if (atomic_fetch_sub(&s->refs, 1) == 1)
+		free(s);
+}
+
 void node_free(struct node *n)
 {
 	if (!n)
 		return;
-	for (unsigned i = 0; i < QUEUE_MAX; i++)
-		free(n->slots[i]);
+	for (unsigned i = 0; i < QUEUE_MAX; i++) {
+		if (n->slots[i])
+			slot_put(n->slots[i]);
+	}
 	chain_cache_free(n->chain);
 	cor_free(n);
+	policy_free(n);
 	free(n->backing_name);
 	free(n->backing_format);
 	free(n->name);
@@ -88,6 +98,8 @@ static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 		s->node = n;
 		s->q = q;
 		TAILQ_INIT(&s->parked);
+		TAILQ_INIT(&s->stopped);
+		atomic_init(&s->refs, 1);
 		flush_rounds_init(&s->flushes, n);
 		/*
 		 * Store the slot, then look: pairs with node_grace() and drain in home, which change and then look
@@ -110,8 +122,27 @@ static void slot_free(struct node_slot *s)
 {
 	unsigned sent = DRAIN_END_SENT;
 
-	if (!s || !atomic_compare_exchange_strong(&s->drain_end_state, &sent, DRAIN_END_ORPHAN))
-		free(s);
+	if (s && !atomic_compare_exchange_strong(&s->drain_end_state, &sent, DRAIN_END_ORPHAN))
+		slot_put(s);
+}
+
+static void slot_restarted(struct msg *m)
+{
+	struct node_slot *s = container_of(m, struct node_slot, restart);
+
+	atomic_store(&s->restart_sent, false); /* from here on another one may be sent; it finds what we do not */
+	if (!TAILQ_EMPTY(&s->stopped)) /* then it is attached, and the node is there */
+		policy_restart(s->node, s);
+	slot_put(s);
+}
+
+void node_slot_restart(struct node_slot *s)
+{
+	if (atomic_exchange(&s->restart_sent, true))
+		return;
+	atomic_fetch_add(&s->refs, 1);
+	s->restart.run = slot_restarted;
+	queue_post(s->q, &s->restart);
 }
 
 int node_attach(struct node *n, struct queue *q, struct varve_error *err)
@@ -133,8 +164,11 @@ static void detach_all(struct fiber *f, struct node *n, struct queue *q)
 		/* No grace period or drain may be waiting for this queue's answer. */
 		fiber_lock(f, &n->grace_mutex);
 		fiber_lock(f, &n->drain_mutex);
+		policy_lock(n);
 		s = atomic_exchange(&n->slots[queue_id(q)], NULL);
-		assert(!s || (!s->entered && !s->hot[0] && !s->hot[1] && TAILQ_EMPTY(&s->parked)));
+		policy_unlock(n);
+		assert(!s || (!s->entered && !s->hot[0] && !s->hot[1] && TAILQ_EMPTY(&s->parked) &&
+			      TAILQ_EMPTY(&s->stopped)));
 		slot_free(s);
 		fiber_unlock(&n->drain_mutex);
 		fiber_unlock(&n->grace_mutex);
@@ -179,6 +213,12 @@ void node_release(struct node *n, const struct queue *q)
 
 static void entry_leave(struct node *n, struct req *r, int ret)
 {
+	const struct queue *q = r->q;
+
+	if (unlikely(ret < 0) && n->policy && policy_takes(n, r, ret)) {
+		node_release(n, q);
+		return;
+	}
 	node_release(n, r->q);
 	req_done(r, ret);
 }
@@ -218,6 +258,8 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 {
 	bool flush_after;
 
+	if (unlikely(n->policy) && !policy_enter(n, s, r))
+		return;
 	s->entered++;
 	if ((n->flags & NODE_WRITETHROUGH) && r->op != REQ_READ && r->op != REQ_FLUSH)
 		r->flags |= REQ_FUA;
@@ -303,7 +345,7 @@ static void drain_ended(struct msg *m)
 	struct req *r;
 
 	if (atomic_exchange(&s->drain_end_state, DRAIN_END_NONE) == DRAIN_END_ORPHAN) {
-		free(s);
+		slot_put(s);
 		return;
 	}
 	s->quiesced = false;

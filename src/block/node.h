@@ -206,12 +206,17 @@ struct node_slot {
 	struct msg drain_end;	 /* home says: go on */
 	_Atomic unsigned drain_end_state; /* node.c: is drain_end on its way? */
 	struct req_list parked;
+	struct req_list stopped;	 /* wait for block/policy.c */
+	struct msg restart;		 /* any thread says: send them again */
+	_Atomic bool restart_sent;
+	_Atomic unsigned refs;		 /* being attached, and messages of restart under way */
 	struct flush_rounds flushes;
 	uint64_t nr_hot, nr_cold, nr_split; /* requests by path, for the statistics */
 } __attribute__((aligned(64)));
 
 struct chain_cache;
 struct cor;
+struct policy;
 
 struct node {
 	/* set at open */
@@ -231,6 +236,7 @@ struct node {
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
+	struct policy *policy;	   /* werror= (block/policy.h); NULL: report */
 	struct cor *cor;	   /* copy-on-read (block/copy_on_read.h); NULL: off */
 	struct chain_cache *chain; /* looked-up ranges of the layers below (block/chain.c) */
 

@@ -195,14 +195,17 @@ static int hold_open(struct fiber *f, struct node *n, struct opts *o, struct var
 static void hold_submit(struct node *n, struct req *r)
 {
 	struct hold *h = node_state(n);
+	uint64_t nr;
 
 	/* Relaxed: a counter must not make an order between queues that would hide a race from ThreadSanitizer. */
 	atomic_fetch_add_explicit(&h->nr_reads, r->op == REQ_READ, memory_order_relaxed);
-	atomic_fetch_add_explicit(&h->nr_writes, r->op == REQ_WRITE, memory_order_relaxed);
+	nr = atomic_fetch_add_explicit(&h->nr_writes, r->op == REQ_WRITE, memory_order_relaxed);
 	atomic_fetch_add_explicit(&h->nr_flushes, r->op == REQ_FLUSH, memory_order_relaxed);
 	atomic_fetch_add_explicit(&h->bytes_written, r->op == REQ_WRITE ? r->len : 0, memory_order_relaxed);
 	if (r->op == REQ_WRITE && h->fail_writes) {
 		req_done(r, h->fail_writes);
+	} else if (r->op == REQ_WRITE && h->fail_every && nr % h->fail_every == 0) {
+		req_done(r, -EIO);
 	} else if (r->op == REQ_FLUSH && h->fail_flush) {
 		req_done(r, h->fail_flush);
 	} else if ((r->op == REQ_READ && h->reads) || (r->op == REQ_WRITE && h->writes) ||

@@ -49,6 +49,7 @@ struct hold {
 	bool reads, writes; /* hold back */
 	bool flushes;	    /* hold them back, too */
 	int fail_writes;    /* negative: answer of the next writes */
+	unsigned fail_every; /* one of so many writes fails */
 	int fail_flush;	    /* and of the next flushes */
 	_Atomic uint64_t nr_reads, nr_writes, nr_flushes, bytes_written;
 	unsigned nr_held;
