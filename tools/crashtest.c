@@ -2,9 +2,9 @@
 /*
  * tools/crashtest.c - varve crashtest: options and the report
  *
- * An image is made, a seeded workload runs on it while every change of its file is logged, and then the states that a
- * power cut could have left are tried one after the other: each must open, pass check, hold what was promised, and take
- * new writes.
+ * An image is made, a seeded workload runs on it while every change of its file is logged, and then the
+ * states that a power cut could have left are tried one after the other: each must open, pass check, hold
+ * what was promised, and take new writes.
  */
 #include "crashtest.h"
 
@@ -37,13 +37,20 @@ static const char usage_text[] =
 enum { OPT_STATE = 256, OPT_LEAKS, OPT_DIR, OPT_OUTPUT, OPT_IMAGE };
 
 static const struct option longs[] = {
-	{ "format", required_argument, NULL, 'f' },   { "options", required_argument, NULL, 'o' },
-	{ "size", required_argument, NULL, 's' },     { "image", required_argument, NULL, OPT_IMAGE },
-	{ "cache", required_argument, NULL, 't' },    { "states", required_argument, NULL, 'n' },
-	{ "state", required_argument, NULL, OPT_STATE }, { "leaks", required_argument, NULL, OPT_LEAKS },
-	{ "dir", required_argument, NULL, OPT_DIR },  { "output", required_argument, NULL, OPT_OUTPUT },
-	{ "progress", no_argument, NULL, 'p' },	      { "quiet", no_argument, NULL, 'q' },
-	{ "help", no_argument, NULL, 'h' },	      { NULL, 0, NULL, 0 },
+	{ "format", required_argument, NULL, 'f' },
+	{ "options", required_argument, NULL, 'o' },
+	{ "size", required_argument, NULL, 's' },
+	{ "image", required_argument, NULL, OPT_IMAGE },
+	{ "cache", required_argument, NULL, 't' },
+	{ "states", required_argument, NULL, 'n' },
+	{ "state", required_argument, NULL, OPT_STATE },
+	{ "leaks", required_argument, NULL, OPT_LEAKS },
+	{ "dir", required_argument, NULL, OPT_DIR },
+	{ "output", required_argument, NULL, OPT_OUTPUT },
+	{ "progress", no_argument, NULL, 'p' },
+	{ "quiet", no_argument, NULL, 'q' },
+	{ "help", no_argument, NULL, 'h' },
+	{ NULL, 0, NULL, 0 },
 };
 
 static int parse_number(const char *what, const char *text, uint64_t min, uint64_t max, uint64_t *ret)
@@ -51,8 +58,8 @@ static int parse_number(const char *what, const char *text, uint64_t min, uint64
 	uint64_t v = 0;
 
 	if (parse_size(text, &v) < 0 || v < min || v > max)
-		return complain_usage("%s: '%s' is not a number from %llu to %llu", what, text, (unsigned long long)min,
-				      (unsigned long long)max);
+		return complain_usage("%s: '%s' is not a number from %llu to %llu", what, text,
+				      (unsigned long long)min, (unsigned long long)max);
 	*ret = v;
 	return 0;
 }
@@ -67,11 +74,16 @@ static int parse_word(struct ct_options *o, const char *word)
 		uint64_t *to64;
 		uint64_t min, max;
 	} words[] = {
-		{ "ops", &o->ops, NULL, 1, CT_OPS_MAX },	{ "depth", &o->depth, NULL, 1, CT_DEPTH_MAX },
-		{ "flush", &o->flush, NULL, 0, CT_OPS_MAX },	{ "zero", &o->zero, NULL, 0, 100 },
-		{ "discard", &o->discard, NULL, 0, 100 },	{ "fua", &o->fua, NULL, 0, 100 },
-		{ "seq", &o->seq, NULL, 0, 100 },		{ "unaligned", &o->unaligned, NULL, 0, 100 },
-		{ "maxlen", NULL, &o->maxlen, CT_SECTOR, 16 << 20 }, { "seed", NULL, &o->seed, 0, UINT64_MAX },
+		{ "ops", &o->ops, NULL, 1, CT_OPS_MAX },
+		{ "depth", &o->depth, NULL, 1, CT_DEPTH_MAX },
+		{ "flush", &o->flush, NULL, 0, CT_OPS_MAX },
+		{ "zero", &o->zero, NULL, 0, 100 },
+		{ "discard", &o->discard, NULL, 0, 100 },
+		{ "fua", &o->fua, NULL, 0, 100 },
+		{ "seq", &o->seq, NULL, 0, 100 },
+		{ "unaligned", &o->unaligned, NULL, 0, 100 },
+		{ "maxlen", NULL, &o->maxlen, CT_SECTOR, 16 << 20 },
+		{ "seed", NULL, &o->seed, 0, UINT64_MAX },
 	};
 	const char *eq = strchr(word, '=');
 	uint64_t v = 0;
@@ -87,8 +99,10 @@ static int parse_word(struct ct_options *o, const char *word)
 			*words[i].to64 = v;
 		return 0;
 	}
-	return complain_usage("workload: '%s' is none of ops=, depth=, flush=, zero=, discard=, fua=, seq=, unaligned=, "
-			      "maxlen=, seed=", word);
+	return complain_usage(
+		"workload: '%s' is none of ops=, depth=, flush=, zero=, discard=, fua=, seq=, unaligned=, "
+		"maxlen=, seed=",
+		word);
 }
 
 static int parse_workload(struct ct_options *o, const char *text)
@@ -171,7 +185,8 @@ static double now(void)
 	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-/* Flush by flush, so that the durable part only grows; the numbers are those of going round. 0, 1, -1 as ct_lab_try(). */
+/* Flush by flush, so that the durable part only grows; the numbers are those of going round. 0, 1, -1 as
+ * ct_lab_try(). */
 static int try_all(struct crashtest *c)
 {
 	uint64_t nf = c->log.nr_flushes;
@@ -216,7 +231,8 @@ static void print_command(const struct crashtest *c)
 	const struct ct_options *o = &c->o;
 
 	if (o->depth > 1)
-		printf("timing:   it took more than one request at a time; the same command may find another state\n");
+		printf("timing:   it took more than one request at a time; the same command may find another "
+		       "state\n");
 	printf("again:    varve crashtest -f %s", o->format);
 	if (o->create)
 		printf(" -o %s", o->create);
@@ -226,10 +242,12 @@ static void print_command(const struct crashtest *c)
 		printf(" -t %s", o->cache);
 	if (o->leaks_fail)
 		printf(" --leaks fail");
-	printf(" -s %llu -n %llu ops=%u,depth=%u,flush=%u,zero=%u,discard=%u,fua=%u,seq=%u,unaligned=%u,maxlen=%llu,seed=%llu\n",
-	       (unsigned long long)o->len, (unsigned long long)MAX(o->states, c->state.nr + 1), o->ops, o->depth, o->flush,
-	       o->zero, o->discard, o->fua, o->seq, o->unaligned, (unsigned long long)o->maxlen,
-	       (unsigned long long)o->seed);
+	printf(" -s %llu -n %llu "
+	       "ops=%u,depth=%u,flush=%u,zero=%u,discard=%u,fua=%u,seq=%u,unaligned=%u,maxlen=%llu,seed=%"
+	       "llu\n",
+	       (unsigned long long)o->len, (unsigned long long)MAX(o->states, c->state.nr + 1), o->ops,
+	       o->depth, o->flush, o->zero, o->discard, o->fua, o->seq, o->unaligned,
+	       (unsigned long long)o->maxlen, (unsigned long long)o->seed);
 }
 
 static void print_state(const struct crashtest *c)
@@ -248,9 +266,12 @@ static void print_state(const struct crashtest *c)
 			printf("          ...\n");
 			break;
 		}
-		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i, e->resize ? "length" : e->data ? "write" : "discard",
-		       (unsigned long long)e->off, (unsigned long long)e->len, e->flags & CT_FUA ? " FUA" : "",
-		       s->keep[i - s->first] == 2 ? " torn" : "");
+		printf("  kept    entry %u: %s 0x%llx+%llu%s%s\n", i,
+		       e->resize ? "length"
+		       : e->data ? "write"
+				 : "discard",
+		       (unsigned long long)e->off, (unsigned long long)e->len,
+		       e->flags & CT_FUA ? " FUA" : "", s->keep[i - s->first] == 2 ? " torn" : "");
 	}
 }
 
@@ -282,11 +303,13 @@ static void report(struct crashtest *c, int ret)
 		return;
 	}
 	if (!c->o.quiet || ret)
-		printf("%llu states tried in %.1f s (%.0f a second): %u log entries, %u flushes; %llu checks found leaks, at "
+		printf("%llu states tried in %.1f s (%.0f a second): %u log entries, %u flushes; %llu checks "
+		       "found leaks, at "
 		       "most %llu\n",
 		       (unsigned long long)c->result.states, c->seconds,
-		       c->seconds > 0 ? (double)c->result.states / c->seconds : 0.0, c->log.nr, c->log.nr_flushes - 1,
-		       (unsigned long long)c->result.leaky, (unsigned long long)c->result.max_leaks);
+		       c->seconds > 0 ? (double)c->result.states / c->seconds : 0.0, c->log.nr,
+		       c->log.nr_flushes - 1, (unsigned long long)c->result.leaky,
+		       (unsigned long long)c->result.max_leaks);
 	if (!ret)
 		return;
 	printf("FAILED:   %s\n", c->result.why);
@@ -342,7 +365,8 @@ static void end(struct crashtest *c, bool keep_files)
 	free(c);
 }
 
-/* *c: a run that failed. One whose workload is smaller, in a directory of its own; fails it too, it takes the place. */
+/* *c: a run that failed. One whose workload is smaller, in a directory of its own; fails it too, it takes the
+ * place. */
 static bool smaller_fails(struct crashtest **c, unsigned ops, unsigned depth)
 {
 	struct crashtest *next = calloc(1, sizeof(*next));
@@ -374,7 +398,8 @@ static void shrink_workload(struct crashtest **c)
 	if ((*c)->o.depth > 1)
 		(void)smaller_fails(c, (*c)->o.ops, 1);
 	for (unsigned part = (*c)->o.ops / 2; part && now() < stop; part /= 2) {
-		while ((*c)->o.ops > part && now() < stop && smaller_fails(c, (*c)->o.ops - part, (*c)->o.depth))
+		while ((*c)->o.ops > part && now() < stop &&
+		       smaller_fails(c, (*c)->o.ops - part, (*c)->o.depth))
 			;
 	}
 }
@@ -409,8 +434,18 @@ static int crashtest(const struct ct_options *o)
 
 int crashtest_main(int argc, char **argv)
 {
-	struct ct_options o = { .format = "qcow2", .len = 2 << 20, .ops = 200, .depth = 4, .flush = 8, .zero = 5,
-				.discard = 5, .seq = 30, .unaligned = 20, .maxlen = 65536, .seed = 1, .states = 1000,
+	struct ct_options o = { .format = "qcow2",
+				.len = 2 << 20,
+				.ops = 200,
+				.depth = 4,
+				.flush = 8,
+				.zero = 5,
+				.discard = 5,
+				.seq = 30,
+				.unaligned = 20,
+				.maxlen = 65536,
+				.seed = 1,
+				.states = 1000,
 				.only = -1 };
 	int ch;
 

@@ -61,7 +61,8 @@ struct ct_work {
 	struct ct_versions *versions;
 };
 
-/* Makes dir/base, runs the workload on dir/run, which is a copy of it, and logs to dir/log. 0, or 1 after a message. */
+/* Makes dir/base, runs the workload on dir/run, which is a copy of it, and logs to dir/log. 0, or 1 after a
+ * message. */
 int ct_work_run(struct ct_work *w, const struct ct_options *o, const char *dir);
 void ct_work_free(struct ct_work *w);
 
@@ -72,8 +73,8 @@ void ct_fill(uint8_t *to, uint64_t seed, uint32_t op, uint64_t sector);
  * Is this what the sector may hold after a cut at log_len? Otherwise says in why what it holds and what was
  * promised.
  */
-bool ct_sector_allowed(const struct ct_work *w, uint64_t sector, const uint8_t *bytes, uint64_t log_len, char *why,
-		       size_t why_len);
+bool ct_sector_allowed(const struct ct_work *w, uint64_t sector, const uint8_t *bytes, uint64_t log_len,
+		       char *why, size_t why_len);
 
 /* ---- the log ---- */
 
@@ -84,8 +85,8 @@ bool ct_sector_allowed(const struct ct_work *w, uint64_t sector, const uint8_t *
 
 struct ct_entry {
 	uint64_t off, len, flags;
-	const uint8_t *data; /* of a write; NULL otherwise */
-	uint64_t log_end;    /* length of the log with this entry */
+	const uint8_t *data;				       /* of a write; NULL otherwise */
+	uint64_t log_end;				       /* length of the log with this entry */
 	enum { CT_KEEPS_LEN, CT_LEN, CT_LEN_AT_LEAST } resize; /* the file's length becomes off */
 };
 
@@ -131,7 +132,8 @@ struct ct_lab; /* files, queue and buffers for trying states */
 
 int ct_lab_new(struct ct_lab **ret, const struct ct_work *w, const struct ct_log *l, const char *dir);
 void ct_lab_free(struct ct_lab *lab);
-/* 0: as promised, 1: not (r->why), -1: could not be tried, after a message. In ascending order of s->first it is fast. */
+/* 0: as promised, 1: not (r->why), -1: could not be tried, after a message. In ascending order of s->first it
+ * is fast. */
 int ct_lab_try(struct ct_lab *lab, const struct ct_state *s, struct ct_result *r);
 /* The state as it lies there, before anything opened it, is stored under name. */
 int ct_lab_keep(struct ct_lab *lab, const struct ct_state *s, const char *name);

@@ -2,8 +2,8 @@
 /*
  * tools/crashtest_log.c - the write log of varve crashtest: entries, cuts, the states that each cut allows
  *
- * A state is named by its number: number, seed and log give the same state again. Numbers go round the flushes of the
- * log, so that any number of states looks at all of it.
+ * A state is named by its number: number, seed and log give the same state again. Numbers go round the
+ * flushes of the log, so that any number of states looks at all of it.
  */
 #include "crashtest.h"
 

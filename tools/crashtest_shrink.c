@@ -2,8 +2,8 @@
 /*
  * tools/crashtest_shrink.c - a failure of varve crashtest made small
  *
- * A write that need not be kept for the state to fail is dropped, a torn one that fails as a whole is whole. What is
- * left over is what somebody has to understand.
+ * A write that need not be kept for the state to fail is dropped, a torn one that fails as a whole is whole.
+ * What is left over is what somebody has to understand.
  */
 #include "crashtest.h"
 

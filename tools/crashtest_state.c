@@ -2,9 +2,10 @@
 /*
  * tools/crashtest_state.c - one state of varve crashtest: made, opened, checked, read, written again
  *
- * Two files of the same length: `durable` in memory, what is surely there at the start of an epoch, and the state's own
- * file, mapped. A state differs from durable by the writes it keeps; only those stretches are put back afterwards. What
- * is tried is a copy in memory (driver memory), so trying a state changes nothing and makes no I/O.
+ * Two files of the same length: `durable` in memory, what is surely there at the start of an epoch, and the
+ * state's own file, mapped. A state differs from durable by the writes it keeps; only those stretches are put
+ * back afterwards. What is tried is a copy in memory (driver memory), so trying a state changes nothing and
+ * makes no I/O.
  */
 #include "crashtest.h"
 
@@ -45,7 +46,8 @@ static uint64_t resize(const struct ct_entry *e, uint8_t *disk, uint64_t len)
 }
 
 /* What one entry does to a disk of length len. s NULL: all of it. Returns the length afterwards. */
-static uint64_t apply(const struct ct_entry *e, uint8_t *disk, uint64_t len, const struct ct_state *s, unsigned index)
+static uint64_t apply(const struct ct_entry *e, uint8_t *disk, uint64_t len, const struct ct_state *s,
+		      unsigned index)
 {
 	uint64_t end = len;
 
@@ -176,15 +178,16 @@ static bool check_fails(struct ct_lab *lab, struct varve_image *image, const cha
 		r->max_leaks = MAX(r->max_leaks, c.leaks);
 	}
 	if (c.corruptions || c.check_errors || (c.leaks && lab->w->o->leaks_fail)) {
-		snprintf(r->why, sizeof(r->why), "%s: %llu corruptions, %llu check errors, %llu leaks: %s", when,
-			 (unsigned long long)c.corruptions, (unsigned long long)c.check_errors,
+		snprintf(r->why, sizeof(r->why), "%s: %llu corruptions, %llu check errors, %llu leaks: %s",
+			 when, (unsigned long long)c.corruptions, (unsigned long long)c.check_errors,
 			 (unsigned long long)c.leaks, n.text);
 		return true;
 	}
 	return false;
 }
 
-static bool reading_fails(struct ct_lab *lab, struct varve_image *image, uint64_t log_len, struct ct_result *r)
+static bool reading_fails(struct ct_lab *lab, struct varve_image *image, uint64_t log_len,
+			  struct ct_result *r)
 {
 	struct varve_error err;
 	char why[400];
@@ -201,7 +204,8 @@ static bool reading_fails(struct ct_lab *lab, struct varve_image *image, uint64_
 }
 
 /* New writes must go where nothing else lives: all that was read before is still there. */
-static bool writing_fails(struct ct_lab *lab, struct varve_image *image, const struct ct_state *s, struct ct_result *r)
+static bool writing_fails(struct ct_lab *lab, struct varve_image *image, const struct ct_state *s,
+			  struct ct_result *r)
 {
 	uint64_t rng = s->nr ^ 0x5bd1e995, len = MIN((uint64_t)AFTER_LEN, lab->w->len);
 	struct varve_error err;
@@ -231,11 +235,13 @@ static bool writing_fails(struct ct_lab *lab, struct varve_image *image, const s
 
 static int try_open(struct ct_lab *lab, struct varve_image **ret, struct ct_result *r)
 {
-	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS, .home = lab->queue };
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS,
+					 .home = lab->queue };
 	struct varve_error err;
 	char text[4 * 4096];
 
-	snprintf(text, sizeof(text), "driver=%s,file.driver=memory,file.contents=%s", lab->w->o->format, lab->path);
+	snprintf(text, sizeof(text), "driver=%s,file.driver=memory,file.contents=%s", lab->w->o->format,
+		 lab->path);
 	if (varve_image_open(ret, text, &oo, &err) == 0)
 		return 0;
 	fails(r, "opening after the cut", &err);
@@ -259,8 +265,7 @@ int ct_lab_try(struct ct_lab *lab, const struct ct_state *s, struct ct_result *r
 	bad = try_open(lab, &image, r);
 	if (!bad) {
 		bad = check_fails(lab, image, "check after the cut", r) ||
-		      reading_fails(lab, image, cut_log_len(lab, s), r) ||
-		      writing_fails(lab, image, s, r) ||
+		      reading_fails(lab, image, cut_log_len(lab, s), r) || writing_fails(lab, image, s, r) ||
 		      check_fails(lab, image, "check after writing again", r);
 		if (varve_image_close(image, &err) < 0 && !bad)
 			bad = fails(r, "closing after the cut", &err);
@@ -333,7 +338,8 @@ int ct_lab_new(struct ct_lab **ret, const struct ct_work *w, const struct ct_log
 	if (lab->fd < 0 || ftruncate(lab->fd, (off_t)lab->room) < 0)
 		return complain("%s: %s", lab->path, strerror(errno)), 1;
 	lab->map = mmap(NULL, lab->room, PROT_READ | PROT_WRITE, MAP_SHARED, lab->fd, 0);
-	lab->durable = mmap(NULL, lab->room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	lab->durable = mmap(NULL, lab->room, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	lab->seen = malloc(w->len);
 	lab->again = malloc(w->len);
 	if (lab->map == MAP_FAILED || lab->durable == MAP_FAILED || !lab->seen || !lab->again)

@@ -2,9 +2,9 @@
 /*
  * tools/crashtest_work.c - the workload of varve crashtest: a seeded guest, and what it was promised
  *
- * Several requests are in flight; those that touch the same sectors never are, so each sector has an order of versions
- * that does not depend on timing. What a flush promises: all that had completed when it was submitted, from the
- * moment it completes. That moment is a length of the log, which only grows.
+ * Several requests are in flight; those that touch the same sectors never are, so each sector has an order of
+ * versions that does not depend on timing. What a flush promises: all that had completed when it was
+ * submitted, from the moment it completes. That moment is a length of the log, which only grows.
  */
 #include "crashtest.h"
 
@@ -16,9 +16,9 @@
 #include <unistd.h>
 
 struct slot {
-	struct ct_op *op;      /* NULL: a flush, or free */
+	struct ct_op *op; /* NULL: a flush, or free */
 	bool busy, flush;
-	uint8_t *covered;      /* flush: the ops that it promises, a bit each */
+	uint8_t *covered; /* flush: the ops that it promises, a bit each */
 	uint8_t *buf;
 	struct iovec iov;
 };
@@ -225,7 +225,8 @@ static void go(struct run *r)
 
 static int copy_file(const char *from, const char *to)
 {
-	int in = open(from, O_RDONLY | O_CLOEXEC), out = open(to, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	int in = open(from, O_RDONLY | O_CLOEXEC),
+	    out = open(to, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	char buf[65536];
 	ssize_t n = -1;
 
@@ -254,8 +255,7 @@ static int make_base(const struct ct_options *o, const char *dir, const char *ru
 	snprintf(base, sizeof(base), "%s/base", dir);
 	if (o->image ? copy_file(o->image, base) : 0)
 		return 1;
-	if (!o->image &&
-	    varve_image_create(base, o->format, o->len, o->create, 0, NULL, NULL, &err) < 0) {
+	if (!o->image && varve_image_create(base, o->format, o->len, o->create, 0, NULL, NULL, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
@@ -265,13 +265,15 @@ static int make_base(const struct ct_options *o, const char *dir, const char *ru
 static int run_open(struct run *r, const char *dir)
 {
 	struct varve_queue_options qo = { .depth = CT_DEPTH_MAX };
-	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS, .cache = r->w->o->cache };
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS,
+					 .cache = r->w->o->cache };
 	struct varve_error err;
 	char text[4 * 4096];
 
 	/* dir has no comma: crashtest.c saw to it */
-	snprintf(text, sizeof(text), "driver=%s,file.driver=write-log,file.log=%s/log,file.file.filename=%s/run",
-		 r->w->o->format, dir, dir);
+	snprintf(text, sizeof(text),
+		 "driver=%s,file.driver=write-log,file.log=%s/log,file.file.filename=%s/run", r->w->o->format,
+		 dir, dir);
 	if (varve_queue_new(&r->queue, &qo, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
@@ -402,7 +404,8 @@ bool ct_sector_allowed(const struct ct_work *w, uint64_t sector, const uint8_t *
 	unsigned nr = v->nr;
 	uint32_t promised = 0, holding = UINT32_MAX;
 
-	/* From the newest back to what was promised. A discard is advice: what was there before it may be there still. */
+	/* From the newest back to what was promised. A discard is advice: what was there before it may be
+	 * there still. */
 	for (;; nr--) {
 		uint32_t id = nr ? v->ops[nr - 1] : 0;
 
@@ -422,10 +425,12 @@ bool ct_sector_allowed(const struct ct_work *w, uint64_t sector, const uint8_t *
 	if (holding == UINT32_MAX && holds(w, 0, sector, bytes))
 		holding = 0;
 	if (holding == UINT32_MAX)
-		snprintf(why, why_len, "sector %llu holds bytes that were never written there; promised was op %u",
+		snprintf(why, why_len,
+			 "sector %llu holds bytes that were never written there; promised was op %u",
 			 (unsigned long long)sector, promised);
 	else
-		snprintf(why, why_len, "sector %llu holds what op %u left there, older than op %u, which was promised",
+		snprintf(why, why_len,
+			 "sector %llu holds what op %u left there, older than op %u, which was promised",
 			 (unsigned long long)sector, holding, promised);
 	return false;
 }

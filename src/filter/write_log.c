@@ -1,26 +1,29 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * filter/write_log.c - records every change of a disk, so that any state a power cut could leave can be made again
+ * filter/write_log.c - records every change of a disk, so that any state a power cut could leave can be made
+ * again
  *
- * The log has the format of the kernel's dm-log-writes (docs/spec/dm-log-writes.md), and replay tools for it read it.
+ * The log has the format of the kernel's dm-log-writes (docs/spec/dm-log-writes.md), and replay tools for it
+ * read it.
  *
  * Order of entries, with several queues too:
- *   write, zero, discard   stand where they completed: the entry is in the log before the completion is reported
- *   flush                  stands where it was submitted: all that had completed by then is before it. Until it has
- *                          succeeded the entry is a mark; then it becomes a FLUSH. One that fails stays a mark.
- *   length of the file     a mark, which stands where it was changed; lasting as a write is, from the next FLUSH on
- *   FUA                    is a flag of its write, which is durable where it stands
- * So after a cut at some place of the log, what stands before the last FLUSH there is on the disk, and so are FUA
- * writes before the place; each other write that stands before it, or that was in flight there (it stands after it,
- * if it was ever finished), may be there or not, or in part. A failed write may be there as well: a mark names it.
+ *   write, zero, discard   stand where they completed: the entry is in the log before the completion is
+ * reported flush                  stands where it was submitted: all that had completed by then is before it.
+ * Until it has succeeded the entry is a mark; then it becomes a FLUSH. One that fails stays a mark. length of
+ * the file     a mark, which stands where it was changed; lasting as a write is, from the next FLUSH on FUA
+ * is a flag of its write, which is durable where it stands So after a cut at some place of the log, what
+ * stands before the last FLUSH there is on the disk, and so are FUA writes before the place; each other write
+ * that stands before it, or that was in flight there (it stands after it, if it was ever finished), may be
+ * there or not, or in part. A failed write may be there as well: a mark names it.
  *
  * Owns:    the log file, from open to close, under a lock of its own (flock).
- * Assumes: the memory of a write does not change while it is in flight. What a guest scribbles is logged as scribbled.
- * Never:   reports as done what is not in the log: when the log cannot be written, the request fails, and so does
- *          every change that follows.
+ * Assumes: the memory of a write does not change while it is in flight. What a guest scribbles is logged as
+ * scribbled. Never:   reports as done what is not in the log: when the log cannot be written, the request
+ * fails, and so does every change that follows.
  *
- * The log is written through the page cache by the thread that completes the request: this is a tool for tests and
- * diagnosis, no layer for disks that are in a hurry. It survives a crash of the process, not of the machine.
+ * The log is written through the page cache by the thread that completes the request: this is a tool for
+ * tests and diagnosis, no layer for disks that are in a hurry. It survives a crash of the process, not of the
+ * machine.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -54,7 +57,8 @@ struct log_super_disk {
 	le32 sector_len;
 };
 
-/* docs/spec/dm-log-writes, "Entries": at the start of a sector; the text of a mark follows in the same sector */
+/* docs/spec/dm-log-writes, "Entries": at the start of a sector; the text of a mark follows in the same sector
+ */
 struct log_entry_disk {
 	le64 sector;	 /*  0 */
 	le64 nr_sectors; /*  8 */
@@ -69,9 +73,9 @@ struct write_log {
 
 	/* under lock, any queue */
 	pthread_mutex_t lock;
-	uint64_t end;	     /* of the log: where the next entry goes */
+	uint64_t end; /* of the log: where the next entry goes */
 	uint64_t nr_entries;
-	int error;	     /* of the log file: nothing is recorded any more */
+	int error; /* of the log file: nothing is recorded any more */
 };
 
 /* ---- the file ---- */
@@ -113,7 +117,8 @@ static int put_super(struct write_log *wl)
 	return put_all(wl->fd, &super, sizeof(super), 0);
 }
 
-static int put_header(struct write_log *wl, uint64_t at, uint64_t off, uint64_t len, uint64_t flags, const char *text)
+static int put_header(struct write_log *wl, uint64_t at, uint64_t off, uint64_t len, uint64_t flags,
+		      const char *text)
 {
 	uint8_t sector[LOG_SECTOR] = { 0 };
 	struct log_entry_disk entry = {
@@ -130,9 +135,9 @@ static int put_header(struct write_log *wl, uint64_t at, uint64_t off, uint64_t 
 }
 
 /*
- * One entry at the end. Data first, then its header, then the count that makes both part of the log: whoever reads
- * the log while it grows, or after the process died, finds whole entries only. data: r's; else zeroes, which the file
- * need not hold. *ret_at: where the entry stands.
+ * One entry at the end. Data first, then its header, then the count that makes both part of the log: whoever
+ * reads the log while it grows, or after the process died, finds whole entries only. data: r's; else zeroes,
+ * which the file need not hold. *ret_at: where the entry stands.
  */
 static int append(struct write_log *wl, uint64_t off, uint64_t len, uint64_t flags, const char *text,
 		  const struct req *data, uint64_t *ret_at)
@@ -194,8 +199,8 @@ static void change_done(struct req *r, int ret)
 	if (ret < 0) {
 		char text[80];
 
-		snprintf(text, sizeof(text), "%s failed at %llu+%llu", names[r->op], (unsigned long long)r->off,
-			 (unsigned long long)r->len);
+		snprintf(text, sizeof(text), "%s failed at %llu+%llu", names[r->op],
+			 (unsigned long long)r->off, (unsigned long long)r->len);
 		logged = append(wl, 0, 0, LOG_MARK, text, NULL, NULL);
 	} else if (r->op == REQ_DISCARD) {
 		logged = append(wl, r->off, r->len, LOG_DISCARD, NULL, NULL, NULL);
@@ -220,7 +225,8 @@ static int write_log_length_set(struct node *n, uint64_t len, bool at_least)
 {
 	char text[80];
 
-	snprintf(text, sizeof(text), "%s %llu", at_least ? "length at least" : "length", (unsigned long long)len);
+	snprintf(text, sizeof(text), "%s %llu", at_least ? "length at least" : "length",
+		 (unsigned long long)len);
 	return append(node_state(n), 0, 0, LOG_MARK, text, NULL, NULL);
 }
 
@@ -259,7 +265,8 @@ static void write_log_submit(struct node *n, struct req *r)
 		req_forward(r, n->file, r->off, NULL);
 		return;
 	}
-	ret = r->op == REQ_FLUSH ? append(wl, 0, 0, LOG_MARK, "flush not finished", NULL, &at) : log_error(wl);
+	ret = r->op == REQ_FLUSH ? append(wl, 0, 0, LOG_MARK, "flush not finished", NULL, &at)
+				 : log_error(wl);
 	if (ret < 0) {
 		fail_later(r, ret);
 		return;
@@ -288,7 +295,8 @@ static int log_start(struct write_log *wl, const struct node *leaf, const char *
 	if (!S_ISREG(st.st_mode))
 		return varve_error_set(err, -EINVAL, "log: %s is not a regular file", name);
 	if (leaf->file_id[0] == st.st_dev && leaf->file_id[1] == st.st_ino)
-		return varve_error_set(err, -EINVAL, "log: %s is the disk that is to be logged; name another file", name);
+		return varve_error_set(err, -EINVAL,
+				       "log: %s is the disk that is to be logged; name another file", name);
 	if (flock(wl->fd, LOCK_EX | LOCK_NB) < 0)
 		return varve_error_errno(err, -errno, "log: %s is in use", name);
 	if (ftruncate(wl->fd, 0) < 0)
@@ -306,9 +314,12 @@ static int write_log_open(struct fiber *f, struct node *n, struct opts *o, struc
 
 	(void)f;
 	if (!name || !*name)
-		return varve_error_set(err, -EINVAL, "driver write-log: option 'log' is missing: the file to write to");
+		return varve_error_set(err, -EINVAL,
+				       "driver write-log: option 'log' is missing: the file to write to");
 	if (!(n->flags & NODE_WRITABLE))
-		return varve_error_set(err, -EINVAL, "driver write-log: the disk is opened read-only; there is nothing to log");
+		return varve_error_set(
+			err, -EINVAL,
+			"driver write-log: the disk is opened read-only; there is nothing to log");
 	wl->fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	if (wl->fd < 0)
 		return varve_error_errno(err, -errno, "log: %s cannot be opened", name);

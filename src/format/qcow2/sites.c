@@ -19,8 +19,8 @@ int sites_open(struct qcow2 *q, struct varve_error *err)
 		while (i < SITES && (strlen(names[i]) != len || memcmp(names[i], text, len) != 0))
 			i++;
 		if (i == SITES)
-			return varve_error_set(err, -EINVAL, "VARVE_FORGET_ORDER: no order is called '%.*s'", (int)MIN(len, 80u),
-					       text);
+			return varve_error_set(err, -EINVAL, "VARVE_FORGET_ORDER: no order is called '%.*s'",
+					       (int)MIN(len, 80u), text);
 		q->sites_off |= 1u << i;
 		text += len + (text[len] == ',');
 	}

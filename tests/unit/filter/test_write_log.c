@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit/filter/test_write_log.c - the write log: what stands in it, where, and what happens when it cannot be written
+ * unit/filter/test_write_log.c - the write log: what stands in it, where, and what happens when it cannot be
+ * written
  */
 #include "../proto/leaf.h"
 
@@ -130,7 +131,8 @@ static void part_of_a_sector_is_logged_as_the_whole(void **state)
 
 static void a_failed_flush_stays_a_mark(void **state)
 {
-	static const char *const rules = "rule.0.event=flush,rule.0.once=on,rule.1.event=write,rule.1.once=on";
+	static const char *const rules =
+		"rule.0.event=flush,rule.0.once=on,rule.1.event=write,rule.1.once=on";
 	char options[4200], buf[512] = { 0 };
 	struct entry e[16];
 	struct leaf m, l;
