@@ -116,3 +116,92 @@ def test_an_empty_image_has_nothing_to_measure(tmp_path):
     ok(qimg("create", "-q", "-f", "raw", path, "0"))
     r = img("bench", "-f", "raw", path)
     assert r.rc == 1 and "empty" in r.err
+
+
+@pytest.fixture(name="small")
+def make_small(tmp_path):
+    path = tmp_path / "small"
+    path.write_bytes(b"\0" * 64 * KIB)
+    return path
+
+
+def bench(path, *args):
+    return img("bench", "-f", "raw", *args, path)
+
+
+def test_a_request_across_the_end_is_named(small):
+    r = bench(small, "-d", "1", "-s", "4k", "-S", "6000", "-c", "100")
+    assert r.rc == 1 and "crosses the end" in r.err and len(r.err.splitlines()) == 1, str(r)
+    assert "Run completed" not in r.out
+
+
+def test_writes_are_drained_before_a_flush(tmp_path, small):
+    log = tmp_path / "calls"
+    p = subprocess.run(["strace", "-f", "-e", "trace=pwrite64,pwritev,pwritev2,fdatasync", "-o", log, varve_path(), "img", "bench",
+                        "-f", "raw", "-i", "threads", "-w", "-d", "3", "-c", "9", "--flush-interval=4", small],
+                       capture_output=True, text=True, timeout=60, check=False)
+    assert p.returncode == 0, p.stderr
+    kinds, running = "", 0
+    for line in log.read_text().splitlines():
+        if "fdatasync(" in line:
+            assert running == 0, line
+            kinds += "F"
+        elif re.search(r"pwrite\w*\(", line):
+            kinds += "W"
+            running += line.endswith("<unfinished ...>")
+        elif re.search(r"\.\.\. pwrite\w* resumed>", line):
+            running -= 1
+    assert kinds.startswith("WFWWWWFWWWWF"), kinds
+
+
+def test_flushes_come_as_often_as_asked(small):
+    for count, interval, more in ((7, 3, ()), (6, 3, ()), (9, 4, ("--no-drain",))):
+        r = ok(bench(small, "-w", "-d", "2", "-c", str(count), f"--flush-interval={interval}", "--output=json", *more)).json
+        assert r["flushes"] == (count - 1) // interval + 1 and r["drain"] == (not more), r
+
+
+@pytest.mark.parametrize("args, expected", [
+    (("-c", "5", "-s", "16k"), [0, 16, 32, 48]), (("-c", "3", "-s", "16k", "-o", "48k"), [0, 16, 48]),
+    (("-c", "4", "-s", "4k", "-S", "60k"), [0, 52, 56, 60]), (("-c", "2", "-s", "4k", "-S", "80k"), [0, 16]),
+])
+@pytest.mark.parametrize("depth", ["1", "64"])
+def test_offsets_go_round_at_the_end(small, args, expected, depth):
+    size = int(args[args.index("-s") + 1][:-1]) * KIB
+    ok(bench(small, "-w", "--pattern=65", "-d", depth, *args))
+    want = bytearray(64 * KIB)
+    for off in expected:
+        want[off * KIB:off * KIB + size] = b"A" * size
+    assert small.read_bytes() == want
+
+
+def test_random_offsets_repeat_with_their_seed_and_stay_inside(tmp_path):
+    def written(*args):
+        disk = tmp_path / "disk"
+        disk.write_bytes(b"\0" * 64 * KIB)
+        ok(bench(disk, "-q", "-w", "--pattern=1", "-s", "4k", *args))
+        return disk.read_bytes()
+    assert written("-c", "6", "--random=7") == written("-c", "6", "--random=7") != written("-c", "6", "--random=8")
+    # Of 14 places, 2000 requests leave none out: (13/14)^2000 is less than 1e-64.
+    assert written("-c", "2000", "--random", "-o", "8k") == b"\0" * 8 * KIB + b"\1" * 56 * KIB
+
+
+def test_json_is_complete(small):
+    r = ok(bench(small, "-w", "-c", "500", "-d", "4", "--flush-interval=100", "-t", "writeback", "--random=3", "--output=json")).json
+    assert r["operation"] == "write" and r["format"] == "raw" and r["virtual-size"] == 64 * KIB
+    assert (r["count"], r["depth"], r["buffer-size"], r["step-size"], r["offset"]) == (500, 4, 4096, 4096, 0)
+    assert r["random-seed"] == 3 and r["duration"] is None and r["aio"] is None and r["cache"] == "writeback"
+    assert r["requests"] == 500 and r["flushes"] == 5 and r["seconds"] > 0
+    assert abs(r["iops"] * r["seconds"] / 500 - 1) < 1e-6
+    assert abs(r["mib-per-second"] * MIB / (r["iops"] * 4096) - 1) < 1e-6
+    for latency in (r["latency-us"], r["flush-latency-us"]):
+        values = [latency[k] for k in ("min", "p50", "p90", "p99", "p99.9", "max")]
+        assert values == sorted(values) and values[0] <= latency["mean"] <= values[-1], latency
+    assert r["user-us-per-request"] >= 0 and r["system-us-per-request"] >= 0
+    assert r["statistics"]["requests"]["hot"] + r["statistics"]["requests"]["cold"] >= 500
+
+
+def test_extra_lines_only_when_asked(small):
+    assert ok(bench(small, "-q", "-c", "5")).out == ""
+    lines = ok(bench(small, "-c", "5", "--latency")).out.splitlines()
+    assert len(lines) == 3 and re.match(r"Latency in microseconds: min [\d.]+, mean [\d.]+, p50 .*, max [\d.]+$", lines[2])
+    assert "--flush-interval" in ok(img("bench", "--help")).out
