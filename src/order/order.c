@@ -8,6 +8,7 @@
  *
  * writeout.c brings sections to the disk.
  */
+#include "base/trace.h"
 #include "order/queue.h"
 
 #include <errno.h>
@@ -248,6 +249,7 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 	o->stats.puts++;
 	if (after > o->durable)
 		o->stats.barriers_asked++;
+	TRACE3(order_put, off, len, nr);
 	if (ret_mark)
 		*ret_mark = nr;
 	order_relieve(f, o);

@@ -7,6 +7,7 @@
  *          before.
  * Never:   writes an entry of a section before the sync of the section before it succeeded.
  */
+#include "base/trace.h"
 #include "order/queue.h"
 
 #include <errno.h>
@@ -27,6 +28,7 @@ static int wave_write(struct fiber *f, struct order *o, struct wave *w)
 
 	if (err < 0)
 		return err;
+	TRACE2(order_write, w->nr, w->len);
 	o->stats.writes += w->nr;
 	o->stats.bytes += w->len;
 	*w = (struct wave){ 0 };
@@ -135,6 +137,7 @@ static int write_step(struct fiber *f, struct order *o, uint64_t target)
 	covers = sync_covers(o, sec);
 	o->open = order_max(o->open, covers + 1);
 	err = node_flush(f, o->file);
+	TRACE2(order_sync, covers, err);
 	if (err < 0)
 		return err;
 	o->stats.syncs++;
@@ -149,6 +152,7 @@ int order_write_out(struct fiber *f, struct order *o, uint64_t target, enum orde
 	int err = 0;
 
 	o->writing = true;
+	TRACE3(order_write_out_begin, cause, target, order_queued(o));
 	o->stats.write_outs[cause]++;
 	while (o->durable < target && err == 0) {
 		err = write_step(f, o, target);
@@ -160,6 +164,7 @@ int order_write_out(struct fiber *f, struct order *o, uint64_t target, enum orde
 		o->error = err;
 		o->stats.errors++;
 	}
+	TRACE2(order_write_out_end, target, err);
 	o->writing = false;
 	return err;
 }

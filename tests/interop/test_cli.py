@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """test_cli - the grammar: names of tools, help, versions, order of options, what is refused by name"""
 
+import os
 import re
 import signal
 import subprocess
@@ -147,3 +148,15 @@ def test_sigusr1_asks_how_far_a_long_command_is():
     finally:
         p.kill()
         p.communicate(timeout=60)
+
+
+def test_trace_points_are_in_the_library():
+    """Where the build has them: named and with their arguments, for whoever wants to watch."""
+    build = os.environ["VARVE_BUILD"]
+    with open(os.path.join(build, "config.h")) as f:
+        if "#define HAVE_SDT" not in f.read():
+            pytest.skip("built without sys/sdt.h")
+    notes = subprocess.run(["readelf", "-n", os.path.join(build, "libvarve.so.0")], capture_output=True, text=True,
+                           timeout=60, check=True).stdout
+    for name in ("order_put", "order_write_out_begin", "order_write", "order_sync", "order_write_out_end"):
+        assert f"Name: {name}\n" in notes and "Provider: varve" in notes
