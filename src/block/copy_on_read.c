@@ -18,7 +18,6 @@
  * Never:   fails a guest's read because a copy could not be stored; copies from below the bottom; stores a byte that
  *          comes from guest memory, which may change while we look.
  */
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,6 +95,17 @@ int cor_depth_of(const struct node *n, const char *name, struct varve_error *err
 			       node_name(n), name);
 }
 
+void cor_keep(struct node *n, unsigned bottom)
+{
+	for (struct node *b = n->backing; b && bottom > 0; b = b->backing, bottom--) {
+		struct node *leaf = b;
+
+		while (leaf->file)
+			leaf = leaf->file;
+		leaf->kept_above = true;
+	}
+}
+
 int cor_open(struct node *n, const char *bottom, struct varve_error *err)
 {
 	int depth = bottom ? cor_depth_of(n, bottom, err) : 0;
@@ -112,14 +122,7 @@ int cor_open(struct node *n, const char *bottom, struct varve_error *err)
 	if (!n->cor)
 		return varve_error_errno(err, -ENOMEM, "%s: copy-on-read", node_name(n));
 	n->cor->bottom = bottom ? (unsigned)depth : COR_BOTTOM_ALL;
-	depth = (int)MIN(n->cor->bottom, (unsigned)INT_MAX);
-	for (struct node *b = n->backing; b && depth > 0; b = b->backing, depth--) {
-		struct node *leaf = b;
-
-		while (leaf->file)
-			leaf = leaf->file;
-		leaf->kept_above = true;
-	}
+	cor_keep(n, n->cor->bottom);
 	return 0;
 }
 

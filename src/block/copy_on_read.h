@@ -29,6 +29,8 @@ void cor_stop(struct fiber *f, struct node *n);
 void cor_resume(struct node *n);
 /* queue_now() when a request last met something to copy; 0: never. Home queue. */
 uint64_t cor_last_read(const struct node *n);
+/* Tells the leaves of the `bottom` images below n that what is read of them is kept: they need not read ahead. */
+void cor_keep(struct node *n, unsigned bottom);
 /* How many images below n there are down to `name`, that one included. -ENOENT: it is not in the chain. */
 int cor_depth_of(const struct node *n, const char *name, struct varve_error *err);
 void cor_free(struct node *n);

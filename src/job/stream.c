@@ -175,6 +175,7 @@ int stream_start(struct fiber *f, struct node *top, const struct stream_options 
 		depth--; /* the base itself stays what it is */
 	}
 	j->bottom = (unsigned)depth;
+	cor_keep(disk, j->bottom);
 	j->keep_zeroes = j->base != NULL;
 	j->keep_link = o->keep_link;
 	j->idle = o->idle;

@@ -224,7 +224,8 @@ class CopyOnReadBackend(VarveBackend):
 
 class StreamBackend(VarveBackend):
     def argv(self):
-        return super().argv() + ["--stream"]
+        # What the guest reads before the stream comes by is kept as well: else it would be fetched twice.
+        return super().argv() + ["--stream", "--copy-on-read"]
 
 
 class QsdBackend(Backend):
