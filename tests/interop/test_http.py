@@ -109,6 +109,27 @@ def test_what_is_not_there(web, name, says):
     assert done.rc == 1 and says in done.err and done.err.count("\n") == 1, str(done)
 
 
+def test_proxies_of_the_environment_are_used():
+    data = random.Random(9).randbytes(256 * KIB)
+    paths = []
+
+    def note(h, first, last):
+        paths.append(h.path)
+        return False
+
+    with Liar(data, note) as proxy:
+        env = {"http_proxy": proxy.url("")}
+        r = io("http://images.invalid/base.raw", "read -v 4096 16", options=("-r", "-f", "raw"), env=env)
+        assert r.rc == 0 and r.err == "", str(r)
+        assert data[4096:4104].hex() in r.out.replace(" ", ""), str(r)
+        assert paths and set(paths) == {"http://images.invalid/base.raw"}
+        asked = proxy.requests
+        r = io("http://images.invalid/base.raw", "read 0 512", options=("-r", "-f", "raw"),
+               env={**env, "no_proxy": "images.invalid"})
+        assert r.rc == 1 and "images.invalid" in r.err, str(r)
+        assert proxy.requests == asked
+
+
 def test_no_server(tmp_path):
     begun = time.monotonic()
     done = img("info", f"http://127.0.0.1:{free_port()}/x")
