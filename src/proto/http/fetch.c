@@ -28,6 +28,7 @@
 #define PAUSE_MIN_NS 100000000ull
 #define PAUSE_MAX_NS 5000000000ull
 #define REDIRECTS_MAX 5L
+#define RECEIVE_BUFFER 262144L /* bytes taken from a connection by one call */
 
 /* ---- the answer's head ---- */
 
@@ -208,6 +209,7 @@ static CURL *handle_new(struct http *h)
 		c |= lc.easy_setopt(e, CURLOPT_USERPWD, h->user_password);
 		c |= lc.easy_setopt(e, CURLOPT_HTTPAUTH, CURLAUTH_BASIC | CURLAUTH_DIGEST);
 	}
+	c |= lc.easy_setopt(e, CURLOPT_BUFFERSIZE, RECEIVE_BUFFER);
 	c |= lc.easy_setopt(e, CURLOPT_HEADERFUNCTION, on_header);
 	c |= lc.easy_setopt(e, CURLOPT_WRITEFUNCTION, on_body);
 	if (c == CURLE_OK)
