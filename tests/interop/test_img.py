@@ -102,6 +102,16 @@ def test_create_over_a_backing_file_takes_its_size(tmp_path):
     assert same_info(tmp_path / "b")["virtual-size"] == 5 * MIB
 
 
+@pytest.mark.parametrize("fmt", ["qcow2", "qed"])
+@pytest.mark.parametrize("unsafe", [(), ("-u",)])
+def test_create_needs_the_format_of_a_backing_file(tmp_path, fmt, unsafe):
+    base, disk = tmp_path / "base", tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", base, "1M"))
+    r = img("create", "-q", "-f", fmt, *unsafe, "-b", base, disk, "1M")
+    assert r.rc == 1 and "format" in r.err and "-F" in r.err and r.err.count("\n") == 1, str(r)
+    assert not disk.exists()
+
+
 def test_create_unsafe_does_not_look_at_the_backing_file(tmp_path):
     ok(img("create", "-q", "-u", "-f", "qcow2", "-b", "later.qcow2", "-F", "qcow2", tmp_path / "top", "1M"))
     assert info(tmp_path / "top")["backing-filename"] == "later.qcow2"
