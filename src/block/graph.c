@@ -11,6 +11,7 @@
 #include "block/copy_on_read.h"
 #include "block/graph.h"
 #include "block/policy.h"
+#include "block/wish.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -481,6 +482,7 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 	struct node *top, *disk;
 	bool no_backing, cor = false;
 	enum werror werror = WERROR_REPORT;
+	uint32_t wish = 0;
 	char *bottom = NULL;
 	const char *filename = opts_get(o, "filename");
 	int r;
@@ -503,6 +505,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		r = cor_options(o, &cor, &bottom, err);
 	if (r == 0)
 		r = policy_options(o, &werror, err);
+	if (r == 0)
+		r = wish_options(o, &wish, err);
 	if (r == 0 && aio && !aio_engine_choose(aio, true, err))
 		r = -EINVAL;
 	if (r == 0)
@@ -512,6 +516,7 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		free(bottom);
 		return r;
 	}
+	top->wish = wish;
 	disk = below_filters(top);
 	r = opts_done(o, err);
 	if (r == 0 && backing && !disk->drv->load)

@@ -8,6 +8,7 @@
  */
 #include "block/block.h"
 #include "block/copy_on_read.h"
+#include "block/wish.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -258,6 +259,10 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 {
 	bool flush_after;
 
+	if (unlikely(n->wish) && !wish_apply(n, r)) {
+		req_done(r, 0);
+		return;
+	}
 	if (unlikely(n->policy) && !policy_enter(n, s, r))
 		return;
 	s->entered++;

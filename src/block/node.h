@@ -236,6 +236,7 @@ struct node {
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
+	uint32_t wish;		  /* the disk's top: discard=, detect-zeroes= (block/wish.h) */
 	struct policy *policy;	   /* werror= (block/policy.h); NULL: report */
 	struct cor *cor;	   /* copy-on-read (block/copy_on_read.h); NULL: off */
 	struct chain_cache *chain; /* looked-up ranges of the layers below (block/chain.c) */

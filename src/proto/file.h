@@ -18,7 +18,7 @@ struct file {
 	struct doubt *doubt; /* NULL: nothing to sync (read-only, or no_flush) */
 
 	/* any queue, atomically */
-	_Atomic bool no_discard; /* the file system said that it cannot */
+	_Atomic bool no_discard; /* the file system said that it cannot, or the options that it shall not */
 	_Atomic bool no_clone;	 /* blocks are not shared with other files here */
 	_Atomic bool no_zero[2]; /* same; [1]: with AIO_MAY_UNMAP */
 };

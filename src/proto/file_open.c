@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/opts.h"
 #include "block/graph.h"
+#include "block/wish.h"
 
 struct open_work {
 	/* asked */
@@ -178,12 +179,15 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	struct open_work w = { .flags = n->flags, .want_device = want_device, .err = err, .fd = -1 };
 	struct file *fl = node_state(n);
 	const struct aio_engine *engine;
+	bool keep_space;
 	int ret;
 
 	w.filename = opts_get(o, "filename");
 	if (!w.filename || !*w.filename)
 		return varve_error_set(err, -EINVAL, "driver %s: option 'filename' is missing", n->drv->name);
 	ret = parse_locking(o, &w.locking, err);
+	if (ret == 0)
+		ret = wish_discard(o, &keep_space, err);
 	if (ret < 0)
 		return ret;
 	engine = aio_engine_choose(opts_get(o, "aio"), n->flags & NODE_DIRECT, err);
@@ -202,6 +206,8 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	fl->writable = n->flags & NODE_WRITABLE;
 	fl->no_flush = n->flags & NODE_NO_FLUSH;
 	fl->sync = n->flags & NODE_SYNC;
+	atomic_init(&fl->no_discard, keep_space);
+	atomic_init(&fl->no_zero[1], keep_space); /* zeroes with leave to unmap are made without it */
 	ret = engine->file_open ? engine->file_open(&fl->af, err) : 0;
 	if (!ret && fl->writable && !fl->no_flush && !(fl->doubt = doubt_new(node_name(n)))) {
 		ret = varve_error_errno(err, -ENOMEM, "opening");

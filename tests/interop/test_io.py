@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """test_io - varve io prints what qemu-io prints, and does what it says"""
 
+import os
+
 import pytest
 
 from tool import KIB, MIB, img, io, ok, qio, timeless, varve
@@ -138,3 +140,34 @@ def test_sizes_of_commands(tmp_path):
     assert "cannot exceed" in r.out and "at offset 4096" in r.out and "at offset 1536" in r.out
     assert r.out.count(f"{4 << 30}/{4 << 30} bytes at offset 0") == 2, str(r)
     assert KIB and MIB
+
+
+# ---- options of a disk ----
+
+def blocks(path):
+    return os.stat(path).st_blocks * 512
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_detect_zeroes_makes_holes(tmp_path, fmt):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", fmt, disk, "4M"))
+    ok(io(disk, "write -q -P 7 0 4M", "flush", options=("-f", fmt)))
+    full = blocks(disk)
+    spec = f"driver={fmt},file.filename={disk}"
+    ok(io(f"{spec},detect-zeroes=unmap", "write -q -P 0 0 2M", "write -q -P 8 2M 64k", options=("--image-opts",)))
+    assert blocks(disk) <= full - MIB
+    ok(io(f"{spec}", "read -q -P 0 0 2M", "read -q -P 8 2M 64k", "read -q -P 7 2112k 1984k", options=("--image-opts",)))
+
+
+@pytest.mark.parametrize("keys", ["discard=ignore", "file.discard=ignore", "discard=off,file.discard=unmap"])
+def test_discard_ignore_keeps_the_space(tmp_path, keys):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "raw", disk, "4M"))
+    ok(io(disk, "write -q -P 7 0 4M", "flush", options=("-f", "raw")))
+    full = blocks(disk)
+    ok(io(f"driver=raw,file.filename={disk},{keys}", "discard -q 0 2M", "read -q -P 7 0 2M", "write -qzu 2M 2M",
+          "read -q -P 0 2M 2M", options=("--image-opts",)))
+    assert blocks(disk) >= full
+    ok(io(f"driver=raw,file.filename={disk},discard=unmap", "discard -q 0 2M", options=("--image-opts",)))
+    assert blocks(disk) < full
