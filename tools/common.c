@@ -218,6 +218,48 @@ int parse_output(const char *text, enum output *ret)
 
 /* ---- images ---- */
 
+/* A value among image options: its commas twice. */
+static void put_value(FILE *out, const char *text)
+{
+	for (; *text; text++) {
+		if (*text == ',')
+			putc(',', out);
+		putc(*text, out);
+	}
+}
+
+char *open_spec(const char *name, const struct open_args *args)
+{
+	char *spec = NULL;
+	size_t len;
+	FILE *out;
+
+	if (!args->image_opts && strncmp(name, "json:", 5) == 0) {
+		complain("%s: options beside a json: name; write them into it", name);
+		return NULL;
+	}
+	out = open_memstream(&spec, &len);
+	if (!out) {
+		complain("out of memory");
+		return NULL;
+	}
+	if (args->image_opts) {
+		fputs(name, out);
+	} else {
+		if (args->format)
+			fprintf(out, "driver=%s,", args->format);
+		fputs("file.filename=", out);
+		put_value(out, name);
+	}
+	if (args->options)
+		fprintf(out, ",%s", args->options);
+	if (fclose(out) == 0)
+		return spec;
+	free(spec);
+	complain("out of memory");
+	return NULL;
+}
+
 struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
 			       struct varve_queue *home)
 {
@@ -228,19 +270,27 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 		.aio = args->aio,
 		.home = home,
 	};
-	struct varve_image *image;
+	struct varve_image *image = NULL;
 	struct varve_error err;
+	char *spec = NULL;
 
-	if (args->image_opts)
+	if (args->options) {
+		spec = open_spec(name, args);
+		if (!spec)
+			return NULL;
+		oo.format = NULL; /* it is in there */
+	}
+	if (args->image_opts || spec)
 		oo.flags |= VARVE_OPEN_IMAGE_OPTS;
 	if (args->force_share)
 		oo.flags |= VARVE_OPEN_FORCE_SHARE;
 	if (args->copy_on_read)
 		oo.flags |= VARVE_OPEN_COPY_ON_READ;
-	if (varve_image_open(&image, name, &oo, &err) < 0) {
+	if (varve_image_open(&image, spec ? spec : name, &oo, &err) < 0) {
 		complain("%s", err.message);
-		return NULL;
+		image = NULL;
 	}
+	free(spec);
 	return image;
 }
 

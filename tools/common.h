@@ -72,7 +72,14 @@ struct open_args {
 	bool copy_on_read;
 	const char *cache;
 	const char *aio;
+	const char *options; /* "key=value,...": image options beside the name; NULL: none */
 };
+
+/*
+ * The image options that mean what name and args say: "driver=qcow2,file.filename=a,,b,discard=ignore". malloc'd; NULL, after
+ * a message (a json: name has its options inside).
+ */
+char *open_spec(const char *name, const struct open_args *args);
 
 /* NULL, after a message. flags: VARVE_OPEN_* beside what args says. */
 struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tools/io.c - `varve io`: options, the loop over commands, opening and closing
+ * tools/io.c - `varve io`: options, the loop over commands
  *
  * Exit status: 0, or 1 if a command failed.
  */
@@ -12,11 +12,15 @@
 #include <string.h>
 
 static const char io_help[] =
-	"[-c COMMAND]... [-f FORMAT | --image-opts] [-r] [-C] [-n | -t CACHE] [-i AIO] [-U] [FILE]\n\n"
+	"[-c COMMAND]... [-f FORMAT | --image-opts] [-rsmCU] [-n | -t CACHE] [-k | -i AIO] [-d DISCARD] [FILE]\n\n"
 	"  -c, --cmd COMMAND     run COMMAND; without -c commands are read from standard input\n"
 	"  -f, --format FORMAT   do not guess the format\n"
 	"      --image-opts      FILE is driver=...,file.filename=...\n"
 	"  -r, --read-only       do not open for writing\n"
+	"  -s, --snapshot        keep what is written in a temporary image, which is gone at the end\n"
+	"  -d, --discard MODE    unmap (default), or ignore: discards are not done\n"
+	"  -k, --native-aio      the same as -i native\n"
+	"  -m, --misalign        use buffers at addresses that suit nobody\n"
 	"  -n, --nocache         the same as -t none\n"
 	"  -C, --copy-on-read    keep in FILE what is read from its backing file\n"
 	"  -t, --cache CACHE     writeback (default), none, writethrough, directsync, unsafe\n"
@@ -32,7 +36,7 @@ static const struct io_command *const tables[] = { io_rw_commands, io_aio_comman
 						   io_open_commands };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "break",	   "remove_break", "reopen",	  "resume",	 "truncate",
+static const char *const missing[] = { "break",	   "remove_break", "resume",	 "truncate",
 				       "wait_break", "zone_append", "zone_close", "zone_finish", "zone_open",
 				       "zone_report", "zone_reset" };
 
@@ -132,102 +136,14 @@ static int run_line(struct io *io, char *line)
 	return ret;
 }
 
-/* ---- opening and closing ---- */
-
-static int io_open(struct io *io, const char *name, const struct open_args *args, bool writable)
-{
-	io->image = open_image(name, args, writable ? VARVE_OPEN_WRITABLE : 0, io->queue);
-	return io->image ? 0 : -1;
-}
-
-static int io_close(struct io *io)
-{
-	int ret;
-
-	if (!io->image)
-		return 0;
-	io_aio_reap(io, true);
-	ret = close_image(io->image) ? -1 : 0;
-	io->image = NULL;
-	return ret;
-}
-
-static int cmd_open(struct io *io, int argc, char **argv)
-{
-	struct open_args args = { 0 };
-	bool read_only = false;
-	int c;
-
-	optind = 0;
-	opterr = 0;
-	while ((c = getopt(argc, argv, "Cd:ki:no:rst:U")) != -1) {
-		switch (c) {
-		case 'r':
-			read_only = true;
-			break;
-		case 'n':
-			args.cache = "none";
-			break;
-		case 't':
-			args.cache = optarg;
-			break;
-		case 'i':
-			args.aio = optarg;
-			break;
-		case 'U':
-			args.force_share = true;
-			break;
-		case 'C':
-			args.copy_on_read = true;
-			break;
-		case 'd':
-		case 'k':
-		case 'o':
-		case 's':
-			printf("open -%c is not part of this version\n", c);
-			return -1;
-		default:
-			return io_usage(argv[0]);
-		}
-	}
-	if (optind + 1 != argc)
-		return io_usage(argv[0]);
-	if (io->image) {
-		fprintf(stderr, "a file is open already, try 'help close'\n");
-		return -1;
-	}
-	return io_open(io, argv[optind], &args, !read_only);
-}
-
-static int cmd_close(struct io *io, int argc, char **argv)
-{
-	(void)argc;
-	(void)argv;
-	return io_close(io);
-}
-
-const struct io_command io_open_commands[] = {
-	{ "close", "c", cmd_close, 0, 0, false, "", "closes the open image" },
-	{ "open", "o", cmd_open, 1, -1, true, "[-rnCU] [-t cache] [-i aio] path", "opens an image" },
-	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
-};
-
 /* ---- the program ---- */
 
 struct io_args {
-	struct open_args open;
-	bool read_only;
+	struct io_how how;
+	bool misalign;
 	char **commands;
 	int nr_commands;
 };
-
-static int parse_discard(const char *mode)
-{
-	/* Discards are done, as the peer does by default; not doing them would be another mode. */
-	if (strcmp(mode, "unmap") == 0 || strcmp(mode, "on") == 0)
-		return 0;
-	return complain_missing("discard mode other than unmap (-d)");
-}
 
 /* 0, 1 (failed, told), -1: done (help, version). */
 static int parse(int argc, char **argv, struct io_args *a)
@@ -253,10 +169,10 @@ static int parse(int argc, char **argv, struct io_args *a)
 		{ "object", required_argument, NULL, OBJECT },
 		{ NULL, 0, NULL, 0 },
 	};
-	int c;
+	int c, ret = 0;
 
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hVc:d:f:rsnCmki:t:T:U", longs, NULL)) != -1) {
+	while (ret == 0 && (c = getopt_long(argc, argv, ":hVc:d:f:rsnCmki:t:T:U", longs, NULL)) != -1) {
 		switch (c) {
 		case 'h':
 			printf("Usage: %s %s", prog, io_help);
@@ -268,39 +184,41 @@ static int parse(int argc, char **argv, struct io_args *a)
 			a->commands[a->nr_commands++] = optarg;
 			break;
 		case 'd':
-			if (parse_discard(optarg))
-				return 1;
+			ret = io_set_discard(&a->how.options, optarg);
 			break;
 		case 'f':
-			a->open.format = optarg;
+			ret = io_set(&a->how.format, optarg);
 			break;
 		case 'r':
-			a->read_only = true;
+			a->how.read_only = true;
 			break;
 		case 'n':
-			a->open.cache = "none";
+			ret = io_set(&a->how.cache, "none");
 			break;
 		case 't':
-			a->open.cache = optarg;
+			ret = io_set(&a->how.cache, optarg);
 			break;
 		case 'i':
-			a->open.aio = optarg;
+			ret = io_set(&a->how.aio, optarg);
 			break;
 		case 'U':
-			a->open.force_share = true;
+			a->how.force_share = true;
 			break;
 		case IMAGE_OPTS:
-			a->open.image_opts = true;
+			a->how.image_opts = true;
 			break;
 		case 's':
-			return complain_missing("--snapshot");
+			a->how.snapshot = true;
+			break;
 		case 'C':
-			a->open.copy_on_read = true;
+			a->how.copy_on_read = true;
 			break;
 		case 'm':
-			return complain_missing("--misalign");
+			a->misalign = true;
+			break;
 		case 'k':
-			return complain_missing("--native-aio (Linux AIO)");
+			ret = io_set(&a->how.aio, "native");
+			break;
 		case 'T':
 			return complain_missing("--trace");
 		case OBJECT:
@@ -309,8 +227,12 @@ static int parse(int argc, char **argv, struct io_args *a)
 			return complain_option(c, argv);
 		}
 	}
+	if (ret < 0)
+		return 1;
 	if (argc - optind > 1)
 		return complain_usage("'%s' is one argument too many", argv[optind + 1]);
+	if (optind < argc && io_set(&a->how.name, argv[optind]) < 0)
+		return 1;
 	return 0;
 }
 
@@ -332,11 +254,13 @@ static int run_input(struct io *io)
 	return failed;
 }
 
-static int run(struct io *io, const struct io_args *a, const char *name)
+static int run(struct io *io, struct io_args *a)
 {
 	int failed = 0;
 
-	if (name && io_open(io, name, &a->open, !a->read_only) < 0)
+	if (a->misalign)
+		io_buf_misalign();
+	if (a->how.name && io_open(io, &a->how) < 0)
 		return 1;
 	for (int i = 0; i < a->nr_commands && !io->quit; i++) {
 		if (run_line(io, a->commands[i]) < 0)
@@ -377,9 +301,11 @@ int io_main(int argc, char **argv)
 		complain("%s", err.message);
 		ret = 1;
 	} else if (ret == 0) {
-		ret = run(&io, &a, optind < argc ? argv[optind] : NULL);
+		ret = run(&io, &a);
 		varve_queue_free(io.queue);
 	}
+	io_how_free(&a.how);
+	io_how_free(&io.how);
 	free(a.commands);
 	return ret;
 }

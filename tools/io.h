@@ -3,6 +3,7 @@
  * tools/io.h - `varve io`: commands that read and write one open image
  *
  *   io.c        options, the loop over commands, opening
+ *   io_open.c   open, close, reopen
  *   io_rw.c     read, write and their vectored forms; discard, flush
  *   io_aio.c    the same asynchronously, through a queue
  *   io_misc.c   map, alloc, length, info, sleep, ...
@@ -15,9 +16,17 @@
 
 #include "common.h"
 
+/* How an image is opened. The strings are malloc'd, or NULL. */
+struct io_how {
+	char *name, *format, *cache, *aio;
+	char *options; /* image options beside the name */
+	bool read_only, snapshot, image_opts, force_share, copy_on_read;
+};
+
 struct io {
 	struct varve_queue *queue; /* home of the image; run by this thread */
 	struct varve_image *image; /* NULL: none open */
+	struct io_how how;	   /* of the image */
 	unsigned pending;	   /* asynchronous requests */
 	bool quit;
 };
@@ -41,7 +50,22 @@ void io_each(void (*fn)(const struct io_command *c));
 /* A command used wrongly: prints how it is used. Returns -1. */
 int io_usage(const char *name);
 
+/* ---- io_open.c ---- */
+
+/* Opens what `how` says, which is taken over in any case. */
+int io_open(struct io *io, struct io_how *how);
+/* Waits for what is under way. 0 if none is open. */
+int io_close(struct io *io);
+void io_how_free(struct io_how *how);
+/* A string of it; further options, comma and all; what -d says. -1 after a message. */
+int io_set(char **var, const char *text);
+int io_add_options(char **var, const char *text);
+int io_set_discard(char **options, const char *mode);
+
 /* ---- io_buf.c ---- */
+
+/* Addresses of buffers from now on are no multiples of anything useful. */
+void io_buf_misalign(void);
 
 /* Bytes read or written at most by one command that needs a buffer. */
 #define IO_LEN_MAX 2147483136ull

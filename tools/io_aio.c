@@ -14,6 +14,7 @@
 
 struct aio {
 	bool is_read, machine, quiet, dump, has_pattern, zero;
+	bool invalid; /* -i: parsed, and then dropped */
 	int pattern;
 	unsigned flags;
 	struct io_vector v; /* not for zeroes */
@@ -106,13 +107,16 @@ static int aio_options(struct aio *a, int argc, char **argv)
 
 	optind = 0;
 	opterr = 0;
-	while ((c = getopt(argc, argv, a->is_read ? "CP:qv" : "CfP:quz")) != -1) {
+	while ((c = getopt(argc, argv, a->is_read ? "CiP:qv" : "CfiP:quz")) != -1) {
 		switch (c) {
 		case 'C':
 			a->report.machine = true;
 			break;
 		case 'f':
 			a->flags |= VARVE_REQ_FUA;
+			break;
+		case 'i':
+			a->invalid = true;
 			break;
 		case 'P':
 			a->has_pattern = true;
@@ -176,6 +180,10 @@ static int aio_common(struct io *io, int argc, char **argv, bool is_read)
 		free(a);
 		return -1;
 	}
+	if (a->invalid) {
+		aio_free(a);
+		return 0;
+	}
 	a->report.start_ns = io_now_ns();
 	ret = io_check_range(io, a->report.off, a->report.len);
 	if (ret == 0)
@@ -208,9 +216,9 @@ static int cmd_aio_flush(struct io *io, int argc, char **argv)
 
 const struct io_command io_aio_commands[] = {
 	{ "aio_flush", NULL, cmd_aio_flush, 0, 0, false, "", "waits for all asynchronous requests" },
-	{ "aio_read", NULL, cmd_aio_read, 2, -1, false, "[-Cqv] [-P pattern] off len [len..]",
+	{ "aio_read", NULL, cmd_aio_read, 2, -1, false, "[-Ciqv] [-P pattern] off len [len..]",
 	  "reads without waiting for it" },
-	{ "aio_write", NULL, cmd_aio_write, 2, -1, false, "[-Cfquz] [-P pattern] off len [len..]",
+	{ "aio_write", NULL, cmd_aio_write, 2, -1, false, "[-Cfiquz] [-P pattern] off len [len..]",
 	  "writes without waiting for it" },
 	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
 };

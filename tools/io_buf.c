@@ -13,24 +13,34 @@
 #include "io.h"
 
 #define BUF_ALIGN 4096
+#define MISALIGN 16 /* bytes behind such an address, with -m */
 
 /* ---- buffers ---- */
 
+static size_t misaligned_by;
+
+void io_buf_misalign(void)
+{
+	misaligned_by = MISALIGN;
+}
+
 void *io_buf(size_t len, int fill)
 {
-	void *buf = aligned_alloc(BUF_ALIGN, (len + BUF_ALIGN) / BUF_ALIGN * BUF_ALIGN);
+	uint8_t *buf = aligned_alloc(BUF_ALIGN, (len + MISALIGN + BUF_ALIGN) / BUF_ALIGN * BUF_ALIGN);
 
 	if (!buf) {
 		printf("no memory for a buffer of %zu bytes\n", len);
 		return NULL;
 	}
+	buf += misaligned_by;
 	memset(buf, fill, len);
 	return buf;
 }
 
 void io_buf_free(void *buf)
 {
-	free(buf);
+	if (buf)
+		free((uint8_t *)buf - misaligned_by);
 }
 
 int io_size(const char *text, uint64_t *ret)

@@ -171,3 +171,49 @@ def test_discard_ignore_keeps_the_space(tmp_path, keys):
     assert blocks(disk) >= full
     ok(io(f"driver=raw,file.filename={disk},discard=unmap", "discard -q 0 2M", options=("--image-opts",)))
     assert blocks(disk) < full
+
+
+# ---- open, reopen, a disk of its own ----
+
+def test_snapshot_changes_nothing(tmp_path, monkeypatch):
+    disk, folder = tmp_path / "a,b.qcow2", tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    ok(io(disk, "write -q -P 1 0 1M"))
+    before = disk.read_bytes()
+    for name, options in ((disk, ("-s",)), (f"driver=qcow2,file.filename={str(disk).replace(',', ',,')}", ("-s", "--image-opts"))):
+        r = io(name, "read -q -P 1 0 1M", "write -q -P 2 512k 1M", "flush", "read -q -P 1 0 512k", "read -q -P 2 512k 1M",
+               "read -q -P 0 1536k 1M", "close", options=options)
+        ok(r)
+        assert r.out == "" and disk.read_bytes() == before and not list(folder.iterdir()), str(r)
+
+
+def test_open_takes_options(tmp_path):
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "1M"))
+    r = varve("io", "-c", f"open -o driver=raw {disk}", "-c", "read -v 0 4", "-c", "close",
+              "-c", f"open -o driver=qcow2,file.filename={disk}", "-c", "read -P 0 0 4")
+    assert r.rc == 0 and "51 46 49 fb" in r.out and "erification" not in r.out, str(r)
+    r = varve("io", "-c", f"open -o colour=red {disk}", "-c", "read 0 512")
+    assert r.rc == 1 and "colour" in r.err, str(r)
+
+
+def test_reopen(disks):
+    fmt, disk, _ = disks
+    r = io(disk, "write -q -P 1 0 64k", "reopen -r", "write -P 2 0 64k", "reopen -w -c none", "read -q -P 1 0 64k",
+           "write -q -P 3 0 64k", "reopen -o colour=red", "read -q -P 3 0 64k", options=("-f", fmt))
+    assert r.rc == 1 and r.out.count("failed") == 1 and "colour" in r.err and "erification" not in r.out, str(r)
+    assert io(disk, "reopen -r -w", options=("-f", fmt)).rc == 1
+
+
+def test_misaligned_memory(disks):
+    fmt, disk, _ = disks
+    ok(io(disk, "write -q -P 5 0 64k", "read -q -P 5 512 32k", "aio_write -q -P 6 64k 4k 512", "aio_flush",
+          "read -q -P 6 64k 4608", options=("-f", fmt, "-m", "-t", "none")))
+
+
+def test_invalid_requests_go_nowhere(disks):
+    fmt, disk, _ = disks
+    r = io(disk, "aio_write -i -P 9 0 64k", "aio_read -i 0 4k", "aio_flush", "read -q -P 0 0 64k", options=("-f", fmt))
+    assert r.rc == 0 and r.out == "", str(r)
