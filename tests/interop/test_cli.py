@@ -75,7 +75,7 @@ def test_a_command_of_another_version_is_refused_by_name(command, disk):
 
 def test_options_of_another_version_are_refused_by_name(disk):
     for args in (["img", "info", "--object", "secret,id=x", disk],
-                 ["io", "-s", disk], ["io", "-k", disk]):
+                 ["io", "--object", "secret,id=x", disk], ["io", "-T", "x", disk]):
         r = varve(*args)
         assert r.rc == 1 and "not part of this version" in r.err, str(r)
 
