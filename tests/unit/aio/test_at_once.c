@@ -237,5 +237,6 @@ int main(void)
 		cmocka_unit_test(a_slow_write_sends_the_next_ones_to_the_engine_for_a_while),
 	};
 
+	cmocka_set_message_output(CM_OUTPUT_TAP);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
