@@ -83,6 +83,10 @@ void aio_submit(struct queue *q, struct aio_op *op)
 	}
 	op->q = q;
 	op->next = NULL;
+	if (op->file->at_once && aio_at_once(q, op)) {
+		q->stats.aio_submitted++;
+		return;
+	}
 	q->stats.aio_submitted++;
 	q->engines[i].engine->submit(q->engines[i].ctx, op);
 }

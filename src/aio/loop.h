@@ -42,6 +42,11 @@ struct fiber_pool {
 	struct timer retry; /* no memory for a stack: try again */
 };
 
+struct at_once {
+	uint64_t pause_until_ns; /* writes go to the engine until then */
+	unsigned nr_slow;	 /* tries in a row that took long */
+};
+
 struct queue {
 	/* set by queue_new() */
 	char name[32];
@@ -89,6 +94,7 @@ struct queue {
 		const struct aio_engine *engine;
 		void *ctx;
 	} engines[QUEUE_ENGINES];
+	struct at_once at_once;
 	uint64_t nr_outside; /* work given to the kernel or to workers that is sure to come back */
 	/*
 	 * Set by an engine whose context can wait for everything (io_uring): hands over what was submitted,
@@ -200,6 +206,11 @@ int aio_zero_mode(const struct aio_op *op);
 
 /* Hands op to the worker pool (engine_threads.c); done() is called in a later turn of q. */
 void aio_op_to_worker(struct queue *q, struct aio_op *op);
+
+/* at_once.c: makes the write here and now, if that is wise; done() comes later in this turn. False: for the engine. */
+bool aio_at_once(struct queue *q, struct aio_op *op);
+/* One took from begin_ns to end_ns. */
+void at_once_note(struct at_once *a, uint64_t begin_ns, uint64_t end_ns);
 
 /* True if io_uring can be used on this machine; asks the kernel once. */
 bool uring_works(void);

@@ -98,7 +98,7 @@ struct driver {
 	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 	/*
 	 * Leaf, optional: at least len long, with zeroes where nothing was; never shorter than it is, whoever writes behind
-	 * its end meanwhile (setting the length could cut that off).
+	 * its end meanwhile (setting the length could cut that off). May allocate the space, if that makes writes cheaper.
 	 */
 	int (*extend)(struct fiber *f, struct node *n, uint64_t len);
 	/* Filter, optional: the length of the file below has been set to len, or (at_least) made len if it was less. */

@@ -251,37 +251,49 @@ int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocat
 
 struct extend {
 	int fd;
-	uint64_t len;
+	uint64_t old_len, len;
 	uint32_t block_len;
+	bool all;
 };
 
+static int allocate(int fd, uint64_t off, uint64_t len)
+{
+	int ret;
+
+	do {
+		ret = fallocate(fd, 0, (off_t)off, (off_t)len) < 0 ? -errno : 0;
+	} while (ret == -EINTR);
+	return ret == -EOPNOTSUPP || ret == -ENOSYS ? -ENOTSUP : ret;
+}
+
 /*
- * Reserves one block at the new end: that makes the file as long, never shorter, and leaves what stands there alone. The
- * rest is a hole.
+ * Allocating makes the file as long, never shorter, and leaves what stands there alone. With O_DIRECT all of it: a write
+ * into a hole has the file system look for space while the guest waits, and io_uring hand it to a worker for that; space
+ * that is there is found at once. In the page cache the hole costs nothing, because the space is chosen when the pages
+ * are written, and for many of them together; there, or where there is no room for all, one block at the new end.
  */
 static int extend_work(void *arg)
 {
 	struct extend *e = arg;
-	uint64_t len = MIN(e->len, (uint64_t)e->block_len);
-	int ret;
+	uint64_t end_len = MIN(e->len, (uint64_t)e->block_len);
 
-	do {
-		ret = fallocate(e->fd, 0, (off_t)(e->len - len), (off_t)len) < 0 ? -errno : 0;
-	} while (ret == -EINTR);
-	return ret == -EOPNOTSUPP || ret == -ENOSYS ? -ENOTSUP : ret;
+	if (e->all && allocate(e->fd, e->old_len, e->len - e->old_len) == 0)
+		return 0;
+	return allocate(e->fd, e->len - end_len, end_len);
 }
 
 int file_extend(struct fiber *f, struct node *n, uint64_t len)
 {
 	struct file *fl = node_state(n);
-	struct extend e = { fl->af.fd, len, MAX(n->align, 4096) };
+	uint64_t old_len = node_len(n);
+	struct extend e = { fl->af.fd, old_len, len, MAX(n->align, 4096), fl->af.direct };
 	int ret;
 
 	if (!fl->writable || fl->af.is_blockdev)
 		return -ENOTSUP;
 	if (len > VARVE_LEN_MAX)
 		return -EFBIG;
-	ret = len > node_len(n) ? fiber_work(f, extend_work, &e) : 0;
+	ret = len > old_len ? fiber_work(f, extend_work, &e) : 0;
 	if (ret == 0)
 		file_grow(n, len);
 	return ret;

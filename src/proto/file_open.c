@@ -10,8 +10,10 @@
 #include "proto/file.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -31,6 +33,7 @@ struct open_work {
 	/* found */
 	int fd;
 	bool is_blockdev;
+	bool is_local;
 	uint64_t id[2];
 	uint64_t len;
 	uint32_t align, mem_align, block_len;
@@ -91,6 +94,25 @@ static int open_fd(struct open_work *w)
 	return 0;
 }
 
+/* A write into the page cache asks nobody outside of this kernel. Unknown file systems: no. */
+static bool is_local(int fd)
+{
+	struct statfs st;
+
+	if (fstatfs(fd, &st) < 0)
+		return false;
+	switch ((uint32_t)st.f_type) {
+	case EXT4_SUPER_MAGIC: /* ext2 and ext3, too */
+	case XFS_SUPER_MAGIC:
+	case BTRFS_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+	case TMPFS_MAGIC:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* What was opened, and that it is what we looked at before. */
 static int look_at_fd(struct open_work *w)
 {
@@ -107,6 +129,7 @@ static int look_at_fd(struct open_work *w)
 	if (how < 0 || fcntl(w->fd, F_SETFL, how & ~O_NONBLOCK) < 0)
 		return varve_error_errno(w->err, -errno, "cannot set the mode of the open file");
 	w->is_blockdev = S_ISBLK(st.st_mode);
+	w->is_local = S_ISREG(st.st_mode) && is_local(w->fd);
 	/* A device may have several names and inodes; no file system has the device number of all ones. */
 	w->id[0] = w->is_blockdev ? UINT64_MAX : st.st_dev;
 	w->id[1] = w->is_blockdev ? st.st_rdev : st.st_ino;
@@ -201,6 +224,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 				    .fd = w.fd,
 				    .is_blockdev = w.is_blockdev,
 				    .direct = n->flags & NODE_DIRECT,
+				    .at_once = w.is_local && !(n->flags & NODE_DIRECT),
 				    .name = node_name(n) };
 	fl->block_len = w.block_len;
 	fl->writable = n->flags & NODE_WRITABLE;

@@ -125,6 +125,7 @@ static void forget_everything(struct session *s)
 	for (unsigned i = 0; i < s->nr_rings; i++)
 		ring_reset(&s->rings[i]);
 	gmem_unmap(&s->mem);
+	inflight_close(&s->inflight);
 	umsg_reset(&s->msg);
 	close(s->watch.fd);
 	s->watch.fd = -1;

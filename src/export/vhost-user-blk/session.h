@@ -19,6 +19,7 @@
 #ifndef VARVE_VUBLK_SESSION_H
 #define VARVE_VUBLK_SESSION_H
 
+#include "export/vhost-user-blk/inflight.h"
 #include "export/vhost-user-blk/mem.h"
 #include "export/vhost-user-blk/msg.h"
 #include "export/vhost-user-blk/ring.h"
@@ -57,6 +58,7 @@ struct session {
 	uint64_t features, protocol_features;
 	bool has_features; /* SET_FEATURES came */
 	struct gmem mem;
+	struct inflight inflight; /* what SET_INFLIGHT_FD brought; changed only while no ring runs */
 
 	/* the message being processed */
 	struct umsg msg;

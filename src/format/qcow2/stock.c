@@ -8,7 +8,7 @@
  * A refcount that is durable already is one that no entry has to wait for, and space that reads zero can be
  * linked before the data in it is stable. So an allocation from the stock asks for no barrier, and the
  * guest's flush is one sync, whatever was allocated. The file is made longer once for each batch, not once
- * for each write.
+ * for each write; whether that takes space or leaves a hole the leaf knows best.
  *
  * The price: a cut leaves the stock counted, with nothing that leads to it, which check calls leaks; at most
  * three times as much as the session had allocated before, and 3/2 STOCK_LEN_MAX. Closing gives it

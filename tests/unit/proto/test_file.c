@@ -428,6 +428,40 @@ static void direct_io_on_an_empty_file_works(void **state)
 	leaf_close(&l);
 }
 
+static int extend_fiber(struct fiber *f, void *arg)
+{
+	struct leaf *l = arg;
+
+	return node_extend(f, l->n, 2000000);
+}
+
+/* Writers with O_DIRECT find their space there already; in the page cache a hole is better. What stands there stays. */
+static void a_file_made_longer_has_its_space_with_direct_io_only(void **state)
+{
+	const uint32_t flags[] = { NODE_WRITABLE, NODE_WRITABLE | NODE_DIRECT };
+	blkcnt_t blocks[2];
+	struct stat st;
+	struct leaf l;
+
+	(void)state;
+	if (!direct_works_here())
+		skip();
+	for (unsigned i = 0; i < 2; i++) {
+		leaf_make_file("a", 8192, true);
+		leaf_open(&l, &driver_file, leaf_file_opts("a", ""), flags[i]);
+		assert_int_equal(fiber_call(l.q, extend_fiber, &l), 0);
+		assert_int_equal(node_len(l.n), 2000000);
+		assert_int_equal(fiber_call(l.q, extend_fiber, &l), 0); /* is that long already */
+		leaf_expect(&l, 8192, 1900000, 0);
+		assert_int_equal(stat(leaf_path("a"), &st), 0);
+		assert_int_equal(st.st_size, 2000000);
+		blocks[i] = st.st_blocks;
+		leaf_close(&l);
+	}
+	assert_true(blocks[0] * 512 < 1000000);
+	assert_true(blocks[1] * 512 >= 1900000);
+}
+
 static void a_file_system_without_direct_io_is_named(void **state)
 {
 	int fd = open("/proc/version", O_RDONLY | O_DIRECT);
@@ -584,6 +618,7 @@ int main(void)
 		cmocka_unit_test(direct_io_takes_any_offset_and_length),
 		cmocka_unit_test(alignment_is_tried_out_where_the_kernel_does_not_say),
 		cmocka_unit_test(direct_io_on_an_empty_file_works),
+		cmocka_unit_test(a_file_made_longer_has_its_space_with_direct_io_only),
 		cmocka_unit_test(a_file_system_without_direct_io_is_named),
 		cmocka_unit_test(one_writer_or_many_readers),
 		cmocka_unit_test(no_request_is_answered_inside_submit),

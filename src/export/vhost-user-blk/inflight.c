@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vhost-user-blk/inflight.c - making and mapping the area of requests in flight
+ *
+ * Owns:    see inflight.h.
+ * Assumes: see inflight.h.
+ * Never:   maps a file that may shrink: touching what is gone would be a SIGBUS.
+ */
+#include "export/vhost-user-blk/inflight.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/math.h"
+
+/* A region begins in a cache line of its own: two threads write two of them. */
+#define REGION_ALIGN 64
+
+/* More than any ring that is accepted; bounds what a front end may ask for. */
+#define QUEUES_MAX 256
+#define QUEUE_SIZE_MAX 32768
+
+static uint64_t region_len(unsigned queue_size)
+{
+	static_assert(sizeof(struct inflight_packed_desc) >= sizeof(struct inflight_split_desc) &&
+			      sizeof(struct inflight_packed_region) >= sizeof(struct inflight_split_region),
+		      "what holds a packed ring's requests holds a split ring's too");
+	return align_up(sizeof(struct inflight_packed_region) +
+				(uint64_t)queue_size * sizeof(struct inflight_packed_desc),
+			REGION_ALIGN);
+}
+
+static int check_shape(unsigned nr_queues, unsigned queue_size, struct varve_error *err)
+{
+	if (!nr_queues || nr_queues > QUEUES_MAX)
+		return varve_error_set(err, -EINVAL, "an in-flight area for %u queues, 1 .. %d are possible",
+				       nr_queues, QUEUES_MAX);
+	if (!queue_size || queue_size > QUEUE_SIZE_MAX)
+		return varve_error_set(err, -EINVAL,
+				       "an in-flight area for rings of %u, 1 .. %d are possible", queue_size,
+				       QUEUE_SIZE_MAX);
+	return 0;
+}
+
+int inflight_create(unsigned nr_queues, unsigned queue_size, int *ret_fd, uint64_t *ret_mmap_size,
+		    struct varve_error *err)
+{
+	uint64_t len;
+	int fd, ret;
+
+	ret = check_shape(nr_queues, queue_size, err);
+	if (ret < 0)
+		return ret;
+	len = nr_queues * region_len(queue_size);
+	fd = memfd_create("varve-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return varve_error_errno(err, -errno, "in-flight area");
+	/* Zeroes: every region is fresh. Nobody may take away from under us what is there now. */
+	if (ftruncate(fd, (off_t)len) < 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+		ret = varve_error_errno(err, -errno, "in-flight area of %" PRIu64 " bytes", len);
+		close(fd);
+		return ret;
+	}
+	*ret_fd = fd;
+	*ret_mmap_size = len;
+	return 0;
+}
+
+static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varve_error *err)
+{
+	int seals = fcntl(fd, F_GET_SEALS);
+	struct stat st;
+	uint64_t end;
+
+	if (seals < 0 || !(seals & F_SEAL_SHRINK))
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area is not a memfd that is sealed against shrinking, as "
+				       "GET_INFLIGHT_FD makes them");
+	if (fstat(fd, &st) < 0)
+		return varve_error_errno(err, -errno, "in-flight area: fstat");
+	if (u64_add(mmap_off, mmap_size, &end) || end > (uint64_t)st.st_size)
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area of 0x%" PRIx64 " bytes at offset 0x%" PRIx64
+				       " reaches beyond the end of its file (0x%" PRIx64 ")",
+				       mmap_size, mmap_off, (uint64_t)st.st_size);
+	return 0;
+}
+
+int inflight_map(struct inflight *a, int fd, uint64_t mmap_size, uint64_t mmap_off, unsigned nr_queues,
+		 unsigned queue_size, struct varve_error *err)
+{
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start, need;
+	void *map;
+	int ret;
+
+	ret = check_shape(nr_queues, queue_size, err);
+	if (ret == 0)
+		ret = check_file(fd, mmap_size, mmap_off, err);
+	if (ret < 0)
+		return ret;
+	need = nr_queues * region_len(queue_size);
+	if (mmap_size < need)
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area has %" PRIu64
+				       " bytes, %u queues of %u need %" PRIu64,
+				       mmap_size, nr_queues, queue_size, need);
+	if (mmap_off % sizeof(uint64_t))
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area begins at offset 0x%" PRIx64 ", no multiple of 8",
+				       mmap_off);
+	start = align_down(mmap_off, page);
+	map = mmap(NULL, mmap_off - start + need, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)start);
+	if (map == MAP_FAILED)
+		return varve_error_errno(err, -errno, "in-flight area: cannot map %" PRIu64 " bytes", need);
+	inflight_close(a);
+	*a = (struct inflight){
+		.map = map,
+		.map_len = mmap_off - start + need,
+		.area = (uint8_t *)map + (mmap_off - start),
+		.nr_queues = nr_queues,
+		.queue_size = queue_size,
+	};
+	return 0;
+}
+
+void inflight_close(struct inflight *a)
+{
+	if (a->map)
+		munmap(a->map, a->map_len);
+	*a = (struct inflight){ .map = NULL };
+}
+
+void *inflight_region(const struct inflight *a, unsigned queue)
+{
+	return a->map && queue < a->nr_queues ? a->area + queue * region_len(a->queue_size) : NULL;
+}
