@@ -30,4 +30,4 @@ bench: all
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/aio
 
 clean:
-	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang
+	rm -rf $(BUILD) $(BUILD)-asan $(BUILD)-tsan $(BUILD)-clang $(BUILD)-fuzz
