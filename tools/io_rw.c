@@ -148,8 +148,8 @@ static int write_options(int argc, char **argv, bool vectored, struct write_args
 			printf("%s -b: the VM state area is not part of this version\n", argv[0]);
 			return -1;
 		case 'c':
-			printf("%s -c: compressed clusters are not part of this version\n", argv[0]);
-			return -1;
+			a->flags |= VARVE_REQ_COMPRESS;
+			break;
 		case 'C':
 			a->machine = true;
 			break;
@@ -186,6 +186,10 @@ static int write_options(int argc, char **argv, bool vectored, struct write_args
 		return io_usage(argv[0]);
 	if (a->zero + a->has_pattern + !!a->source > 1) {
 		printf("-z, -P and -s exclude each other\n");
+		return -1;
+	}
+	if ((a->flags & VARVE_REQ_COMPRESS) && a->zero) {
+		printf("-c and -z exclude each other\n");
 		return -1;
 	}
 	if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero) {
@@ -332,7 +336,7 @@ const struct io_command io_rw_commands[] = {
 	{ "read", "r", cmd_read, 2, -1, false, "[-Cqv] [-P pattern [-s off] [-l len]] off len",
 	  "reads, and verifies or dumps what was read" },
 	{ "readv", NULL, cmd_readv, 2, -1, false, "[-Cqv] [-P pattern] off len [len..]", "reads into several buffers" },
-	{ "write", "w", cmd_write, 2, -1, false, "[-Cfquz] [-P pattern | -s file] off len",
+	{ "write", "w", cmd_write, 2, -1, false, "[-cCfquz] [-P pattern | -s file] off len",
 	  "writes a pattern (0xcd), the bytes of a file, or zeroes" },
 	{ "writev", NULL, cmd_writev, 2, -1, false, "[-Cfq] [-P pattern] off len [len..]",
 	  "writes from several buffers" },

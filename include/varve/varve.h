@@ -88,6 +88,11 @@ VARVE_API int varve_queue_reap(struct varve_queue *queue, struct varve_completio
 
 #define VARVE_REQ_FUA (1u << 0)	      /* write: on stable storage before it completes */
 #define VARVE_REQ_MAY_UNMAP (1u << 1) /* write zeroes: space may be given back */
+/*
+ * write: whole clusters that have no space of their own yet are stored compressed, if that makes them smaller. -ENOTSUP: the
+ * format cannot. Meant for images that are written once; overwriting moves a cluster to space of its own.
+ */
+#define VARVE_REQ_COMPRESS (1u << 2)
 
 /*
  * Queue a request on an image. The memory and the iovec array stay the caller's, and must live until completion.

@@ -120,9 +120,9 @@ int varve_image_write(struct varve_image *image, uint64_t off, const void *buf, 
 	/* The engine's vectors are not const; a write only reads from them. */
 	struct io_args a = { .op = REQ_WRITE, .off = off, .len = len, .buf = (uint8_t *)(uintptr_t)buf };
 
-	if (flags & ~VARVE_REQ_FUA)
+	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_COMPRESS))
 		return varve_error_set(err, -EINVAL, "%s: write: unknown flags 0x%x", node_name(image->top), flags);
-	a.flags = flags & VARVE_REQ_FUA ? REQ_FUA : 0;
+	a.flags = (flags & VARVE_REQ_FUA ? REQ_FUA : 0) | (flags & VARVE_REQ_COMPRESS ? REQ_COMPRESS : 0);
 	return io_call(image, &a, err);
 }
 

@@ -185,9 +185,9 @@ int varve_submit_writev(struct varve_queue *vq, struct varve_image *image, const
 
 	if (ret < 0)
 		return ret;
-	if (flags & ~VARVE_REQ_FUA)
+	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_COMPRESS))
 		return -EINVAL;
-	return slot_submit(vq, image, REQ_WRITE, iov, nr_iov, off, len, flags & VARVE_REQ_FUA ? REQ_FUA : 0,
+	return slot_submit(vq, image, REQ_WRITE, iov, nr_iov, off, len, (flags & VARVE_REQ_FUA ? REQ_FUA : 0) | (flags & VARVE_REQ_COMPRESS ? REQ_COMPRESS : 0),
 			   user_data);
 }
 

@@ -21,7 +21,8 @@ int chain_map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len
 	}
 }
 
-static int read_piece(struct fiber *f, const struct extent *e, const struct iovec *iov, unsigned nr_iov, uint64_t pos)
+static int read_piece(struct fiber *f, const struct extent *e, uint64_t off, const struct iovec *iov, unsigned nr_iov,
+		      uint64_t pos)
 {
 	struct iovec piece[64];
 	uint64_t done = 0;
@@ -30,6 +31,8 @@ static int read_piece(struct fiber *f, const struct extent *e, const struct iove
 		iov_fill(iov, nr_iov, pos, 0, e->len);
 		return 0;
 	}
+	if (e->kind == EXTENT_PACKED && e->node->drv->unpack)
+		return e->node->drv->unpack(f, e->node, off, e->len, e->host_off, iov, nr_iov, pos);
 	if (e->kind != EXTENT_DATA)
 		return e->error ? e->error : -EIO;
 	while (done < e->len) {
@@ -52,11 +55,23 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
 	for (uint64_t pos = 0; pos < len; pos += e.len) {
 		ret = chain_map_loaded(f, n, off + pos, len - pos, &e);
 		if (ret == 0)
-			ret = read_piece(f, &e, iov, nr_iov, pos);
+			ret = read_piece(f, &e, off + pos, iov, nr_iov, pos);
 		if (ret < 0)
 			return ret;
 	}
 	return 0;
+}
+
+/* All of it here. The lock keeps the clusters from being freed and reused while they are being read. */
+int cold_unpack(struct fiber *f, struct node *n, struct req *r)
+{
+	struct range range;
+	int ret;
+
+	clusters_lock(f, n, &range, r->off, r->len);
+	ret = read_pieces(f, n, r->off, r->len, r->iov, r->nr_iov);
+	range_unlock(&n->ranges, &range);
+	return ret;
 }
 
 /*
@@ -65,17 +80,11 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
  */
 int cold_read(struct fiber *f, struct node *n, struct req *r)
 {
-	struct range range;
 	struct extent e;
 	int ret;
 
-	if (r->flags & REQ_REPAIRED) {
-		/* The lock keeps the clusters from being freed and reused while they are being read. */
-		clusters_lock(f, n, &range, r->off, r->len);
-		ret = read_pieces(f, n, r->off, r->len, r->iov, r->nr_iov);
-		range_unlock(&n->ranges, &range);
-		return ret;
-	}
+	if (r->flags & REQ_REPAIRED)
+		return cold_unpack(f, n, r);
 	for (uint64_t pos = 0; pos < r->len; pos += e.len) {
 		ret = chain_map_loaded(f, n, r->off + pos, r->len - pos, &e);
 		if (ret < 0)

@@ -44,6 +44,9 @@ static void map_read(struct node *n, struct req *r)
 		iov_fill(r->iov, r->nr_iov, 0, 0, r->len);
 		req_done(r, 0);
 		return;
+	case EXTENT_PACKED:
+		go_cold(n, r, cold_unpack);
+		return;
 	default:
 		req_done(r, e.error ? e.error : -EIO);
 	}
@@ -55,6 +58,10 @@ static void map_write(struct node *n, struct req *r)
 
 	if (unlikely(n->flags & NODE_PROBED) && r->off < PROBE_LEN) {
 		go_cold(n, r, guard_write);
+		return;
+	}
+	if (unlikely(r->flags & REQ_COMPRESS)) {
+		go_cold(n, r, cold_pack);
 		return;
 	}
 	n->drv->map(n, r->off, r->len, &e);

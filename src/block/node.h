@@ -24,7 +24,7 @@ enum extent_kind {
 	EXTENT_DATA,	 /* at host_off of node */
 	EXTENT_ZERO,	 /* reads as zeroes */
 	EXTENT_ABSENT,	 /* this layer says nothing: the backing node decides; zeroes without one */
-	EXTENT_PACKED,	 /* compressed or encrypted; not readable by this build: error says -ENOTSUP */
+	EXTENT_PACKED,	 /* compressed, within one cluster of node: unpack() reads it; host_off is for that only */
 	EXTENT_ERROR,	 /* metadata damaged here: error */
 };
 
@@ -36,7 +36,7 @@ enum extent_kind {
 struct extent {
 	enum extent_kind kind;
 	uint32_t flags;
-	int error;	   /* ERROR, PACKED: negative errno */
+	int error;	   /* ERROR: negative errno */
 	struct node *node; /* DATA: the node to send I/O to (n->file, mostly); UNLOADED: whose load() to call */
 	uint64_t host_off; /* DATA, or ZERO with ALLOCATED: where in node */
 	uint64_t len;	   /* bytes from the asked offset for which all this holds; > 0, <= the asked length */
@@ -124,6 +124,14 @@ struct driver {
 	int (*link)(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
 	void (*unalloc)(struct fiber *f, struct node *n, const struct extent *extent);
 	int (*unlink)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
+	/*
+	 * Optional. unpack(): reads [off, off + len), for which map() said PACKED with this host_off, into iov from its byte pos
+	 * on. pack(): bytes of the whole cluster at off, for which map() does not say DATA with INPLACE, are compressed, written
+	 * and linked. 1: they do not get smaller, nothing was done.
+	 */
+	int (*unpack)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint64_t host_off,
+		      const struct iovec *iov, unsigned nr_iov, uint64_t pos);
+	int (*pack)(struct fiber *f, struct node *n, uint64_t off, const void *bytes);
 	int (*sync)(struct fiber *f, struct node *n);
 	bool (*clean)(struct node *n);
 

@@ -28,6 +28,7 @@ enum req_op {
 
 #define REQ_FUA (1u << 0)	/* write, zero: on stable storage, with its metadata, before it is done */
 #define REQ_MAY_UNMAP (1u << 1) /* zero: space may be given back */
+#define REQ_COMPRESS (1u << 2)	/* write: whole clusters may be stored compressed */
 /* internal to block/ */
 #define REQ_SUB (1u << 16)	/* a piece of a split request, from the queue's pool */
 #define REQ_REPAIRED (1u << 17) /* has been through the cold path once */

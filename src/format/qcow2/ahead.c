@@ -118,7 +118,7 @@ void ahead_make(struct fiber *f, struct qcow2 *q)
 	struct ahead *a = q->ahead;
 	uint64_t guest_off, len;
 
-	if (!a || a->busy || q->node->backing || a->run_len < MAX(RUN_LEN_MIN, 4ull * q->cluster_len))
+	if (!a || a->busy || q->packing || q->node->backing || a->run_len < MAX(RUN_LEN_MIN, 4ull * q->cluster_len))
 		return;
 	a->busy = true;
 	if (stock_low(q))

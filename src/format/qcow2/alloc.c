@@ -264,6 +264,16 @@ int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	return 0;
 }
 
+int alloc_share(struct fiber *f, struct qcow2 *q, uint64_t host_off)
+{
+	order_mark mark;
+	int err = refcount_add(f, q, host_off >> q->cluster_bits, 1, 1, ORDER_NONE, &mark);
+
+	if (err == 0)
+		note_counted(q, mark);
+	return err;
+}
+
 /* ---- giving back ---- */
 
 static void note_free(struct qcow2 *q, uint64_t cluster)

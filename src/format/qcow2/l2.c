@@ -14,6 +14,7 @@
 #include "format/qcow2/sites.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/entry.h"
+#include "format/qcow2/pack.h"
 #include "format/qcow2/stock.h"
 
 #include <stdlib.h>
@@ -149,14 +150,13 @@ static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool
 	if (entry & QCOW2_COMPRESSED) {
 		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
 		 * no punching. */
-		unsigned bits = 62 - (q->cluster_bits - 8);
-		uint64_t off = entry & ((1ull << bits) - 1),
-			 sectors = (entry & ~(QCOW2_COPIED | QCOW2_COMPRESSED)) >> bits;
-		uint64_t end = align_down(off, 512) + (sectors + 1) * 512;
+		struct packed_place p = packed_place_of(q->cluster_bits, entry);
 
-		host_off = align_down(off, q->cluster_len);
-		nr = div_up(end - host_off, q->cluster_len);
+		host_off = align_down(p.off, q->cluster_len);
+		nr = div_up(p.off + p.len - host_off, q->cluster_len);
 		punch = false;
+		pack_forget(q, host_off, nr);
+		unpack_forget(q, entry);
 	}
 	if (host_off)
 		alloc_free(q, host_off, nr, gone, punch);
@@ -303,6 +303,29 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 	cache_unpin(q->l2, p);
 	if (err == 0 && (extent->flags & EXTENT_READS_ZERO))
 		ahead_make(f, q);
+	return err;
+}
+
+/* The order is that of l2_link(): bytes and counts first. */
+int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry)
+{
+	struct run run = run_at(q, off, q->cluster_len);
+	be64 disk = be64_put(entry);
+	struct piece *p;
+	order_mark mark;
+	uint64_t old;
+	int err = run_open(f, q, &run, &p);
+
+	if (err < 0)
+		return err;
+	old = entry_get(p, run.first);
+	err = order_put(f, q->order, run_host_off(q, &run), &disk, sizeof(disk),
+			site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q))), &mark);
+	if (err == 0) {
+		entry_set(p, run.first, entry);
+		release_entry(q, old, mark, false);
+	}
+	cache_unpin(q->l2, p);
 	return err;
 }
 

@@ -61,7 +61,7 @@ static struct cell decode(const struct qcow2 *q, uint64_t entry, uint64_t in_clu
 	uint64_t host_off = entry & QCOW2_OFF_MASK;
 
 	if (entry & QCOW2_COMPRESSED)
-		return (struct cell){ .kind = EXTENT_PACKED, .error = -ENOTSUP };
+		return (struct cell){ .kind = EXTENT_PACKED, .host_off = entry };
 	if ((entry & QCOW2_L2_RESERVED) || ((entry & QCOW2_ZERO) && q->h.version < 3))
 		return cell_error(-EIO);
 	if (entry & QCOW2_ZERO)
@@ -80,7 +80,7 @@ static struct cell decode_extended(const struct qcow2 *q, uint64_t entry, uint64
 	bool allocated = bitmap >> sub & 1, zero = bitmap >> (QCOW2_SUBCLUSTERS + sub) & 1;
 
 	if (entry & QCOW2_COMPRESSED)
-		return (struct cell){ .kind = EXTENT_PACKED, .error = -ENOTSUP };
+		return (struct cell){ .kind = EXTENT_PACKED, .host_off = entry };
 	if ((entry & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (allocated && (zero || !host_off)))
 		return cell_error(-EIO);
 	if (zero)
@@ -129,7 +129,7 @@ static struct cell cell_at(const struct qcow2 *q, uint64_t guest_off)
 /* Does next, which begins `len` bytes behind first, continue it? */
 static bool continues(const struct cell *first, const struct cell *next, uint64_t len)
 {
-	if (next->kind != first->kind || next->flags != first->flags || next->error != first->error)
+	if (first->kind == EXTENT_PACKED || next->kind != first->kind || next->flags != first->flags || next->error != first->error)
 		return false;
 	return (first->kind != EXTENT_DATA && !(first->flags & EXTENT_ALLOCATED)) ||
 	       next->host_off == first->host_off + len;
@@ -158,7 +158,7 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 	ret->kind = first.kind;
 	ret->flags = first.flags;
 	ret->error = first.error;
-	ret->node = first.kind == EXTENT_UNLOADED ? n : n->file;
+	ret->node = first.kind == EXTENT_UNLOADED || first.kind == EXTENT_PACKED ? n : n->file;
 	ret->host_off = first.host_off;
 	ret->len = MIN(total, len);
 }

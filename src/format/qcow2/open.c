@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/pack.h"
 #include "format/qcow2/stock.h"
 
 #define L2_CACHE_LEN_DEFAULT MiB(32)
@@ -101,6 +102,7 @@ struct settings {
 	uint64_t l2_cache_len, refcount_cache_len;
 	bool map_ahead;
 	uint64_t write_out_ns;
+	enum codec_level level;
 };
 
 static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
@@ -113,11 +115,22 @@ static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct 
 	return r;
 }
 
+static int get_level(struct opts *o, enum codec_level *ret, struct varve_error *err)
+{
+	const char *value = opts_get(o, "compress-level");
+
+	*ret = value && !strcmp(value, "ratio") ? CODEC_RATIO : CODEC_FAST;
+	if (value && strcmp(value, "ratio") && strcmp(value, "fast"))
+		return varve_error_set(err, -EINVAL, "option 'compress-level': '%.200s' is not fast or ratio", value);
+	return 0;
+}
+
 static int get_options(struct opts *o, struct settings *ret, struct varve_error *err)
 {
 	int r;
 
-	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS };
+	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS,
+				   CODEC_FAST };
 	if (!o)
 		return 0;
 	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
@@ -125,6 +138,8 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
 	if (r == 0)
 		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
+	if (r == 0)
+		r = get_level(o, &ret->level, err);
 	return r < 0 ? r : order_get_age(o, &ret->write_out_ns, err);
 }
 
@@ -170,6 +185,8 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 		ret = alloc_open(f, q, err);
 	if (ret == 0)
 		ret = meta_open(f, q, err);
+	if (ret == 0 && pack_open(q, set->level) < 0)
+		ret = varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
 	if (ret == 0 && set->map_ahead && ahead_open(q) < 0)
 		ret = varve_error_set(err, -ENOMEM, "mappings ahead: out of memory");
 	return ret;
@@ -185,6 +202,8 @@ static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *
 	if (ret < 0)
 		return ret;
 	ret = l2_open(q, set->l2_cache_len);
+	if (ret == 0)
+		ret = unpack_open(q);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
 	return q->writable ? clear_autoclear(f, q, err) : 0;
@@ -216,8 +235,10 @@ static void set_geometry(struct qcow2 *q)
 static void free_all(struct fiber *f, struct qcow2 *q)
 {
 	l2_close(q);
+	unpack_close(q);
 	if (q->order) {
 		ahead_close(q);
+		pack_close(q);
 		meta_close(q);
 		alloc_close(q);
 		refcount_close(q);
@@ -334,6 +355,8 @@ const struct driver driver_qcow2 = {
 	.link = l2_link,
 	.unalloc = l2_unalloc,
 	.unlink = l2_unlink,
+	.unpack = qcow2_unpack,
+	.pack = qcow2_pack,
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.create = qcow2_create,

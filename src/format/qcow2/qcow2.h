@@ -18,6 +18,8 @@
  *   backing.c   another backing file, or none
  *   create.c    new images and preallocation
  *   check.c     examination
+ *   pack.c      writing compressed clusters
+ *   unpack.c    reading them
  *   snapshot.c  the snapshot table (read)
  *   info.c      what `img info` shows
  *
@@ -57,6 +59,8 @@ struct qcow2_header {
 
 struct cache;
 struct meta;
+struct packer;
+struct unpacker;
 
 struct qcow2 {
 	/* set at open */
@@ -85,6 +89,9 @@ struct qcow2 {
 	struct stock *stock;
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
+	struct unpacker *unpacker; /* NULL: nothing is read */
+	struct packer *packer;	   /* NULL: read-only */
+	bool packing;		   /* somebody writes compressed clusters: no mappings ahead */
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	unsigned nr_told;	  /* lines about damage that went to the log */
@@ -165,6 +172,11 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 /* For metadata: exactly nr, never used before, known to meta.c afterwards. *ret_zero: the file reads as zeroes there. */
 int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
 		   order_mark *ret_mark);
+/*
+ * One more reference to a cluster in use, for compressed bytes in it; durable with alloc_counted(). -ERANGE: its count can
+ * go no higher.
+ */
+int alloc_share(struct fiber *f, struct qcow2 *q, uint64_t host_off);
 /* The mark after which all counts are durable that alloc_clusters() and alloc_metadata() have set until now. */
 order_mark alloc_counted(const struct qcow2 *q);
 /*
@@ -210,6 +222,8 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
  * for how many bytes from off on it was done, 0: an entry is not empty, or the stock is.
  */
 int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len);
+/* The cluster at off becomes the compressed one that the entry says; its bytes are written, its references counted. */
+int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);

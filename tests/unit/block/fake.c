@@ -72,6 +72,8 @@ static void fake_map(struct node *n, uint64_t off, uint64_t len, struct extent *
 	}
 	if (ret->kind == EXTENT_PACKED || ret->kind == EXTENT_ERROR)
 		ret->error = ret->kind == EXTENT_PACKED ? -ENOTSUP : -EIO;
+	if (ret->kind == EXTENT_PACKED)
+		ret->node = n;
 	for (uint64_t k = 1; have < len; k++, have += n->cluster_len) {
 		uint64_t want = first + (ret->kind == EXTENT_DATA ? k * n->cluster_len : 0);
 

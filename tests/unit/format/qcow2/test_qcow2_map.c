@@ -4,6 +4,8 @@
  */
 #include "disk.h"
 
+#include "format/codec.h"
+
 #define CLUSTER KiB(64)
 #define SUB (KiB(16) / 32)
 
@@ -61,14 +63,14 @@ static void every_kind_of_entry_is_read(void **state)
 	disk_expect(d, 2 * CLUSTER, CLUSTER, 0xbb);
 	disk_expect(d, 3 * CLUSTER, 2 * CLUSTER, 0);
 	disk_expect(d, 6 * CLUSTER, 2 * CLUSTER, 0);
-	expect_error(d, 5 * CLUSTER, -ENOTSUP);
+	expect_error(d, 5 * CLUSTER, codec_available(CODEC_DEFLATE) ? -EIO : -ENOTSUP); /* rubbish */
 	e = disk_map(d, 3 * CLUSTER, CLUSTER);
 	assert_true(e.kind == EXTENT_ZERO && !(e.flags & EXTENT_ALLOCATED));
 	e = disk_map(d, 4 * CLUSTER + 100, CLUSTER);
 	assert_true(e.kind == EXTENT_ZERO && (e.flags & EXTENT_ALLOCATED) && e.host_off == a + 100 &&
 		    e.len == CLUSTER - 100);
 	e = disk_map(d, 5 * CLUSTER, CLUSTER);
-	assert_true(e.kind == EXTENT_PACKED && e.error == -ENOTSUP);
+	assert_true(e.kind == EXTENT_PACKED && e.len == CLUSTER);
 	e = disk_map(d, 6 * CLUSTER, 2 * CLUSTER);
 	assert_true(e.kind == EXTENT_ABSENT && e.len == 2 * CLUSTER);
 	disk_free(d);
@@ -217,7 +219,7 @@ static void subclusters_are_read_one_by_one(void **state)
 	disk_expect(d, 2 * KiB(16), KiB(16), 0);
 	disk_expect(d, 3 * KiB(16), 2 * SUB, 0);
 	disk_expect(d, 3 * KiB(16) + 2 * SUB, KiB(16) - 2 * SUB, 0xba);
-	expect_error(d, 4 * KiB(16), -ENOTSUP);
+	expect_error(d, 4 * KiB(16), codec_available(CODEC_DEFLATE) ? -EIO : -ENOTSUP);
 	disk_expect(d, 5 * KiB(16), 3 * KiB(16), 0xba);
 	/* Extents end where the kind changes, and not before. */
 	e = disk_map(d, KiB(16) + 100, KiB(16));

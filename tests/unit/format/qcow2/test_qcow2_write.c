@@ -5,6 +5,8 @@
  */
 #include "disk.h"
 
+#include "format/codec.h"
+
 #define CLUSTER KiB(64)
 
 static uint64_t entry_of(struct disk *d, unsigned cluster)
@@ -302,8 +304,8 @@ static void compressed_clusters_lose_each_reference_once(void **state)
 	host_off = make_compressed(d);
 	expect_found(d->im, 0, 0, 0);
 	disk_reopen(d);
-	/* A part cannot be written: the rest cannot be read. Nothing is leaked by trying. */
-	assert_int_equal(disk_write(d, CLUSTER + 1, 10, 0x22), -ENOTSUP);
+	/* A part cannot be written: the rest cannot be read, it is rubbish. Nothing is leaked by trying. */
+	assert_int_equal(disk_write(d, CLUSTER + 1, 10, 0x22), codec_available(CODEC_DEFLATE) ? -EIO : -ENOTSUP);
 	assert_int_equal(disk_write(d, CLUSTER, CLUSTER, 0x33), 0);
 	disk_reopen(d);
 	assert_int_equal(image_refcount(d->im, host_off), 0);
