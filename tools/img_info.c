@@ -14,19 +14,22 @@
 #include "img.h"
 
 static const char info_usage[] =
-	"info [-f FORMAT | --image-opts] [--backing-chain] [-U] [--output human|json] FILE\n\n"
+	"info [-f FORMAT | --image-opts] [--backing-chain] [--engine] [-U] [--output human|json] FILE\n\n"
 	"  -f, --format FORMAT   do not guess the format\n"
 	"      --image-opts      FILE is driver=...,file.filename=...\n"
 	"      --backing-chain   also the backing file, its backing file, ...\n"
+	"      --engine          also which AIO engine the file gets here\n"
 	"  -U, --force-share     also while another process writes to the image\n"
 	"      --output FORMAT   human (default) or json\n";
 
 /* Images of one chain; a chain that is longer is taken for one without end. */
 #define CHAIN_MAX 4096
 
+enum { LONG_ENGINE = 1024 };
+
 struct info_args {
 	struct open_args open;
-	bool chain;
+	bool chain, engine;
 	enum output output;
 };
 
@@ -104,11 +107,14 @@ static void print_human(const json_t *info)
 	}
 	print_snapshots(json_object_get(info, "snapshots"));
 	print_format_specific(info);
+	if (info_str(info, "aio"))
+		print_line("aio engine", info_str(info, "aio"));
 }
 
 /* ---- one image, or the chain ---- */
 
-static json_t *info_of(const char *name, const struct open_args *open)
+/* Without --engine the output is that of qemu-img, to the byte. */
+static json_t *info_of(const char *name, const struct open_args *open, bool engine)
 {
 	struct varve_image *image = open_image(name, open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
 	json_t *info;
@@ -116,6 +122,8 @@ static json_t *info_of(const char *name, const struct open_args *open)
 	if (!image)
 		return NULL;
 	info = image_info(image);
+	if (info && !engine)
+		json_object_del(info, "aio");
 	if (close_image(image)) {
 		json_decref(info);
 		return NULL;
@@ -158,13 +166,13 @@ static json_t *info_backing(const json_t *above, const struct info_args *a)
 			 info_str(above, "filename"));
 		return NULL;
 	}
-	return info_of(path, &open);
+	return info_of(path, &open, a->engine);
 }
 
 /* The list of ImageInfo objects from the named image down; NULL, after a message. */
 static json_t *info_chain(const char *name, const struct info_args *a)
 {
-	json_t *list = json_array(), *info = info_of(name, &a->open);
+	json_t *list = json_array(), *info = info_of(name, &a->open, a->engine);
 
 	while (info) {
 		const char *next = info_str(info, "full-backing-filename");
@@ -211,6 +219,7 @@ int img_info(int argc, char **argv)
 		{ "format", required_argument, NULL, 'f' },
 		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
 		{ "backing-chain", no_argument, NULL, LONG_BACKING_CHAIN },
+		{ "engine", no_argument, NULL, LONG_ENGINE },
 		{ "force-share", no_argument, NULL, 'U' },
 		{ "output", required_argument, NULL, LONG_OUTPUT },
 		{ "object", required_argument, NULL, LONG_OBJECT },
@@ -232,6 +241,9 @@ int img_info(int argc, char **argv)
 			break;
 		case LONG_BACKING_CHAIN:
 			a.chain = true;
+			break;
+		case LONG_ENGINE:
+			a.engine = true;
 			break;
 		case 'U':
 			a.open.force_share = true;

@@ -13,14 +13,24 @@
 #include "base/log.h"
 
 /* sim has no files that a user could name. */
-static const struct aio_engine *const engines[] = { &aio_engine_uring, &aio_engine_native, &aio_engine_posix,
-						    &aio_engine_threads };
+static const struct aio_engine *const engines[] = {
+	&aio_engine_uring,	  &aio_engine_uring_sqpoll,
+	&aio_engine_uring_pinned, &aio_engine_uring_sqpoll_pinned,
+	&aio_engine_uring_iopoll, &aio_engine_uring_iopoll_pinned,
+	&aio_engine_native,	  &aio_engine_posix,
+	&aio_engine_threads,
+};
 
 static const struct aio_engine *best(bool direct)
 {
-	if (uring_works())
-		return &aio_engine_uring;
-	return direct && native_works() ? &aio_engine_native : &aio_engine_threads;
+	const struct aio_engine *engine = &aio_engine_uring;
+	int ret = uring_works();
+
+	if (ret == 0)
+		return engine;
+	engine = direct && native_works() ? &aio_engine_native : &aio_engine_threads;
+	log_info("io_uring cannot be used here (%s): aio=%s is taken", strerror(-ret), engine->name);
+	return engine;
 }
 
 const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err)
@@ -35,7 +45,8 @@ const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct
 	}
 	if (!engine) {
 		varve_error_set(err, -EINVAL,
-				"unknown aio engine '%.200s': it is one of io_uring, native, posix, threads",
+				"unknown aio engine '%.200s': it is one of io_uring, native, posix, threads "
+				"(and io_uring+sqpoll, +pinned, +sqpoll+pinned, +iopoll, +iopoll+pinned)",
 				name);
 		return NULL;
 	}
@@ -68,6 +79,8 @@ int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_er
 	q->engines[q->nr_engines].engine = engine;
 	q->engines[q->nr_engines].ctx = ctx;
 	q->nr_engines++;
+	for (unsigned i = 0; i < q->nr_memory && engine->memory_add; i++)
+		engine->memory_add(ctx, &q->memory[i]);
 	return 0;
 }
 

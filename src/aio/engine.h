@@ -49,6 +49,16 @@ struct aio_op {
 #define AIO_IOV_MAX 1024
 #define AIO_LEN_MAX (1u << 30) /* bytes in one op; longer requests are split above */
 
+/* Memory that a queue's I/O goes to, see aio_memory_add(). */
+struct aio_memory {
+	void *base;
+	uint64_t len;
+	bool resident; /* to keep it in memory costs nothing: it is there anyway */
+	unsigned users;
+};
+
+#define AIO_MEMORY_MAX 32 /* regions of one queue; more are not made known */
+
 struct aio_engine {
 	const char *name; /* as users write it: io_uring, native, posix, threads; sim */
 	/* *ret_ctx: the engine's state on this queue. -ENOSYS, -EPERM ...: not usable here, err says why. */
@@ -62,6 +72,9 @@ struct aio_engine {
 	/* Called by the loop: hand what was submitted to the kernel / deliver completions (calls done()). */
 	void (*flush)(void *ctx);
 	unsigned (*reap)(void *ctx);
+	/* The queue's memory, as it comes and goes. May be NULL. */
+	void (*memory_add)(void *ctx, const struct aio_memory *m);
+	void (*memory_del)(void *ctx, const struct aio_memory *m);
 };
 
 /* An open file as the engines see it. proto/file owns it. */
@@ -69,23 +82,38 @@ struct aio_file {
 	const struct aio_engine *engine;
 	int fd; /* -1 for sim */
 	bool is_blockdev;
-	bool direct; /* opened with O_DIRECT */
+	bool direct;  /* opened with O_DIRECT */
 	bool at_once; /* a lone cached write may be made on the queue's thread (at_once.c) */
 	void *engine_data;
 	const char *name; /* for messages; owned by the node */
 };
 
-extern const struct aio_engine aio_engine_uring, aio_engine_native, aio_engine_posix, aio_engine_threads,
-	aio_engine_sim;
+extern const struct aio_engine aio_engine_uring, aio_engine_uring_sqpoll, aio_engine_uring_pinned,
+	aio_engine_uring_sqpoll_pinned, aio_engine_uring_iopoll, aio_engine_uring_iopoll_pinned,
+	aio_engine_native, aio_engine_posix, aio_engine_threads, aio_engine_sim;
 
 /*
- * By the user's name; NULL: the best that works on this machine for a file opened so. direct: with O_DIRECT, which
- * some engines need.
+ * By the user's name; NULL: the best that works on this machine for a file opened so. direct: with O_DIRECT,
+ * which some engines need.
  */
 const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err);
 
 /* Makes sure that q can do I/O with the engine; on q's thread. Idempotent. */
 int aio_attach(struct queue *q, const struct aio_engine *engine, struct varve_error *err);
+
+/*
+ * On q's thread, in pairs: operations will go to this memory, and come from it. Engines may register it with
+ * the kernel; unless it is resident anyway they do so only if the user asked for it. It works without, too.
+ * aio_memory_del() before it is unmapped, with nothing in flight there.
+ */
+void aio_memory_add(struct queue *q, void *base, uint64_t len, bool resident);
+void aio_memory_del(struct queue *q, void *base, uint64_t len);
+
+/* A buffer for one operation, on q's thread: registered where that is possible, if it has at most
+ * AIO_BOUNCE_LEN bytes. */
+#define AIO_BOUNCE_LEN (64 * 1024)
+void *aio_bounce_get(struct queue *q, uint64_t len, uint32_t align);
+void aio_bounce_put(struct queue *q, void *p);
 
 /* Never fails and never calls done() itself. The queue must be attached to the file's engine. */
 void aio_submit(struct queue *q, struct aio_op *op);

@@ -16,39 +16,19 @@
 
 #include <errno.h>
 
-#include "aio/fiber_switch.h"
-#include "aio/loop.h"
-#include "base/error.h"
-
 #ifdef HAVE_LIBURING
 
 #include <fcntl.h>
-#include <liburing.h>
 #include <poll.h>
-#include <stdlib.h>
-#include <string.h>
 
-#define SQ_ENTRIES 256
-#define CQ_ENTRIES 4096
-#define RESERVED 4	 /* of the completion ring: what is no struct aio_op */
+#include "aio/uring.h"
+
 #define RETRY_NS 1000000 /* pause when the kernel is out of memory and nothing else is going on */
 
 /* user_data of what is no struct aio_op. */
 #define TAG_EVENT 1
 #define TAG_EPOLL 2
 #define TAG_CANCEL 3
-
-struct uring {
-	struct io_uring ring;
-	struct queue *q;
-	int enter_fd;
-	unsigned enter_flags;
-	struct aio_op *parked, **parked_tail; /* for want of room, in order of arrival */
-	unsigned nr_ring;		      /* requests in the ring or in the kernel, to be completed */
-	unsigned nr_ring_max;		      /* with operations; the reserve is for the rest */
-	bool event_armed, epoll_armed;
-	uint64_t event_count; /* where the kernel puts what it reads from the event fd */
-};
 
 /* ---- filling the submission ring ---- */
 
@@ -68,24 +48,38 @@ static void sqe_fill_fallocate(struct io_uring_sqe *sqe, const struct aio_op *op
 	sqe->addr = op->len;
 }
 
+static void sqe_fill_rw(struct io_uring_sqe *sqe, struct uring *u, const struct aio_op *op)
+{
+	const bool write = op->opcode == AIO_WRITE;
+	const struct iovec *iov = op->iov;
+	int buffer;
+
+	if (op->nr_iov != 1) {
+		io_uring_prep_rw(write ? IORING_OP_WRITEV : IORING_OP_READV, sqe, op->file->fd, iov,
+				 op->nr_iov, op->off);
+	} else if (unlikely(u->nr_regions) && (buffer = uring_buffer(u, iov->iov_base, iov->iov_len)) >= 0) {
+		io_uring_prep_rw(write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED, sqe, op->file->fd,
+				 iov->iov_base, (unsigned)iov->iov_len, op->off);
+		sqe->buf_index = (uint16_t)buffer;
+	} else {
+		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, op->file->fd, iov->iov_base,
+				 (unsigned)iov->iov_len, op->off);
+	}
+	if (op->flags & AIO_FUA)
+		sqe->rw_flags = RWF_DSYNC;
+}
+
 static void sqe_fill(struct io_uring_sqe *sqe, struct uring *u, struct aio_op *op)
 {
-	const int fd = op->file->fd;
-	const bool vector = op->nr_iov != 1;
-	const void *addr = vector ? (const void *)op->iov : op->iov->iov_base;
-	const unsigned len = vector ? op->nr_iov : (unsigned)op->iov->iov_len;
+	const int slot = uring_file_slot(u, op->file);
 
 	switch ((enum aio_opcode)op->opcode) {
 	case AIO_READ:
-		io_uring_prep_rw(vector ? IORING_OP_READV : IORING_OP_READ, sqe, fd, addr, len, op->off);
-		break;
 	case AIO_WRITE:
-		io_uring_prep_rw(vector ? IORING_OP_WRITEV : IORING_OP_WRITE, sqe, fd, addr, len, op->off);
-		if (op->flags & AIO_FUA)
-			sqe->rw_flags = RWF_DSYNC;
+		sqe_fill_rw(sqe, u, op);
 		break;
 	case AIO_FLUSH:
-		io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+		io_uring_prep_fsync(sqe, op->file->fd, IORING_FSYNC_DATASYNC);
 		break;
 	case AIO_DISCARD:
 		sqe_fill_fallocate(sqe, op, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
@@ -98,6 +92,10 @@ static void sqe_fill(struct io_uring_sqe *sqe, struct uring *u, struct aio_op *o
 	case AIO_OPCODES:
 		assert(!"unknown aio opcode");
 		break;
+	}
+	if (likely(slot >= 0)) {
+		sqe->fd = slot;
+		sqe->flags |= IOSQE_FIXED_FILE;
 	}
 	io_uring_sqe_set_data(sqe, op);
 }
@@ -114,7 +112,7 @@ static bool op_push(struct uring *u, struct aio_op *op)
 	return true;
 }
 
-static void uring_submit(void *ctx, struct aio_op *op)
+void uring_submit(void *ctx, struct aio_op *op)
 {
 	struct uring *u = ctx;
 
@@ -148,6 +146,8 @@ static bool arm(struct uring *u)
 	const bool want_epoll = u->q->nr_watches && !u->q->fds_ready;
 	struct io_uring_sqe *sqe;
 
+	if (unlikely(!u->waits))
+		return true;
 	if (!u->event_armed) {
 		sqe = sqe_take(u);
 		if (!sqe)
@@ -181,19 +181,25 @@ static bool kernel_has_work(const struct uring *u)
 	return IO_URING_READ_ONCE(*u->ring.sq.kflags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
-/*
- * Makes the filled entries visible and enters the kernel. Written here and not left to liburing's helpers, so
- * that one call means one system call. Returns the number taken, or a negative errno.
- */
-static int enter(struct uring *u, unsigned nr_wait, int64_t timeout_ns)
+/* Makes the filled entries visible to the kernel. */
+static void publish(struct uring *u)
 {
 	struct io_uring_sq *sq = &u->ring.sq;
-	struct __kernel_timespec ts;
-	struct io_uring_getevents_arg arg = { 0 };
-	unsigned flags = IORING_ENTER_GETEVENTS | u->enter_flags;
 
 	sq->sqe_head = sq->sqe_tail;
 	io_uring_smp_store_release(sq->ktail, sq->sqe_tail);
+}
+
+/*
+ * io_uring_enter(). Written here and not left to liburing's helpers, so that one call means one system call.
+ * Returns the number taken, or a negative errno.
+ */
+static int enter(struct uring *u, unsigned nr_submit, unsigned nr_wait, int64_t timeout_ns, unsigned flags)
+{
+	struct __kernel_timespec ts;
+	struct io_uring_getevents_arg arg = { 0 };
+
+	flags |= IORING_ENTER_GETEVENTS | u->enter_flags;
 	if (nr_wait && timeout_ns > 0) {
 		ts.tv_sec = timeout_ns / 1000000000;
 		ts.tv_nsec = timeout_ns % 1000000000;
@@ -201,7 +207,7 @@ static int enter(struct uring *u, unsigned nr_wait, int64_t timeout_ns)
 		flags |= IORING_ENTER_EXT_ARG;
 	}
 	u->q->stats.syscalls++;
-	return io_uring_enter2((unsigned)u->enter_fd, io_uring_sq_ready(&u->ring), nr_wait, flags,
+	return io_uring_enter2((unsigned)u->enter_fd, nr_submit, nr_wait, flags,
 			       arg.ts ? (sigset_t *)&arg : NULL, arg.ts ? sizeof(arg) : 0);
 }
 
@@ -211,35 +217,53 @@ static int enter(struct uring *u, unsigned nr_wait, int64_t timeout_ns)
  */
 static void enter_later(struct uring *u)
 {
-	struct __kernel_timespec ts = { .tv_nsec = RETRY_NS };
-	struct io_uring_getevents_arg arg = { .ts = (uintptr_t)&ts };
+	if (cq_empty(u))
+		enter(u, 0, 1, RETRY_NS, 0);
+}
 
-	if (!cq_empty(u))
-		return;
-	u->q->stats.syscalls++;
-	io_uring_enter2((unsigned)u->enter_fd, 0, 1,
-			IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG | u->enter_flags, (sigset_t *)&arg,
-			sizeof(arg));
+/* The thread of the kernel has gone to sleep. Pairs with its own barrier: it looks for entries after it says
+ * so. */
+static unsigned wake_flag(const struct uring *u)
+{
+	if (!io_uring_sq_ready(&u->ring))
+		return 0;
+	io_uring_smp_mb();
+	return IO_URING_READ_ONCE(*u->ring.sq.kflags) & IORING_SQ_NEED_WAKEUP ? IORING_ENTER_SQ_WAKEUP : 0;
+}
+
+/* One turn's worth, at most one system call. more: the ring is full, and there is more. Returns as enter().
+ */
+static int hand_over(struct uring *u, unsigned nr_wait, int64_t timeout_ns, bool more)
+{
+	unsigned flags = 0;
+
+	publish(u);
+	if (u->mode & URING_SQPOLL) {
+		flags = wake_flag(u);
+		if (more)
+			flags |= IORING_ENTER_SQ_WAIT;
+		if (!flags && !nr_wait && !kernel_has_work(u))
+			return 0;
+	} else if (!io_uring_sq_ready(&u->ring) && !nr_wait && !kernel_has_work(u)) {
+		return 0;
+	}
+	return enter(u, io_uring_sq_ready(&u->ring), nr_wait, timeout_ns, flags);
 }
 
 /* Hands over all that there is room for; several times, if it is more than the submission ring holds. */
-static void uring_wait(void *ctx, int64_t timeout_ns)
+void uring_wait(void *ctx, int64_t timeout_ns)
 {
 	struct uring *u = ctx;
 	bool more;
 
 	do {
-		unsigned nr_wait;
 		int ret;
 
 		more = !arm(u);
 		unpark(u);
 		more |= u->parked && u->nr_ring < u->nr_ring_max;
 		/* What has completed is reaped before any wait. */
-		nr_wait = timeout_ns && !more && cq_empty(u);
-		if (!io_uring_sq_ready(&u->ring) && !nr_wait && !kernel_has_work(u))
-			return;
-		ret = enter(u, nr_wait, timeout_ns);
+		ret = hand_over(u, timeout_ns && !more && cq_empty(u), timeout_ns, more);
 		if (ret < 0) {
 			assert((ret == -EAGAIN || ret == -EBUSY || ret == -EINTR || ret == -ETIME) &&
 			       "io_uring_enter() failed");
@@ -250,16 +274,53 @@ static void uring_wait(void *ctx, int64_t timeout_ns)
 	} while (more);
 }
 
+void uring_poll(struct uring *u)
+{
+	int ret;
+
+	unpark(u);
+	publish(u);
+	if (!io_uring_sq_ready(&u->ring) && !cq_empty(u))
+		return;
+	ret = enter(u, io_uring_sq_ready(&u->ring), 0, 0, 0);
+	assert((ret >= 0 || ret == -EAGAIN || ret == -EBUSY || ret == -EINTR) && "io_uring_enter() failed");
+	(void)ret; /* the next turn goes on */
+}
+
+/* The ring has completions: uring_reap() comes after the watches of a turn. */
+void uring_ready(struct watch *w, uint32_t events)
+{
+	(void)w;
+	(void)events;
+}
+
+/* The queue waits for this ring's completions in epoll, or in the ring of another engine, by the ring's
+ * descriptor. */
+void uring_flush(void *ctx)
+{
+	struct uring *u = ctx;
+
+	if (unlikely(atomic_load_explicit(&u->nr_drops, memory_order_relaxed)))
+		uring_files_drop(u);
+	if (unlikely(!u->waits))
+		uring_wait(u, 0);
+}
+
 /* ---- completions ---- */
 
 static void op_complete(struct uring *u, struct aio_op *op, int res)
 {
+	const bool polled = u->mode & URING_IOPOLL;
+
 	u->q->nr_outside--;
+	u->q->nr_polled -= polled;
 	/*
 	 * Neither a full device queue, nor a signal, nor the end of the thread that submitted (which cancels
-	 * its requests) is an answer to the requester. A worker does it again, and cannot get these.
+	 * its requests), nor that this one cannot be polled for, is an answer to the requester. A worker does
+	 * it again, and cannot get these.
 	 */
-	if (unlikely(res == -EAGAIN || res == -EINTR || res == -ECANCELED)) {
+	if (unlikely(res == -EAGAIN || res == -EINTR || res == -ECANCELED ||
+		     (polled && res == -EOPNOTSUPP))) {
 		aio_op_to_worker(u->q, op);
 		return;
 	}
@@ -271,11 +332,14 @@ static void op_complete(struct uring *u, struct aio_op *op, int res)
 	op->done(op, res);
 }
 
-static unsigned uring_reap(void *ctx)
+unsigned uring_reap(void *ctx)
 {
 	struct uring *u = ctx;
-	unsigned n = io_uring_cq_ready(&u->ring);
+	unsigned n;
 
+	if (unlikely(!u->waits) && !(u->mode & URING_IOPOLL) && cq_empty(u) && kernel_has_work(u))
+		enter(u, 0, 0, 0, 0);
+	n = io_uring_cq_ready(&u->ring);
 	for (unsigned i = 0; i < n; i++) {
 		struct io_uring_cq *cq = &u->ring.cq;
 		const struct io_uring_cqe *cqe = &cq->cqes[*cq->khead & cq->ring_mask];
@@ -303,107 +367,8 @@ static unsigned uring_reap(void *ctx)
 	return n;
 }
 
-/* ---- making and ending ---- */
-
-static int ring_init(struct io_uring *ring, unsigned flags)
-{
-	struct io_uring_params p = { .flags = flags | IORING_SETUP_CQSIZE, .cq_entries = CQ_ENTRIES };
-
-	memset(ring, 0, sizeof(*ring));
-	return io_uring_queue_init_params(SQ_ENTRIES, ring, &p);
-}
-
-/*
- * True if the calling thread alone will enter the ring. A queue run by its callers may see several threads,
- * and with -Dfiber=thread attaching happens on a fiber's thread.
- */
-static bool one_thread(const struct queue *q)
-{
-#ifdef VARVE_FIBER_THREAD
-	(void)q;
-	return false;
-#else
-	return q->own_thread;
-#endif
-}
-
-/* The modes from the best to the one every kernel has; an unknown flag is EINVAL. */
-static int ring_make(struct uring *u)
-{
-	static const unsigned own_thread[] = {
-		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 6.1 */
-		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 5.19 */
-		0,
-	};
-	const unsigned *modes = one_thread(u->q) ? own_thread : own_thread + 1;
-	int ret;
-
-	do {
-		ret = ring_init(&u->ring, *modes);
-	} while (ret == -EINVAL && *modes++);
-	return ret;
-}
-
-static int refuse(int ret, struct varve_error *err)
-{
-	if (ret == -ENOSYS)
-		return varve_error_set(err, ret, "the kernel has no io_uring: use aio=threads");
-	if (ret == -EPERM || ret == -EACCES)
-		return varve_error_set(err, ret,
-				       "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a "
-				       "seccomp filter): use aio=threads");
-	return varve_error_errno(err, ret, "cannot make an io_uring");
-}
-
-static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err)
-{
-	struct uring *u;
-	int ret;
-
-	/* It does not see what the kernel writes later, and stops all threads while one waits in the ring. */
-	if (runs_on_valgrind())
-		return varve_error_set(err, -ENOSYS,
-				       "io_uring does not work under valgrind: use aio=threads");
-	u = calloc(1, sizeof(*u));
-	if (!u)
-		return varve_error_set(err, -ENOMEM, "out of memory for the aio engine 'io_uring'");
-	u->q = q;
-	ret = ring_make(u);
-	if (ret < 0) {
-		free(u);
-		return refuse(ret, err);
-	}
-	if (!(u->ring.features & IORING_FEAT_EXT_ARG) || !(u->ring.features & IORING_FEAT_NODROP)) {
-		ret = varve_error_set(err, -ENOSYS,
-				      "the kernel's io_uring is too old (5.11 is needed): use aio=threads");
-		goto fail;
-	}
-	/* liburing may leave this to its own submit functions, which are not used here. */
-	for (unsigned i = 0; u->ring.sq.array && i < u->ring.sq.ring_entries; i++)
-		u->ring.sq.array[i] = i;
-	u->nr_ring_max = u->ring.cq.ring_entries - RESERVED;
-	u->enter_fd = u->ring.ring_fd;
-	/* Saves the look-up of the descriptor; the registration belongs to the thread. */
-	if (one_thread(q) && io_uring_register_ring_fd(&u->ring) == 1) {
-		u->enter_fd = u->ring.enter_ring_fd;
-		u->enter_flags = IORING_ENTER_REGISTERED_RING;
-	}
-	ret = watches_set_wait(q, uring_wait, u, u->ring.ring_fd);
-	if (ret < 0) {
-		varve_error_errno(err, ret, "queue %s: cannot wait in io_uring", q->name);
-		goto fail;
-	}
-	*ret_ctx = u;
-	return 0;
-
-fail:
-	io_uring_queue_exit(&u->ring);
-	free(u);
-	return ret;
-}
-
 /* The kernel writes event_count: it may not be freed while the read is armed. */
-static void disarm(struct uring *u)
+void uring_disarm(struct uring *u)
 {
 	if (u->event_armed || u->epoll_armed) {
 		for (uint64_t tag = TAG_EVENT; tag <= TAG_EPOLL; tag++) {
@@ -416,7 +381,7 @@ static void disarm(struct uring *u)
 		}
 	}
 	while (u->nr_ring) {
-		int ret = enter(u, cq_empty(u), RETRY_NS);
+		int ret = hand_over(u, cq_empty(u), RETRY_NS, false);
 
 		if (ret < 0 && ret != -EINTR && ret != -ETIME && ret != -EAGAIN && ret != -EBUSY)
 			break; /* the ring is unusable: nothing comes back */
@@ -424,65 +389,5 @@ static void disarm(struct uring *u)
 	}
 	u->q->fds_ready = u->q->nr_watches > 0;
 }
-
-static void uring_detach(struct queue *q, void *ctx)
-{
-	struct uring *u = ctx;
-
-	assert(!u->parked);
-	disarm(u);
-	watches_set_wait(q, NULL, NULL, -1);
-	io_uring_queue_exit(&u->ring);
-	free(u);
-}
-
-static bool works;
-
-static void works_ask(void)
-{
-	struct io_uring ring;
-
-	if (runs_on_valgrind() || ring_init(&ring, 0) < 0)
-		return;
-	works = ring.features & IORING_FEAT_EXT_ARG && ring.features & IORING_FEAT_NODROP;
-	io_uring_queue_exit(&ring);
-}
-
-bool uring_works(void)
-{
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-	pthread_once(&once, works_ask);
-	return works;
-}
-
-const struct aio_engine aio_engine_uring = {
-	.name = "io_uring",
-	.attach = uring_attach,
-	.detach = uring_detach,
-	.submit = uring_submit,
-	.reap = uring_reap,
-	/* no flush: the loop's wait hands over */
-};
-
-#else /* !HAVE_LIBURING */
-
-static int uring_attach(struct queue *q, void **ret_ctx, struct varve_error *err)
-{
-	(void)q;
-	(void)ret_ctx;
-	return varve_error_set(err, -ENOSYS,
-			       "this build has no io_uring (liburing was missing): use aio=threads");
-}
-
-bool uring_works(void)
-{
-	return false;
-}
-
-const struct aio_engine aio_engine_uring = {
-	.name = "io_uring",
-	.attach = uring_attach,
-};
 
 #endif

@@ -17,7 +17,7 @@
 #include "aio/queue.h"
 #include "base/math.h"
 
-#define QUEUE_ENGINES 5		      /* engines attached to one queue at most */
+#define QUEUE_ENGINES 10	      /* engines attached to one queue at most */
 #define QUEUE_EVENTS 64		      /* ready fds fetched by one epoll_wait */
 #define FIBER_LEVEL_CALL FIBER_LEVELS /* fiber_call() and nothing else: above all levels */
 
@@ -45,6 +45,14 @@ struct fiber_pool {
 struct at_once {
 	uint64_t pause_until_ns; /* writes go to the engine until then */
 	unsigned nr_slow;	 /* tries in a row that took long */
+};
+
+#define BOUNCE_NR 16u
+
+struct bounce {
+	uint8_t *base;
+	unsigned free; /* a bit for each buffer */
+	bool tried;
 };
 
 struct queue {
@@ -95,6 +103,11 @@ struct queue {
 		void *ctx;
 	} engines[QUEUE_ENGINES];
 	struct at_once at_once;
+	unsigned nr_memory;
+	struct aio_memory memory[AIO_MEMORY_MAX];
+	struct bounce bounce;
+	unsigned nr_polled; /* operations that end only if an engine asks the device: the queue does not sleep
+			     */
 	uint64_t nr_outside; /* work given to the kernel or to workers that is sure to come back */
 	/*
 	 * Set by an engine whose context can wait for everything (io_uring): hands over what was submitted,
@@ -207,16 +220,21 @@ int aio_zero_mode(const struct aio_op *op);
 /* Hands op to the worker pool (engine_threads.c); done() is called in a later turn of q. */
 void aio_op_to_worker(struct queue *q, struct aio_op *op);
 
-/* at_once.c: makes the write here and now, if that is wise; done() comes later in this turn. False: for the engine. */
+/* at_once.c: makes the write here and now, if that is wise; done() comes later in this turn. False: for the
+ * engine. */
 bool aio_at_once(struct queue *q, struct aio_op *op);
 /* One took from begin_ns to end_ns. */
 void at_once_note(struct at_once *a, uint64_t begin_ns, uint64_t end_ns);
 
-/* True if io_uring can be used on this machine; asks the kernel once. */
-bool uring_works(void);
+/* 0 if io_uring can be used on this machine, else a negative errno; asks the kernel once. */
+int uring_works(void);
 
 /* True if Linux AIO can be used on this machine, now: a limit of the system may be reached. */
 bool native_works(void);
+
+/* ---- memory.c ---- */
+
+void memory_free(struct queue *q);
 
 /* ---- worker.c ---- */
 

@@ -212,6 +212,7 @@ void queue_free(struct queue *q)
 			q->slots[i].destroy(q->slots[i].p);
 	}
 	engines_detach(q);
+	memory_free(q);
 	fibers_free(q);
 	/*
 	 * The thread that posted the last message may still be on its way out of queue_post(). Pairs with the

@@ -201,6 +201,8 @@ static void loop_wait(struct queue *q, int64_t timeout_ns)
 
 	timeout_ns = timeout_to_timer(q, timeout_ns);
 	engines_flush(q);
+	if (unlikely(q->nr_polled))
+		timeout_ns = 0;
 	if (timeout_ns) {
 		atomic_store(&q->asleep, true); /* pairs with loop_wake(): store, then look */
 		if (work_left(q))
@@ -243,7 +245,7 @@ void loop_embed(struct queue *q)
 	engines_flush(q);
 	watches_embed(q);
 	atomic_store(&q->asleep, true); /* pairs with loop_wake() */
-	if (work_left(q))
+	if (work_left(q) || q->nr_polled)
 		loop_wake(q);
 }
 

@@ -8,12 +8,13 @@
  * read-modify-write raises n->serialising, which sends all writes to the range lock, and waits (grace) for those that
  * were already on their way.
  *
- * Memory:  one bounce buffer of at most BOUNCE_LEN for each fiber of the leaf.
+ * Memory:  one bounce buffer of at most BOUNCE_LEN for each fiber of the leaf; short ones out of the queue's pool, which the
+ *          engine may have registered.
  */
 #include "base/iov.h"
 #include "block/block.h"
 
-#include <stdlib.h>
+#include <errno.h>
 #include <string.h>
 
 #define BOUNCE_LEN MiB(1)
@@ -28,22 +29,20 @@ static int leaf_io(struct fiber *f, struct node *n, enum req_op op, uint64_t off
 	return node_submit_wait(f, n, &r);
 }
 
-static int bounce_alloc(const struct node *n, uint64_t len, void **ret)
+static void *bounce_get(struct fiber *f, const struct node *n, uint64_t len)
 {
-	uint32_t align = MAX(MAX(n->align, n->mem_align), 4096u);
-
-	return posix_memalign(ret, align, align_up(len, align)) ? -ENOMEM : 0;
+	return aio_bounce_get(fiber_queue(f), len, MAX(n->align, n->mem_align));
 }
 
 static int bounce_read(struct fiber *f, struct node *n, struct req *r)
 {
 	uint64_t first = align_down(r->off, n->align), end = align_up(r->off + r->len, n->align);
 	uint64_t step = MIN(end - first, BOUNCE_LEN);
-	void *buf;
-	int ret = bounce_alloc(n, step, &buf);
+	void *buf = bounce_get(f, n, step);
+	int ret = 0;
 
-	if (ret < 0)
-		return ret;
+	if (!buf)
+		return -ENOMEM;
 	for (uint64_t pos = first; ret == 0 && pos < end; pos += step) {
 		struct iovec iov = { buf, MIN(step, end - pos) };
 		uint64_t from = MAX(pos, r->off), to = MIN(pos + iov.iov_len, r->off + r->len);
@@ -52,7 +51,7 @@ static int bounce_read(struct fiber *f, struct node *n, struct req *r)
 		if (ret == 0)
 			iov_from_buf(r->iov, r->nr_iov, from - r->off, (char *)buf + (from - pos), to - from);
 	}
-	free(buf);
+	aio_bounce_put(fiber_queue(f), buf);
 	return ret;
 }
 
@@ -83,14 +82,14 @@ static int bounce_write(struct fiber *f, struct node *n, struct req *r)
 {
 	uint64_t first = align_down(r->off, n->align), end = align_up(r->off + r->len, n->align);
 	uint64_t step = MIN(end - first, BOUNCE_LEN);
-	void *buf;
-	int ret = bounce_alloc(n, step, &buf);
+	void *buf = bounce_get(f, n, step);
+	int ret = 0;
 
-	if (ret < 0)
-		return ret;
+	if (!buf)
+		return -ENOMEM;
 	for (uint64_t pos = first; ret == 0 && pos < end; pos += step)
 		ret = rmw_step(f, n, r, buf, pos, MIN(step, end - pos));
-	free(buf);
+	aio_bounce_put(fiber_queue(f), buf);
 	return ret;
 }
 

@@ -325,7 +325,8 @@ int file_info(struct fiber *f, struct node *n, void *json_image_info, struct var
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "%s: cannot read the disk usage", node_name(n));
-	if (json_object_set_new(json_image_info, "actual-size", json_integer((json_int_t)u.bytes)) < 0)
+	if (json_object_set_new(json_image_info, "actual-size", json_integer((json_int_t)u.bytes)) < 0 ||
+	    json_object_set_new(json_image_info, "aio", json_string(fl->af.engine->name)) < 0)
 		return varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(n));
 	return 0;
 }

@@ -15,9 +15,9 @@ from tool import TIMEOUT, varve_path
 
 
 class Server:
-    def __init__(self, disk, fmt, socket, pidfile, *options):
+    def __init__(self, disk, fmt, socket, pidfile, *options, under=()):
         self.socket, self.pidfile = socket, pathlib.Path(pidfile)
-        argv = [varve_path(), "serve", disk, "--vhost-user", socket, "-f", fmt, "--pidfile", pidfile, *options]
+        argv = [*under, varve_path(), "serve", disk, "--vhost-user", socket, "-f", fmt, "--pidfile", pidfile, *options]
         self.process = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, text=True)
         deadline = time.monotonic() + 30
         while not self.pidfile.exists():
@@ -44,9 +44,15 @@ class Server:
         err = self.process.communicate(timeout=TIMEOUT)[1]
         return self.process.returncode, err
 
+    def load_argv(self, options):
+        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tests/lib/blkload"
+        return [program, "--socket", self.socket, "--output", "json", *map(str, options)]
+
+    def start_load(self, *options):
+        """blkload against it, as a process that is the caller's to end."""
+        return subprocess.Popen(self.load_argv(options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
     def load(self, *options):
         """blkload against it: (exit status, its report as JSON, its stderr)."""
-        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tests/lib/blkload"
-        done = subprocess.run([program, "--socket", self.socket, "--output", "json", *map(str, options)],
-                              capture_output=True, text=True, timeout=TIMEOUT)
+        done = subprocess.run(self.load_argv(options), capture_output=True, text=True, timeout=TIMEOUT)
         return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr

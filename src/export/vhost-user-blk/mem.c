@@ -9,8 +9,10 @@
 #include "export/vhost-user-blk/mem.h"
 
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #define PAGE_LEN_MAX GiB(1) /* the largest huge page of any machine that we run on */
@@ -24,6 +26,13 @@ static uint64_t map_unit(const struct stat *st)
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), unit = (uint64_t)st->st_blksize;
 
 	return is_pow2(unit) && unit > page && unit <= PAGE_LEN_MAX ? unit : page;
+}
+
+static bool is_huge(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
 }
 
 static int check_region(const struct umsg_region *u, unsigned i, const struct stat *st,
@@ -109,6 +118,7 @@ static int map_region(struct gmem *m, const struct umsg_region *u, unsigned i, i
 		.host = (uint8_t *)map + (u->mmap_off - start),
 		.map = map,
 		.map_len = end - start,
+		.huge = is_huge(fd),
 	};
 	m->nr_regions++;
 	return 0;
@@ -137,6 +147,18 @@ void gmem_unmap(struct gmem *m)
 	for (unsigned i = 0; i < m->nr_regions; i++)
 		munmap(m->region[i].map, m->region[i].map_len);
 	m->nr_regions = 0;
+}
+
+void gmem_announce(const struct gmem *m, struct queue *q)
+{
+	for (unsigned i = 0; i < m->nr_regions; i++)
+		aio_memory_add(q, m->region[i].map, m->region[i].map_len, m->region[i].huge);
+}
+
+void gmem_forget(const struct gmem *m, struct queue *q)
+{
+	for (unsigned i = 0; i < m->nr_regions; i++)
+		aio_memory_del(q, m->region[i].map, m->region[i].map_len);
 }
 
 void *gmem_by_user(const struct gmem *m, uint64_t user_addr, uint64_t len)

@@ -10,6 +10,7 @@
 #ifndef VARVE_VUBLK_MEM_H
 #define VARVE_VUBLK_MEM_H
 
+#include "aio/engine.h"
 #include "base/error.h"
 #include "base/math.h"
 #include "export/vhost-user-blk/msg.h"
@@ -21,6 +22,7 @@ struct gmem_region {
 	uint8_t *host;	     /* where we see it */
 	void *map;	     /* what to unmap: host's surroundings, in whole pages of the file */
 	size_t map_len;
+	bool huge; /* of hugetlbfs: never swapped, and all there from the beginning, mostly */
 };
 
 struct gmem {
@@ -36,6 +38,13 @@ int gmem_map(struct gmem *m, const struct umsg_region *regions, const int *fds, 
 	     struct varve_error *err);
 
 void gmem_unmap(struct gmem *m);
+
+/*
+ * On q's thread, while a ring runs there: requests will go to this memory, and come from it. What the engine makes of
+ * it is the user's choice (aio=io_uring+pinned).
+ */
+void gmem_announce(const struct gmem *m, struct queue *q);
+void gmem_forget(const struct gmem *m, struct queue *q);
 
 /* Our pointer to len > 0 bytes at a front-end address, if one region has them all; else NULL. */
 void *gmem_by_user(const struct gmem *m, uint64_t user_addr, uint64_t len);

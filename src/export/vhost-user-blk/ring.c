@@ -141,6 +141,7 @@ static void stop_if_idle(struct ring *r)
 {
 	if (r->nr_busy || r->more_posted)
 		return;
+	gmem_forget(r->vr.mem, r->q);
 	ring_hook(&r->hook);
 	hook_del(r->q, &r->hook);
 	r->stopping = false;
@@ -180,6 +181,7 @@ static int start(struct ring *r)
 	if (ret < 0)
 		return ret;
 	r->watching = true;
+	gmem_announce(r->vr.mem, r->q);
 	r->hook.run = ring_hook;
 	hook_add(r->q, &r->hook);
 	return 0;
