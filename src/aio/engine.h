@@ -70,7 +70,7 @@ struct aio_file {
 	int fd; /* -1 for sim */
 	bool is_blockdev;
 	bool direct; /* opened with O_DIRECT */
-	bool at_once; /* a lone cached write may be made on the queue's thread (at_once.c) */
+	bool at_once; /* cached writes may be made on the queue's thread (at_once.c) */
 	void *engine_data;
 	const char *name; /* for messages; owned by the node */
 };
