@@ -64,12 +64,38 @@ def short(argv):
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+def _in_memory(name):
+    """A file for what a program says: in memory, so that it is heard on a full disk, too."""
+    return os.fdopen(os.memfd_create(name), "w+b")
+
+
+def _ending(status, late, limit):
+    if late:
+        return f"was stopped after {limit} seconds"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def _last_words(err, out):
+    """The last line of what it said on stderr, or else on stdout."""
+    for f in (err, out):
+        f.seek(0)
+        lines = f.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+    return "it said nothing"
+
+
 def run(argv, limit=LIMIT):
     """Runs a program to its end. (its output, the CPU time of it and of its own children)"""
     argv = [os.fspath(a) for a in argv]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _in_memory("out") as out, _in_memory("err") as err:
         child = _spawn(argv, stdout=out, stderr=err)
-        watchdog = threading.Timer(limit, child.kill)
+        late = []
+
+        def stop():
+            late.append(True)
+            child.kill()
+        watchdog = threading.Timer(limit, stop)
         watchdog.start()
         try:
             _, status, usage = os.wait4(child.pid, 0)
@@ -77,11 +103,9 @@ def run(argv, limit=LIMIT):
         finally:
             watchdog.cancel()
         _children.remove(child)
-        out.seek(0)
-        err.seek(0)
         if child.returncode:
-            said = err.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-            raise Failed(f"'{short(argv)}' ended with status {child.returncode}: {said[-1]}")
+            raise Failed(f"'{short(argv)}' {_ending(child.returncode, late, limit)}: {_last_words(err, out)}")
+        out.seek(0)
         return out.read().decode(errors="replace"), Cpu(usage.ru_utime * 1e9, usage.ru_stime * 1e9)
 
 

@@ -82,8 +82,8 @@ struct aio_file {
 	const struct aio_engine *engine;
 	int fd; /* -1 for sim */
 	bool is_blockdev;
-	bool direct;  /* opened with O_DIRECT */
-	bool at_once; /* a lone cached write may be made on the queue's thread (at_once.c) */
+	bool direct; /* opened with O_DIRECT */
+	bool at_once; /* cached writes may be made on the queue's thread (at_once.c) */
 	void *engine_data;
 	const char *name; /* for messages; owned by the node */
 };

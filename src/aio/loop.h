@@ -42,9 +42,14 @@ struct fiber_pool {
 	struct timer retry; /* no memory for a stack: try again */
 };
 
+#define AT_ONCE_SLOW_NS 1000000ull
+
 struct at_once {
+	uint64_t slow_ns;	 /* what takes so long is not a copy any more, but a wait */
 	uint64_t pause_until_ns; /* writes go to the engine until then */
 	unsigned nr_slow;	 /* tries in a row that took long */
+	unsigned nr;		 /* made and not yet answered */
+	uint64_t bytes;		 /* since nr was 0 */
 };
 
 #define BOUNCE_NR 16u

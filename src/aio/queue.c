@@ -161,6 +161,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	if (!q)
 		return varve_error_set(err, -ENOMEM, "out of memory for a queue");
 	memset(q, 0, sizeof(*q));
+	q->at_once.slow_ns = AT_ONCE_SLOW_NS;
 	snprintf(q->name, sizeof(q->name), "%s", opts && opts->name ? opts->name : "varve");
 	q->virtual_time = opts && opts->virtual_time;
 	q->later.tail = &q->later.head;

@@ -184,10 +184,22 @@ void node_detach(struct fiber *f, struct node *n, struct queue *q)
 
 /* ---- the door ---- */
 
-/* A write that must be stable goes on as a flush of the whole node when its data and mapping are in place. */
-static bool fua_becomes_flush(const struct node *n)
+/*
+ * A write that must be stable goes on as a flush of the whole node when its data and mapping are in place. Where there is
+ * nothing but data (raw), one alone is best made stable by the leaf, in one go; several at once share flushes, if the
+ * leaf's own way would have them wait for one another.
+ */
+static bool fua_becomes_flush(const struct node *n, const struct node_slot *s)
 {
-	return n->drv->kind == DRIVER_FORMAT && n->drv->sync;
+	const struct node *leaf = n;
+
+	if (n->drv->kind != DRIVER_FORMAT)
+		return false;
+	if (n->drv->sync)
+		return true;
+	while (leaf->drv->kind != DRIVER_LEAF)
+		leaf = leaf->file;
+	return leaf->fua_waits && s->nr_stable;
 }
 
 bool node_hold(struct node *n, const struct queue *q)
@@ -229,17 +241,23 @@ static void entry_done(struct req *r, int ret)
 	entry_leave(r->at, r, ret);
 }
 
+static void entry_stable_done(struct req *r, int ret)
+{
+	node_slot(r->at, r->q)->nr_stable--;
+	entry_leave(r->at, r, ret);
+}
+
 static void entry_data_done(struct req *r, int ret)
 {
 	struct node *n = r->at;
 
 	if (ret < 0) {
-		entry_leave(n, r, ret);
+		entry_stable_done(r, ret);
 		return;
 	}
 	r->op = REQ_FLUSH;
 	r->flags &= ~REQ_REPAIRED;
-	req_forward(r, n, 0, entry_done);
+	req_forward(r, n, 0, entry_stable_done);
 }
 
 static int entry_check(const struct node *n, const struct req *r)
@@ -257,7 +275,7 @@ static int entry_check(const struct node *n, const struct req *r)
 
 static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 {
-	bool flush_after;
+	void (*done)(struct req *r, int ret) = entry_done;
 
 	if (unlikely(n->wish) && !wish_apply(n, r)) {
 		req_done(r, 0);
@@ -268,12 +286,16 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 	s->entered++;
 	if ((n->flags & NODE_WRITETHROUGH) && r->op != REQ_READ && r->op != REQ_FLUSH)
 		r->flags |= REQ_FUA;
-	flush_after = unlikely(r->flags & REQ_FUA) && r->op != REQ_FLUSH &&
-		      (fua_becomes_flush(n) || r->op != REQ_WRITE);
-	if (flush_after)
-		r->flags &= ~REQ_FUA; /* the flush makes the data stable too: one sync, not two */
+	if (unlikely(r->flags & REQ_FUA) && r->op != REQ_FLUSH) {
+		done = entry_stable_done;
+		if (fua_becomes_flush(n, s) || r->op != REQ_WRITE) {
+			r->flags &= ~REQ_FUA; /* the flush makes the data stable too: one sync, not two */
+			done = entry_data_done;
+		}
+		s->nr_stable++;
+	}
 	r->at = n;
-	req_forward(r, n, r->off, flush_after ? entry_data_done : entry_done);
+	req_forward(r, n, r->off, done);
 }
 
 void node_submit(struct node *n, struct req *r)

@@ -206,6 +206,7 @@ struct node_slot {
 	struct queue *q;
 	_Atomic unsigned users;	 /* node_attach() less node_detach() of this very node */
 	uint64_t entered;	 /* requests that came in at this node and are not done: drain */
+	unsigned nr_stable;	 /* of these: writes of data that must be stable, as far as this node counts them */
 	bool quiesced;		 /* drained: new requests wait in parked */
 	unsigned phase;		 /* which of hot[] new requests count in */
 	uint64_t hot[2];	 /* hot-path I/O in flight under a mapping: grace */
@@ -239,6 +240,7 @@ struct node {
 	uint32_t align;		  /* leaf, filter: requests must be multiples of it (power of two, 1: any) */
 	uint32_t mem_align;	  /* leaf: and memory addresses of this */
 	bool kept_above;	  /* leaf: what is read is kept by copy-on-read, which reads ahead itself */
+	bool fua_waits;		  /* leaf: stable writes wait for one another; a flush that several share serves them sooner */
 	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */
 	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
 	char *backing_name;	  /* format: as written in the image, NULL: none */

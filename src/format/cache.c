@@ -107,6 +107,37 @@ int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty)
 	return 0;
 }
 
+/* ---- rows ---- */
+
+static uint64_t *row_blank(const struct cache *c, struct row *row)
+{
+	return (uint64_t *)(void *)&row->piece[c->nr_per_row];
+}
+
+static size_t blank_len(const struct cache *c)
+{
+	return div_up(c->nr_per_row, 64) * sizeof(uint64_t);
+}
+
+static struct row *row_new(struct cache *c, uint32_t table, bool blank)
+{
+	struct row *row = calloc(1, sizeof(*row) + c->nr_per_row * sizeof(row->piece[0]) + blank_len(c));
+
+	if (!row)
+		return NULL;
+	if (blank)
+		memset(row_blank(c, row), 0xff, blank_len(c));
+	row_set(c, table, row);
+	return row;
+}
+
+static bool is_blank(struct cache *c, uint32_t table, uint32_t nr)
+{
+	struct row *row = row_of(c, table);
+
+	return row && row_blank(c, row)[nr / 64] >> (nr % 64) & 1;
+}
+
 /* ---- dropping ---- */
 
 /* Nobody finds p any more. *ret_row: its row, if that is empty now and is to be freed as well; else NULL. */
@@ -167,13 +198,12 @@ static int publish(struct cache *c, struct piece *p)
 	struct row *row = row_of(c, p->table);
 
 	assert(row != &row_empty);
-	if (!row) {
-		row = calloc(1, sizeof(*row) + c->nr_per_row * sizeof(row->piece[0]));
-		if (!row)
-			return -ENOMEM;
-		row_set(c, p->table, row);
-	}
+	if (!row)
+		row = row_new(c, p->table, false);
+	if (!row)
+		return -ENOMEM;
 	row->nr++;
+	row_blank(c, row)[p->nr / 64] &= ~(1ull << (p->nr % 64));
 	atomic_store_explicit(&row->piece[p->nr], p,
 			      memory_order_release); /* pairs with the acquire in cache_find() */
 	TAILQ_INSERT_TAIL(&c->clock, p, link);
@@ -234,9 +264,9 @@ static struct piece *pin_new(struct cache *c, uint32_t table, uint32_t nr)
 	return p;
 }
 
-static void fill(struct fiber *f, struct cache *c, struct piece *p, bool fresh)
+static void fill(struct fiber *f, struct cache *c, struct piece *p)
 {
-	if (fresh)
+	if (is_blank(c, p->table, p->nr))
 		memset((void *)p->words, 0, c->piece_len);
 	else
 		p->error = c->load(f, c->owner, p->table, p->nr, (void *)p->words);
@@ -247,22 +277,32 @@ static void fill(struct fiber *f, struct cache *c, struct piece *p, bool fresh)
 	waitlist_wake_all(&p->waiting);
 }
 
+/* A row without pieces is not found by those who drop pieces: it must not know anything. */
+static int row_forget(struct cache *c, uint32_t table)
+{
+	struct row *row = row_of(c, table);
+
+	if (row && row != &row_empty && !row->nr)
+		memset(row_blank(c, row), 0, blank_len(c));
+	return -ENOMEM;
+}
+
 int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret)
 {
 	struct piece *p = pin_present(f, c, table, nr);
 	int err;
 
+	if (!p && fresh && !row_of(c, table))
+		(void)row_new(c, table, true); /* no memory: it is read, and found to be zeroes */
 	if (!p && c->nr_pieces >= c->max) {
 		evict(f, c);
-		fresh = false; /* we may have waited: another fiber may have made it, changed it, and lost it
-				  again */
-		p = pin_present(f, c, table, nr);
+		p = pin_present(f, c, table, nr); /* we may have waited: another fiber may have made it */
 	}
 	if (!p) {
 		p = pin_new(c, table, nr);
 		if (!p)
-			return -ENOMEM;
-		fill(f, c, p, fresh);
+			return row_forget(c, table);
+		fill(f, c, p);
 	}
 	err = p->error;
 	if (err < 0) {

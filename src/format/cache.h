@@ -31,7 +31,10 @@ struct piece {
 
 TAILQ_HEAD(piece_list, piece);
 
-/* The pieces of one table that are in memory. Exists as long as there are some. */
+/*
+ * The pieces of one table that are in memory. Exists as long as there are some. Behind the pointers: a bit for each piece
+ * that is known to hold zeroes, because the table was made in this session and nobody has had the piece yet (home only).
+ */
 struct row {
 	unsigned nr; /* home queue only */
 	struct piece *_Atomic piece[];
@@ -79,7 +82,8 @@ void cache_set_empty(struct cache *c, uint32_t table, bool empty);
 
 /*
  * The piece, pinned: it stays in memory, and what is written into it is seen by all, until cache_unpin().
- * `fresh`: it is known to hold zeroes, nothing is read.
+ * `fresh`: the table was made just now, all of it holds zeroes. Then nothing is read for this piece, nor later for the
+ * others, as long as any of it is in memory.
  */
 int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret);
 void cache_unpin(struct cache *c, struct piece *p);

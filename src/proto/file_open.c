@@ -247,6 +247,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	n->align = w.align;
 	n->mem_align = w.mem_align;
 	n->fixed_len = w.is_blockdev;
+	n->fua_waits = !(n->flags & NODE_DIRECT); /* the page cache has one writer of a file at a time */
 	atomic_store_explicit(&n->len, w.len, memory_order_relaxed);
 	log_info("%s: opened for %s, aio=%s, cache=%s%s", node_name(n), fl->writable ? "writing" : "reading",
 		 engine->name, cache_mode_name(n->flags), fl->sync ? ", sync=on" : "");

@@ -3,6 +3,7 @@
  * unit/block/test_map_io.c - the one way in which all formats read and write
  */
 #include "fake.h"
+#include "format/raw.h"
 
 #define CL KiB(4)
 
@@ -35,7 +36,8 @@ static void mapped_requests_stay_on_the_hot_path(void **state)
 	assert_int_equal(io_now(&img, REQ_WRITE, 9 * CL, buf, sizeof(buf), 0), 0);
 	assert_int_equal(io_now(&img, REQ_READ, 9 * CL, back, sizeof(back), 0), 0);
 	assert_memory_equal(buf, back, sizeof(buf));
-	assert_int_equal(leaf_read(&(struct leaf){ .q = img.l.q, .n = img.memory }, 2 * CL, back, sizeof(back)), 0);
+	assert_int_equal(
+		leaf_read(&(struct leaf){ .q = img.l.q, .n = img.memory }, 2 * CL, back, sizeof(back)), 0);
 	assert_memory_equal(buf, back, sizeof(buf));
 	assert_int_equal(slot(&img)->nr_hot, 2);
 	assert_int_equal(slot(&img)->nr_cold, 0);
@@ -149,6 +151,23 @@ static void a_stable_write_is_followed_by_one_flush_of_the_image(void **state)
 
 #define FLUSHERS 32
 
+/* As image_open(), with raw on top. */
+static void raw_open(struct image *img)
+{
+	char options[64];
+
+	img->l.q = leaf_queue();
+	snprintf(options, sizeof(options), "size=%u", FLUSHERS * (unsigned)CL);
+	if (leaf_try(&img->l, &driver_memory, NULL, options, NODE_WRITABLE) < 0)
+		fail_msg("%s", img->l.err.message);
+	img->memory = img->l.n;
+	if (leaf_try(&img->l, &driver_hold, img->memory, "", NODE_WRITABLE) < 0)
+		fail_msg("%s", img->l.err.message);
+	img->hold = img->l.n;
+	if (leaf_try(&img->l, &driver_raw, img->hold, "", NODE_WRITABLE) < 0)
+		fail_msg("%s", img->l.err.message);
+}
+
 static void start_flushes(struct image *img, struct io *io, unsigned nr)
 {
 	for (unsigned i = 0; i < nr; i++)
@@ -156,7 +175,8 @@ static void start_flushes(struct image *img, struct io *io, unsigned nr)
 	turns(img->l.q, 4);
 }
 
-/* Those that come while a flush is at the file wait for it to end: it may have begun before their data was written. */
+/* Those that come while a flush is at the file wait for it to end: it may have begun before their data was
+ * written. */
 static void flushes_share_a_round_and_never_one_that_has_begun(void **state)
 {
 	struct io early[FLUSHERS] = { 0 }, late[FLUSHERS] = { 0 };
@@ -205,34 +225,104 @@ static void a_round_that_fails_fails_all_it_served_and_no_later_one(void **state
 	image_close(&img);
 }
 
-/* Depth 32, each write stable before it is answered, another one at once: two syncs for each 32 writes, at most. */
-static void stable_writes_at_depth_share_their_syncs(void **state)
+static void release_all(struct image *img)
+{
+	while (hold_release(img->hold))
+		;
+}
+
+/* Depth 32, each write stable before it is answered, another one at once. */
+static void write_stable_at_depth(struct image *img, unsigned total)
 {
 	static uint8_t buf[CL];
-	const unsigned total = 32 * FLUSHERS;
 	struct io io[FLUSHERS] = { 0 };
-	struct image img;
 	unsigned nr = 0;
 
-	(void)state;
-	image_open(&img, NULL, CL, FLUSHERS * CL, NODE_WRITABLE);
-	map_range(&img, 0, FLUSHERS, 0);
 	for (unsigned i = 0; i < FLUSHERS; i++, nr++)
-		io_start(&io[i], img.l.n, img.l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
+		io_start(&io[i], img->l.n, img->l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
 	while (nr < total) {
-		turns(img.l.q, 1);
+		release_all(img);
+		turns(img->l.q, 1);
 		for (unsigned i = 0; i < FLUSHERS && nr < total; i++) {
 			if (!io[i].done)
 				continue;
 			assert_int_equal(io[i].ret, 0);
-			io_start(&io[i], img.l.n, img.l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
+			io_start(&io[i], img->l.n, img->l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
 			nr++;
 		}
 	}
+	hold_of(img->hold)->writes = false;
+	release_all(img);
 	for (unsigned i = 0; i < FLUSHERS; i++)
 		assert_int_equal(io_wait(&io[i]), 0);
+	assert_int_equal(hold_of(img->hold)->nr_writes, total);
+}
+
+/* Two syncs for each 32 writes, at most. */
+static void stable_writes_at_depth_share_their_syncs(void **state)
+{
+	const unsigned total = 32 * FLUSHERS;
+	struct image img;
+
+	(void)state;
+	image_open(&img, NULL, CL, FLUSHERS * CL, NODE_WRITABLE);
+	map_range(&img, 0, FLUSHERS, 0);
+	write_stable_at_depth(&img, total);
 	assert_in_range(hold_of(img.hold)->nr_flushes, 1, total / 10);
-	assert_int_equal(hold_of(img.hold)->nr_writes, total);
+	image_close(&img);
+}
+
+/* On raw, which has no metadata, over a leaf whose stable writes wait for one another (a cached file), or do
+ * not. */
+static void stable_writes_of_raw_share_their_syncs_if_the_leaf_does_better_so(void **state)
+{
+	const unsigned total = 32 * FLUSHERS;
+	uint8_t buf[CL] = { 0 };
+	struct image img;
+
+	(void)state;
+	for (int waits = 0; waits < 2; waits++) {
+		raw_open(&img);
+		img.memory->fua_waits = waits;
+		hold_of(img.hold)->writes = true; /* so that they are under way together */
+		write_stable_at_depth(&img, total);
+		if (waits)
+			assert_in_range(hold_of(img.hold)->nr_flushes, 1, total / 10);
+		else
+			assert_int_equal(hold_of(img.hold)->nr_flushes, 0);
+		hold_of(img.hold)->nr_flushes = 0;
+		assert_int_equal(io_now(&img, REQ_WRITE, 0, buf, CL, REQ_FUA),
+				 0); /* alone: stable in one go */
+		assert_int_equal(hold_of(img.hold)->nr_flushes, 0);
+		image_close(&img);
+	}
+}
+
+/* A shared flush that fails fails the writes that it was for; the next ones are not mistaken for many. */
+static void a_shared_flush_that_fails_fails_its_writes(void **state)
+{
+	static uint8_t buf[CL];
+	struct io io[3] = { 0 };
+	struct image img;
+
+	(void)state;
+	raw_open(&img);
+	img.memory->fua_waits = true;
+	hold_of(img.hold)->fail_flush = -EIO;
+	hold_of(img.hold)->writes = true;
+	for (unsigned i = 0; i < 3; i++)
+		io_start(&io[i], img.l.n, img.l.q, REQ_WRITE, i * CL, buf, CL, REQ_FUA);
+	hold_of(img.hold)->writes = false;
+	release_all(&img);
+	assert_int_equal(io_wait(&io[0]), 0); /* the first was alone */
+	assert_int_equal(io_wait(&io[1]), -EIO);
+	assert_int_equal(io_wait(&io[2]), -EIO);
+	hold_of(img.hold)->fail_writes = -EIO;
+	assert_int_equal(io_now(&img, REQ_WRITE, 0, buf, CL, REQ_FUA), -EIO);
+	hold_of(img.hold)->fail_writes = 0;
+	assert_int_equal(io_now(&img, REQ_WRITE, 0, buf, CL, REQ_FUA),
+			 0); /* alone: no flush that could fail */
+	hold_of(img.hold)->fail_flush = 0;
 	image_close(&img);
 }
 
@@ -384,7 +474,8 @@ static int model_io(struct model *m, enum req_op op, uint64_t off, uint64_t len,
 		iov[nr++] = (struct iovec){ m->buf + pos, part };
 		pos += part;
 	}
-	return leaf_iov(&m->img.l, op, off, len, op <= REQ_WRITE ? iov : NULL, op <= REQ_WRITE ? nr : 0, flags);
+	return leaf_iov(&m->img.l, op, off, len, op <= REQ_WRITE ? iov : NULL, op <= REQ_WRITE ? nr : 0,
+			flags);
 }
 
 static void model_step(struct model *m)
@@ -470,6 +561,8 @@ int main(void)
 		cmocka_unit_test(flushes_share_a_round_and_never_one_that_has_begun),
 		cmocka_unit_test(a_round_that_fails_fails_all_it_served_and_no_later_one),
 		cmocka_unit_test(stable_writes_at_depth_share_their_syncs),
+		cmocka_unit_test(stable_writes_of_raw_share_their_syncs_if_the_leaf_does_better_so),
+		cmocka_unit_test(a_shared_flush_that_fails_fails_its_writes),
 		cmocka_unit_test(many_big_requests_share_the_pool_of_pieces),
 		cmocka_unit_test(a_piece_takes_as_many_memory_segments_as_it_can_hold),
 		cmocka_unit_test(one_failing_piece_fails_the_request_once),

@@ -12,6 +12,7 @@ static int64_t image_fault(void *arg, uint64_t nr, const struct aio_op *op)
 	struct image *im = arg;
 
 	im->nr_writes += op->opcode != AIO_READ && op->opcode != AIO_FLUSH;
+	im->nr_reads += op->opcode == AIO_READ;
 	return nr >= im->fail_nr ? -EIO : 0;
 }
 

@@ -29,6 +29,7 @@ struct image {
 	size_t lines_len;
 	unsigned progress_calls;
 	unsigned nr_writes; /* and zeroes and discards, submitted */
+	unsigned nr_reads;
 	uint64_t fail_nr; /* from this operation on everything fails with -EIO; UINT64_MAX: never */
 };
 

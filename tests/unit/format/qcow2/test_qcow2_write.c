@@ -99,6 +99,51 @@ static void many_at_once_share_a_new_table(void **state)
 	disk_free_clean(d);
 }
 
+/* Sixteen pieces of 4 KiB: the first write makes the table, all the others know that theirs holds zeroes. */
+static void a_table_made_in_this_session_is_not_read(void **state)
+{
+	struct disk *d = disk_made(MiB(512), "cluster_size=64k");
+	unsigned before;
+
+	assert_int_equal(disk_write(d, MiB(100), 512, 1), 0);
+	before = d->im->nr_reads;
+	for (uint64_t i = 0; i < 16; i++)
+		assert_int_equal(disk_write(d, i * MiB(32), 512, 2), 0);
+	assert_int_equal(d->im->nr_reads, before);
+	for (uint64_t i = 0; i < 16; i++)
+		disk_expect(d, i * MiB(32), 512, 2);
+	disk_expect(d, MiB(100), 512, 1);
+	disk_free_clean(d);
+}
+
+/* Room for sixteen pieces, with two tables of sixteen each: pieces known to be zeroes, dropped and read again come in every order. */
+static void new_tables_larger_than_the_cache_keep_their_entries(void **state)
+{
+	static uint8_t expected[16384];
+	struct disk *d = disk_made(GiB(1), "cluster_size=64k");
+	uint64_t seed = 7;
+
+	d->options = "l2-cache-size=64k";
+	disk_reopen(d);
+	memset(expected, 0, sizeof(expected));
+	for (unsigned i = 1; i < 1500; i++) {
+		uint64_t cluster;
+
+		seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+		cluster = (seed >> 33) % 16384;
+		expected[cluster] = (uint8_t)(i % 255 + 1);
+		assert_int_equal(disk_write(d, cluster * KiB(64), 512, expected[cluster]), 0);
+		if (i % 100 == 0)
+			assert_int_equal(disk_flush(d), 0);
+	}
+	for (unsigned i = 0; i < 16384; i++)
+		disk_expect(d, (uint64_t)i * KiB(64), 512, expected[i]);
+	disk_reopen(d);
+	for (unsigned i = 0; i < 16384; i++)
+		disk_expect(d, (uint64_t)i * KiB(64), 512, expected[i]);
+	disk_free_clean(d);
+}
+
 /* ---- zeroes ---- */
 
 static void zeroes_keep_their_space_and_are_written_there_again(void **state)
@@ -563,6 +608,8 @@ int main(void)
 		cmocka_unit_test(a_second_write_goes_to_the_same_place),
 		cmocka_unit_test(a_partial_write_brings_the_rest_from_the_backing_image),
 		cmocka_unit_test(many_at_once_share_a_new_table),
+		cmocka_unit_test(a_table_made_in_this_session_is_not_read),
+		cmocka_unit_test(new_tables_larger_than_the_cache_keep_their_entries),
 		cmocka_unit_test(zeroes_keep_their_space_and_are_written_there_again),
 		cmocka_unit_test(unmapped_zeroes_give_their_space_to_the_next),
 		cmocka_unit_test(zeroes_hide_the_backing_image),
