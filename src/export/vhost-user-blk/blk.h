@@ -27,6 +27,8 @@
 #define BLK_F_INDIRECT_DESC 28
 #define BLK_F_EVENT_IDX 29
 #define BLK_F_VERSION_1 32
+#define BLK_F_RING_PACKED 34
+#define BLK_F_IN_ORDER 35
 
 #define BLK_ID_LEN 20
 #define BLK_SECTOR_LEN 512u
@@ -55,6 +57,7 @@ struct blk_range {
 struct blk_disk {
 	struct node *top;
 	bool writable;
+	bool in_order; /* VIRTIO_F_IN_ORDER is offered */
 	uint8_t id[BLK_ID_LEN]; /* NUL-padded */
 };
 
@@ -66,15 +69,16 @@ struct blk_ctx {
 	uint32_t write_flags; /* of every write: REQ_FUA when the driver cannot flush */
 };
 
-/* A request of the guest, from vring_chain() to blk_finished(). One for each descriptor, by head. */
+/* A request of the guest, from vring_chain() to blk_finished(). */
 struct blk_slot {
 	struct req req;
 	const struct blk_ctx *ctx;
 	volatile uint8_t *status;
 	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
 	bool has_in;	  /* there are writable bytes before the status */
-	uint16_t head;
+	uint16_t index; /* in the ring's slots */
 	bool busy;
+	bool finished; /* with IN_ORDER: waits for those taken before it */
 
 	/* discard, write zeroes: ranges done one after the other */
 	enum req_op range_op;

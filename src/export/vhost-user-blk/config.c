@@ -48,12 +48,15 @@ uint64_t blk_features(const struct blk_disk *disk)
 {
 	uint64_t features = BIT(BLK_F_SEG_MAX) | BIT(BLK_F_BLK_SIZE) | BIT(BLK_F_FLUSH) |
 			    BIT(BLK_F_TOPOLOGY) | BIT(BLK_F_MQ) | BIT(BLK_F_INDIRECT_DESC) |
-			    BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) | BIT(UMSG_F_PROTOCOL_FEATURES);
+			    BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) | BIT(BLK_F_RING_PACKED) |
+			    BIT(UMSG_F_PROTOCOL_FEATURES);
 
 	if (disk->writable)
 		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES);
 	else
 		features |= BIT(BLK_F_RO);
+	if (disk->in_order)
+		features |= BIT(BLK_F_IN_ORDER);
 	return features;
 }
 

@@ -10,6 +10,7 @@
  */
 #include "export/vhost-user-blk/requests.h"
 
+#include <endian.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
@@ -63,10 +64,16 @@ static int set_features(struct session *s)
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
 				       take & ~offered);
-	if (!(take >> BLK_F_VERSION_1 & 1))
-		return varve_error_set(
-			&s->err, -ENOTSUP,
-			"SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are not served");
+	/*
+	 * Drivers from before virtio 1.0 have rings in the byte order of their processor. Where that is ours, and
+	 * little, their rings are what split rings are today; a device may refuse the others.
+	 */
+	if (!(take >> BLK_F_VERSION_1 & 1) && BYTE_ORDER != LITTLE_ENDIAN)
+		return varve_error_set(&s->err, -ENOTSUP,
+				       "SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are "
+				       "served on little-endian machines only");
+	if (!(take >> BLK_F_VERSION_1 & 1) && take >> BLK_F_RING_PACKED & 1)
+		return varve_error_set(&s->err, -EINVAL, "SET_FEATURES with RING_PACKED, without VERSION_1");
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		if (s->rings[i].on && take != s->features)
 			return varve_error_set(&s->err, -EBUSY,
@@ -118,7 +125,8 @@ static int reset_device(struct session *s)
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		struct ring *r = &s->rings[i];
 
-		ring_set_kick(r, -1);
+		ring_set_kick(r, -1, false);
+		inflight_forget(&s->inflight, i);
 		r->num = 0;
 		r->base = 0;
 		r->has_addr = r->enabled = r->broken = false;
@@ -151,12 +159,17 @@ static int running(struct session *s, const struct ring *r)
 			       r->index);
 }
 
+static bool is_packed(const struct session *s)
+{
+	return s->features >> BLK_F_RING_PACKED & 1;
+}
+
 static int set_vring_num(struct session *s)
 {
 	struct ring *r = ring_of(s);
 	uint32_t num = s->msg.payload.state.num;
 
-	if (!is_pow2(num) || num > s->num_max)
+	if (!num || num > s->num_max || (!is_pow2(num) && !is_packed(s)))
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u",
 				       r->index, num, s->num_max);
@@ -171,7 +184,6 @@ static int set_vring_addr(struct session *s)
 	const struct umsg_vring_addr *a = &s->msg.payload.addr;
 	struct ring *r = ring_of(s);
 	struct vring_addr addr = { a->desc, a->avail, a->used };
-	struct vring trial;
 	int ret;
 
 	if (a->flags)
@@ -179,8 +191,8 @@ static int set_vring_addr(struct session *s)
 				       "SET_VRING_ADDR: queue %u: flags 0x%x, none are offered", r->index,
 				       a->flags);
 	/* If it can be told already that the ring would not start, this is the message to say so. */
-	if (r->num && s->mem.nr_regions) {
-		ret = vring_open(&trial, &s->mem, &addr, r->num, r->base, false, false, &s->err);
+	if (r->num && s->has_features && s->mem.nr_regions) {
+		ret = vring_check(&s->mem, &addr, r->num, is_packed(s), &s->err);
 		if (ret < 0)
 			return varve_error_prefix(&s->err, ret, "SET_VRING_ADDR: queue %u: ", r->index);
 	}
@@ -194,13 +206,13 @@ static int set_vring_base(struct session *s)
 	struct ring *r = ring_of(s);
 	uint32_t base = s->msg.payload.state.num;
 
-	if (base > UINT16_MAX)
+	if (base > UINT16_MAX && !is_packed(s))
 		return varve_error_set(&s->err, -EINVAL,
-				       "SET_VRING_BASE: queue %u: %u is not an index of a ring", r->index,
-				       base);
+				       "SET_VRING_BASE: queue %u: %u is not an index of a split ring",
+				       r->index, base);
 	if (r->on)
 		return running(s, r);
-	r->base = (uint16_t)base;
+	r->base = base;
 	return 0;
 }
 
@@ -210,7 +222,8 @@ static int get_vring_base(struct session *s)
 	struct ring *r = ring_of(s);
 	struct umsg_vring_state state = { r->index, r->base };
 
-	ring_set_kick(r, -1);
+	ring_set_kick(r, -1, false);
+	inflight_forget(&s->inflight, r->index);
 	r->broken = false;
 	answer(s, &state, sizeof(state));
 	return 0;
@@ -253,19 +266,13 @@ static int take_eventfd(struct session *s, int *ret_fd)
 	return 0;
 }
 
+/* Without a descriptor the ring is to be polled. */
 static int set_vring_kick(struct session *s)
 {
-	struct ring *r = ring_of(s);
-	int fd, ret;
+	int fd, ret = take_eventfd(s, &fd);
 
-	if (!s->msg.nr_fds)
-		return varve_error_set(
-			&s->err, -ENOTSUP,
-			"SET_VRING_KICK: queue %u has no descriptor; polling a ring is not offered",
-			r->index);
-	ret = take_eventfd(s, &fd);
 	if (ret == 0)
-		ring_set_kick(r, fd);
+		ring_set_kick(ring_of(s), fd, fd < 0);
 	return ret;
 }
 

@@ -58,7 +58,7 @@ static int watch_for(struct session *s, uint32_t events)
 
 static bool ring_ready(const struct session *s, const struct ring *r)
 {
-	return r->enabled && r->kick_fd >= 0 && r->has_addr && r->num && !r->broken && s->has_features &&
+	return r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num && !r->broken && s->has_features &&
 	       s->mem.nr_regions;
 }
 
@@ -93,7 +93,7 @@ static void start_rings(struct session *s)
 
 		if (r->on || !ring_ready(s, r))
 			continue;
-		ret = ring_start(r, &s->mem, s->features, &err);
+		ret = ring_start(r, &s->mem, s->features, &s->inflight, &err);
 		if (ret == 0) {
 			s->nr_waiting++;
 			continue;
