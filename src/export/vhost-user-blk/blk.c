@@ -39,10 +39,23 @@ static bool has_feature(const struct blk_slot *s, unsigned bit)
 	return s->ctx->features >> bit & 1;
 }
 
+/* For a migration: what we have written, or may have. Ranges lie where the buffers were, but write nothing. */
+static __attribute__((noinline, cold)) void log_written(const struct blk_slot *s)
+{
+	const struct blk_ctx *ctx = s->ctx;
+
+	for (unsigned i = 0; i < s->nr_in; i++)
+		memlog_mark_host(ctx->log, ctx->mem, s->iov[s->in_first + i].iov_base,
+				 s->iov[s->in_first + i].iov_len);
+	memlog_mark_host(ctx->log, ctx->mem, (const void *)(uintptr_t)s->status, 1);
+}
+
 /* Ends a request. Of a failed one the status is written, which counts only if nothing lies before it. */
 static void answer(struct blk_slot *s, enum blk_status status)
 {
 	*s->status = (uint8_t)status;
+	if (unlikely(s->ctx->log != NULL))
+		log_written(s);
 	blk_finished(s, likely(status == BLK_OK) ? s->written : !s->has_in);
 }
 
@@ -154,6 +167,7 @@ static void ranges(struct blk_slot *s, enum req_op op, const struct blk_data *ou
 	/* By way of the stack, because the ranges take the place of the buffers that they come from. */
 	iov_to_buf(out->iov, out->nr_iov, 0, copy, out->len);
 	memcpy(s->range, copy, out->len);
+	s->nr_in = 0; /* buffers no more */
 	s->nr_ranges = (uint16_t)(out->len / sizeof(copy[0]));
 	s->next_range = 0;
 	s->ret = 0;
@@ -203,6 +217,8 @@ static void take_status(struct blk_slot *s, struct blk_data *in)
 		in->nr_iov--;
 	in->len--;
 	s->has_in = in->len > 0;
+	s->in_first = (uint16_t)(in->iov - s->iov);
+	s->nr_in = (uint16_t)in->nr_iov;
 	s->written = !s->has_in;
 }
 

@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "block/node.h"
+#include "export/vhost-user-blk/dirty_log.h"
 #include "export/vhost-user-blk/vring.h"
 
 /* Features of the device that we know, by bit. */
@@ -21,6 +22,7 @@
 #define BLK_F_BLK_SIZE 6
 #define BLK_F_FLUSH 9
 #define BLK_F_TOPOLOGY 10
+#define BLK_F_CONFIG_WCE 11
 #define BLK_F_MQ 12
 #define BLK_F_DISCARD 13
 #define BLK_F_WRITE_ZEROES 14
@@ -65,8 +67,11 @@ struct blk_disk {
 struct blk_ctx {
 	const struct blk_disk *disk;
 	struct queue *q;
-	uint64_t features;    /* negotiated */
-	uint32_t write_flags; /* of every write: REQ_FUA when the driver cannot flush */
+	uint64_t features;	  /* negotiated */
+	bool writethrough;	  /* the driver asked for it: what completes is stable */
+	uint32_t write_flags;	  /* of every write: REQ_FUA when it must be stable at once */
+	const struct memlog *log; /* what we write of the guest's memory is marked there; NULL: nowhere */
+	const struct gmem *mem;
 };
 
 /* A request of the guest, from vring_chain() to blk_finished(). */
@@ -77,6 +82,7 @@ struct blk_slot {
 	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
 	bool has_in;	  /* there are writable bytes before the status */
 	uint16_t index; /* in the ring's slots */
+	uint16_t in_first, nr_in; /* where these are in iov, as long as it is not used for ranges */
 	bool busy;
 	bool finished; /* with IN_ORDER: waits for those taken before it */
 
@@ -95,6 +101,15 @@ struct blk_slot {
 static_assert(sizeof(struct blk_range) == 16, "see the spec");
 
 /*
+ * A driver that cannot flush, or that asked for it, takes what is acknowledged for durable. Without FUA a power cut would
+ * take back writes that a file system has built upon, with nobody to notice.
+ */
+static inline uint32_t blk_write_flags(const struct blk_ctx *ctx)
+{
+	return ctx->features >> BLK_F_FLUSH & 1 && !ctx->writethrough ? 0 : REQ_FUA;
+}
+
+/*
  * Begins the request in s->iov. It ends in blk_finished(), perhaps before this returns. Returns NULL, or what
  * is wrong with a chain that cannot be answered at all.
  */
@@ -108,7 +123,10 @@ void blk_finished(struct blk_slot *s, uint32_t written);
 uint64_t blk_features(const struct blk_disk *disk);
 
 /* Fills the whole configuration space that a message can carry; zero where no field is. */
-void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max,
+void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max, bool writeback,
 		uint8_t space[UMSG_CONFIG_MAX]);
+
+/* The one field of it that the driver may write, a byte. */
+#define BLK_CONFIG_WRITEBACK 32u
 
 #endif

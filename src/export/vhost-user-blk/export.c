@@ -47,7 +47,7 @@ struct vublk {
 	bool listening;
 	struct timer retry;
 	bool stopping;
-	struct waitlist stopped;
+	struct waitlist stopped, turned;
 	struct session session;
 };
 
@@ -100,6 +100,11 @@ static void session_closed(struct session *s)
 		waitlist_wake_all(&v->stopped);
 	else if (listen_again(v) < 0)
 		timer_set(v->control, &v->retry, queue_now(v->control) + ACCEPT_PAUSE_NS);
+}
+
+static void session_turned(struct session *s)
+{
+	waitlist_wake_all(&container_of(s, struct vublk, session)->turned);
 }
 
 /* ---- the socket ---- */
@@ -278,6 +283,49 @@ static int stop_everything(struct fiber *f, void *arg)
 	return 0;
 }
 
+static int tell_config_changed(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	(void)f;
+	session_config_changed(&v->session);
+	return 0;
+}
+
+void vublk_config_changed(struct vublk *v)
+{
+	fiber_call(v->control, tell_config_changed, v);
+}
+
+static int pause_session(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	session_pause(&v->session);
+	while (!session_is_quiet(&v->session))
+		waitlist_wait(f, &v->turned);
+	return 0;
+}
+
+void vublk_pause(struct vublk *v)
+{
+	fiber_call(v->control, pause_session, v);
+}
+
+static int resume_session(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	(void)f;
+	session_resume(&v->session);
+	return 0;
+}
+
+void vublk_resume(struct vublk *v)
+{
+	fiber_call(v->control, resume_session, v);
+}
+
 static void vublk_free(struct vublk *v)
 {
 	session_free(&v->session);
@@ -332,7 +380,8 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 		return varve_error_errno(err, -ENOMEM, "%s", opts->socket_path);
 	ret = session_init(&v->session, v->name, &v->disk, control, queues, nr_queues,
 			   opts->nr_queues ? opts->nr_queues : 1,
-			   opts->queue_size ? opts->queue_size : QUEUE_SIZE_DEFAULT, session_closed, err);
+			   opts->queue_size ? opts->queue_size : QUEUE_SIZE_DEFAULT, session_closed,
+			   session_turned, err);
 	if (ret < 0)
 		goto fail;
 	ret = attach_queues(v, err);

@@ -52,6 +52,16 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 	signal_fd(r->err_fd);
 }
 
+/* A page of the guest's memory is gone (memguard.h): nothing that is read there means anything. */
+static bool memory_lost(struct ring *r)
+{
+	if (likely(!atomic_load_explicit(&r->vr.mem->lost, memory_order_relaxed)))
+		return false;
+	vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
+	ring_break(r);
+	return true;
+}
+
 /* ---- requests ---- */
 
 static int begin_request(struct ring *r, struct blk_slot *s, const struct vring_chain *chain)
@@ -110,19 +120,23 @@ static bool take_requests(struct ring *r)
 {
 	bool some = false;
 
-	if (r->broken || r->stopping || r->more_posted)
+	if (r->broken || r->stopping || r->more_posted || memory_lost(r))
 		return false;
 	vring_kick_off(&r->vr);
 	for (unsigned i = 0; i < r->vr.num; i++) {
 		uint16_t slot;
 		int ret = vring_next(&r->vr, &slot);
 
-		if (ret == 0 && (r->polled || !vring_kick_on(&r->vr)))
+		if (ret == 0 && (r->polled || !vring_kick_on(&r->vr))) {
+			memory_lost(r); /* or else it only looks empty */
 			return some;
+		}
 		if (ret > 0) {
 			some = true;
 			ret = take_request(r, slot);
 		}
+		if (memory_lost(r))
+			return some;
 		if (unlikely(ret < 0)) {
 			ring_break(r);
 			return some;
@@ -161,14 +175,28 @@ static void ring_kicked(struct watch *w, uint32_t events)
 	take_requests(r);
 }
 
+/* A packed ring shows what is done in its descriptors, and the address that the log is told is only that of its events. */
+static __attribute__((noinline, cold)) void log_used(const struct ring *r)
+{
+	memlog_mark(r->ctx.log, r->log_addr, vring_used_len(r->num, r->vr.packed));
+	if (r->vr.packed)
+		memlog_mark_host(r->ctx.log, r->ctx.mem, r->vr.desc, 16 * (uint64_t)r->num);
+}
+
 /* Once a turn: everything that was completed becomes visible, with one call if the guest wants one. */
 static bool ring_hook(struct hook *h)
 {
 	struct ring *r = container_of(h, struct ring, hook);
 
 	if (r->dirty) {
+		bool call = vring_publish(&r->vr);
+
 		r->dirty = false;
-		if (vring_publish(&r->vr))
+		if (!r->broken)
+			memory_lost(r);
+		if (unlikely(r->ctx.log != NULL) && r->log_used)
+			log_used(r);
+		if (call)
 			signal_fd(r->call_fd);
 	}
 	return false;
@@ -421,11 +449,8 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const 
 	r->in_order = features >> BLK_F_IN_ORDER & 1;
 	r->fifo_head = 0;
 	r->ctx.features = features;
-	/*
-	 * A driver that cannot flush takes what is acknowledged for durable. Without FUA a power cut would
-	 * take back writes that a file system has built upon, with nobody to notice.
-	 */
-	r->ctx.write_flags = features >> BLK_F_FLUSH & 1 ? 0 : REQ_FUA;
+	r->ctx.mem = mem;
+	r->ctx.write_flags = blk_write_flags(&r->ctx);
 	r->on = true;
 	give_order(r, RING_START);
 	return 0;

@@ -38,6 +38,8 @@ struct ring {
 	bool polled;  /* SET_VRING_KICK without a descriptor: we look for requests by ourselves */
 	unsigned num; /* 0: not set */
 	struct vring_addr addr;
+	bool log_used;	   /* writes to the used ring are logged, if any are ... */
+	uint64_t log_addr; /* ... as if it were at this guest address */
 
 	/* control thread while the ring is off, its queue while it is on */
 	uint32_t base; /* where the ring goes on, when off: vring_opts.base */

@@ -67,9 +67,9 @@ static int open_parts(struct parts *p, const struct gmem *mem, const struct vrin
 	if (!p->avail)
 		return -EFAULT;
 	if (packed)
-		p->used = open_part(mem, "device event structure", addr->used, 4, 4, err);
+		p->used = open_part(mem, "device event structure", addr->used, vring_used_len((unsigned)num, true), 4, err);
 	else
-		p->used = open_part(mem, "used ring", addr->used, 6 + 8 * num, 4, err);
+		p->used = open_part(mem, "used ring", addr->used, vring_used_len((unsigned)num, false), 4, err);
 	return p->used ? 0 : -EFAULT;
 }
 

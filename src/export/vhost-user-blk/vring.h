@@ -96,6 +96,12 @@ struct vring_chain {
 	uint32_t out_len, in_len;
 };
 
+/* Bytes of the used ring, with what follows it; of a packed ring that is the device event structure. */
+static inline uint64_t vring_used_len(unsigned num, bool packed)
+{
+	return packed ? 4 : 6 + 8 * (uint64_t)num;
+}
+
 /* Would the ring's parts be where they should? Fails when one is not wholly in one region, or misaligned. */
 int vring_check(const struct gmem *mem, const struct vring_addr *addr, unsigned num, bool packed,
 		struct varve_error *err);

@@ -531,7 +531,7 @@ static void the_configuration_tells_the_disk(void **state)
 	top.cluster_len = 65536;
 	top.file = &file;
 	file.align = 4096;
-	blk_config(&disk, 4, 256, space);
+	blk_config(&disk, 4, 256, true, space);
 	assert_int_equal(config32(space, 0), (GiB(3) + 512) / 512);
 	assert_int_equal(config32(space, 4), 0);
 	assert_int_equal(config32(space, 12), 126);
@@ -550,14 +550,14 @@ static void the_configuration_tells_the_disk(void **state)
 	for (unsigned i = 57; i < sizeof(space); i++)
 		assert_int_equal(space[i], 0);
 
-	blk_config(&disk, 1, 64, space);
+	blk_config(&disk, 1, 64, true, space);
 	assert_int_equal(config32(space, 12), 62);
-	blk_config(&disk, 1, 2, space);
+	blk_config(&disk, 1, 2, true, space);
 	assert_int_equal(config32(space, 12), 1);
 	top.file = NULL;
 	top.cluster_len = 0;
 	disk.writable = false;
-	blk_config(&disk, 1, 256, space);
+	blk_config(&disk, 1, 256, true, space);
 	assert_int_equal(config32(space, 36), 0);
 	assert_int_equal(config32(space, 28), 0);
 	assert_int_equal(space[24], 0);
