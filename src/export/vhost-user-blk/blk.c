@@ -54,6 +54,7 @@ static __attribute__((noinline, cold)) void log_written(const struct blk_slot *s
 static void answer(struct blk_slot *s, enum blk_status status)
 {
 	*s->status = (uint8_t)status;
+	blk_stats_add(&s->ctx->stats, s->class, s->bytes, status != BLK_OK, queue_now(s->ctx->q) - s->start_ns);
 	if (unlikely(s->ctx->log != NULL))
 		log_written(s);
 	blk_finished(s, likely(status == BLK_OK) ? s->written : !s->has_in);
@@ -112,6 +113,7 @@ static void run_ranges(struct blk_slot *s)
 
 		if (!len)
 			continue;
+		s->bytes += len;
 		if (op == REQ_ZERO)
 			flags = s->ctx->write_flags |
 				(le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
@@ -227,19 +229,27 @@ static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const s
 {
 	bool writable = s->ctx->disk->writable;
 
+	s->class = BLK_OTHERS;
+	s->bytes = 0;
+	s->start_ns = queue_now(s->ctx->q);
 	switch (type) {
 	case BLK_IN:
+		s->class = BLK_READS;
 		if (unlikely(out->len))
 			break;
 		s->written = in->len + 1;
+		s->bytes = in->len;
 		read_write(s, REQ_READ, sector, in, 0);
 		return;
 	case BLK_OUT:
+		s->class = BLK_WRITES;
 		if (unlikely(!writable || in->len))
 			break;
+		s->bytes = out->len;
 		read_write(s, REQ_WRITE, sector, out, s->ctx->write_flags);
 		return;
 	case BLK_FLUSH:
+		s->class = BLK_FLUSHES;
 		if (writable)
 			submit(s, REQ_FLUSH, 0, 0, NULL, 0, request_done);
 		else
@@ -250,6 +260,7 @@ static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const s
 		return;
 	case BLK_DISCARD:
 	case BLK_WRITE_ZEROES:
+		s->class = type == BLK_DISCARD ? BLK_DISCARDS : BLK_ZEROES;
 		if (!writable)
 			break;
 		if (!has_feature(s, type == BLK_DISCARD ? BLK_F_DISCARD : BLK_F_WRITE_ZEROES)) {

@@ -14,6 +14,7 @@
 #include "base/bytes.h"
 #include "block/node.h"
 #include "export/vhost-user-blk/dirty_log.h"
+#include "export/vhost-user-blk/stats.h"
 #include "export/vhost-user-blk/vring.h"
 
 /* Features of the device that we know, by bit. */
@@ -72,12 +73,13 @@ struct blk_ctx {
 	uint32_t write_flags;	  /* of every write: REQ_FUA when it must be stable at once */
 	const struct memlog *log; /* what we write of the guest's memory is marked there; NULL: nowhere */
 	const struct gmem *mem;
+	struct blk_stats stats; /* since the export was started */
 };
 
 /* A request of the guest, from vring_chain() to blk_finished(). */
 struct blk_slot {
 	struct req req;
-	const struct blk_ctx *ctx;
+	struct blk_ctx *ctx;
 	volatile uint8_t *status;
 	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
 	bool has_in;	  /* there are writable bytes before the status */
@@ -85,6 +87,9 @@ struct blk_slot {
 	uint16_t in_first, nr_in; /* where these are in iov, as long as it is not used for ranges */
 	bool busy;
 	bool finished; /* with IN_ORDER: waits for those taken before it */
+	uint8_t class;	   /* enum blk_class */
+	uint64_t start_ns; /* of the turn that took it */
+	uint64_t bytes;	   /* that it is about */
 
 	/* discard, write zeroes: ranges done one after the other */
 	enum req_op range_op;

@@ -47,6 +47,7 @@ struct vublk {
 	bool listening;
 	struct timer retry;
 	bool stopping;
+	uint64_t nr_sessions;
 	struct waitlist stopped, turned;
 	struct session session;
 };
@@ -84,6 +85,7 @@ static void listener_ready(struct watch *w, uint32_t events)
 	(void)events;
 	if (fd >= 0) {
 		pause_listening(v);
+		v->nr_sessions++;
 		session_open(&v->session, fd);
 	} else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
 		log_warning("%s: cannot accept a front end: %s; trying again", v->name, strerror(errno));
@@ -324,6 +326,50 @@ static int resume_session(struct fiber *f, void *arg)
 void vublk_resume(struct vublk *v)
 {
 	fiber_call(v->control, resume_session, v);
+}
+
+struct stats_call {
+	struct vublk *v;
+	struct vublk_stats *st;
+};
+
+static int read_stats(struct fiber *f, void *arg)
+{
+	struct stats_call *c = arg;
+	struct vublk *v = c->v;
+	struct vublk_stats *st = c->st;
+
+	(void)f;
+	st->socket_path = v->path;
+	st->connected = v->session.state != SESSION_CLOSED;
+	st->paused = v->session.paused;
+	st->writeback = v->session.writeback;
+	st->memory_lost = atomic_load(&v->session.mem.lost);
+	st->nr_sessions = v->nr_sessions;
+	st->features = v->session.features;
+	st->protocol_features = v->session.protocol_features;
+	st->nr_regions = v->session.mem.nr_regions;
+	for (unsigned i = 0; i < st->nr_queues; i++) {
+		struct ring *r = &v->session.rings[i];
+
+		st->queue[i].running = r->on;
+		st->queue[i].broken = __atomic_load_n(&r->broken, __ATOMIC_RELAXED);
+		st->queue[i].nr_breaks = __atomic_load_n(&r->nr_breaks, __ATOMIC_RELAXED);
+		blk_stats_read(&r->ctx.stats, &st->queue[i].done);
+	}
+	return 0;
+}
+
+struct vublk_stats *vublk_get_stats(struct vublk *v)
+{
+	unsigned nr = v->session.nr_rings; /* set at start */
+	struct stats_call c = { v, calloc(1, sizeof(*c.st) + nr * sizeof(c.st->queue[0])) };
+
+	if (!c.st)
+		return NULL;
+	c.st->nr_queues = nr;
+	fiber_call(v->control, read_stats, &c);
+	return c.st;
 }
 
 static void vublk_free(struct vublk *v)

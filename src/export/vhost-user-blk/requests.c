@@ -175,7 +175,7 @@ static int get_status(struct session *s)
 	if (!s->has_features)
 		status &= (uint8_t)~STATUS_FEATURES_OK;
 	for (unsigned i = 0; i < s->nr_rings; i++) {
-		if (s->rings[i].broken)
+		if (__atomic_load_n(&s->rings[i].broken, __ATOMIC_RELAXED)) /* it may run */
 			status |= STATUS_NEEDS_RESET;
 	}
 	session_answer_u64(s, status);

@@ -42,9 +42,10 @@ static void stop_watching(struct ring *r)
 
 static __attribute__((cold)) void ring_break(struct ring *r)
 {
-	r->broken = true;
+	__atomic_store_n(&r->broken, true, __ATOMIC_RELAXED); /* read for the statistics */
+	__atomic_store_n(&r->nr_breaks, r->nr_breaks + 1, __ATOMIC_RELAXED);
 	stop_watching(r);
-	if (r->nr_breaks++ < BREAKS_LOGGED)
+	if (r->nr_breaks <= BREAKS_LOGGED)
 		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name,
 			    r->index, r->vr.fault,
 			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"

@@ -74,7 +74,12 @@ void blk_finished(struct blk_slot *s, uint32_t written)
 
 static int setup(void **state)
 {
+	static struct queue *q;
+	struct queue_opts opts = { .virtual_time = true };
+
 	(void)state;
+	if (!q && queue_new(&q, &opts, NULL) < 0)
+		return -1;
 	memset(&disk_saw, 0, sizeof(disk_saw));
 	memset(&slot, 0, sizeof(slot));
 	memset(&chain, 0, sizeof(chain));
@@ -83,7 +88,7 @@ static int setup(void **state)
 	status = 0xff;
 	top.len = DISK_LEN;
 	disk.writable = true;
-	ctx = (struct blk_ctx){ .disk = &disk, .features = blk_features(&disk) };
+	ctx = (struct blk_ctx){ .disk = &disk, .q = q, .features = blk_features(&disk) };
 	slot.ctx = &ctx;
 	return 0;
 }
