@@ -7,7 +7,8 @@
  *   A function that can fail returns 0 (or a count) on success and a negative errno on failure; with a
  *   struct varve_error it also says in one line what was wrong and what to do. err may be NULL.
  *   Objects are opaque and made by *_new/_open/_start, ended by *_free/_close/_stop, which take NULL.
- *   The library never prints, never exits and installs no signal handler.
+ *   The library never prints, never exits and installs no signal handler, but one for SIGBUS while it maps the memory of a
+ *   virtual machine: see varve_handle_sigbus().
  *
  * Threads
  *   An image belongs to one queue, its home (given at open, or private to the image). The synchronous calls of
@@ -315,6 +316,7 @@ struct varve_vhost_user_blk_options {
 	unsigned queue_size;	 /* 2 .. 1024, power of two: the largest ring accepted; 0: 1024 */
 	bool writable;
 	const char *serial;	 /* at most 20 bytes; NULL: "varve" */
+	bool own_sigbus;	 /* the program handles SIGBUS itself, see varve_handle_sigbus() */
 };
 
 /*
@@ -326,6 +328,28 @@ VARVE_API int varve_export_vhost_user_blk(struct varve_export **ret_export, stru
 					  const struct varve_vhost_user_blk_options *opts, struct varve_queue *control,
 					  struct varve_queue *const *queues, unsigned nr_queues,
 					  struct varve_error *err);
+
+/*
+ * Until varve_export_resume() no request is taken from the guest, whoever is or will be connected; returns when those in
+ * flight are done. Nothing is flushed. Does not nest. Any thread that runs none of the queues, one at a time, as resume.
+ */
+VARVE_API void varve_export_pause(struct varve_export *exp);
+VARVE_API void varve_export_resume(struct varve_export *exp);
+
+/*
+ * What the export has done, as one JSON object: for each virtqueue the requests of each kind, with their latencies.
+ * *ret_json: the caller frees it. Any thread that runs none of the queues, not while the export is being stopped.
+ */
+VARVE_API int varve_export_stats(struct varve_export *exp, char **ret_json, struct varve_error *err);
+
+/*
+ * A virtual machine monitor can make the file of its memory shorter, and whoever touches what is gone gets SIGBUS. While
+ * a front end is connected, a handler of the library's replaces such a page, and the device is given up until it is reset.
+ * Other faults go to the handler that was there before. A program that installs one later passes on what is not its own
+ * to the one before; or it sets own_sigbus, for all its exports, and calls this from its handler (with si_addr, for si_code
+ * BUS_ADRERR): true, the fault was one of those and is seen to, so return. Async-signal-safe.
+ */
+VARVE_API bool varve_handle_sigbus(void *address);
 
 /* Stops: no new requests, waits for those in flight, flushes, removes the socket. */
 VARVE_API int varve_export_stop(struct varve_export *exp, struct varve_error *err);

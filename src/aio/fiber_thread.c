@@ -75,7 +75,7 @@ struct fiber_ctx *fiber_ctx_new(void)
 	pthread_cond_init(&c->cond, NULL);
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, THREAD_STACK_LEN);
-	sigfillset(&all);
+	thread_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	ret = pthread_create(&c->thread, &attr, context_thread, c);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -9,6 +9,7 @@
 #define VARVE_AIO_LOOP_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/epoll.h>
 
@@ -136,6 +137,9 @@ struct queue {
 /* Names the calling thread. A thread that plays a fiber has the name of the thread that runs its queue. */
 const void *thread_self(void);
 void thread_set_self(const void *self);
+
+/* The signals that threads of ours block. */
+void thread_signals(sigset_t *ret_blocked);
 
 /* ---- turn.c ---- */
 

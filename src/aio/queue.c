@@ -77,7 +77,19 @@ struct thread_start {
 	bool running;
 };
 
-/* Started with all signals blocked: the embedder's handlers run on the embedder's threads. */
+/*
+ * The embedder's handlers run on the embedder's threads. Not so for signals that a thread brings upon itself: the kernel
+ * ends the process when one of these is blocked, and SIGBUS can be survived (export/).
+ */
+void thread_signals(sigset_t *ret_blocked)
+{
+	static const int own[] = { SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP };
+
+	sigfillset(ret_blocked);
+	for (unsigned i = 0; i < ARRAY_LEN(own); i++)
+		sigdelset(ret_blocked, own[i]);
+}
+
 static void *queue_thread(void *arg)
 {
 	struct thread_start *start = arg;
@@ -111,7 +123,7 @@ static int queue_start_thread(struct queue *q, struct varve_error *err)
 
 	pthread_mutex_init(&start.lock, NULL);
 	pthread_cond_init(&start.cond, NULL);
-	sigfillset(&all);
+	thread_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	ret = pthread_create(&q->thread, NULL, queue_thread, &start);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);

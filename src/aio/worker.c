@@ -113,7 +113,7 @@ static bool start_thread(void)
 
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, WORKER_STACK_LEN);
-	sigfillset(&all);
+	thread_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	started = pthread_create(&thread, &attr, worker_thread, NULL) == 0;
 	if (started) {

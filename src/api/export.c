@@ -7,9 +7,11 @@
 #include "api/api.h"
 #include "block/policy.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 
 #include "export/vhost-user-blk/export.h"
+#include "export/vhost-user-blk/memguard.h"
 
 #define EXPORT_QUEUES_MAX 64
 
@@ -68,6 +70,7 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 		e->queues[i] = queues[i];
 		inner[i] = queues[i]->q;
 	}
+	memguard_keep_out(opts->own_sigbus);
 	ret = vublk_start(&e->vublk, image->top, opts, control->q, inner, nr_queues, err);
 	if (ret < 0) {
 		free(e);
@@ -78,6 +81,99 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 	for (unsigned i = 0; i < nr_queues; i++)
 		atomic_fetch_add(&queues[i]->users, 1);
 	*ret_export = e;
+	return 0;
+}
+
+void varve_export_pause(struct varve_export *e)
+{
+	vublk_pause(e->vublk);
+}
+
+void varve_export_resume(struct varve_export *e)
+{
+	vublk_resume(e->vublk);
+}
+
+bool varve_handle_sigbus(void *address)
+{
+	return memguard_fault(address);
+}
+
+/* ---- statistics ---- */
+
+/* The time within which so many of the requests (a part of 10,000) were done: the end of their bucket. */
+static uint64_t percentile(const struct blk_count *c, unsigned part)
+{
+	uint64_t nr = 0, all = 0, want;
+
+	for (unsigned i = 0; i < BLK_LATENCY_BUCKETS; i++)
+		all += c->latency[i];
+	want = div_up(all * part, 10000);
+	for (unsigned i = 0; i < BLK_LATENCY_BUCKETS; i++) {
+		nr += c->latency[i];
+		if (nr >= want)
+			return MIN(blk_latency_end(i), c->max_ns);
+	}
+	return c->max_ns;
+}
+
+static json_t *number(uint64_t n)
+{
+	return json_integer((json_int_t)n);
+}
+
+static json_t *count_to_json(const struct blk_count *c)
+{
+	json_t *histogram = json_array(), *latency;
+
+	for (unsigned i = 0; i < BLK_LATENCY_BUCKETS; i++) {
+		if (c->latency[i])
+			json_array_append_new(histogram, json_pack("[I, I]", (json_int_t)blk_latency_end(i),
+								   (json_int_t)c->latency[i]));
+	}
+	latency = json_pack("{s:o, s:o, s:o, s:o, s:o, s:o, s:o}", "mean", number(c->requests ? c->total_ns / c->requests : 0),
+			    "p50", number(percentile(c, 5000)), "p90", number(percentile(c, 9000)), "p99",
+			    number(percentile(c, 9900)), "p99.9", number(percentile(c, 9990)), "max", number(c->max_ns),
+			    "histogram", histogram);
+	return json_pack("{s:o, s:o, s:o, s:o}", "requests", number(c->requests), "bytes", number(c->bytes), "errors",
+			 number(c->errors), "latency-ns", latency);
+}
+
+static json_t *queue_to_json(const struct vublk_queue_stats *q)
+{
+	static const char *const names[BLK_CLASSES] = { "read", "write", "flush", "discard", "write-zeroes", "other" };
+	json_t *o = json_pack("{s:s, s:i}", "state", q->broken ? "broken" : q->running ? "running" : "stopped", "breaks",
+			      (int)q->nr_breaks);
+
+	for (unsigned i = 0; i < BLK_CLASSES; i++)
+		json_object_set_new(o, names[i], count_to_json(&q->done.count[i]));
+	return o;
+}
+
+int varve_export_stats(struct varve_export *e, char **ret_json, struct varve_error *err)
+{
+	struct vublk_stats *st = vublk_get_stats(e->vublk);
+	json_t *queues = json_array(), *o = NULL;
+	char *text = NULL;
+
+	for (unsigned i = 0; st && i < st->nr_queues; i++)
+		json_array_append_new(queues, queue_to_json(&st->queue[i]));
+	if (st) {
+		/* The path in the file system's encoding may be no UTF-8; then it is left out. */
+		o = json_pack("{s:b, s:b, s:b, s:b, s:o, s:o, s:o, s:i, s:o}", "connected", st->connected, "paused",
+			      st->paused, "write-cache", st->writeback, "memory-lost", st->memory_lost, "sessions",
+			      number(st->nr_sessions), "features", number(st->features), "protocol-features",
+			      number(st->protocol_features), "memory-regions", (int)st->nr_regions, "queues", queues);
+		json_object_set_new(o, "socket", json_string(st->socket_path));
+		text = json_dumps(o, JSON_COMPACT);
+		json_decref(o);
+	} else {
+		json_decref(queues);
+	}
+	free(st);
+	if (!text)
+		return varve_error_errno(err, -ENOMEM, "statistics of an export");
+	*ret_json = text;
 	return 0;
 }
 

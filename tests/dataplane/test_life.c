@@ -156,10 +156,10 @@ static void a_slow_front_end_holds_up_nobody(void **state)
 		served_io_works(&other, 1);
 		vu_front_close(&other);
 	}
-	offered = 0;
+	offered = UINT64_MAX;
 	must(&slow, vu_send_bytes(slow.sock, &offered, sizeof(offered), NULL, 0, vu_deadline_ns(SERVED_MS),
 				  &slow.err));
-	must(&slow, vu_raw_wait_closed(&slow, SERVED_MS)); /* features without VERSION_1 */
+	must(&slow, vu_raw_wait_closed(&slow, SERVED_MS)); /* features that were not offered */
 	vu_front_disconnect(&slow);
 
 	must(&slow, vu_front_connect(&slow));

@@ -204,12 +204,14 @@ int vu_front_query(struct vu_front *f, uint32_t request, const void *payload, ui
 	return await_reply(f, request, reply);
 }
 
-/* A query whose answer is a plain number. */
-static int query_u64(struct vu_front *f, uint32_t request, uint64_t *ret_value)
+int vu_front_query_u64(struct vu_front *f, uint32_t request, const void *payload, uint32_t len, int fd,
+		       uint64_t *ret_value)
 {
 	struct vu_msg reply;
-	int ret = vu_front_query(f, request, NULL, 0, &reply);
+	int ret = vu_send(f->sock, request, VU_FLAG_VERSION, payload, len, &fd, fd >= 0,
+			  vu_deadline_ns(f->opts.timeout_ms), &f->err);
 
+	ret = ret < 0 ? name_request(f, request, ret) : await_reply(f, request, &reply);
 	if (ret < 0)
 		return ret;
 	vu_msg_close_fds(&reply);
@@ -218,6 +220,11 @@ static int query_u64(struct vu_front *f, uint32_t request, uint64_t *ret_value)
 			       vu_request_name(request), reply.hdr.size);
 	*ret_value = reply.u64;
 	return 0;
+}
+
+static int query_u64(struct vu_front *f, uint32_t request, uint64_t *ret_value)
+{
+	return vu_front_query_u64(f, request, NULL, 0, -1, ret_value);
 }
 
 static int negotiate_protocol(struct vu_front *f)
@@ -307,6 +314,20 @@ int vu_front_share_memory(struct vu_front *f)
 	return vu_front_request(f, VU_SET_MEM_TABLE, &t,
 				(uint32_t)offsetof(struct vu_mem_table_msg, region[t.nr_regions]),
 				fds, f->mem.nr_regions);
+}
+
+int vu_front_add_region(struct vu_front *f, const struct vu_region_msg *region, int fd)
+{
+	struct vu_mem_reg_msg m = { .region = *region };
+
+	return vu_front_request(f, VU_ADD_MEM_REG, &m, sizeof(m), &fd, 1);
+}
+
+int vu_front_remove_region(struct vu_front *f, const struct vu_region_msg *region)
+{
+	struct vu_mem_reg_msg m = { .region = *region };
+
+	return vu_front_request(f, VU_REM_MEM_REG, &m, sizeof(m), NULL, 0);
 }
 
 static int give_eventfd(struct vu_front *f, uint32_t request, unsigned q, int fd)

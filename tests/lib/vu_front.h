@@ -112,6 +112,14 @@ int vu_front_get_config(struct vu_front *f, uint32_t off, void *buf, uint32_t le
 int vu_front_set_config(struct vu_front *f, uint32_t off, const void *buf, uint32_t len,
 			uint32_t flags);
 
+/* A region more, or less, while the session goes on (CONFIGURE_MEM_SLOTS). */
+int vu_front_add_region(struct vu_front *f, const struct vu_region_msg *region, int fd);
+int vu_front_remove_region(struct vu_front *f, const struct vu_region_msg *region);
+
+/* A query whose answer is a number. fd: sent along, -1 for none. */
+int vu_front_query_u64(struct vu_front *f, uint32_t request, const void *payload, uint32_t len, int fd,
+		       uint64_t *ret_value);
+
 /*
  * Send any message that has no answer of its own; with REPLY_ACK negotiated its acknowledgement
  * is asked for and awaited, and -EREMOTEIO says that the back end refused.

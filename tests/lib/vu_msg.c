@@ -48,6 +48,8 @@ const char *vu_request_name(uint32_t request)
 		[VU_REM_MEM_REG] = "REM_MEM_REG",
 		[VU_SET_STATUS] = "SET_STATUS",
 		[VU_GET_STATUS] = "GET_STATUS",
+		[VU_SET_DEVICE_STATE_FD] = "SET_DEVICE_STATE_FD",
+		[VU_CHECK_DEVICE_STATE] = "CHECK_DEVICE_STATE",
 	};
 
 	if (request < sizeof(names) / sizeof(names[0]) && names[request])

@@ -47,6 +47,8 @@ enum vu_request {
 	VU_REM_MEM_REG = 38,
 	VU_SET_STATUS = 39,
 	VU_GET_STATUS = 40,
+	VU_SET_DEVICE_STATE_FD = 42,
+	VU_CHECK_DEVICE_STATE = 43,
 };
 
 /* vu_hdr.flags */
@@ -68,6 +70,7 @@ enum vu_request {
 #define VU_PROTOCOL_F_RESET_DEVICE		13
 #define VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS	15
 #define VU_PROTOCOL_F_STATUS			16
+#define VU_PROTOCOL_F_DEVICE_STATE		19
 
 /* In the u64 of SET_VRING_KICK, _CALL and _ERR: the queue, and "no descriptor is attached". */
 #define VU_VRING_INDEX_MASK	0xffu
@@ -119,6 +122,34 @@ struct vu_config_msg {
 };
 #define VU_CONFIG_HDR_LEN	12u
 
+/* ADD_MEM_REG, REM_MEM_REG. */
+struct vu_mem_reg_msg {
+	uint64_t padding;
+	struct vu_region_msg region;
+};
+
+struct vu_log_msg {
+	uint64_t len;
+	uint64_t off;
+};
+
+struct vu_inflight_msg {
+	uint64_t mmap_len;
+	uint64_t mmap_off;
+	uint16_t nr_queues;
+	uint16_t queue_size;
+};
+#define VU_INFLIGHT_LEN		20u	/* without what a C compiler adds */
+
+struct vu_transfer_msg {
+	uint32_t direction;	/* 0: save, 1: load */
+	uint32_t phase;
+};
+#define VU_STATE_NO_FD		0x100u
+
+/* Of the channel of SET_BACKEND_REQ_FD. */
+#define VU_BACKEND_CONFIG_CHANGE	2
+
 /* A received message. fds belong to the receiver: vu_msg_close_fds() when they are not wanted. */
 struct vu_msg {
 	struct vu_hdr hdr;
@@ -126,6 +157,7 @@ struct vu_msg {
 		uint64_t u64;
 		struct vu_vring_state state;
 		struct vu_config_msg config;
+		struct vu_inflight_msg inflight;
 		uint8_t bytes[VU_MAX_PAYLOAD];
 	};
 	int fds[VU_MAX_FDS];

@@ -39,10 +39,24 @@ static bool has_feature(const struct blk_slot *s, unsigned bit)
 	return s->ctx->features >> bit & 1;
 }
 
+/* For a migration: what we have written, or may have. Ranges lie where the buffers were, but write nothing. */
+static __attribute__((noinline, cold)) void log_written(const struct blk_slot *s)
+{
+	const struct blk_ctx *ctx = s->ctx;
+
+	for (unsigned i = 0; i < s->nr_in; i++)
+		memlog_mark_host(ctx->log, ctx->mem, s->iov[s->in_first + i].iov_base,
+				 s->iov[s->in_first + i].iov_len);
+	memlog_mark_host(ctx->log, ctx->mem, (const void *)(uintptr_t)s->status, 1);
+}
+
 /* Ends a request. Of a failed one the status is written, which counts only if nothing lies before it. */
 static void answer(struct blk_slot *s, enum blk_status status)
 {
 	*s->status = (uint8_t)status;
+	blk_stats_add(&s->ctx->stats, s->class, s->bytes, status != BLK_OK, queue_now(s->ctx->q) - s->start_ns);
+	if (unlikely(s->ctx->log != NULL))
+		log_written(s);
 	blk_finished(s, likely(status == BLK_OK) ? s->written : !s->has_in);
 }
 
@@ -99,6 +113,7 @@ static void run_ranges(struct blk_slot *s)
 
 		if (!len)
 			continue;
+		s->bytes += len;
 		if (op == REQ_ZERO)
 			flags = s->ctx->write_flags |
 				(le32_get(range->flags) & RANGE_UNMAP ? REQ_MAY_UNMAP : 0);
@@ -154,6 +169,7 @@ static void ranges(struct blk_slot *s, enum req_op op, const struct blk_data *ou
 	/* By way of the stack, because the ranges take the place of the buffers that they come from. */
 	iov_to_buf(out->iov, out->nr_iov, 0, copy, out->len);
 	memcpy(s->range, copy, out->len);
+	s->nr_in = 0; /* buffers no more */
 	s->nr_ranges = (uint16_t)(out->len / sizeof(copy[0]));
 	s->next_range = 0;
 	s->ret = 0;
@@ -203,6 +219,8 @@ static void take_status(struct blk_slot *s, struct blk_data *in)
 		in->nr_iov--;
 	in->len--;
 	s->has_in = in->len > 0;
+	s->in_first = (uint16_t)(in->iov - s->iov);
+	s->nr_in = (uint16_t)in->nr_iov;
 	s->written = !s->has_in;
 }
 
@@ -211,19 +229,27 @@ static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const s
 {
 	bool writable = s->ctx->disk->writable;
 
+	s->class = BLK_OTHERS;
+	s->bytes = 0;
+	s->start_ns = queue_now(s->ctx->q);
 	switch (type) {
 	case BLK_IN:
+		s->class = BLK_READS;
 		if (unlikely(out->len))
 			break;
 		s->written = in->len + 1;
+		s->bytes = in->len;
 		read_write(s, REQ_READ, sector, in, 0);
 		return;
 	case BLK_OUT:
+		s->class = BLK_WRITES;
 		if (unlikely(!writable || in->len))
 			break;
+		s->bytes = out->len;
 		read_write(s, REQ_WRITE, sector, out, s->ctx->write_flags);
 		return;
 	case BLK_FLUSH:
+		s->class = BLK_FLUSHES;
 		if (writable)
 			submit(s, REQ_FLUSH, 0, 0, NULL, 0, request_done);
 		else
@@ -234,6 +260,7 @@ static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const s
 		return;
 	case BLK_DISCARD:
 	case BLK_WRITE_ZEROES:
+		s->class = type == BLK_DISCARD ? BLK_DISCARDS : BLK_ZEROES;
 		if (!writable)
 			break;
 		if (!has_feature(s, type == BLK_DISCARD ? BLK_F_DISCARD : BLK_F_WRITE_ZEROES)) {

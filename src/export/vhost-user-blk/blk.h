@@ -13,6 +13,8 @@
 
 #include "base/bytes.h"
 #include "block/node.h"
+#include "export/vhost-user-blk/dirty_log.h"
+#include "export/vhost-user-blk/stats.h"
 #include "export/vhost-user-blk/vring.h"
 
 /* Features of the device that we know, by bit. */
@@ -21,12 +23,15 @@
 #define BLK_F_BLK_SIZE 6
 #define BLK_F_FLUSH 9
 #define BLK_F_TOPOLOGY 10
+#define BLK_F_CONFIG_WCE 11
 #define BLK_F_MQ 12
 #define BLK_F_DISCARD 13
 #define BLK_F_WRITE_ZEROES 14
 #define BLK_F_INDIRECT_DESC 28
 #define BLK_F_EVENT_IDX 29
 #define BLK_F_VERSION_1 32
+#define BLK_F_RING_PACKED 34
+#define BLK_F_IN_ORDER 35
 
 #define BLK_ID_LEN 20
 #define BLK_SECTOR_LEN 512u
@@ -55,6 +60,7 @@ struct blk_range {
 struct blk_disk {
 	struct node *top;
 	bool writable;
+	bool in_order; /* VIRTIO_F_IN_ORDER is offered */
 	uint8_t id[BLK_ID_LEN]; /* NUL-padded */
 };
 
@@ -62,19 +68,28 @@ struct blk_disk {
 struct blk_ctx {
 	const struct blk_disk *disk;
 	struct queue *q;
-	uint64_t features;    /* negotiated */
-	uint32_t write_flags; /* of every write: REQ_FUA when the driver cannot flush */
+	uint64_t features;	  /* negotiated */
+	bool writethrough;	  /* the driver asked for it: what completes is stable */
+	uint32_t write_flags;	  /* of every write: REQ_FUA when it must be stable at once */
+	const struct memlog *log; /* what we write of the guest's memory is marked there; NULL: nowhere */
+	const struct gmem *mem;
+	struct blk_stats stats; /* since the export was started */
 };
 
-/* A request of the guest, from vring_chain() to blk_finished(). One for each descriptor, by head. */
+/* A request of the guest, from vring_chain() to blk_finished(). */
 struct blk_slot {
 	struct req req;
-	const struct blk_ctx *ctx;
+	struct blk_ctx *ctx;
 	volatile uint8_t *status;
 	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
 	bool has_in;	  /* there are writable bytes before the status */
-	uint16_t head;
+	uint16_t index; /* in the ring's slots */
+	uint16_t in_first, nr_in; /* where these are in iov, as long as it is not used for ranges */
 	bool busy;
+	bool finished; /* with IN_ORDER: waits for those taken before it */
+	uint8_t class;	   /* enum blk_class */
+	uint64_t start_ns; /* of the turn that took it */
+	uint64_t bytes;	   /* that it is about */
 
 	/* discard, write zeroes: ranges done one after the other */
 	enum req_op range_op;
@@ -91,6 +106,15 @@ struct blk_slot {
 static_assert(sizeof(struct blk_range) == 16, "see the spec");
 
 /*
+ * A driver that cannot flush, or that asked for it, takes what is acknowledged for durable. Without FUA a power cut would
+ * take back writes that a file system has built upon, with nobody to notice.
+ */
+static inline uint32_t blk_write_flags(const struct blk_ctx *ctx)
+{
+	return ctx->features >> BLK_F_FLUSH & 1 && !ctx->writethrough ? 0 : REQ_FUA;
+}
+
+/*
  * Begins the request in s->iov. It ends in blk_finished(), perhaps before this returns. Returns NULL, or what
  * is wrong with a chain that cannot be answered at all.
  */
@@ -104,7 +128,10 @@ void blk_finished(struct blk_slot *s, uint32_t written);
 uint64_t blk_features(const struct blk_disk *disk);
 
 /* Fills the whole configuration space that a message can carry; zero where no field is. */
-void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max,
+void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max, bool writeback,
 		uint8_t space[UMSG_CONFIG_MAX]);
+
+/* The one field of it that the driver may write, a byte. */
+#define BLK_CONFIG_WRITEBACK 32u
 
 #endif

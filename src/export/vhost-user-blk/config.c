@@ -41,6 +41,7 @@ struct blk_config_space {
 
 static_assert(sizeof(struct blk_config_space) == 60, "see the spec");
 static_assert(offsetof(struct blk_config_space, num_queues) == 34, "see the spec");
+static_assert(offsetof(struct blk_config_space, writeback) == BLK_CONFIG_WRITEBACK, "see the spec");
 
 #define BIT(n) (UINT64_C(1) << (n))
 
@@ -48,12 +49,15 @@ uint64_t blk_features(const struct blk_disk *disk)
 {
 	uint64_t features = BIT(BLK_F_SEG_MAX) | BIT(BLK_F_BLK_SIZE) | BIT(BLK_F_FLUSH) |
 			    BIT(BLK_F_TOPOLOGY) | BIT(BLK_F_MQ) | BIT(BLK_F_INDIRECT_DESC) |
-			    BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) | BIT(UMSG_F_PROTOCOL_FEATURES);
+			    BIT(BLK_F_EVENT_IDX) | BIT(BLK_F_VERSION_1) | BIT(BLK_F_RING_PACKED) |
+			    BIT(UMSG_F_PROTOCOL_FEATURES) | BIT(UMSG_F_LOG_ALL);
 
 	if (disk->writable)
-		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES);
+		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES) | BIT(BLK_F_CONFIG_WCE);
 	else
 		features |= BIT(BLK_F_RO);
+	if (disk->in_order)
+		features |= BIT(BLK_F_IN_ORDER);
 	return features;
 }
 
@@ -67,7 +71,7 @@ static uint32_t physical_len(const struct node *n)
 	return align;
 }
 
-void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max,
+void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max, bool writeback,
 		uint8_t space[UMSG_CONFIG_MAX])
 {
 	uint32_t physical = physical_len(disk->top) / BLK_SECTOR_LEN;
@@ -80,7 +84,7 @@ void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max
 		.physical_block_exp = (uint8_t)log2_u64(physical),
 		.min_io_size = le16_put((uint16_t)MIN(physical, UINT16_MAX)),
 		.opt_io_size = le32_put(cluster),
-		.writeback = 1,
+		.writeback = writeback,
 		.num_queues = le16_put((uint16_t)nr_rings),
 	};
 

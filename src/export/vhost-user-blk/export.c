@@ -47,7 +47,8 @@ struct vublk {
 	bool listening;
 	struct timer retry;
 	bool stopping;
-	struct waitlist stopped;
+	uint64_t nr_sessions;
+	struct waitlist stopped, turned;
 	struct session session;
 };
 
@@ -84,6 +85,7 @@ static void listener_ready(struct watch *w, uint32_t events)
 	(void)events;
 	if (fd >= 0) {
 		pause_listening(v);
+		v->nr_sessions++;
 		session_open(&v->session, fd);
 	} else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
 		log_warning("%s: cannot accept a front end: %s; trying again", v->name, strerror(errno));
@@ -100,6 +102,11 @@ static void session_closed(struct session *s)
 		waitlist_wake_all(&v->stopped);
 	else if (listen_again(v) < 0)
 		timer_set(v->control, &v->retry, queue_now(v->control) + ACCEPT_PAUSE_NS);
+}
+
+static void session_turned(struct session *s)
+{
+	waitlist_wake_all(&container_of(s, struct vublk, session)->turned);
 }
 
 /* ---- the socket ---- */
@@ -278,6 +285,93 @@ static int stop_everything(struct fiber *f, void *arg)
 	return 0;
 }
 
+static int tell_config_changed(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	(void)f;
+	session_config_changed(&v->session);
+	return 0;
+}
+
+void vublk_config_changed(struct vublk *v)
+{
+	fiber_call(v->control, tell_config_changed, v);
+}
+
+static int pause_session(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	session_pause(&v->session);
+	while (!session_is_quiet(&v->session))
+		waitlist_wait(f, &v->turned);
+	return 0;
+}
+
+void vublk_pause(struct vublk *v)
+{
+	fiber_call(v->control, pause_session, v);
+}
+
+static int resume_session(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+
+	(void)f;
+	session_resume(&v->session);
+	return 0;
+}
+
+void vublk_resume(struct vublk *v)
+{
+	fiber_call(v->control, resume_session, v);
+}
+
+struct stats_call {
+	struct vublk *v;
+	struct vublk_stats *st;
+};
+
+static int read_stats(struct fiber *f, void *arg)
+{
+	struct stats_call *c = arg;
+	struct vublk *v = c->v;
+	struct vublk_stats *st = c->st;
+
+	(void)f;
+	st->socket_path = v->path;
+	st->connected = v->session.state != SESSION_CLOSED;
+	st->paused = v->session.paused;
+	st->writeback = v->session.writeback;
+	st->memory_lost = atomic_load(&v->session.mem.lost);
+	st->nr_sessions = v->nr_sessions;
+	st->features = v->session.features;
+	st->protocol_features = v->session.protocol_features;
+	st->nr_regions = v->session.mem.nr_regions;
+	for (unsigned i = 0; i < st->nr_queues; i++) {
+		struct ring *r = &v->session.rings[i];
+
+		st->queue[i].running = r->on;
+		st->queue[i].broken = __atomic_load_n(&r->broken, __ATOMIC_RELAXED);
+		st->queue[i].nr_breaks = __atomic_load_n(&r->nr_breaks, __ATOMIC_RELAXED);
+		blk_stats_read(&r->ctx.stats, &st->queue[i].done);
+	}
+	return 0;
+}
+
+struct vublk_stats *vublk_get_stats(struct vublk *v)
+{
+	unsigned nr = v->session.nr_rings; /* set at start */
+	struct stats_call c = { v, calloc(1, sizeof(*c.st) + nr * sizeof(c.st->queue[0])) };
+
+	if (!c.st)
+		return NULL;
+	c.st->nr_queues = nr;
+	fiber_call(v->control, read_stats, &c);
+	return c.st;
+}
+
 static void vublk_free(struct vublk *v)
 {
 	session_free(&v->session);
@@ -332,7 +426,8 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 		return varve_error_errno(err, -ENOMEM, "%s", opts->socket_path);
 	ret = session_init(&v->session, v->name, &v->disk, control, queues, nr_queues,
 			   opts->nr_queues ? opts->nr_queues : 1,
-			   opts->queue_size ? opts->queue_size : QUEUE_SIZE_DEFAULT, session_closed, err);
+			   opts->queue_size ? opts->queue_size : QUEUE_SIZE_DEFAULT, session_closed,
+			   session_turned, err);
 	if (ret < 0)
 		goto fail;
 	ret = attach_queues(v, err);

@@ -6,6 +6,7 @@
 #define VARVE_VUBLK_EXPORT_H
 
 #include "block/node.h"
+#include "export/vhost-user-blk/stats.h"
 
 struct vublk;
 
@@ -17,6 +18,33 @@ struct vublk;
 int vublk_start(struct vublk **ret, struct node *top, const struct varve_vhost_user_blk_options *opts,
 		struct queue *control, struct queue *const *queues, unsigned nr_queues,
 		struct varve_error *err);
+
+/* The disk's length has changed: a front end that is connected is told. Any thread that runs none of the queues. */
+void vublk_config_changed(struct vublk *v);
+
+/*
+ * No request is taken from any queue until vublk_resume(), whoever is or will be connected; returns when those in flight are
+ * done. Any thread that runs none of the queues, one at a time. Stopping ends it too.
+ */
+void vublk_pause(struct vublk *v);
+void vublk_resume(struct vublk *v);
+
+struct vublk_queue_stats {
+	bool running, broken;
+	unsigned nr_breaks; /* in this session */
+	struct blk_stats done;
+};
+
+struct vublk_stats {
+	const char *socket_path;
+	bool connected, paused, writeback, memory_lost;
+	uint64_t nr_sessions, features, protocol_features;
+	unsigned nr_regions, nr_queues;
+	struct vublk_queue_stats queue[]; /* nr_queues */
+};
+
+/* Any thread that runs none of the queues. The caller frees it; NULL: no memory. */
+struct vublk_stats *vublk_get_stats(struct vublk *v);
 
 /* No new requests; waits for those in flight; removes the socket; detaches the queues. Does not flush. */
 void vublk_stop(struct vublk *v);

@@ -139,3 +139,14 @@ void *inflight_region(const struct inflight *a, unsigned queue)
 {
 	return a->map && queue < a->nr_queues ? a->area + queue * region_len(a->queue_size) : NULL;
 }
+
+void inflight_forget(struct inflight *a, unsigned queue)
+{
+	struct inflight_split_region *r = inflight_region(a, queue);
+
+	static_assert(offsetof(struct inflight_split_region, version) ==
+			      offsetof(struct inflight_packed_region, version),
+		      "what the region is used for does not matter");
+	if (r)
+		r->version = INFLIGHT_FRESH;
+}

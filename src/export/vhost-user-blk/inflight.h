@@ -101,7 +101,10 @@ int inflight_map(struct inflight *a, int fd, uint64_t mmap_size, uint64_t mmap_o
 /* No ring runs. Does nothing if there is no area. */
 void inflight_close(struct inflight *a);
 
-/* The region of a queue, for ring_start(); NULL if there is no area, or none for this queue. */
+/* The region of a queue; NULL if there is no area, or none for this queue. */
 void *inflight_region(const struct inflight *a, unsigned queue);
+
+/* The queue is off, with nothing in flight, and its front end decides where it goes on. */
+void inflight_forget(struct inflight *a, unsigned queue);
 
 #endif

@@ -27,6 +27,13 @@ enum form {
 	FORM_MEM,
 	FORM_CONFIG,
 	FORM_RING_FD, /* u64 with a ring, a flag, and one descriptor unless the flag is set */
+	FORM_FD,      /* nothing but a descriptor */
+	FORM_LOG,
+	FORM_ADD_REGION,
+	FORM_REM_REGION, /* some send a descriptor with it, which is closed unused */
+	FORM_ASK_INFLIGHT,
+	FORM_SET_INFLIGHT,
+	FORM_TRANSFER,
 };
 
 static const struct {
@@ -38,8 +45,8 @@ static const struct {
 	[UMSG_SET_OWNER] = { "SET_OWNER", FORM_EMPTY },
 	[UMSG_RESET_OWNER] = { "RESET_OWNER", FORM_EMPTY },
 	[UMSG_SET_MEM_TABLE] = { "SET_MEM_TABLE", FORM_MEM },
-	[6] = { "SET_LOG_BASE", FORM_UNKNOWN },
-	[7] = { "SET_LOG_FD", FORM_UNKNOWN },
+	[UMSG_SET_LOG_BASE] = { "SET_LOG_BASE", FORM_LOG },
+	[UMSG_SET_LOG_FD] = { "SET_LOG_FD", FORM_FD },
 	[UMSG_SET_VRING_NUM] = { "SET_VRING_NUM", FORM_STATE },
 	[UMSG_SET_VRING_ADDR] = { "SET_VRING_ADDR", FORM_ADDR },
 	[UMSG_SET_VRING_BASE] = { "SET_VRING_BASE", FORM_STATE },
@@ -51,24 +58,24 @@ static const struct {
 	[UMSG_SET_PROTOCOL_FEATURES] = { "SET_PROTOCOL_FEATURES", FORM_U64 },
 	[UMSG_GET_QUEUE_NUM] = { "GET_QUEUE_NUM", FORM_EMPTY },
 	[UMSG_SET_VRING_ENABLE] = { "SET_VRING_ENABLE", FORM_STATE },
-	[21] = { "SET_BACKEND_REQ_FD", FORM_UNKNOWN },
+	[UMSG_SET_BACKEND_REQ_FD] = { "SET_BACKEND_REQ_FD", FORM_FD },
 	[22] = { "IOTLB_MSG", FORM_UNKNOWN },
 	[UMSG_GET_CONFIG] = { "GET_CONFIG", FORM_CONFIG },
 	[UMSG_SET_CONFIG] = { "SET_CONFIG", FORM_CONFIG },
 	[28] = { "POSTCOPY_ADVISE", FORM_UNKNOWN },
 	[29] = { "POSTCOPY_LISTEN", FORM_UNKNOWN },
 	[30] = { "POSTCOPY_END", FORM_UNKNOWN },
-	[31] = { "GET_INFLIGHT_FD", FORM_UNKNOWN },
-	[32] = { "SET_INFLIGHT_FD", FORM_UNKNOWN },
+	[UMSG_GET_INFLIGHT_FD] = { "GET_INFLIGHT_FD", FORM_ASK_INFLIGHT },
+	[UMSG_SET_INFLIGHT_FD] = { "SET_INFLIGHT_FD", FORM_SET_INFLIGHT },
 	[UMSG_RESET_DEVICE] = { "RESET_DEVICE", FORM_EMPTY },
 	[35] = { "VRING_KICK", FORM_UNKNOWN },
-	[36] = { "GET_MAX_MEM_SLOTS", FORM_UNKNOWN },
-	[37] = { "ADD_MEM_REG", FORM_UNKNOWN },
-	[38] = { "REM_MEM_REG", FORM_UNKNOWN },
-	[39] = { "SET_STATUS", FORM_UNKNOWN },
-	[40] = { "GET_STATUS", FORM_UNKNOWN },
-	[42] = { "SET_DEVICE_STATE_FD", FORM_UNKNOWN },
-	[43] = { "CHECK_DEVICE_STATE", FORM_UNKNOWN },
+	[UMSG_GET_MAX_MEM_SLOTS] = { "GET_MAX_MEM_SLOTS", FORM_EMPTY },
+	[UMSG_ADD_MEM_REG] = { "ADD_MEM_REG", FORM_ADD_REGION },
+	[UMSG_REM_MEM_REG] = { "REM_MEM_REG", FORM_REM_REGION },
+	[UMSG_SET_STATUS] = { "SET_STATUS", FORM_U64 },
+	[UMSG_GET_STATUS] = { "GET_STATUS", FORM_EMPTY },
+	[UMSG_SET_DEVICE_STATE_FD] = { "SET_DEVICE_STATE_FD", FORM_TRANSFER },
+	[UMSG_CHECK_DEVICE_STATE] = { "CHECK_DEVICE_STATE", FORM_EMPTY },
 };
 
 static_assert(UMSG_REQUESTS <= ARRAY_LEN(requests), "every request that is served has a form");
@@ -232,6 +239,18 @@ static uint64_t payload_len(const struct umsg *m, enum form form)
 		if (m->header.size < UMSG_CONFIG_HEADER_LEN)
 			return UMSG_CONFIG_HEADER_LEN;
 		return UMSG_CONFIG_HEADER_LEN + (uint64_t)m->payload.config.len;
+	case FORM_LOG:
+		return sizeof(m->payload.log);
+	case FORM_ADD_REGION:
+	case FORM_REM_REGION:
+		return sizeof(m->payload.mem_region);
+	case FORM_ASK_INFLIGHT:
+	case FORM_SET_INFLIGHT:
+		/* The specification describes 20 bytes; as a C structure these are 24. */
+		return m->header.size == sizeof(m->payload.inflight) ? m->header.size : UMSG_INFLIGHT_LEN;
+	case FORM_TRANSFER:
+		return sizeof(m->payload.transfer);
+	case FORM_FD:
 	case FORM_EMPTY:
 	case FORM_UNKNOWN:
 		break;
@@ -241,9 +260,22 @@ static uint64_t payload_len(const struct umsg *m, enum form form)
 
 static unsigned fds_wanted(const struct umsg *m, enum form form)
 {
-	if (form == FORM_MEM)
+	switch (form) {
+	case FORM_MEM:
 		return m->payload.mem.nr_regions;
-	return form == FORM_RING_FD && !(m->payload.u64 & UMSG_VRING_NO_FD);
+	case FORM_RING_FD:
+		return !(m->payload.u64 & UMSG_VRING_NO_FD);
+	case FORM_REM_REGION:
+		return m->nr_fds == 1;
+	case FORM_FD:
+	case FORM_LOG:
+	case FORM_ADD_REGION:
+	case FORM_SET_INFLIGHT:
+	case FORM_TRANSFER:
+		return 1;
+	default:
+		return 0;
+	}
 }
 
 int umsg_check(const struct umsg *m, struct varve_error *err)

@@ -10,18 +10,29 @@
  */
 #include "export/vhost-user-blk/requests.h"
 
+#include <endian.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#define BIT(n) (UINT64_C(1) << (n))
 
 #define PROTOCOL_FEATURES                                                                                    \
-	(UINT64_C(1) << UMSG_PROTOCOL_F_MQ | UINT64_C(1) << UMSG_PROTOCOL_F_REPLY_ACK |                      \
-	 UINT64_C(1) << UMSG_PROTOCOL_F_CONFIG | UINT64_C(1) << UMSG_PROTOCOL_F_RESET_DEVICE)
+	(BIT(UMSG_PROTOCOL_F_MQ) | BIT(UMSG_PROTOCOL_F_LOG_SHMFD) | BIT(UMSG_PROTOCOL_F_REPLY_ACK) |         \
+	 BIT(UMSG_PROTOCOL_F_BACKEND_REQ) | BIT(UMSG_PROTOCOL_F_CONFIG) |                                    \
+	 BIT(UMSG_PROTOCOL_F_INFLIGHT_SHMFD) | BIT(UMSG_PROTOCOL_F_RESET_DEVICE) |                           \
+	 BIT(UMSG_PROTOCOL_F_CONFIGURE_MEM_SLOTS) | BIT(UMSG_PROTOCOL_F_STATUS) |                            \
+	 BIT(UMSG_PROTOCOL_F_DEVICE_STATE))
+
+/* Of the device status. */
+#define STATUS_FEATURES_OK 0x08u
+#define STATUS_NEEDS_RESET 0x40u
 
 /* ---- answers ---- */
 
-static void answer(struct session *s, const void *payload, uint32_t len)
+void session_answer(struct session *s, const void *payload, uint32_t len)
 {
 	struct umsg_header h = {
 		.request = s->msg.header.request,
@@ -39,7 +50,7 @@ static void answer(struct session *s, const void *payload, uint32_t len)
 
 void session_answer_u64(struct session *s, uint64_t value)
 {
-	answer(s, &value, sizeof(value));
+	session_answer(s, &value, sizeof(value));
 }
 
 static struct ring *ring_of(struct session *s)
@@ -55,6 +66,12 @@ static int get_features(struct session *s)
 	return 0;
 }
 
+/* Logging begins and ends while the machine runs; its rings stop for a moment to see it. */
+static bool only_logging_changes(const struct session *s)
+{
+	return s->has_features && (s->msg.payload.u64 ^ s->features) == BIT(UMSG_F_LOG_ALL);
+}
+
 static int set_features(struct session *s)
 {
 	uint64_t take = s->msg.payload.u64, offered = blk_features(s->disk);
@@ -63,10 +80,16 @@ static int set_features(struct session *s)
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
 				       take & ~offered);
-	if (!(take >> BLK_F_VERSION_1 & 1))
-		return varve_error_set(
-			&s->err, -ENOTSUP,
-			"SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are not served");
+	/*
+	 * Drivers from before virtio 1.0 have rings in the byte order of their processor. Where that is ours, and
+	 * little, their rings are what split rings are today; a device may refuse the others.
+	 */
+	if (!(take >> BLK_F_VERSION_1 & 1) && BYTE_ORDER != LITTLE_ENDIAN)
+		return varve_error_set(&s->err, -ENOTSUP,
+				       "SET_FEATURES without VERSION_1: drivers from before virtio 1.0 are "
+				       "served on little-endian machines only");
+	if (!(take >> BLK_F_VERSION_1 & 1) && take >> BLK_F_RING_PACKED & 1)
+		return varve_error_set(&s->err, -EINVAL, "SET_FEATURES with RING_PACKED, without VERSION_1");
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		if (s->rings[i].on && take != s->features)
 			return varve_error_set(&s->err, -EBUSY,
@@ -112,35 +135,113 @@ static int nothing(struct session *s)
 	return 0;
 }
 
-/* As at the beginning of the session, except for what the front end has told of itself and of its memory. */
-static int reset_device(struct session *s)
+int session_reset_device(struct session *s)
 {
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		struct ring *r = &s->rings[i];
 
-		ring_set_kick(r, -1);
+		ring_set_kick(r, -1, false);
+		inflight_forget(&s->inflight, i);
 		r->num = 0;
 		r->base = 0;
 		r->has_addr = r->enabled = r->broken = false;
 	}
 	s->features = 0;
 	s->has_features = false;
+	s->status = 0;
+	s->writeback = true;
+	return 0;
+}
+
+/* ---- device status ---- */
+
+static int set_status(struct session *s)
+{
+	uint64_t status = s->msg.payload.u64;
+
+	if (status > UINT8_MAX)
+		return varve_error_set(&s->err, -EINVAL, "SET_STATUS: 0x%" PRIx64 " is not a device status", status);
+	if (!status)
+		return session_reset_device(s);
+	s->status = (uint8_t)status;
+	return 0;
+}
+
+/* What the driver set, except that it learns what only we know. */
+static int get_status(struct session *s)
+{
+	uint8_t status = s->status;
+
+	if (!s->has_features)
+		status &= (uint8_t)~STATUS_FEATURES_OK;
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		if (__atomic_load_n(&s->rings[i].broken, __ATOMIC_RELAXED)) /* it may run */
+			status |= STATUS_NEEDS_RESET;
+	}
+	session_answer_u64(s, status);
+	return 0;
+}
+
+/* ---- the channel for what we say unasked ---- */
+
+static int set_backend_req_fd(struct session *s)
+{
+	struct stat st;
+
+	if (fstat(s->msg.fds[0], &st) < 0)
+		return varve_error_errno(&s->err, -errno, "SET_BACKEND_REQ_FD");
+	if (!S_ISSOCK(st.st_mode))
+		return varve_error_set(&s->err, -EINVAL, "SET_BACKEND_REQ_FD: the descriptor is not a socket");
+	if (s->backend_fd >= 0)
+		close(s->backend_fd);
+	s->backend_fd = umsg_take_fd(&s->msg, 0);
 	return 0;
 }
 
 /* ---- memory ---- */
 
+/* While what we write is logged, memory that the log has no bits for would be lost on the way to the other host. */
+static int log_has(struct session *s, const struct umsg_region *r)
+{
+	if (!s->log.bits || memlog_covers(&s->log, r->guest_addr, r->len))
+		return 0;
+	return varve_error_set(&s->err, -EINVAL, "the dirty log ends before guest address 0x%" PRIx64,
+			       r->guest_addr + r->len);
+}
+
 static int set_mem_table(struct session *s)
 {
 	const struct umsg_mem_table *t = &s->msg.payload.mem;
-	struct gmem fresh;
-	int ret = gmem_map(&fresh, t->region, s->msg.fds, t->nr_regions, &s->err);
+	int ret = 0;
 
-	if (ret < 0)
-		return varve_error_prefix(&s->err, ret, "SET_MEM_TABLE: ");
-	gmem_unmap(&s->mem);
-	s->mem = fresh;
+	for (unsigned i = 0; i < t->nr_regions && ret == 0; i++)
+		ret = log_has(s, &t->region[i]);
+	if (ret == 0)
+		ret = gmem_map(&s->mem, t->region, s->msg.fds, t->nr_regions, &s->err);
+	return ret < 0 ? varve_error_prefix(&s->err, ret, "SET_MEM_TABLE: ") : 0;
+}
+
+static int get_max_mem_slots(struct session *s)
+{
+	session_answer_u64(s, GMEM_REGIONS_MAX);
 	return 0;
+}
+
+static int add_mem_reg(struct session *s)
+{
+	const struct umsg_region *region = &s->msg.payload.mem_region.region;
+	int ret = log_has(s, region);
+
+	if (ret == 0)
+		ret = gmem_add(&s->mem, region, s->msg.fds[0], &s->err);
+	return ret < 0 ? varve_error_prefix(&s->err, ret, "ADD_MEM_REG: ") : 0;
+}
+
+static int rem_mem_reg(struct session *s)
+{
+	int ret = gmem_remove(&s->mem, &s->msg.payload.mem_region.region, &s->err);
+
+	return ret < 0 ? varve_error_prefix(&s->err, ret, "REM_MEM_REG: ") : 0;
 }
 
 /* ---- rings ---- */
@@ -151,12 +252,17 @@ static int running(struct session *s, const struct ring *r)
 			       r->index);
 }
 
+static bool is_packed(const struct session *s)
+{
+	return s->features >> BLK_F_RING_PACKED & 1;
+}
+
 static int set_vring_num(struct session *s)
 {
 	struct ring *r = ring_of(s);
 	uint32_t num = s->msg.payload.state.num;
 
-	if (!is_pow2(num) || num > s->num_max)
+	if (!num || num > s->num_max || (!is_pow2(num) && !is_packed(s)))
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u",
 				       r->index, num, s->num_max);
@@ -171,21 +277,25 @@ static int set_vring_addr(struct session *s)
 	const struct umsg_vring_addr *a = &s->msg.payload.addr;
 	struct ring *r = ring_of(s);
 	struct vring_addr addr = { a->desc, a->avail, a->used };
-	struct vring trial;
 	int ret;
 
-	if (a->flags)
+	if (a->flags & ~UMSG_VRING_LOG)
+		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ADDR: queue %u: unknown flags 0x%x", r->index,
+				       a->flags & ~UMSG_VRING_LOG);
+	if (a->flags && s->log.bits && r->num && !memlog_covers(&s->log, a->log, vring_used_len(r->num, s->features >> BLK_F_RING_PACKED & 1)))
 		return varve_error_set(&s->err, -EINVAL,
-				       "SET_VRING_ADDR: queue %u: flags 0x%x, none are offered", r->index,
-				       a->flags);
+				       "SET_VRING_ADDR: queue %u: the dirty log has no bits for a used ring at 0x%" PRIx64,
+				       r->index, a->log);
 	/* If it can be told already that the ring would not start, this is the message to say so. */
-	if (r->num && s->mem.nr_regions) {
-		ret = vring_open(&trial, &s->mem, &addr, r->num, r->base, false, false, &s->err);
+	if (r->num && s->has_features && s->mem.nr_regions) {
+		ret = vring_check(&s->mem, &addr, r->num, is_packed(s), &s->err);
 		if (ret < 0)
 			return varve_error_prefix(&s->err, ret, "SET_VRING_ADDR: queue %u: ", r->index);
 	}
 	r->addr = addr;
 	r->has_addr = true;
+	r->log_used = a->flags & UMSG_VRING_LOG;
+	r->log_addr = a->log;
 	return 0;
 }
 
@@ -194,13 +304,13 @@ static int set_vring_base(struct session *s)
 	struct ring *r = ring_of(s);
 	uint32_t base = s->msg.payload.state.num;
 
-	if (base > UINT16_MAX)
+	if (base > UINT16_MAX && !is_packed(s))
 		return varve_error_set(&s->err, -EINVAL,
-				       "SET_VRING_BASE: queue %u: %u is not an index of a ring", r->index,
-				       base);
+				       "SET_VRING_BASE: queue %u: %u is not an index of a split ring",
+				       r->index, base);
 	if (r->on)
 		return running(s, r);
-	r->base = (uint16_t)base;
+	r->base = base;
 	return 0;
 }
 
@@ -210,9 +320,10 @@ static int get_vring_base(struct session *s)
 	struct ring *r = ring_of(s);
 	struct umsg_vring_state state = { r->index, r->base };
 
-	ring_set_kick(r, -1);
+	ring_set_kick(r, -1, false);
+	inflight_forget(&s->inflight, r->index);
 	r->broken = false;
-	answer(s, &state, sizeof(state));
+	session_answer(s, &state, sizeof(state));
 	return 0;
 }
 
@@ -253,19 +364,13 @@ static int take_eventfd(struct session *s, int *ret_fd)
 	return 0;
 }
 
+/* Without a descriptor the ring is to be polled. */
 static int set_vring_kick(struct session *s)
 {
-	struct ring *r = ring_of(s);
-	int fd, ret;
+	int fd, ret = take_eventfd(s, &fd);
 
-	if (!s->msg.nr_fds)
-		return varve_error_set(
-			&s->err, -ENOTSUP,
-			"SET_VRING_KICK: queue %u has no descriptor; polling a ring is not offered",
-			r->index);
-	ret = take_eventfd(s, &fd);
 	if (ret == 0)
-		ring_set_kick(r, fd);
+		ring_set_kick(ring_of(s), fd, fd < 0);
 	return ret;
 }
 
@@ -296,24 +401,48 @@ static int get_config(struct session *s)
 
 	/* No payload says that there is no such part. */
 	if (c.off > sizeof(space) || c.len > sizeof(space) - c.off) {
-		answer(s, NULL, 0);
+		session_answer(s, NULL, 0);
 		return 0;
 	}
-	blk_config(s->disk, s->nr_rings, s->num_max, space);
+	blk_config(s->disk, s->nr_rings, s->num_max, s->writeback, space);
 	memcpy(c.data, space + c.off, c.len);
-	answer(s, &c, (uint32_t)UMSG_CONFIG_HEADER_LEN + c.len);
+	session_answer(s, &c, (uint32_t)UMSG_CONFIG_HEADER_LEN + c.len);
 	return 0;
 }
 
+/* Where in the message's bytes the field is that can be written; NULL: not there, or not to be written. */
+static const uint8_t *writeback_field(const struct session *s)
+{
+	const struct umsg_config *c = &s->msg.payload.config;
+
+	if (c->off > BLK_CONFIG_WRITEBACK || c->len <= BLK_CONFIG_WRITEBACK - c->off ||
+	    !(s->features >> BLK_F_CONFIG_WCE & 1))
+		return NULL;
+	return &c->data[BLK_CONFIG_WRITEBACK - c->off];
+}
+
 /*
- * No field can be written. A guest can make its front end send this, so it is not a reason to end the
+ * The guest writes one field, whether the disk has a write cache; after a migration the front end may bring the whole
+ * space, of which we take that field. A guest can make its front end send anything here, so nothing is a reason to end the
  * session: it is refused if an answer is wanted, and else ignored.
  */
 static int set_config(struct session *s)
 {
+	const struct umsg_config *c = &s->msg.payload.config;
+	const uint8_t *field = writeback_field(s);
+
+	if (field && *field <= 1 && (c->flags == UMSG_CONFIG_MIGRATION || (c->flags == 0 && c->len == 1))) {
+		s->writeback = *field;
+		return 0;
+	}
+	if (c->flags == UMSG_CONFIG_MIGRATION && !field)
+		return 0;
 	if (!s->need_reply)
 		return 0;
-	return varve_error_set(&s->err, -EPERM, "SET_CONFIG: no field of the configuration can be written");
+	return varve_error_set(&s->err, -EPERM,
+			       "SET_CONFIG: %" PRIu32 " bytes at %" PRIu32 ", flags 0x%" PRIx32
+			       ": only the write cache (0 or 1 at %u) can be written, when CONFIG_WCE is negotiated",
+			       c->len, c->off, c->flags, BLK_CONFIG_WRITEBACK);
 }
 
 /* ---- the table ---- */
@@ -328,6 +457,8 @@ static const struct request {
 	[UMSG_SET_OWNER] = { nothing, SCOPE_NO_RING, false },
 	[UMSG_RESET_OWNER] = { nothing, SCOPE_NO_RING, false },
 	[UMSG_SET_MEM_TABLE] = { set_mem_table, SCOPE_ALL_RINGS, false },
+	[UMSG_SET_LOG_BASE] = { session_set_log_base, SCOPE_ALL_RINGS, true },
+	[UMSG_SET_LOG_FD] = { session_set_log_fd, SCOPE_NO_RING, false },
 	[UMSG_SET_VRING_NUM] = { set_vring_num, SCOPE_NO_RING, false },
 	[UMSG_SET_VRING_ADDR] = { set_vring_addr, SCOPE_RING, false },
 	[UMSG_SET_VRING_BASE] = { set_vring_base, SCOPE_NO_RING, false },
@@ -341,7 +472,17 @@ static const struct request {
 	[UMSG_SET_VRING_ENABLE] = { set_vring_enable, SCOPE_RING, false },
 	[UMSG_GET_CONFIG] = { get_config, SCOPE_NO_RING, true },
 	[UMSG_SET_CONFIG] = { set_config, SCOPE_NO_RING, false },
-	[UMSG_RESET_DEVICE] = { reset_device, SCOPE_ALL_RINGS, false },
+	[UMSG_SET_BACKEND_REQ_FD] = { set_backend_req_fd, SCOPE_NO_RING, false },
+	[UMSG_GET_INFLIGHT_FD] = { session_get_inflight_fd, SCOPE_NO_RING, true },
+	[UMSG_SET_INFLIGHT_FD] = { session_set_inflight_fd, SCOPE_ALL_RINGS, false },
+	[UMSG_RESET_DEVICE] = { session_reset_device, SCOPE_ALL_RINGS, false },
+	[UMSG_GET_MAX_MEM_SLOTS] = { get_max_mem_slots, SCOPE_NO_RING, true },
+	[UMSG_ADD_MEM_REG] = { add_mem_reg, SCOPE_ALL_RINGS, false },
+	[UMSG_REM_MEM_REG] = { rem_mem_reg, SCOPE_ALL_RINGS, false },
+	[UMSG_SET_STATUS] = { set_status, SCOPE_NO_RING, false },
+	[UMSG_GET_STATUS] = { get_status, SCOPE_NO_RING, true },
+	[UMSG_SET_DEVICE_STATE_FD] = { session_set_device_state_fd, SCOPE_NO_RING, true },
+	[UMSG_CHECK_DEVICE_STATE] = { session_check_device_state, SCOPE_NO_RING, true },
 };
 
 static const struct request *request_of(const struct umsg *m)
@@ -350,9 +491,18 @@ static const struct request *request_of(const struct umsg *m)
 	return &table[m->header.request];
 }
 
-enum session_scope session_scope(const struct umsg *m)
+enum session_scope session_scope(const struct session *s)
 {
-	return request_of(m)->scope;
+	switch (s->msg.header.request) {
+	case UMSG_SET_FEATURES:
+		return only_logging_changes(s) ? SCOPE_ALL_RINGS : SCOPE_NO_RING;
+	case UMSG_SET_CONFIG:
+		return writeback_field(s) ? SCOPE_ALL_RINGS : SCOPE_NO_RING;
+	case UMSG_SET_STATUS:
+		return s->msg.payload.u64 ? SCOPE_NO_RING : SCOPE_ALL_RINGS; /* 0: the device is reset */
+	default:
+		return request_of(&s->msg)->scope;
+	}
 }
 
 bool session_has_answer(const struct umsg *m)

@@ -19,6 +19,10 @@
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define BREAKS_LOGGED 20
 
+/* How often a ring without a kick descriptor is looked at: in use, and after a while without requests. */
+#define POLL_MIN_NS 20000ull
+#define POLL_MAX_NS 1000000ull
+
 /* An eventfd whose counter is full is signalled all the same; other failures are the front end's loss. */
 static void signal_fd(int fd)
 {
@@ -33,13 +37,15 @@ static void stop_watching(struct ring *r)
 	if (r->watching)
 		watch_del(r->q, &r->kick);
 	r->watching = false;
+	timer_cancel(r->q, &r->poll);
 }
 
 static __attribute__((cold)) void ring_break(struct ring *r)
 {
-	r->broken = true;
+	__atomic_store_n(&r->broken, true, __ATOMIC_RELAXED); /* read for the statistics */
+	__atomic_store_n(&r->nr_breaks, r->nr_breaks + 1, __ATOMIC_RELAXED);
 	stop_watching(r);
-	if (r->nr_breaks++ < BREAKS_LOGGED)
+	if (r->nr_breaks <= BREAKS_LOGGED)
 		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name,
 			    r->index, r->vr.fault,
 			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"
@@ -47,24 +53,28 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 	signal_fd(r->err_fd);
 }
 
+/* A page of the guest's memory is gone (memguard.h): nothing that is read there means anything. */
+static bool memory_lost(struct ring *r)
+{
+	if (likely(!atomic_load_explicit(&r->vr.mem->lost, memory_order_relaxed)))
+		return false;
+	vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
+	ring_break(r);
+	return true;
+}
+
 /* ---- requests ---- */
 
-static int take_request(struct ring *r, uint16_t head)
+static int begin_request(struct ring *r, struct blk_slot *s, const struct vring_chain *chain)
 {
-	struct blk_slot *s = &r->slots[head];
-	struct vring_chain chain;
 	const char *wrong;
-	int ret;
 
-	if (unlikely(s->busy))
-		return vring_fault(&r->vr, "descriptor %u is offered again while its request is in flight",
-				   head);
-	ret = vring_chain(&r->vr, head, s->iov, BLK_IOV_MAX, &chain);
-	if (unlikely(ret < 0))
-		return ret;
+	if (r->in_order)
+		r->fifo[(r->fifo_head + r->nr_busy) % r->nr_slots] = s->index;
 	s->busy = true;
+	s->finished = false;
 	r->nr_busy++;
-	wrong = blk_begin(s, &chain);
+	wrong = blk_begin(s, chain);
 	if (unlikely(wrong)) {
 		s->busy = false;
 		r->nr_busy--;
@@ -73,30 +83,81 @@ static int take_request(struct ring *r, uint16_t head)
 	return 0;
 }
 
-/*
- * Takes all requests that are there, but no more than the ring has places: a guest that adds them as fast as
- * they are completed shares the thread with others.
- */
-static void take_requests(struct ring *r)
+static int take_request(struct ring *r, uint16_t slot)
 {
-	if (r->broken || r->stopping || r->more_posted)
-		return;
-	vring_kick_off(&r->vr);
-	for (unsigned i = 0; i < r->vr.num; i++) {
-		uint16_t head;
-		int ret = vring_next(&r->vr, &head);
+	struct blk_slot *s = &r->slots[slot];
+	struct vring_chain chain;
+	int ret;
 
-		if (ret == 0 && !vring_kick_on(&r->vr))
-			return;
-		if (ret > 0)
-			ret = take_request(r, head);
-		if (unlikely(ret < 0)) {
+	if (unlikely(s->busy))
+		return vring_fault(&r->vr, "descriptor %u is offered again while its request is in flight",
+				   slot);
+	ret = vring_chain(&r->vr, slot, s->iov, BLK_IOV_MAX, &chain);
+	return unlikely(ret < 0) ? ret : begin_request(r, s, &chain);
+}
+
+/* Before any other: what a process before us had taken and not given back. */
+static void redo_requests(struct ring *r)
+{
+	for (unsigned i = 0; i < r->vr.track.nr_redo; i++) {
+		struct blk_slot *s = &r->slots[r->vr.track.redo[i]];
+		struct vring_chain chain;
+		int ret = vring_redo(&r->vr, s->index, s->iov, BLK_IOV_MAX, &chain);
+
+		if (ret == 0)
+			ret = begin_request(r, s, &chain);
+		if (ret < 0) {
 			ring_break(r);
 			return;
 		}
 	}
+}
+
+/*
+ * Takes all requests that are there, but no more than the ring has places: a guest that adds them as fast as
+ * they are completed shares the thread with others. True: there were some.
+ */
+static bool take_requests(struct ring *r)
+{
+	bool some = false;
+
+	if (r->broken || r->stopping || r->more_posted || memory_lost(r))
+		return false;
+	vring_kick_off(&r->vr);
+	for (unsigned i = 0; i < r->vr.num; i++) {
+		uint16_t slot;
+		int ret = vring_next(&r->vr, &slot);
+
+		if (ret == 0 && (r->polled || !vring_kick_on(&r->vr))) {
+			memory_lost(r); /* or else it only looks empty */
+			return some;
+		}
+		if (ret > 0) {
+			some = true;
+			ret = take_request(r, slot);
+		}
+		if (memory_lost(r))
+			return some;
+		if (unlikely(ret < 0)) {
+			ring_break(r);
+			return some;
+		}
+	}
 	r->more_posted = true;
 	queue_later(r->q, &r->more);
+	return true;
+}
+
+/* ---- a ring without a kick descriptor ---- */
+
+/* Looks again soon while requests come, and ever more rarely while none does. */
+static void poll_fired(struct timer *t)
+{
+	struct ring *r = container_of(t, struct ring, poll);
+
+	r->poll_ns = take_requests(r) ? POLL_MIN_NS : MIN(2 * r->poll_ns, POLL_MAX_NS);
+	if (!r->broken)
+		timer_set(r->q, &r->poll, queue_now(r->q) + r->poll_ns);
 }
 
 static void ring_kicked(struct watch *w, uint32_t events)
@@ -115,14 +176,28 @@ static void ring_kicked(struct watch *w, uint32_t events)
 	take_requests(r);
 }
 
+/* A packed ring shows what is done in its descriptors, and the address that the log is told is only that of its events. */
+static __attribute__((noinline, cold)) void log_used(const struct ring *r)
+{
+	memlog_mark(r->ctx.log, r->log_addr, vring_used_len(r->num, r->vr.packed));
+	if (r->vr.packed)
+		memlog_mark_host(r->ctx.log, r->ctx.mem, r->vr.desc, 16 * (uint64_t)r->num);
+}
+
 /* Once a turn: everything that was completed becomes visible, with one call if the guest wants one. */
 static bool ring_hook(struct hook *h)
 {
 	struct ring *r = container_of(h, struct ring, hook);
 
 	if (r->dirty) {
+		bool call = vring_publish(&r->vr);
+
 		r->dirty = false;
-		if (vring_publish(&r->vr))
+		if (!r->broken)
+			memory_lost(r);
+		if (unlikely(r->ctx.log != NULL) && r->log_used)
+			log_used(r);
+		if (call)
 			signal_fd(r->call_fd);
 	}
 	return false;
@@ -145,7 +220,7 @@ static void stop_if_idle(struct ring *r)
 	ring_hook(&r->hook);
 	hook_del(r->q, &r->hook);
 	r->stopping = false;
-	r->base = r->vr.next_avail;
+	r->base = vring_base(&r->vr);
 	order_done(r, 0);
 }
 
@@ -160,14 +235,38 @@ static void ring_more(struct msg *m)
 		take_requests(r);
 }
 
+static void push(struct ring *r, struct blk_slot *s)
+{
+	vring_push(&r->vr, s->index, s->written);
+	s->busy = false;
+	r->nr_busy--;
+	r->dirty = true;
+}
+
+/* IN_ORDER: gives back the oldest ones, as far as they are finished. */
+static void push_in_order(struct ring *r)
+{
+	while (r->nr_busy) {
+		struct blk_slot *s = &r->slots[r->fifo[r->fifo_head]];
+
+		if (!s->finished)
+			return;
+		r->fifo_head = (r->fifo_head + 1) % r->nr_slots;
+		push(r, s);
+	}
+}
+
 void blk_finished(struct blk_slot *s, uint32_t written)
 {
 	struct ring *r = container_of(s->ctx, struct ring, ctx);
 
-	vring_push(&r->vr, s->head, written);
-	s->busy = false;
-	r->nr_busy--;
-	r->dirty = true;
+	s->written = written;
+	if (unlikely(r->in_order)) {
+		s->finished = true;
+		push_in_order(r);
+	} else {
+		push(r, s);
+	}
 	if (unlikely(r->stopping))
 		stop_if_idle(r);
 }
@@ -177,10 +276,15 @@ static int start(struct ring *r)
 	int ret;
 
 	r->kick = (struct watch){ .fd = r->kick_fd, .events = EPOLLIN, .ready = ring_kicked };
-	ret = watch_add(r->q, &r->kick);
-	if (ret < 0)
-		return ret;
-	r->watching = true;
+	if (r->kick_fd >= 0) {
+		ret = watch_add(r->q, &r->kick);
+		if (ret < 0)
+			return ret;
+		r->watching = true;
+	} else {
+		r->poll_ns = POLL_MIN_NS;
+		timer_set(r->q, &r->poll, queue_now(r->q));
+	}
 	gmem_announce(r->vr.mem, r->q);
 	r->hook.run = ring_hook;
 	hook_add(r->q, &r->hook);
@@ -196,9 +300,14 @@ static void carry_out(struct msg *m)
 	case RING_START:
 		ret = start(r);
 		order_done(r, ret);
+		if (ret < 0)
+			return;
+		/* A process before us may have died between showing what is done and calling the driver. */
+		if (r->vr.track.resumed)
+			signal_fd(r->call_fd);
+		redo_requests(r);
 		/* What the guest offered before there was anybody to be kicked. */
-		if (ret == 0)
-			take_requests(r);
+		take_requests(r);
 		return;
 	case RING_STOP:
 		r->stopping = true;
@@ -269,6 +378,7 @@ void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q
 		.err_fd = -1,
 		.ctx = { .disk = disk, .q = q },
 		.more = { .run = ring_more },
+		.poll = { .fire = poll_fired },
 		.order_msg = { .run = carry_out },
 		.answer_msg = { .run = order_answered },
 	};
@@ -287,7 +397,7 @@ void ring_reset(struct ring *r)
 	r->num = 0;
 	r->base = 0;
 	r->nr_breaks = 0;
-	r->enabled = r->has_addr = r->broken = false;
+	r->enabled = r->has_addr = r->polled = r->broken = false;
 }
 
 static int make_slots(struct ring *r, struct varve_error *err)
@@ -302,29 +412,48 @@ static int make_slots(struct ring *r, struct varve_error *err)
 	r->nr_slots = r->num;
 	for (unsigned i = 0; i < r->num; i++) {
 		r->slots[i].ctx = &r->ctx;
-		r->slots[i].head = (uint16_t)i;
+		r->slots[i].index = (uint16_t)i;
 	}
 	return 0;
 }
 
-int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, struct varve_error *err)
+static int open_ring(struct ring *r, const struct gmem *mem, uint64_t features, const struct inflight *inflight,
+		     struct varve_error *err)
+{
+	struct vring_opts o = {
+		.num = r->num,
+		.base = r->base,
+		.packed = features >> BLK_F_RING_PACKED & 1,
+		.indirect = features >> BLK_F_INDIRECT_DESC & 1,
+		.event_idx = features >> BLK_F_EVENT_IDX & 1,
+		.inflight = inflight_region(inflight, r->index),
+	};
+
+	if (!o.packed && !is_pow2(o.num))
+		return varve_error_set(err, -EINVAL, "a split ring of %u, which is not a power of two", o.num);
+	if (o.inflight && o.num > inflight->queue_size)
+		return varve_error_set(err, -EINVAL, "the in-flight area is for rings of %u, this one has %u",
+				       inflight->queue_size, o.num);
+	return vring_open(&r->vr, mem, &r->addr, &o, err);
+}
+
+int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const struct inflight *inflight,
+	       struct varve_error *err)
 {
 	int ret;
 
-	assert(!r->on && r->num && r->has_addr && r->kick_fd >= 0);
-	ret = vring_open(&r->vr, mem, &r->addr, r->num, r->base, features >> BLK_F_INDIRECT_DESC & 1,
-			 features >> BLK_F_EVENT_IDX & 1, err);
+	assert(!r->on && r->num && r->has_addr && (r->kick_fd >= 0 || r->polled));
+	ret = open_ring(r, mem, features, inflight, err);
 	if (ret < 0)
 		return varve_error_prefix(err, ret, "queue %u: ", r->index);
 	ret = make_slots(r, err);
 	if (ret < 0)
 		return ret;
+	r->in_order = features >> BLK_F_IN_ORDER & 1;
+	r->fifo_head = 0;
 	r->ctx.features = features;
-	/*
-	 * A driver that cannot flush takes what is acknowledged for durable. Without FUA a power cut would
-	 * take back writes that a file system has built upon, with nobody to notice.
-	 */
-	r->ctx.write_flags = features >> BLK_F_FLUSH & 1 ? 0 : REQ_FUA;
+	r->ctx.mem = mem;
+	r->ctx.write_flags = blk_write_flags(&r->ctx);
 	r->on = true;
 	give_order(r, RING_START);
 	return 0;
@@ -360,9 +489,10 @@ bool ring_set_err(struct ring *r, int fd)
 	return false;
 }
 
-void ring_set_kick(struct ring *r, int fd)
+void ring_set_kick(struct ring *r, int fd, bool polled)
 {
 	assert(!r->on);
 	close_fd(r->kick_fd);
 	r->kick_fd = fd;
+	r->polled = polled;
 }

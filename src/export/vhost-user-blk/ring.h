@@ -35,25 +35,33 @@ struct ring {
 	bool on;      /* START was sent and STOP not yet answered */
 	bool enabled; /* SET_VRING_ENABLE */
 	bool has_addr;
+	bool polled;  /* SET_VRING_KICK without a descriptor: we look for requests by ourselves */
 	unsigned num; /* 0: not set */
 	struct vring_addr addr;
+	bool log_used;	   /* writes to the used ring are logged, if any are ... */
+	uint64_t log_addr; /* ... as if it were at this guest address */
 
 	/* control thread while the ring is off, its queue while it is on */
-	uint16_t base; /* the next available entry, when off */
+	uint32_t base; /* where the ring goes on, when off: vring_opts.base */
 	bool broken;
 	unsigned nr_breaks;	      /* in this session */
 	int kick_fd, call_fd, err_fd; /* -1: none */
 	struct vring vr;
 	struct blk_ctx ctx;
-	struct blk_slot *slots; /* nr_slots, by head descriptor */
+	struct blk_slot *slots; /* nr_slots, by vring's number */
 	unsigned nr_slots;
+	bool in_order;
 
 	/* its queue only */
 	unsigned nr_busy;
+	uint16_t fifo[VRING_NUM_MAX]; /* with IN_ORDER: the nr_busy slots as they were taken, a ring */
+	unsigned fifo_head;
 	bool stopping, dirty; /* dirty: there are used elements to publish */
 	bool more_posted;     /* a turn was not enough to empty the ring */
 	bool watching;
 	struct watch kick;
+	struct timer poll;
+	uint64_t poll_ns; /* until the next look, while there is nothing */
 	struct hook hook;
 	struct msg more;
 
@@ -72,8 +80,11 @@ void ring_reset(struct ring *r);
 
 /* ---- control thread; r->answered() follows each of these if it returns 0 ---- */
 
-/* The ring is off, and num, addr and kick_fd are set. */
-int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, struct varve_error *err);
+/*
+ * The ring is off, and num, addr, and kick_fd or polled, are set. Requests that inflight records are taken first.
+ */
+int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const struct inflight *inflight,
+	       struct varve_error *err);
 
 /* The ring is on. */
 void ring_stop(struct ring *r);
@@ -82,7 +93,7 @@ void ring_stop(struct ring *r);
 
 bool ring_set_call(struct ring *r, int fd);
 bool ring_set_err(struct ring *r, int fd);
-/* The ring is off. */
-void ring_set_kick(struct ring *r, int fd);
+/* The ring is off. polled: without a descriptor it is to run all the same. */
+void ring_set_kick(struct ring *r, int fd, bool polled);
 
 #endif

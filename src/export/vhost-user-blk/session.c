@@ -26,6 +26,7 @@
 #define REFUSALS_LOGGED 20
 
 static void advance(struct session *s);
+static void turn(struct session *s);
 
 /* ---- watching the socket ---- */
 
@@ -58,7 +59,7 @@ static int watch_for(struct session *s, uint32_t events)
 
 static bool ring_ready(const struct session *s, const struct ring *r)
 {
-	return r->enabled && r->kick_fd >= 0 && r->has_addr && r->num && !r->broken && s->has_features &&
+	return !s->paused && r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num && !r->broken && s->has_features &&
 	       s->mem.nr_regions;
 }
 
@@ -93,7 +94,17 @@ static void start_rings(struct session *s)
 
 		if (r->on || !ring_ready(s, r))
 			continue;
-		ret = ring_start(r, &s->mem, s->features, &err);
+		if (atomic_load(&s->mem.lost)) {
+			ret = varve_error_set(&err, -EFAULT,
+					      "queue %u: memory that the front end shares was cut off; share it anew", i);
+			if (s->result == 0)
+				s->err = err;
+			start_failed(s, r, ret);
+			continue;
+		}
+		r->ctx.writethrough = !s->writeback;
+		r->ctx.log = s->features >> UMSG_F_LOG_ALL & 1 && s->log.bits ? &s->log : NULL;
+		ret = ring_start(r, &s->mem, s->features, &s->inflight, &err);
 		if (ret == 0) {
 			s->nr_waiting++;
 			continue;
@@ -120,18 +131,33 @@ static void ring_answered(struct ring *r)
 
 /* ---- the end ---- */
 
+static void drop_answer_fd(struct session *s)
+{
+	if (s->answer_fd >= 0)
+		close(s->answer_fd);
+	s->answer_fd = -1;
+}
+
 static void forget_everything(struct session *s)
 {
 	for (unsigned i = 0; i < s->nr_rings; i++)
 		ring_reset(&s->rings[i]);
 	gmem_unmap(&s->mem);
 	inflight_close(&s->inflight);
+	memlog_close(&s->log);
+	session_forget_transfer(s);
+	if (s->backend_fd >= 0)
+		close(s->backend_fd);
+	s->backend_fd = -1;
 	umsg_reset(&s->msg);
 	close(s->watch.fd);
 	s->watch.fd = -1;
 	s->features = s->protocol_features = 0;
 	s->has_features = false;
+	s->status = 0;
+	s->writeback = true;
 	s->answer_len = 0;
+	drop_answer_fd(s);
 	s->doomed = false;
 	s->nr_refused = 0;
 }
@@ -157,6 +183,7 @@ void session_close(struct session *s)
 		break;
 	case SESSION_QUIESCING:
 	case SESSION_RESUMING:
+	case SESSION_TURNING:
 		s->doomed = true;
 		break;
 	case SESSION_CLOSING:
@@ -166,12 +193,39 @@ void session_close(struct session *s)
 
 /* ---- answering ---- */
 
+/* One sendmsg() of the rest of the answer, with its descriptor if that has not gone yet. Bytes, or -1. */
+static ssize_t send_part(struct session *s)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = { .bytes = { 0 } };
+	struct iovec iov = { s->answer + s->answer_sent, s->answer_len - s->answer_sent };
+	struct msghdr mh = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (s->answer_fd >= 0) {
+		struct cmsghdr *c;
+
+		mh.msg_control = &control;
+		mh.msg_controllen = sizeof(control);
+		c = CMSG_FIRSTHDR(&mh);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(c), &s->answer_fd, sizeof(int));
+	}
+	n = sendmsg(s->watch.fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL);
+	if (n > 0)
+		drop_answer_fd(s);
+	return n;
+}
+
 /* Sends what is left of the answer. Afterwards the state is READING, WRITING or CLOSING. */
 static void send_answer(struct session *s)
 {
 	while (s->answer_sent < s->answer_len) {
-		ssize_t n = send(s->watch.fd, s->answer + s->answer_sent, s->answer_len - s->answer_sent,
-				 MSG_DONTWAIT | MSG_NOSIGNAL);
+		ssize_t n = send_part(s);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -179,6 +233,8 @@ static void send_answer(struct session *s)
 			s->state = SESSION_WRITING;
 			if (watch_for(s, EPOLLOUT) < 0)
 				begin_closing(s);
+			else
+				turn(s);
 			return;
 		}
 		if (n < 0) {
@@ -192,7 +248,16 @@ static void send_answer(struct session *s)
 	if (watch_for(s, EPOLLIN) < 0) {
 		log_warning("%s: connection closed: no memory to wait for it", s->name);
 		begin_closing(s);
+		return;
 	}
+	turn(s);
+}
+
+void session_refused(struct session *s)
+{
+	if (s->nr_refused++ < REFUSALS_LOGGED)
+		log_warning("%s: refused: %s%s", s->name, s->err.message,
+			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)" : "");
 }
 
 /*
@@ -207,10 +272,8 @@ static void finish_message(struct session *s)
 		begin_closing(s);
 		return;
 	}
-	if (s->result < 0 && s->nr_refused++ < REFUSALS_LOGGED)
-		log_warning("%s: refused: %s%s", s->name, s->err.message,
-			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)"
-							     : "");
+	if (s->result < 0)
+		session_refused(s);
 	if (s->need_reply && !s->answer_len)
 		session_answer_u64(s, s->result < 0);
 	send_answer(s);
@@ -237,9 +300,17 @@ static void advance(struct session *s)
 		else
 			finish_message(s);
 		break;
+	case SESSION_TURNING:
+		if (s->doomed)
+			begin_closing(s);
+		else
+			send_answer(s); /* what was left of it, perhaps nothing: back to WRITING or READING */
+		s->turned(s);
+		break;
 	case SESSION_CLOSING:
 		forget_everything(s);
 		s->state = SESSION_CLOSED;
+		s->turned(s);
 		s->closed(s);
 		break;
 	case SESSION_CLOSED:
@@ -247,6 +318,53 @@ static void advance(struct session *s)
 	case SESSION_WRITING:
 		assert(!"a ring answered in a state without orders");
 	}
+}
+
+/* ---- pause and resume ---- */
+
+bool session_is_quiet(const struct session *s)
+{
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		if (s->rings[i].on)
+			return false;
+	}
+	return true;
+}
+
+/* READING or WRITING: brings the rings to where session_pause() or session_resume() wants them. */
+static void turn(struct session *s)
+{
+	if (s->paused) {
+		stop_rings(s);
+	} else {
+		s->result = 0;
+		start_rings(s);
+		if (s->result < 0)
+			log_warning("%s: %s", s->name, s->err.message);
+	}
+	if (!s->nr_waiting)
+		return;
+	s->state = SESSION_TURNING;
+	unwatch(s);
+}
+
+static void turn_if_possible(struct session *s)
+{
+	if (s->state == SESSION_READING || s->state == SESSION_WRITING)
+		turn(s);
+	s->turned(s);
+}
+
+void session_pause(struct session *s)
+{
+	s->paused = true;
+	turn_if_possible(s);
+}
+
+void session_resume(struct session *s)
+{
+	s->paused = false;
+	turn_if_possible(s);
 }
 
 /* A whole message: stop what it concerns, then go on. */
@@ -260,7 +378,7 @@ static void begin_message(struct session *s)
 	s->need_reply = ack && s->msg.header.flags & UMSG_NEED_REPLY && !session_has_answer(&s->msg);
 	s->state = SESSION_QUIESCING;
 	if (ring < (int64_t)s->nr_rings) {
-		switch (session_scope(&s->msg)) {
+		switch (session_scope(s)) {
 		case SCOPE_RING:
 			stop_ring(s, &s->rings[ring]);
 			break;
@@ -302,6 +420,24 @@ static void read_messages(struct session *s)
 	}
 }
 
+/*
+ * No answer is asked for, so none comes to be read. A front end that lets its channel fill up is not told any more:
+ * it has stopped listening.
+ */
+void session_config_changed(struct session *s)
+{
+	const struct umsg_header h = { .request = UMSG_BACKEND_CONFIG_CHANGE, .flags = UMSG_VERSION };
+
+	if (s->backend_fd < 0 || !(s->protocol_features >> UMSG_PROTOCOL_F_CONFIG & 1))
+		return;
+	if (send(s->backend_fd, &h, sizeof(h), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(h))
+		return;
+	log_warning("%s: the front end cannot be told of the new configuration: its back-end channel does not take it",
+		    s->name);
+	close(s->backend_fd);
+	s->backend_fd = -1;
+}
+
 static void socket_ready(struct watch *w, uint32_t events)
 {
 	struct session *s = container_of(w, struct session, watch);
@@ -335,7 +471,7 @@ static int learn_eventfd(struct session *s, struct varve_error *err)
 
 int session_init(struct session *s, const char *name, const struct blk_disk *disk, struct queue *control,
 		 struct queue *const *queues, unsigned nr_queues, unsigned nr_rings, unsigned num_max,
-		 void (*closed)(struct session *s), struct varve_error *err)
+		 void (*closed)(struct session *s), void (*turned)(struct session *s), struct varve_error *err)
 {
 	int ret;
 
@@ -346,6 +482,11 @@ int session_init(struct session *s, const char *name, const struct blk_disk *dis
 		.num_max = num_max,
 		.nr_rings = nr_rings,
 		.closed = closed,
+		.turned = turned,
+		.writeback = true,
+		.backend_fd = -1,
+		.answer_fd = -1,
+		.state_fd = -1,
 		.watch = { .fd = -1, .ready = socket_ready },
 	};
 	ret = learn_eventfd(s, err);

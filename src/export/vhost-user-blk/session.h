@@ -12,13 +12,16 @@
  *	   ▲                 ▲           (rings that it   apply()  (rings that should │
  *	   │                 │            concerns)                 run, orders)      │ answer
  *	   │                 ├────────────────────────────────────────────────────────┤
- *	   │                 └── sent ── WRITING ◀── it does not fit the socket ──────┘
+ *	   │                 ├── sent ── WRITING ◀── it does not fit the socket ──────┘
+ *	   │                 └──────── TURNING: session_pause(), session_resume(), from READING or WRITING, or
+ *	   │                           when one of these is reached; back when the rings have stopped, or started
  *	   └─── all rings ── CLOSING ◀── end of file, broken rule, session_close(): from any state, as soon
  *	         stopped                 as no ring owes an answer
  */
 #ifndef VARVE_VUBLK_SESSION_H
 #define VARVE_VUBLK_SESSION_H
 
+#include "export/vhost-user-blk/dirty_log.h"
 #include "export/vhost-user-blk/inflight.h"
 #include "export/vhost-user-blk/mem.h"
 #include "export/vhost-user-blk/msg.h"
@@ -30,6 +33,7 @@ enum session_state {
 	SESSION_QUIESCING,
 	SESSION_RESUMING,
 	SESSION_WRITING,
+	SESSION_TURNING,
 	SESSION_CLOSING,
 };
 
@@ -45,6 +49,7 @@ struct session {
 	unsigned nr_rings;
 	struct ring *rings;
 	void (*closed)(struct session *s); /* state CLOSED is reached again */
+	void (*turned)(struct session *s); /* after session_pause(), session_resume(): session_is_quiet() may have changed */
 	dev_t eventfd_dev;		   /* what an eventfd looks like to fstat() */
 	ino_t eventfd_ino;
 
@@ -52,12 +57,17 @@ struct session {
 	struct watch watch;
 	bool watching;
 	bool doomed;	     /* close as soon as the rings have answered */
+	bool paused;	     /* no ring runs, whatever the front end says; outlives the conversation */
 	unsigned nr_waiting; /* answers of rings to come */
 	unsigned nr_refused; /* messages, in this session */
 
 	uint64_t features, protocol_features;
 	bool has_features; /* SET_FEATURES came */
+	uint8_t status;	 /* SET_STATUS: as the driver set it */
+	bool writeback;	 /* the guest flushes what is to be stable; it may ask for writes that are stable at once */
+	int backend_fd;	 /* SET_BACKEND_REQ_FD: where we may speak unasked; -1: nowhere */
 	struct gmem mem;
+	struct memlog log;
 	struct inflight inflight; /* what SET_INFLIGHT_FD brought; changed only while no ring runs */
 
 	/* the message being processed */
@@ -68,18 +78,34 @@ struct session {
 
 	uint8_t answer[SESSION_ANSWER_MAX];
 	size_t answer_len, answer_sent; /* answer_len 0: none */
+	int answer_fd;			/* goes with its first byte; -1: none */
+
+	/* the transfer of the device's own state (migrate.c) */
+	int state_fd; /* from which it comes; -1: none */
+	int state_ret; /* of the last transfer */
 };
 
 /* queues: ring i runs on queues[i % nr_queues]. All of disk, name and queues outlive the session. */
 int session_init(struct session *s, const char *name, const struct blk_disk *disk, struct queue *control,
 		 struct queue *const *queues, unsigned nr_queues, unsigned nr_rings, unsigned num_max,
-		 void (*closed)(struct session *s), struct varve_error *err);
+		 void (*closed)(struct session *s), void (*turned)(struct session *s), struct varve_error *err);
 
 /* The session is closed. */
 void session_free(struct session *s);
 
 /* Takes over a connected socket, which is in non-blocking mode. The session is closed. */
 void session_open(struct session *s, int fd);
+
+/* The configuration space has changed (the disk's length): the front end is told if it wants to know. */
+void session_config_changed(struct session *s);
+
+/*
+ * Between the two no ring takes a request, in this conversation and the next ones; messages are answered. Those in flight
+ * are done when session_is_quiet(), which s->turned() tells of. Do not nest.
+ */
+void session_pause(struct session *s);
+void session_resume(struct session *s);
+bool session_is_quiet(const struct session *s);
 
 /* Ends the conversation; s->closed() follows, at once if nothing is in the way. */
 void session_close(struct session *s);

@@ -74,7 +74,12 @@ void blk_finished(struct blk_slot *s, uint32_t written)
 
 static int setup(void **state)
 {
+	static struct queue *q;
+	struct queue_opts opts = { .virtual_time = true };
+
 	(void)state;
+	if (!q && queue_new(&q, &opts, NULL) < 0)
+		return -1;
 	memset(&disk_saw, 0, sizeof(disk_saw));
 	memset(&slot, 0, sizeof(slot));
 	memset(&chain, 0, sizeof(chain));
@@ -83,7 +88,7 @@ static int setup(void **state)
 	status = 0xff;
 	top.len = DISK_LEN;
 	disk.writable = true;
-	ctx = (struct blk_ctx){ .disk = &disk, .features = blk_features(&disk) };
+	ctx = (struct blk_ctx){ .disk = &disk, .q = q, .features = blk_features(&disk) };
 	slot.ctx = &ctx;
 	return 0;
 }
@@ -531,7 +536,7 @@ static void the_configuration_tells_the_disk(void **state)
 	top.cluster_len = 65536;
 	top.file = &file;
 	file.align = 4096;
-	blk_config(&disk, 4, 256, space);
+	blk_config(&disk, 4, 256, true, space);
 	assert_int_equal(config32(space, 0), (GiB(3) + 512) / 512);
 	assert_int_equal(config32(space, 4), 0);
 	assert_int_equal(config32(space, 12), 126);
@@ -550,14 +555,14 @@ static void the_configuration_tells_the_disk(void **state)
 	for (unsigned i = 57; i < sizeof(space); i++)
 		assert_int_equal(space[i], 0);
 
-	blk_config(&disk, 1, 64, space);
+	blk_config(&disk, 1, 64, true, space);
 	assert_int_equal(config32(space, 12), 62);
-	blk_config(&disk, 1, 2, space);
+	blk_config(&disk, 1, 2, true, space);
 	assert_int_equal(config32(space, 12), 1);
 	top.file = NULL;
 	top.cluster_len = 0;
 	disk.writable = false;
-	blk_config(&disk, 1, 256, space);
+	blk_config(&disk, 1, 256, true, space);
 	assert_int_equal(config32(space, 36), 0);
 	assert_int_equal(config32(space, 28), 0);
 	assert_int_equal(space[24], 0);

@@ -195,6 +195,11 @@ static void payloads_of_another_size_are_refused(void **state)
 		{ UMSG_GET_CONFIG, 12 },
 		{ UMSG_SET_CONFIG, 12 },
 		{ UMSG_SET_MEM_TABLE, 8 },
+		{ UMSG_GET_MAX_MEM_SLOTS, 0 },
+		{ UMSG_REM_MEM_REG, 40 },
+		{ UMSG_SET_STATUS, 8 },
+		{ UMSG_GET_STATUS, 0 },
+		{ UMSG_CHECK_DEVICE_STATE, 0 },
 	};
 	uint8_t zeroes[sizeof(union umsg_payload)] = { 0 };
 
@@ -207,6 +212,40 @@ static void payloads_of_another_size_are_refused(void **state)
 				fail_msg("%s with %u bytes: %d %s", umsg_name(right[i].request), len, ret,
 					 err.message);
 		}
+	}
+}
+
+/* The same for those that bring a descriptor, which is counted too. */
+static void payloads_beside_a_descriptor_have_one_size(void **state)
+{
+	static const struct {
+		uint32_t request, len;
+	} right[] = {
+		{ UMSG_SET_LOG_BASE, 16 },	    { UMSG_SET_LOG_FD, 0 },   { UMSG_SET_BACKEND_REQ_FD, 0 },
+		{ UMSG_SET_DEVICE_STATE_FD, 8 }, { UMSG_ADD_MEM_REG, 40 }, { UMSG_REM_MEM_REG, 40 },
+	};
+	uint8_t zeroes[64] = { 0 };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(right); i++) {
+		for (uint32_t len = 0; len <= sizeof(zeroes); len++) {
+			int ret = exchange(right[i].request, zeroes, len, 1);
+
+			if ((ret == 0) != (len == right[i].len))
+				fail_msg("%s with %u bytes: %d %s", umsg_name(right[i].request), len, ret,
+					 err.message);
+		}
+		assert_int_equal(exchange(right[i].request, zeroes, right[i].len, 2), -EPROTO);
+		assert_int_equal(exchange(right[i].request, zeroes, right[i].len, 0),
+				 right[i].request == UMSG_REM_MEM_REG ? 0 : -EPROTO);
+	}
+	/* As described, or as C compilers pad it. */
+	for (uint32_t len = 0; len <= sizeof(zeroes); len++) {
+		bool good = len == 20 || len == 24;
+
+		assert_int_equal(exchange(UMSG_GET_INFLIGHT_FD, zeroes, len, 0), good ? 0 : -EPROTO);
+		assert_int_equal(exchange(UMSG_SET_INFLIGHT_FD, zeroes, len, 1), good ? 0 : -EPROTO);
+		assert_int_equal(exchange(UMSG_SET_INFLIGHT_FD, zeroes, len, 0), -EPROTO);
 	}
 }
 
@@ -298,10 +337,9 @@ static void what_is_not_offered_is_refused_by_name(void **state)
 		uint32_t request;
 		const char *name;
 	} no[] = {
-		{ 6, "SET_LOG_BASE (6)" }, { 7, "SET_LOG_FD (7)" },   { 21, "SET_BACKEND_REQ_FD" },
-		{ 22, "IOTLB_MSG" },	   { 31, "GET_INFLIGHT_FD" }, { 32, "SET_INFLIGHT_FD" },
-		{ 37, "ADD_MEM_REG" },	   { 39, "SET_STATUS" },      { 0, "request (0)" },
-		{ 19, "request (19)" },	   { 44, "request (44)" },    { UINT32_MAX, "request (" },
+		{ 22, "IOTLB_MSG (22)" },    { 28, "POSTCOPY_ADVISE (28)" }, { 29, "POSTCOPY_LISTEN" },
+		{ 30, "POSTCOPY_END" },	     { 35, "VRING_KICK (35)" },	     { 0, "request (0)" },
+		{ 19, "request (19)" },	     { 44, "request (44)" },	     { UINT32_MAX, "request (" },
 	};
 
 	(void)state;
@@ -337,6 +375,7 @@ int main(void)
 		TEST(the_end_is_told_from_an_end_in_the_middle),
 		TEST(headers_that_cannot_be_are_refused_before_the_payload),
 		TEST(payloads_of_another_size_are_refused),
+		TEST(payloads_beside_a_descriptor_have_one_size),
 		TEST(lengths_inside_a_payload_must_agree_with_it),
 		TEST(descriptors_come_exactly_where_they_belong),
 		TEST(more_descriptors_than_any_message_has_end_it),

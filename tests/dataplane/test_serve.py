@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: MIT
+"""test_serve.py - `varve serve` as operators use it: several disks, and the control socket"""
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+from test_vublk import BLKLOAD, SECONDS, VARVE, varve
+
+
+class Control:
+    """A connection to the control socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(SECONDS)
+        self.socket.connect(str(path))
+        self.lines = self.socket.makefile("rb")
+
+    def raw(self, text):
+        self.socket.sendall(text)
+        return json.loads(self.lines.readline())
+
+    def __call__(self, command, **args):
+        answer = self.raw(json.dumps({"command": command, "id": 42, **args}).encode() + b"\n")
+        assert answer.pop("id") == 42 and len(answer) == 1, answer
+        return answer["return"] if "return" in answer else answer
+
+
+class Serve:
+    """varve serve with some disks: (file, options...) each; stopped cleanly at the end."""
+
+    def __init__(self, directory, *disks, options=()):
+        self.directory, self.control = directory, directory / "control"
+        self.sockets = [directory / f"{i}.sock" for i in range(len(disks))]
+        self.log = open(directory / "serve.log", "w+")
+        self.argv = [VARVE, "serve"]
+        for i, (disk, *opts) in enumerate(disks):
+            self.argv += (["--and"] if i else []) + [disk, "--vhost-user", self.sockets[i], *opts]
+        self.argv += ["--control", self.control, *options]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(list(map(str, self.argv)), stdout=self.log, stderr=self.log)
+        deadline = time.monotonic() + SECONDS
+        while not self.control.exists():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text()
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, kind, *_):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(SECONDS)
+        finally:
+            self.process.kill()
+        text = self.text()
+        self.log.close()
+        if kind is None:
+            assert code == 0, f"varve serve ended with {code}: {text}"
+            assert not self.control.exists() and not any(s.exists() for s in self.sockets)
+
+    def text(self):
+        self.log.flush()
+        self.log.seek(0)
+        return self.log.read()
+
+    def ask(self):
+        return Control(self.control)
+
+    def load(self, disk, *options):
+        done = subprocess.run([BLKLOAD, "--socket", self.sockets[disk], "--output", "json", *map(str, options)],
+                              capture_output=True, text=True, timeout=SECONDS)
+        assert done.returncode == 0, f"{done.stderr}\n{done.stdout}\nserver: {self.text()}"
+        return json.loads(done.stdout)
+
+
+def images(directory, nr, size="64M"):
+    names = [directory / f"{i}.qcow2" for i in range(nr)]
+    for name in names:
+        varve("img", "create", "-q", "-f", "qcow2", name, size)
+    return names
+
+
+def test_several_disks_in_one_process(tmp_path):
+    a, b, c = images(tmp_path, 3)
+    with Serve(tmp_path, (a, "-f", "qcow2", "--num-queues", 2, "--name", "system"), (b, "-f", "qcow2", "--serial", "second"),
+               (c, "-f", "qcow2", "-r"), options=["--pidfile", tmp_path / "pid"]) as s:
+        assert int((tmp_path / "pid").read_text()) == s.process.pid
+        loads = [threading.Thread(target=s.load, args=(i, "--rw", "randrw", "--verify", "--ops", 2000, "--queues", 2 - i))
+                 for i in range(2)]
+        for t in loads:
+            t.start()
+        disks = s.ask()("disks")
+        assert [d["disk"] for d in disks] == ["system", "1", "2"]
+        assert [d["read-only"] for d in disks] == [False, False, True]
+        assert all(d["length"] == 64 << 20 and d["format"] == "qcow2" for d in disks)
+        for t in loads:
+            t.join()
+        for disk, queues in (("system", 2), ("1", 1)):
+            stats = s.ask()("stats", disk=disk)["export"]
+            assert len(stats["queues"]) == queues
+            assert all(q["write"]["requests"] > 100 and q["write"]["errors"] == 0 for q in stats["queues"])
+    for name in (a, b):
+        checked = json.loads(varve("img", "check", "--output=json", "-f", "qcow2", name))
+        assert not checked.get("leaks") and not checked.get("corruptions") and not checked["check-errors"]
+
+
+@pytest.mark.parametrize("argv, why", [
+    (["a", "--vhost-user", "x", "--and"], "one disk is needed behind each --and"),
+    (["a", "--vhost-user", "x", "--and", "b"], "b: --vhost-user SOCKET is needed"),
+    (["a", "--vhost-user", "x", "--name", "d", "--and", "b", "--vhost-user", "y", "--name", "d"], "two disks are called 'd'"),
+    (["a", "--vhost-user", "x", "--name", "1", "--and", "b", "--vhost-user", "y"], "two disks are called '1'"),
+])
+def test_groups_of_options_that_cannot_be(tmp_path, argv, why):
+    done = subprocess.run([VARVE, "serve", *argv], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path)
+    assert done.returncode == 1 and why in done.stderr
+
+
+def test_statistics_count_every_request(tmp_path):
+    disk, = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        ask = s.ask()
+        before = ask("stats")["export"]
+        assert before["sessions"] == 0 and not before["connected"] and before["queues"][0]["read"]["requests"] == 0
+        s.load(0, "--rw", "randwrite", "--ops", 1000)
+        s.load(0, "--rw", "randread", "--ops", 500)
+        after = ask("stats")["export"]
+        queue = after["queues"][0]
+        assert after["sessions"] == 2
+        assert queue["write"]["requests"] == 1000 and queue["write"]["bytes"] == 1000 * 4096
+        assert queue["read"]["requests"] == 500
+        latency = queue["read"]["latency-ns"]
+        assert sum(n for _, n in latency["histogram"]) == 500
+        assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99.9"] <= latency["max"]
+
+
+def test_pause_and_resume(tmp_path):
+    disk, = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        ask = s.ask()
+        assert ask("pause") == {} and ask("pause") == {}
+        done = []
+        load = threading.Thread(target=lambda: done.append(s.load(0, "--rw", "randwrite", "--ops", 100, "--verify")))
+        load.start()
+        deadline = time.monotonic() + SECONDS
+        while not ask("stats")["export"]["connected"]:
+            assert time.monotonic() < deadline
+        for _ in range(20):
+            stats = ask("stats")["export"]
+            assert stats["paused"] and stats["queues"][0]["write"]["requests"] == 0 and not done
+        assert ask("flush") == {}
+        assert ask("resume") == {} and ask("resume") == {}
+        load.join()
+        assert done
+        ask("pause")  # and SIGTERM ends it all the same
+
+
+def test_what_is_no_command_is_answered_with_an_error(tmp_path):
+    a, b = images(tmp_path, 2)
+    with Serve(tmp_path, (a, "-f", "qcow2"), (b, "-f", "qcow2")) as s:
+        ask = s.ask()
+        assert set(ask("help")) >= {"help", "disks", "stats", "pause", "resume"}
+        assert "no command" in ask("halt")["error"]
+        assert "which disk" in ask("stats")["error"]
+        assert "which disk" in ask("stats", disk=1)["error"]
+        assert 'no disk "x"' in ask("stats", disk="x")["error"]
+        assert 'does not take "disk"' in ask("disks", disk="0")["error"]
+        assert 'does not take "force"' in ask("pause", disk="0", force=True)["error"]
+        assert "not JSON" in ask.raw(b"{\n")["error"]
+        assert "not JSON" in ask.raw(b"\0\xff\n")["error"]
+        assert "JSON object" in ask.raw(b"[1]\n")["error"]
+        assert "JSON object" in ask.raw(b"{}\n")["error"]
+        # Two lines at once, and one in pieces.
+        ask.socket.sendall(b'{"command":"disks","id":[1]}\n{"comm')
+        assert json.loads(ask.lines.readline())["id"] == [1]
+        assert "return" in ask.raw(b'and":"disks"}\n')
+        # A line without end, and one who asks without ever reading, are got rid of or waited for by nobody.
+        flood = s.ask()
+        with pytest.raises(OSError):
+            for _ in range(100):
+                flood.socket.sendall(b" " * 4096)
+        deaf = s.ask()
+        deaf.socket.settimeout(1)
+        with pytest.raises(OSError):
+            while True:
+                deaf.socket.sendall(b'{"command":"help"}\n' * 1000)
+        assert len(ask("disks")) == 2
+
+
+def test_the_control_socket_is_its_owners_alone_and_replaces_a_dead_one(tmp_path):
+    disk, = images(tmp_path, 1)
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(tmp_path / "control"))
+    dead.close()
+    server = Serve(tmp_path, (disk, "-f", "qcow2"), options=["--pidfile", tmp_path / "pid"])
+    server.__enter__()
+    deadline = time.monotonic() + SECONDS
+    while not (tmp_path / "pid").exists():  # the control socket was there before
+        assert server.process.poll() is None and time.monotonic() < deadline, server.text()
+        time.sleep(0.01)
+    assert os.stat(server.control).st_mode & 0o777 == 0o600
+    other = subprocess.run([VARVE, "serve", disk, "-r", "--vhost-user", tmp_path / "y", "--control", server.control],
+                           capture_output=True, text=True, timeout=SECONDS)
+    assert other.returncode == 1
+    server.__exit__(None)
+    (tmp_path / "control").write_text("")
+    other = subprocess.run([VARVE, "serve", disk, "--vhost-user", tmp_path / "y", "--control", tmp_path / "control"],
+                           capture_output=True, text=True, timeout=SECONDS)
+    assert other.returncode == 1 and "exists and is not a socket" in other.stderr
+    assert not (tmp_path / "y").exists()

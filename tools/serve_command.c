@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/serve_command.c - what can be asked on the control socket of `varve serve`
+ *
+ *	{"command": "resize", "disk": "0", "size": "20G", "id": 7}
+ *	{"return": {"length": 21474836480}, "id": 7}		or	{"error": "...", "id": 7}
+ *
+ * "disk" may be left out when there is one; "id", which may be anything, comes back. A command more is a function and a
+ * line in the table at the end.
+ *
+ * Assumes: the main thread; a command blocks it, not the disks.
+ */
+#include "serve.h"
+
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct call {
+	struct serve *s;
+	struct serve_disk *d; /* NULL: the command is about none */
+	json_t *args;	      /* the whole object */
+	char error[VARVE_ERROR_MAX + 64];
+};
+
+static json_t *fail(struct call *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static json_t *fail(struct call *c, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(c->error, sizeof(c->error), fmt, ap);
+	va_end(ap);
+	return NULL;
+}
+
+/* ---- commands: a new reference to what is returned, or fail() ---- */
+
+static json_t *cmd_disks(struct call *c)
+{
+	json_t *list = json_array();
+
+	for (unsigned i = 0; i < c->s->nr_disks; i++) {
+		const struct serve_disk *d = &c->s->disk[i];
+		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:i}", "format", varve_image_format(d->image), "length",
+				      (json_int_t)varve_image_length(d->image), "read-only", d->read_only, "paused",
+				      d->paused, "queues", (int)d->export.nr_queues);
+
+		/* Words of the command line, which may be no UTF-8. */
+		json_object_set_new(o, "disk", json_string(d->name));
+		json_object_set_new(o, "file", json_string(d->file));
+		json_object_set_new(o, "socket", json_string(d->export.socket_path));
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
+static json_t *parsed(struct call *c, int ret, char *text, const struct varve_error *err)
+{
+	json_t *o = ret < 0 ? NULL : json_loads(text, 0, NULL);
+
+	free(text);
+	return o ? o : fail(c, "%s", ret < 0 ? err->message : "statistics cannot be read");
+}
+
+static json_t *cmd_stats(struct call *c)
+{
+	struct varve_error err;
+	json_t *exp, *image;
+	char *text = NULL;
+	int ret = varve_export_stats(c->d->exp, &text, &err);
+
+	exp = parsed(c, ret, text, &err);
+	text = NULL;
+	ret = varve_image_stats(c->d->image, &text, &err);
+	image = parsed(c, ret, text, &err);
+	if (exp && image)
+		return json_pack("{s:o, s:o}", "export", exp, "image", image);
+	json_decref(exp);
+	json_decref(image);
+	return NULL;
+}
+
+static json_t *cmd_pause(struct call *c)
+{
+	if (!c->d->paused)
+		varve_export_pause(c->d->exp);
+	c->d->paused = true;
+	return json_object();
+}
+
+static json_t *cmd_resume(struct call *c)
+{
+	if (c->d->paused)
+		varve_export_resume(c->d->exp);
+	c->d->paused = false;
+	varve_image_resume(c->d->image); /* if an error had stopped it (werror=stop) */
+	return json_object();
+}
+
+static json_t *cmd_flush(struct call *c)
+{
+	struct varve_error err;
+
+	if (varve_image_writable(c->d->image) && varve_image_flush(c->d->image, &err) < 0)
+		return fail(c, "%s", err.message);
+	return json_object();
+}
+
+static json_t *cmd_help(struct call *c);
+
+/* ---- the table ---- */
+
+static const struct command {
+	const char *name;
+	json_t *(*run)(struct call *c);
+	bool about_disk;
+	const char *args; /* names of members beside "command", "disk" and "id", each with a space behind it */
+	const char *help;
+} commands[] = {
+	{ "help", cmd_help, false, "", "what can be asked" },
+	{ "disks", cmd_disks, false, "", "the disks that are served" },
+	{ "stats", cmd_stats, true, "", "requests, latencies, and what goes on inside" },
+	{ "pause", cmd_pause, true, "", "no request is taken from now on; returns when those in flight are done" },
+	{ "resume", cmd_resume, true, "", "after pause, or after an error with werror=stop" },
+	{ "flush", cmd_flush, true, "", "everything acknowledged is on stable storage" },
+};
+
+static json_t *cmd_help(struct call *c)
+{
+	json_t *o = json_object();
+
+	(void)c;
+	for (unsigned i = 0; i < ARRAY_LEN(commands); i++)
+		json_object_set_new(o, commands[i].name,
+				    json_pack("{s:b, s:s, s:s}", "disk", commands[i].about_disk, "arguments",
+					      commands[i].args, "help", commands[i].help));
+	return o;
+}
+
+/* ---- one line ---- */
+
+static bool find_disk(struct call *c)
+{
+	const char *name = json_string_value(json_object_get(c->args, "disk"));
+
+	if (!json_object_get(c->args, "disk") && c->s->nr_disks == 1) {
+		c->d = &c->s->disk[0];
+		return true;
+	}
+	for (unsigned i = 0; name && i < c->s->nr_disks; i++) {
+		if (!strcmp(c->s->disk[i].name, name))
+			c->d = &c->s->disk[i];
+	}
+	if (!c->d && name)
+		fail(c, "there is no disk \"%.200s\"", name);
+	else if (!c->d)
+		fail(c, "which disk? \"disk\" must be the name of one (a string)");
+	return c->d != NULL;
+}
+
+/* A member that the command does not know is a mistake that should not go unnoticed. */
+static bool check_members(struct call *c, const struct command *cmd)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach(c->args, key, value) {
+		const char *at = strstr(cmd->args, key);
+		size_t len = strlen(key);
+
+		if (!strcmp(key, "command") || !strcmp(key, "id") || (cmd->about_disk && !strcmp(key, "disk")))
+			continue;
+		while (at && !((at == cmd->args || at[-1] == ' ') && at[len] == ' '))
+			at = strstr(at + 1, key);
+		if (at && len)
+			continue;
+		fail(c, "command \"%s\" does not take \"%.200s\"", cmd->name, key);
+		return false;
+	}
+	return true;
+}
+
+static json_t *run(struct call *c)
+{
+	const char *name = json_string_value(json_object_get(c->args, "command"));
+
+	if (!name)
+		return fail(c, "a line is a JSON object with a member \"command\", a string; try {\"command\": \"help\"}");
+	for (unsigned i = 0; i < ARRAY_LEN(commands); i++) {
+		const struct command *cmd = &commands[i];
+
+		if (strcmp(cmd->name, name) != 0)
+			continue;
+		if (!check_members(c, cmd) || (cmd->about_disk && !find_disk(c)))
+			return NULL;
+		return cmd->run(c);
+	}
+	return fail(c, "there is no command \"%.200s\"; try \"help\"", name);
+}
+
+char *serve_command(struct serve *s, const char *line, size_t len)
+{
+	struct call c = { .s = s };
+	json_t *id, *value, *o = json_object();
+	json_error_t where;
+	char *text;
+
+	c.args = json_loadb(line, len, JSON_REJECT_DUPLICATES, &where);
+	value = json_is_object(c.args) ? run(&c)
+		: c.args		? fail(&c, "a line is a JSON object")
+					: fail(&c, "not JSON: %s", where.text);
+	if (value)
+		json_object_set_new(o, "return", value);
+	else
+		json_object_set_new(o, "error", json_string(c.error));
+	id = json_object_get(c.args, "id");
+	if (id)
+		json_object_set(o, "id", id);
+	text = json_dumps(o, JSON_COMPACT);
+	json_decref(o);
+	json_decref(c.args);
+	return text;
+}
