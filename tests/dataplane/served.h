@@ -56,6 +56,8 @@ void served_wait_fds(unsigned nr);
 
 /* A front end connected to disk i with all its queues running; fails the test if it cannot. */
 void served_connect(struct vu_front *f, unsigned i, unsigned nr_queues);
+/* Are the rings of these front ends packed ones (VARVE_RING=packed)? */
+bool served_packed(void);
 struct vu_front_opts served_front_opts(unsigned i, unsigned nr_queues);
 
 /* Writes a pattern and reads it back, on queue q. */

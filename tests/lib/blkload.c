@@ -441,7 +441,7 @@ static void run(struct load *l)
 /* Take the queues back and see whether the device has counted as we have. */
 static void stop_queues(struct load *l)
 {
-	uint16_t base;
+	uint32_t base;
 	uint64_t count;
 	unsigned q;
 
@@ -453,9 +453,9 @@ static void stop_queues(struct load *l)
 			l->nr_session_errors++;
 			return;
 		}
-		if (base != r->next_avail) {
-			load_say(l, "queue %u stopped at index %u, but we stand at %u", q, base,
-				 r->next_avail);
+		if (base != vu_ring_end(r)) {
+			load_say(l, "queue %u stopped at index 0x%x, but we stand at 0x%x", q, base,
+				 vu_ring_end(r));
 			l->nr_session_errors++;
 		}
 		if (read(r->err_fd, &count, sizeof(count)) == sizeof(count)) {
