@@ -5,7 +5,7 @@
  * Owns:    one control queue, two queues that share the virtqueues of all disks, the disks, their servers,
  *          the log.
  * Assumes: one test at a time, in the process's main thread.
- * Never:   mixes the two sides: the front end (tests/lib/vu_*) shares nothing with the server but the socket
+ * Never:   mixes the two sides: the front end (tools/blkload/vu_*) shares nothing with the server but the socket
  *          and guest memory, which each maps for itself.
  *
  * Each disk is 64 MiB of memory behind a valve: while it is shut, requests stay in flight.

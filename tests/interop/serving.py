@@ -46,7 +46,7 @@ class Server:
 
     def load(self, *options):
         """blkload against it: (exit status, its report as JSON, its stderr)."""
-        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tests/lib/blkload"
-        done = subprocess.run([program, "--socket", self.socket, "--output", "json", *map(str, options)],
+        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tools/varve"
+        done = subprocess.run([program, "blkload", "--socket", self.socket, "--output", "json", *map(str, options)],
                               capture_output=True, text=True, timeout=TIMEOUT)
         return done.returncode, json.loads(done.stdout) if done.stdout else {}, done.stderr
