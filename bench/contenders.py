@@ -137,7 +137,7 @@ class Served(Contender):
     def __init__(self, name, blkload, sock, against=None, *, write):
         super().__init__(name, against)
         self.sock = sock
-        self.load = [blkload, "--socket", sock, "--rw", "randwrite" if write else "randread", "--block-size", BLOCK,
+        self.load = [*blkload, "--socket", sock, "--rw", "randwrite" if write else "randread", "--block-size", BLOCK,
                      "--depth", DEPTH, "--queues", 1, "--output", "json"]
 
     def open(self):

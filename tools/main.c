@@ -20,6 +20,7 @@ static const struct tool {
 	{ "img", "qemu-img", "varve img", img_main, "create, inspect, check and compare disk images" },
 	{ "io", "qemu-io", "varve io", io_main, "read and write an image by hand or script" },
 	{ "crashtest", NULL, "varve crashtest", crashtest_main, "try what a power cut could leave of an image" },
+	{ "blkload", NULL, "varve blkload", blkload_main, "put load on a vhost-user-blk server, and verify it" },
 	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
 };
 

@@ -5,6 +5,7 @@
 #include "served.h"
 
 #include <dirent.h>
+#include <linux/virtio_config.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -296,12 +297,21 @@ int served_teardown(void **state)
 
 /* ---- front ends ---- */
 
+bool served_packed(void)
+{
+	const char *ring = getenv("VARVE_RING");
+
+	return ring && strcmp(ring, "packed") == 0;
+}
+
 struct vu_front_opts served_front_opts(unsigned i, unsigned nr_queues)
 {
 	struct vu_front_opts o = vu_front_defaults(served[i].path);
 
 	o.nr_queues = nr_queues;
 	o.timeout_ms = SERVED_MS;
+	if (served_packed())
+		o.features |= UINT64_C(1) << VIRTIO_F_RING_PACKED;
 	return o;
 }
 

@@ -5,7 +5,7 @@
  * Owns:    one control queue, two queues that share the virtqueues of all disks, the disks, their servers,
  *          the log.
  * Assumes: one test at a time, in the process's main thread.
- * Never:   mixes the two sides: the front end (tests/lib/vu_*) shares nothing with the server but the socket
+ * Never:   mixes the two sides: the front end (tools/blkload/vu_*) shares nothing with the server but the socket
  *          and guest memory, which each maps for itself.
  *
  * Each disk is 64 MiB of memory behind a valve: while it is shut, requests stay in flight.
@@ -56,6 +56,8 @@ void served_wait_fds(unsigned nr);
 
 /* A front end connected to disk i with all its queues running; fails the test if it cannot. */
 void served_connect(struct vu_front *f, unsigned i, unsigned nr_queues);
+/* Are the rings of these front ends packed ones (VARVE_RING=packed)? */
+bool served_packed(void);
 struct vu_front_opts served_front_opts(unsigned i, unsigned nr_queues);
 
 /* Writes a pattern and reads it back, on queue q. */

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from test_vublk import BLKLOAD, SECONDS, VARVE, varve
+from test_vublk import SECONDS, VARVE, varve
 
 
 class Control:
@@ -72,7 +72,7 @@ class Serve:
         return Control(self.control)
 
     def load(self, disk, *options):
-        done = subprocess.run([BLKLOAD, "--socket", self.sockets[disk], "--output", "json", *map(str, options)],
+        done = subprocess.run([VARVE, "blkload", "--socket", self.sockets[disk], "--output", "json", *map(str, options)],
                               capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, f"{done.stderr}\n{done.stdout}\nserver: {self.text()}"
         return json.loads(done.stdout)

@@ -65,7 +65,7 @@ static void stopping_a_ring_waits_for_its_requests(void **state)
 	must(&f, vu_recv(f.sock, &reply, vu_deadline_ns(SERVED_MS), &f.err));
 	assert_int_equal(reply.hdr.request, VU_GET_VRING_BASE);
 	assert_int_equal(reply.state.index, 0);
-	assert_int_equal(reply.state.num, LOAD);
+	assert_int_equal(reply.state.num, vu_ring_end(&f.ring[0]));
 	assert_int_equal(reap_writes(&l), LOAD); /* all visible when the answer comes */
 	must(&f, vu_front_start_queue(&f, 0));
 	check_writes(&l, 1);
@@ -293,6 +293,8 @@ static void what_cannot_be_is_refused(void **state)
 	int fds[2];
 
 	(void)state;
+	if (served_packed())
+		skip(); /* sizes, indices and parts of split rings */
 	served_connect(&f, 0, 2);
 	addr.desc = (uintptr_t)f.ring[0].desc;
 	addr.avail = (uintptr_t)f.ring[0].avail;
@@ -363,7 +365,7 @@ static void a_driver_without_version_1_is_served(void **state)
 	struct vu_front f;
 
 	(void)state;
-	o.features &= ~BIT(VIRTIO_F_VERSION_1);
+	o.features &= ~(BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_F_RING_PACKED));
 	must(&f, vu_front_open(&f, &o));
 	assert_false(vu_has(f.features, VIRTIO_F_VERSION_1));
 	served_io_works(&f, 0);
@@ -375,7 +377,7 @@ static void a_ring_without_a_kick_descriptor_is_polled(void **state)
 {
 	uint64_t u = VU_VRING_NO_FD | 1;
 	struct vu_front f;
-	uint16_t base;
+	uint32_t base;
 
 	(void)state;
 	served_connect(&f, 0, 2);
@@ -387,7 +389,7 @@ static void a_ring_without_a_kick_descriptor_is_polled(void **state)
 	assert_in_range(f.ring[1].nr_kicks, 0, 1); /* one that was asked for before */
 	/* It drains like another, and may get a descriptor again. */
 	must(&f, vu_front_stop_queue(&f, 1, &base));
-	assert_int_equal(base, f.ring[1].next_avail);
+	assert_int_equal(base, vu_ring_end(&f.ring[1]));
 	must(&f, vu_front_start_queue(&f, 1));
 	served_io_works(&f, 1);
 	vu_front_close(&f);

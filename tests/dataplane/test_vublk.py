@@ -15,7 +15,7 @@ import time
 import pytest
 
 BUILD = pathlib.Path(os.environ.get("VARVE_BUILD", "build"))
-VARVE, BLKLOAD = BUILD / "tools/varve", BUILD / "tests/lib/blkload"
+VARVE = BUILD / "tools/varve"
 SECONDS = 60  # nothing here may take longer
 
 
@@ -59,7 +59,7 @@ class Server:
         return self.log.read()
 
     def load(self, *options, ok=True):
-        done = subprocess.run([BLKLOAD, "--socket", self.socket, "--output", "json", *map(str, options)],
+        done = subprocess.run([VARVE, "blkload", "--socket", self.socket, "--output", "json", *map(str, options)],
                               capture_output=True, text=True, timeout=SECONDS)
         if ok:
             assert done.returncode == 0, f"{done.stderr}\n{done.stdout}\nserver: {self.text()}"

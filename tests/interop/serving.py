@@ -45,8 +45,8 @@ class Server:
         return self.process.returncode, err
 
     def load_argv(self, options):
-        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tests/lib/blkload"
-        return [program, "--socket", self.socket, "--output", "json", *map(str, options)]
+        program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tools/varve"
+        return [program, "blkload", "--socket", self.socket, "--output", "json", *map(str, options)]
 
     def start_load(self, *options):
         """blkload against it, as a process that is the caller's to end."""

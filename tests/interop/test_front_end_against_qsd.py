@@ -6,7 +6,7 @@ unseen. So the front end is proven against qemu-storage-daemon first, and its ve
 disks that really are damaged.
 
 Owns:    one qemu-storage-daemon for each test, killed when the test ends.
-Assumes: VARVE_BUILD names the build folder, with tests/lib/blkload in it.
+Assumes: VARVE_BUILD names the build folder, with tools/varve in it.
 Never:   needs varve itself.
 
 VARVE_SEED=N    repeat a run
@@ -36,9 +36,9 @@ IMAGE_LEN = 64 * MIB
 def blkload():
     build = os.environ.get("VARVE_BUILD")
     assert build, "set VARVE_BUILD to the build folder"
-    path = os.path.join(build, "tests", "lib", "blkload")
+    path = os.path.join(build, "tools", "varve")
     assert os.access(path, os.X_OK), f"{path} is not there: build it first"
-    return path
+    return [path, "blkload"]
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def raw_file(path):
 
 def run(blkload, socket, *options, status=0):
     """Run blkload; returns its JSON and its stderr."""
-    argv = [blkload, "--socket", str(socket), "--output", "json", *map(str, options)]
+    argv = [*blkload, "--socket", str(socket), "--output", "json", *map(str, options)]
     p = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     print(" ".join(argv))
     print(p.stdout, p.stderr)
@@ -206,7 +206,7 @@ def test_damage_under_the_daemon_is_found(tmp_path, blkload, seed):
     with Qsd(tmp_path, *raw_file(path)) as qsd, open(complaints, "wb") as stderr, \
             open(path, "r+b", buffering=0) as disk:
         # Half of the requests write zeroes, the others read.
-        p = subprocess.Popen([blkload, "--socket", qsd.socket, "--rw", "randrw", "--size", "2M",
+        p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--rw", "randrw", "--size", "2M",
                               "--read-percent", "100", "--write-zeroes-percent", "50",
                               "--runtime", "30", "--verify", "--seed", str(seed)],
                              stdout=subprocess.DEVNULL, stderr=stderr)
@@ -238,7 +238,7 @@ def test_io_errors_are_counted_and_named(tmp_path, blkload, seed):
 
 def test_a_back_end_that_dies_ends_the_run(tmp_path, blkload):
     with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
-        p = subprocess.Popen([blkload, "--socket", qsd.socket, "--runtime", "60", "--progress"],
+        p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--runtime", "60", "--progress"],
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             p.stderr.read(1)    # the progress line has begun, so requests are in flight
@@ -253,7 +253,7 @@ def test_a_back_end_that_dies_ends_the_run(tmp_path, blkload):
 
 def test_a_back_end_that_hangs_ends_the_run(tmp_path, blkload):
     with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
-        p = subprocess.Popen([blkload, "--socket", qsd.socket, "--runtime", "60", "--progress",
+        p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--runtime", "60", "--progress",
                               "--timeout", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             p.stderr.read(1)
@@ -269,7 +269,7 @@ def test_a_back_end_that_hangs_ends_the_run(tmp_path, blkload):
 
 def test_an_interrupted_run_says_so_and_reports(tmp_path, blkload):
     with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
-        p = subprocess.Popen([blkload, "--socket", qsd.socket, "--runtime", "60", "--progress",
+        p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--runtime", "60", "--progress",
                               "--output", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             p.stderr.read(1)
@@ -301,7 +301,7 @@ def test_impossible_wishes_are_refused(tmp_path, blkload, options, text):
     with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
         _, stderr = run(blkload, qsd.socket, "--ops", 1, *options, status=1)
         assert text in stderr
-        assert stderr.startswith("blkload: ") and stderr.count("\n") == 1
+        assert stderr.startswith("varve blkload: ") and stderr.count("\n") == 1
 
 
 def test_a_read_only_disk_is_not_written(tmp_path, blkload):
@@ -313,4 +313,4 @@ def test_a_read_only_disk_is_not_written(tmp_path, blkload):
 
 def test_no_socket_is_one_clear_line(tmp_path, blkload):
     _, stderr = run(blkload, tmp_path / "nobody.sock", "--ops", 1, status=1)
-    assert stderr == f"blkload: {tmp_path}/nobody.sock: cannot connect: No such file or directory\n"
+    assert stderr == f"varve blkload: {tmp_path}/nobody.sock: cannot connect: No such file or directory\n"

@@ -294,7 +294,7 @@ static void stopping_a_queue_tells_where(void **state)
 {
 	struct backend *b = *state;
 	struct vu_front f;
-	uint16_t base = 0;
+	uint32_t base = 0;
 
 	assert_int_equal(open_session(b, &f, 1, 10000), 0);
 	assert_int_equal(vu_front_stop_queue(&f, 0, &base), 0);

@@ -78,9 +78,10 @@ static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varv
 	uint64_t end;
 
 	if (seals < 0 || !(seals & F_SEAL_SHRINK))
-		return varve_error_set(err, -EINVAL,
-				       "the in-flight area is not a memfd that is sealed against shrinking, as "
-				       "GET_INFLIGHT_FD makes them");
+		return varve_error_set(
+			err, -EINVAL,
+			"the in-flight area is not a memfd that is sealed against shrinking, as "
+			"GET_INFLIGHT_FD makes them");
 	if (fstat(fd, &st) < 0)
 		return varve_error_errno(err, -errno, "in-flight area: fstat");
 	if (u64_add(mmap_off, mmap_size, &end) || end > (uint64_t)st.st_size)

@@ -6,8 +6,8 @@
  * Assumes: everything here runs on the control thread; the rings use a region while they run (track.h).
  * Never:   believes a number of the front end, or maps memory that somebody could still make shorter.
  *
- * The area has a region for each queue, all of one length: room for the larger of the two layouts, because the
- * front end may ask for the area before it is settled which kind of ring there will be.
+ * The area has a region for each queue, all of one length: room for the larger of the two layouts, because
+ * the front end may ask for the area before it is settled which kind of ring there will be.
  *
  * docs/spec/vhost-user.md, "Requests in flight".
  */

@@ -81,8 +81,8 @@ static int set_features(struct session *s)
 				       "SET_FEATURES takes 0x%" PRIx64 ", which was not offered",
 				       take & ~offered);
 	/*
-	 * Drivers from before virtio 1.0 have rings in the byte order of their processor. Where that is ours, and
-	 * little, their rings are what split rings are today; a device may refuse the others.
+	 * Drivers from before virtio 1.0 have rings in the byte order of their processor. Where that is ours,
+	 * and little, their rings are what split rings are today; a device may refuse the others.
 	 */
 	if (!(take >> BLK_F_VERSION_1 & 1) && BYTE_ORDER != LITTLE_ENDIAN)
 		return varve_error_set(&s->err, -ENOTSUP,
@@ -144,7 +144,7 @@ int session_reset_device(struct session *s)
 		inflight_forget(&s->inflight, i);
 		r->num = 0;
 		r->base = 0;
-		r->has_addr = r->enabled = r->broken = false;
+		r->has_addr = r->has_base = r->enabled = r->broken = false;
 	}
 	s->features = 0;
 	s->has_features = false;
@@ -257,12 +257,18 @@ static bool is_packed(const struct session *s)
 	return s->features >> BLK_F_RING_PACKED & 1;
 }
 
+/* Before SET_FEATURES nobody knows; a ring that is not what it should have been does not start. */
+static bool may_be_packed(const struct session *s)
+{
+	return !s->has_features || is_packed(s);
+}
+
 static int set_vring_num(struct session *s)
 {
 	struct ring *r = ring_of(s);
 	uint32_t num = s->msg.payload.state.num;
 
-	if (!num || num > s->num_max || (!is_pow2(num) && !is_packed(s)))
+	if (!num || num > s->num_max || (!is_pow2(num) && !may_be_packed(s)))
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_VRING_NUM: queue %u: a size of %u is not a power of two up to %u",
 				       r->index, num, s->num_max);
@@ -304,13 +310,14 @@ static int set_vring_base(struct session *s)
 	struct ring *r = ring_of(s);
 	uint32_t base = s->msg.payload.state.num;
 
-	if (base > UINT16_MAX && !is_packed(s))
+	if (base > UINT16_MAX && !may_be_packed(s))
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_VRING_BASE: queue %u: %u is not an index of a split ring",
 				       r->index, base);
 	if (r->on)
 		return running(s, r);
 	r->base = base;
+	r->has_base = true;
 	return 0;
 }
 

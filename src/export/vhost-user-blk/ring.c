@@ -221,6 +221,7 @@ static void stop_if_idle(struct ring *r)
 	hook_del(r->q, &r->hook);
 	r->stopping = false;
 	r->base = vring_base(&r->vr);
+	r->has_base = true;
 	order_done(r, 0);
 }
 
@@ -397,7 +398,7 @@ void ring_reset(struct ring *r)
 	r->num = 0;
 	r->base = 0;
 	r->nr_breaks = 0;
-	r->enabled = r->has_addr = r->polled = r->broken = false;
+	r->enabled = r->has_addr = r->has_base = r->polled = r->broken = false;
 }
 
 static int make_slots(struct ring *r, struct varve_error *err)
@@ -417,20 +418,21 @@ static int make_slots(struct ring *r, struct varve_error *err)
 	return 0;
 }
 
-static int open_ring(struct ring *r, const struct gmem *mem, uint64_t features, const struct inflight *inflight,
-		     struct varve_error *err)
+static int open_ring(struct ring *r, const struct gmem *mem, uint64_t features,
+		     const struct inflight *inflight, struct varve_error *err)
 {
 	struct vring_opts o = {
 		.num = r->num,
-		.base = r->base,
 		.packed = features >> BLK_F_RING_PACKED & 1,
 		.indirect = features >> BLK_F_INDIRECT_DESC & 1,
 		.event_idx = features >> BLK_F_EVENT_IDX & 1,
 		.inflight = inflight_region(inflight, r->index),
 	};
 
+	o.base = r->has_base ? r->base : o.packed ? VRING_PACKED_BEGIN : 0;
 	if (!o.packed && !is_pow2(o.num))
-		return varve_error_set(err, -EINVAL, "a split ring of %u, which is not a power of two", o.num);
+		return varve_error_set(err, -EINVAL, "a split ring of %u, which is not a power of two",
+				       o.num);
 	if (o.inflight && o.num > inflight->queue_size)
 		return varve_error_set(err, -EINVAL, "the in-flight area is for rings of %u, this one has %u",
 				       inflight->queue_size, o.num);

@@ -35,8 +35,9 @@ struct ring {
 	bool on;      /* START was sent and STOP not yet answered */
 	bool enabled; /* SET_VRING_ENABLE */
 	bool has_addr;
-	bool polled;  /* SET_VRING_KICK without a descriptor: we look for requests by ourselves */
-	unsigned num; /* 0: not set */
+	bool has_base; /* else the ring begins at its beginning */
+	bool polled;   /* SET_VRING_KICK without a descriptor: we look for requests by ourselves */
+	unsigned num;  /* 0: not set */
 	struct vring_addr addr;
 	bool log_used;	   /* writes to the used ring are logged, if any are ... */
 	uint64_t log_addr; /* ... as if it were at this guest address */
@@ -81,7 +82,8 @@ void ring_reset(struct ring *r);
 /* ---- control thread; r->answered() follows each of these if it returns 0 ---- */
 
 /*
- * The ring is off, and num, addr, and kick_fd or polled, are set. Requests that inflight records are taken first.
+ * The ring is off, and num, addr, and kick_fd or polled, are set. Requests that inflight records are taken
+ * first.
  */
 int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const struct inflight *inflight,
 	       struct varve_error *err);

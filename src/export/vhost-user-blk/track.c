@@ -30,8 +30,8 @@ static int check_head(uint16_t version, uint16_t desc_num, unsigned num, struct 
 				       version, INFLIGHT_VERSION);
 	if (desc_num != num)
 		return varve_error_set(err, -EINVAL,
-				       "the in-flight area was used with a ring of %u, this one has %u", desc_num,
-				       num);
+				       "the in-flight area was used with a ring of %u, this one has %u",
+				       desc_num, num);
 	return 0;
 }
 
@@ -92,8 +92,8 @@ static int finish_batch_split(struct inflight_split_region *r, unsigned num, uin
 	return 0;
 }
 
-int track_open_split(struct track *t, void *region, unsigned num, uint16_t ring_used_idx, uint16_t *next_avail,
-		     struct varve_error *err)
+int track_open_split(struct track *t, void *region, unsigned num, uint16_t ring_used_idx,
+		     uint16_t *next_avail, struct varve_error *err)
 {
 	struct inflight_split_region *r = region;
 	struct taken taken[VRING_NUM_MAX];
@@ -200,8 +200,8 @@ static void make_fresh_packed(struct track *t, const struct vring *v)
 /* Which of the two states the driver has seen: the one before the last batch, or the one after it. */
 static bool was_shown(const struct vring *v, const struct inflight_packed_region *old)
 {
-	uint16_t flags = load16((const uint16_t *)(v->desc + old->old_used_idx * DESC_LEN + 14),
-				__ATOMIC_ACQUIRE);
+	uint16_t flags =
+		load16((const uint16_t *)(v->desc + old->old_used_idx * DESC_LEN + 14), __ATOMIC_ACQUIRE);
 
 	return (flags & (DESC_AVAIL | DESC_USED)) != (old->old_used_wrap_counter ? DESC_AVAIL : DESC_USED);
 }
@@ -261,8 +261,8 @@ static void rebuild_free(struct vring *v, struct inflight_packed_region *r, cons
 
 /*
  * A batch that was not shown may have left its marks behind its first descriptor, where the driver will look
- * when that one is shown at last, perhaps with other requests behind it. So everything between the next used and
- * the next available place looks like taken again.
+ * when that one is shown at last, perhaps with other requests behind it. So everything between the next used
+ * and the next available place looks like taken again.
  */
 static void erase_marks(struct vring *v)
 {

@@ -35,7 +35,7 @@ struct track {
 	uint16_t nr_batch;	  /* requests pushed, not yet published */
 	uint16_t batch[VRING_NUM_MAX];
 
-	bool resumed;	  /* a process before us used the region: it may have died before it called the driver */
+	bool resumed; /* a process before us used the region: it may have died before it called the driver */
 	uint16_t nr_redo; /* requests that it had in flight, in the order in which it took them */
 	uint16_t redo[VRING_NUM_MAX];
 };
@@ -52,8 +52,8 @@ static inline void track_order(void)
  * ring_used_idx: as the used ring has it. If there were requests in flight, or there could have been, sets
  * *next_avail to what follows the last one that was taken.
  */
-int track_open_split(struct track *t, void *region, unsigned num, uint16_t ring_used_idx, uint16_t *next_avail,
-		     struct varve_error *err);
+int track_open_split(struct track *t, void *region, unsigned num, uint16_t ring_used_idx,
+		     uint16_t *next_avail, struct varve_error *err);
 
 static inline void track_take_split(struct track *t, uint16_t head)
 {
@@ -86,7 +86,8 @@ struct vring;
  */
 int track_open_packed(struct track *t, void *region, struct vring *v, struct varve_error *err);
 
-/* The request of a slot was taken; its descriptors are recorded, and the ring's list of free slots goes on. */
+/* The request of a slot was taken; its descriptors are recorded, and the ring's list of free slots goes on.
+ */
 void track_take_packed(struct track *t, const struct vring *v, uint16_t slot);
 
 static inline void track_push_packed(struct track *t, uint16_t slot)

@@ -56,8 +56,8 @@ struct parts {
 static int open_parts(struct parts *p, const struct gmem *mem, const struct vring_addr *addr, uint64_t num,
 		      bool packed, struct varve_error *err)
 {
-	p->desc = open_part(mem, packed ? "descriptor ring" : "descriptor table", addr->desc, DESC_LEN * num, 16,
-			    err);
+	p->desc = open_part(mem, packed ? "descriptor ring" : "descriptor table", addr->desc, DESC_LEN * num,
+			    16, err);
 	if (!p->desc)
 		return -EFAULT;
 	if (packed)
@@ -84,12 +84,14 @@ int vring_check(const struct gmem *mem, const struct vring_addr *addr, unsigned 
 static int open_split(struct vring *v, const struct vring_opts *o, struct varve_error *err)
 {
 	if (o->base > UINT16_MAX)
-		return varve_error_set(err, -EINVAL, "0x%" PRIx32 " is not an index of a split ring", o->base);
+		return varve_error_set(err, -EINVAL, "0x%" PRIx32 " is not an index of a split ring",
+				       o->base);
 	v->mask = (uint16_t)(v->num - 1);
 	v->next_avail = (uint16_t)o->base;
 	/* Where an earlier start, or back end, left off. Any value is as good to us as any other. */
 	v->used_idx = v->published = load16(&v->used[1], __ATOMIC_RELAXED);
-	if (o->inflight && track_open_split(&v->track, o->inflight, v->num, v->used_idx, &v->next_avail, err) < 0)
+	if (o->inflight &&
+	    track_open_split(&v->track, o->inflight, v->num, v->used_idx, &v->next_avail, err) < 0)
 		return -EINVAL;
 	v->avail_idx = v->next_avail;
 	return 0;

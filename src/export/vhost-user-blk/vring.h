@@ -35,18 +35,22 @@
 #define VRING_CHAIN_LEN_MAX UINT32_MAX /* bytes of all buffers of one chain, as the specification has it */
 
 /*
- * Three addresses of the front end's process, as SET_VRING_ADDR gives them. Of a packed ring: the descriptors,
- * the driver's event structure (avail), the device's (used).
+ * Three addresses of the front end's process, as SET_VRING_ADDR gives them. Of a packed ring: the
+ * descriptors, the driver's event structure (avail), the device's (used).
  */
 struct vring_addr {
 	uint64_t desc, avail, used;
 };
 
+/* vring_opts.base of a packed ring that was never used: place 0, first lap. */
+#define VRING_PACKED_BEGIN 0x80008000u
+
 struct vring_opts {
 	unsigned num; /* of a split ring a power of two */
 	/*
 	 * Of a split ring: the next available entry. Of a packed one: the next available descriptor, with the
-	 * wrap counter as bit 15, and in the upper half the same of the next used one (0: not told, the same).
+	 * wrap counter as bit 15, and in the upper half the same of the next used one (0: not told, the
+	 * same).
 	 */
 	uint32_t base;
 	bool packed, indirect, event_idx; /* negotiated */
@@ -65,7 +69,8 @@ struct vring {
 	const struct gmem *mem;
 	uint8_t *desc;	 /* num descriptors of 16 bytes */
 	uint16_t *avail; /* flags, idx, ring[num], used_event; packed: where and whether to call */
-	uint16_t *used;	 /* flags, idx, num elements of 8 bytes, avail_event; packed: where and whether to kick */
+	uint16_t *used; /* flags, idx, num elements of 8 bytes, avail_event; packed: where and whether to kick
+			 */
 	uint16_t num, mask;
 	bool packed, indirect, event_idx;
 
@@ -122,15 +127,18 @@ int vring_fault(struct vring *v, const char *fmt, ...) __attribute__((cold, form
 /* ---- for vring_*() below ---- */
 
 int split_next(struct vring *v, uint16_t *ret_slot);
-int split_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max, struct vring_chain *ret_chain);
+int split_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain);
 void split_push(struct vring *v, uint16_t head, uint32_t written);
 bool split_publish(struct vring *v);
 void split_kick_off(struct vring *v);
 bool split_kick_on(struct vring *v);
 
 int packed_next(struct vring *v, uint16_t *ret_slot);
-int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max, struct vring_chain *ret_chain);
-int packed_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max, struct vring_chain *ret_chain);
+int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
+		 struct vring_chain *ret_chain);
+int packed_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain);
 void packed_push(struct vring *v, uint16_t slot, uint32_t written);
 bool packed_publish(struct vring *v);
 void packed_kick_off(struct vring *v);
@@ -145,23 +153,23 @@ static inline int vring_next(struct vring *v, uint16_t *ret_slot)
 }
 
 /*
- * Collects the chain of a slot that vring_next() gave in iov. A buffer that crosses from one memory region into
- * another takes an element for each. A fault (-EPROTO) if there are more than max, and if anything about the
- * chain is wrong.
+ * Collects the chain of a slot that vring_next() gave in iov. A buffer that crosses from one memory region
+ * into another takes an element for each. A fault (-EPROTO) if there are more than max, and if anything about
+ * the chain is wrong.
  */
 static inline int vring_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
 			      struct vring_chain *ret_chain)
 {
-	return v->packed ? packed_chain(v, slot, iov, max, ret_chain) :
-			   split_chain(v, slot, iov, max, ret_chain);
+	return v->packed ? packed_chain(v, slot, iov, max, ret_chain)
+			 : split_chain(v, slot, iov, max, ret_chain);
 }
 
 /* The same for one of v->track.redo[], which was in flight when the process before us ended. */
 static inline int vring_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
 			     struct vring_chain *ret_chain)
 {
-	return v->packed ? packed_redo(v, slot, iov, max, ret_chain) :
-			   split_chain(v, slot, iov, max, ret_chain);
+	return v->packed ? packed_redo(v, slot, iov, max, ret_chain)
+			 : split_chain(v, slot, iov, max, ret_chain);
 }
 
 /* ---- giving back ---- */

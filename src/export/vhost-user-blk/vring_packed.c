@@ -96,9 +96,11 @@ static void record_desc(struct inflight_packed_desc *to, const struct desc *d)
 
 /*
  * The chain is being read: as the in-flight area wants it, one number of the free list is taken for each
- * descriptor. Nothing is recorded for good before the last one, so a process that ends here has taken nothing.
+ * descriptor. Nothing is recorded for good before the last one, so a process that ends here has taken
+ * nothing.
  */
-int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max, struct vring_chain *ret_chain)
+int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
+		 struct vring_chain *ret_chain)
 {
 	struct inflight_packed_region *rec = v->track.packed;
 	struct gather g = gather_begin(v, iov, max);
@@ -130,7 +132,8 @@ int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max
 }
 
 /* From the record: the ring may hold other descriptors in their place. */
-int packed_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max, struct vring_chain *ret_chain)
+int packed_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain)
 {
 	const struct inflight_packed_region *rec = v->track.packed;
 	struct gather g = gather_begin(v, iov, max);

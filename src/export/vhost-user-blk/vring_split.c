@@ -55,7 +55,8 @@ int split_next(struct vring *v, uint16_t *ret_slot)
 	return 1;
 }
 
-int split_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max, struct vring_chain *ret_chain)
+int split_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max,
+		struct vring_chain *ret_chain)
 {
 	struct gather g = gather_begin(v, iov, max);
 	const uint8_t *table = v->desc;

@@ -72,7 +72,8 @@ static void an_area_may_begin_inside_a_page(void **state)
 	close(big);
 }
 
-static void expect_refusal(int fd, uint64_t len, uint64_t off, unsigned queues, unsigned size, const char *why)
+static void expect_refusal(int fd, uint64_t len, uint64_t off, unsigned queues, unsigned size,
+			   const char *why)
 {
 	struct inflight a = { .map = NULL };
 	struct varve_error err;

@@ -3,8 +3,9 @@
  * test_track.c - requests recorded in shared memory: what a process that is killed leaves is found again
  *
  * A child plays the device over a ring and an area in shared memory, taking requests and giving them back in
- * random order; we are the driver, and let the child go on instruction by instruction, until it is killed at one
- * of them. Then the driver has seen each request used once, or it is found in flight; never both, never neither.
+ * random order; we are the driver, and let the child go on instruction by instruction, until it is killed at
+ * one of them. Then the driver has seen each request used once, or it is found in flight; never both, never
+ * neither.
  */
 #include <endian.h>
 #include <setjmp.h>
@@ -394,7 +395,8 @@ static void a_damaged_packed_region_is_refused(void **state)
 	r->used_idx = NUM;
 	expect_no_open(true, NUM, "used position is 16");
 	use_once(true);
-	/* In flight, and not in the free list: of no descriptors, of too many, going on outside, in a circle. */
+	/* In flight, and not in the free list: of no descriptors, of too many, going on outside, in a circle.
+	 */
 	r->free_head = r->old_free_head = 1;
 	r->desc[0].inflight = 1;
 	expect_no_open(true, NUM, "number of descriptors of 0");
@@ -431,7 +433,8 @@ static void garbage_is_survived(void **state)
 
 		use_once(packed);
 		for (unsigned i = draw(12); i; i--)
-			bytes[10 + draw(32 + NUM * (packed ? 32 : 16) - 10)] = (uint8_t)draw(draw(2) ? 256 : NUM);
+			bytes[10 + draw(32 + NUM * (packed ? 32 : 16) - 10)] =
+				(uint8_t)draw(draw(2) ? 256 : NUM);
 		mem[USED_AT + 2] = (uint8_t)draw(4);
 		if (vring_open(&v, &gmem, &addr, &o, &err) < 0)
 			continue;

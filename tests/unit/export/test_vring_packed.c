@@ -58,12 +58,14 @@ static struct {
 	struct vring_chain chain;
 } g;
 
-static const struct vring_addr ring_addr = { USER_ADDR + DESC_AT, USER_ADDR + DRIVER_AT, USER_ADDR + DEVICE_AT };
+static const struct vring_addr ring_addr = { USER_ADDR + DESC_AT, USER_ADDR + DRIVER_AT,
+					     USER_ADDR + DEVICE_AT };
 
 static void open_ring(bool indirect, bool event_idx, uint32_t base)
 {
-	const struct vring_opts o = { .num = NUM, .base = base, .packed = true, .indirect = indirect,
-				      .event_idx = event_idx };
+	const struct vring_opts o = {
+		.num = NUM, .base = base, .packed = true, .indirect = indirect, .event_idx = event_idx
+	};
 	struct varve_error err;
 
 	if (vring_open(&g.ring, &g.mem, &ring_addr, &o, &err) < 0)
@@ -91,7 +93,8 @@ static uint16_t mine(void)
 
 static void put(uint64_t addr, uint32_t len, uint16_t id, uint16_t flags)
 {
-	g.desc[g.next] = (struct driver_desc){ htole64(addr), htole32(len), htole16(id), htole16(flags | mine()) };
+	g.desc[g.next] =
+		(struct driver_desc){ htole64(addr), htole32(len), htole16(id), htole16(flags | mine()) };
 	if (++g.next == NUM) {
 		g.next = 0;
 		g.wrap = !g.wrap;
@@ -346,8 +349,8 @@ static void event_positions_call_exactly_when_wanted(void **state)
 				if (wait > NUM)
 					continue; /* behind us: nobody waits there */
 				if (complete(n) != want)
-					fail_msg("from %u, %u completions, waiting for %u: %scalled", start, n,
-						 wait, want ? "not " : "");
+					fail_msg("from %u, %u completions, waiting for %u: %scalled", start,
+						 n, wait, want ? "not " : "");
 			}
 		}
 	}

@@ -28,7 +28,7 @@
 #define LARGEST_QUEUE	1024u	/* chosen without being asked; not every back end takes more */
 
 static const char usage[] =
-	"usage: blkload --socket PATH [option ...]\n"
+	"usage: " PROG " --socket PATH [option ...]\n"
 	"Put load on a vhost-user-blk back end; one thread for each queue.\n"
 	"\n"
 	"what to do\n"
@@ -68,7 +68,7 @@ static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt,
 {
 	va_list ap;
 
-	fputs("blkload: ", stderr);
+	fputs(PROG ": ", stderr);
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap);
 	va_end(ap);
@@ -218,7 +218,7 @@ static void parse(struct load_options *o, int argc, char **argv)
 		if (opt == 'h')
 			opt = O_HELP;
 		if (opt == '?')
-			die("\"blkload --help\" lists the options");
+			die("\"" PROG " --help\" lists the options");
 		set_option(o, opt, opt == O_HELP ? "help" : long_options[which].name, optarg);
 	}
 	if (optind < argc)
@@ -441,7 +441,7 @@ static void run(struct load *l)
 /* Take the queues back and see whether the device has counted as we have. */
 static void stop_queues(struct load *l)
 {
-	uint16_t base;
+	uint32_t base;
 	uint64_t count;
 	unsigned q;
 
@@ -453,9 +453,9 @@ static void stop_queues(struct load *l)
 			l->nr_session_errors++;
 			return;
 		}
-		if (base != r->next_avail) {
-			load_say(l, "queue %u stopped at index %u, but we stand at %u", q, base,
-				 r->next_avail);
+		if (base != vu_ring_end(r)) {
+			load_say(l, "queue %u stopped at index 0x%x, but we stand at 0x%x", q, base,
+				 vu_ring_end(r));
 			l->nr_session_errors++;
 		}
 		if (read(r->err_fd, &count, sizeof(count)) == sizeof(count)) {
@@ -465,13 +465,13 @@ static void stop_queues(struct load *l)
 	}
 }
 
-int main(int argc, char **argv)
+int blkload_main(int argc, char **argv)
 {
 	struct load *l = &the_load;
 	bool ok;
 	unsigned q;
 
-	argv[0] = (char *)"blkload";	/* getopt begins its complaints with it */
+	argv[0] = (char *)PROG;	/* getopt begins its complaints with it */
 	parse(&l->o, argc, argv);
 	prepare(l);
 	run(l);

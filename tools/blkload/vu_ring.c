@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vu_ring.c - the driver's side of a split virtqueue
+ * vu_ring.c - the driver's side of a virtqueue: the split ring, and what both kinds share
  *
  * Owns:    what vu_ring.h says. Guest memory itself belongs to struct vu_mem.
  * Assumes: the layout of the virtio 1.x split ring, little-endian.
  * Never:   allocates, locks or makes a system call for a request, except the kick of a batch.
  */
 #include "vu_ring.h"
+#include "vu_ring_packed.h"
 
 #include <assert.h>
 #include <endian.h>
@@ -111,6 +112,11 @@ void vu_ring_reset(struct vu_ring *r, uint16_t base)
 	r->free_head = 0;
 	r->nr_free = r->len;
 	r->nr_chains = 0;
+	r->nr_added = r->nr_done = 0;
+	if (r->packed) {
+		vu_packed_reset(r, base);
+		return;
+	}
 	r->next_avail = r->published = r->last_used = base;
 	r->avail->idx = htole16(base);
 	r->used->idx = htole16(base);
@@ -118,6 +124,43 @@ void vu_ring_reset(struct vu_ring *r, uint16_t base)
 	/* Nobody waits yet: an event is due only once the index has gone all the way round. */
 	*used_event(r) = htole16((uint16_t)(base - 1));
 	r->avail->flags = htole16(VRING_AVAIL_F_NO_INTERRUPT);
+}
+
+void vu_ring_set_packed(struct vu_ring *r, bool packed)
+{
+	r->packed = packed;
+	vu_ring_reset(r, packed ? 1u << VRING_PACKED_EVENT_F_WRAP_CTR : 0);
+}
+
+static uint32_t packed_base(uint32_t place, bool wrap)
+{
+	place |= wrap ? 1u << VRING_PACKED_EVENT_F_WRAP_CTR : 0;
+	return place | place << 16;	/* the available and the used position: they are equal */
+}
+
+uint32_t vu_ring_base(const struct vu_ring *r)
+{
+	return r->packed ? packed_base(r->last_used, r->used_wrap) : r->last_used;
+}
+
+uint32_t vu_ring_end(const struct vu_ring *r)
+{
+	return r->packed ? packed_base(r->next_avail, r->avail_wrap) : r->next_avail;
+}
+
+int vu_ring_check_done(struct vu_ring *r, uint16_t id, uint32_t written)
+{
+	if (written > r->slot[id].writable)
+		return vu_fail(&r->err, -EPROTO,
+			       "queue %u: the device says that it wrote %u bytes"
+			       " into a request with room for %u",
+			       r->index, written, r->slot[id].writable);
+	if (r->in_order && r->slot[id].seq != r->nr_done)
+		return vu_fail(&r->err, -EPROTO,
+			       "queue %u: request %llu is done before request %llu, but IN_ORDER was negotiated",
+			       r->index, (unsigned long long)r->slot[id].seq, (unsigned long long)r->nr_done);
+	r->nr_done++;
+	return 0;
 }
 
 static void put_desc(struct vring_desc *d, const struct vu_seg *s, uint16_t more, uint16_t next)
@@ -171,6 +214,8 @@ int vu_ring_add(struct vu_ring *r, const struct vu_seg *segs, unsigned nr_segs, 
 	uint32_t writable = 0;
 	unsigned i;
 
+	if (r->packed)
+		return vu_packed_add(r, segs, nr_segs, cookie);
 	assert(nr_segs > 0);
 	if (how == VU_INDIRECT_MIXED)
 		how = r->next_avail & 1 ? VU_INDIRECT : VU_DIRECT;
@@ -206,6 +251,7 @@ int vu_ring_add(struct vu_ring *r, const struct vu_seg *segs, unsigned nr_segs, 
 	r->slot[head].nr = need;
 	r->slot[head].writable = writable;
 	r->slot[head].cookie = cookie;
+	r->slot[head].seq = r->nr_added++;
 	r->free_head = rest;
 	r->nr_free = (uint16_t)(r->nr_free - need);
 	r->nr_chains++;
@@ -214,14 +260,11 @@ int vu_ring_add(struct vu_ring *r, const struct vu_seg *segs, unsigned nr_segs, 
 	return 0;
 }
 
-int vu_ring_kick(struct vu_ring *r)
+/* Show the split ring's batch. Returns whether the device wants a kick. */
+static bool split_show(struct vu_ring *r)
 {
 	uint16_t old = r->published;
-	uint64_t one = 1;
-	bool wanted;
 
-	if (r->next_avail == old)
-		return 0;
 	/* Release: descriptors and ring entries are visible before the index that covers them. */
 	__atomic_store_n(&r->avail->idx, htole16(r->next_avail), __ATOMIC_RELEASE);
 	r->published = r->next_avail;
@@ -233,13 +276,19 @@ int vu_ring_kick(struct vu_ring *r)
 	 */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	if (r->event_idx)
-		wanted = vring_need_event(
-			le16toh(__atomic_load_n(avail_event(r), __ATOMIC_RELAXED)),
-			r->next_avail, old);
-	else
-		wanted = !(le16toh(__atomic_load_n(&r->used->flags, __ATOMIC_RELAXED)) &
-			   VRING_USED_F_NO_NOTIFY);
-	if (!wanted) {
+		return vring_need_event(le16toh(__atomic_load_n(avail_event(r), __ATOMIC_RELAXED)),
+					r->next_avail, old);
+	return !(le16toh(__atomic_load_n(&r->used->flags, __ATOMIC_RELAXED)) &
+		 VRING_USED_F_NO_NOTIFY);
+}
+
+int vu_ring_kick(struct vu_ring *r)
+{
+	uint64_t one = 1;
+
+	if (r->packed ? !r->first : r->next_avail == r->published)
+		return 0;
+	if (!(r->packed ? vu_packed_show(r) : split_show(r))) {
 		r->nr_kicks_spared++;
 		return 0;
 	}
@@ -255,6 +304,11 @@ int vu_ring_kick(struct vu_ring *r)
 static uint16_t device_used_idx(struct vu_ring *r)
 {
 	return le16toh(__atomic_load_n(&r->used->idx, __ATOMIC_ACQUIRE));
+}
+
+static bool has_used(struct vu_ring *r)
+{
+	return r->packed ? vu_packed_has_used(r) : device_used_idx(r) != r->last_used;
 }
 
 /* Give the descriptors of the chain at head back to the free list. */
@@ -273,10 +327,13 @@ static void free_chain(struct vu_ring *r, uint16_t head)
 
 int vu_ring_reap(struct vu_ring *r, struct vu_done *done, unsigned max)
 {
-	uint16_t idx = device_used_idx(r);
-	uint16_t ready = (uint16_t)(idx - r->last_used);
+	uint16_t idx, ready;
 	unsigned n;
 
+	if (r->packed)
+		return vu_packed_reap(r, done, max);
+	idx = device_used_idx(r);
+	ready = (uint16_t)(idx - r->last_used);
 	if (ready > r->nr_chains)
 		return vu_fail(&r->err, -EPROTO,
 			       "queue %u: used index went from %u to %u with %u requests in flight",
@@ -284,17 +341,16 @@ int vu_ring_reap(struct vu_ring *r, struct vu_done *done, unsigned max)
 	for (n = 0; n < ready && n < max; n++) {
 		const struct vring_used_elem *e = &r->used->ring[r->last_used & (r->len - 1)];
 		uint32_t id = le32toh(e->id), len = le32toh(e->len);
+		int ret;
 
 		if (id >= r->len || r->slot[id].nr == 0)
 			return vu_fail(&r->err, -EPROTO,
 				       "queue %u: used element %u names descriptor %u,"
 				       " which heads no request in flight",
 				       r->index, r->last_used, id);
-		if (len > r->slot[id].writable)
-			return vu_fail(&r->err, -EPROTO,
-				       "queue %u: the device says that it wrote %u bytes"
-				       " into a request with room for %u",
-				       r->index, len, r->slot[id].writable);
+		ret = vu_ring_check_done(r, (uint16_t)id, len);
+		if (ret < 0)
+			return ret;
 		done[n].cookie = r->slot[id].cookie;
 		done[n].written = len;
 		free_chain(r, (uint16_t)id);
@@ -336,7 +392,7 @@ static int wait_spinning(struct vu_ring *r, struct pollfd *fds, uint64_t deadlin
 		int ret;
 
 		for (i = 0; i < SPINS_PER_LOOK; i++) {
-			if (device_used_idx(r) != r->last_used)
+			if (has_used(r))
 				return 0;
 #if defined(__x86_64__) || defined(__i386__)
 			__builtin_ia32_pause();
@@ -354,6 +410,25 @@ static int wait_spinning(struct vu_ring *r, struct pollfd *fds, uint64_t deadlin
 	}
 }
 
+static void call_on(struct vu_ring *r)
+{
+	if (r->packed)
+		vu_packed_call_on(r);
+	else if (r->event_idx)
+		__atomic_store_n(used_event(r), htole16(r->last_used), __ATOMIC_RELAXED);
+	else
+		__atomic_store_n(&r->avail->flags, 0, __ATOMIC_RELAXED);
+}
+
+static void call_off(struct vu_ring *r)
+{
+	if (r->packed)
+		vu_packed_call_off(r);
+	else if (!r->event_idx)
+		__atomic_store_n(&r->avail->flags, htole16(VRING_AVAIL_F_NO_INTERRUPT),
+				 __ATOMIC_RELAXED);
+}
+
 int vu_ring_wait(struct vu_ring *r, uint64_t deadline_ns)
 {
 	struct pollfd fds[3] = {
@@ -363,21 +438,18 @@ int vu_ring_wait(struct vu_ring *r, uint64_t deadline_ns)
 	};
 	int ret = 0;
 
-	if (device_used_idx(r) != r->last_used)
+	if (has_used(r))
 		return 0;
 	if (r->spin)
 		return wait_spinning(r, fds, deadline_ns);
 
 	for (;;) {
 		/* Ask for a call at the next completion ... */
-		if (r->event_idx)
-			__atomic_store_n(used_event(r), htole16(r->last_used), __ATOMIC_RELAXED);
-		else
-			__atomic_store_n(&r->avail->flags, 0, __ATOMIC_RELAXED);
+		call_on(r);
 		/* ... and look again: the device may have finished before it could see that. The
 		 * barrier is the partner of the device's between its index and its look at ours. */
 		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (device_used_idx(r) != r->last_used)
+		if (has_used(r))
 			break;
 
 		r->nr_sleeps++;
@@ -388,12 +460,10 @@ int vu_ring_wait(struct vu_ring *r, uint64_t deadline_ns)
 			ret = timed_out(r);
 		else
 			ret = look_at_fds(r, fds);
-		if (ret < 0 || device_used_idx(r) != r->last_used)
+		if (ret < 0 || has_used(r))
 			break;
 	}
-	if (!r->event_idx)
-		__atomic_store_n(&r->avail->flags, htole16(VRING_AVAIL_F_NO_INTERRUPT),
-				 __ATOMIC_RELAXED);
+	call_off(r);
 	/* What was finished before the end came can still be reaped. */
-	return device_used_idx(r) != r->last_used ? 0 : ret;
+	return has_used(r) ? 0 : ret;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vu_ring.h - the driver's side of a split virtqueue
+ * vu_ring.h - the driver's side of a virtqueue, split or packed
  *
  * Owns:    the ring's three parts in guest memory, the indirect tables, the driver's own record
  *          of which descriptor is where, and the kick, call and error eventfds.
@@ -8,7 +8,7 @@
  * Never:   believes the device: every used element is checked against our own record, and a lie
  *          is reported as -EPROTO with the text in ring->err.
  *
- * All memory barriers of the front end are in vu_ring.c.
+ * All memory barriers of the front end are in vu_ring.c and vu_ring_packed.c.
  *
  * How it is used: vu_ring_add() as often as there are requests and room, one vu_ring_kick() for
  * all of them, then vu_ring_reap() and, when that brought nothing, vu_ring_wait().
@@ -50,6 +50,7 @@ struct vu_slot {
 	uint16_t next;		/* the next one of the same chain, or of the free list */
 	uint16_t nr;		/* on the head of a chain in flight: its descriptors; else 0 */
 	uint32_t writable;	/* on the head: bytes that the device may write */
+	uint64_t seq;		/* on the head: requests that were added before it */
 	void *cookie;
 };
 
@@ -59,11 +60,13 @@ struct vu_ring {
 	uint16_t len;			/* descriptors, a power of two */
 	uint16_t table_len;		/* descriptors in each indirect table */
 	enum vu_indirect indirect;
+	bool packed;			/* VIRTIO_F_RING_PACKED was negotiated; set by vu_ring_reset() */
+	bool in_order;			/* VIRTIO_F_IN_ORDER was: the device must keep the order */
 	bool event_idx;			/* VIRTIO_RING_F_EVENT_IDX was negotiated */
 	bool spin;			/* vu_ring_wait() polls memory, the device needs no call */
-	struct vring_desc *desc;
-	struct vring_avail *avail;
-	struct vring_used *used;
+	struct vring_desc *desc;	/* packed: len struct vring_packed_desc ... */
+	struct vring_avail *avail;	/* ... our event structure ... */
+	struct vring_used *used;	/* ... and the device's */
 	struct vring_desc *tables;	/* one for each descriptor; NULL when table_len is 0 */
 	uint64_t tables_guest_addr;
 	int kick_fd, call_fd, err_fd;
@@ -77,6 +80,13 @@ struct vu_ring {
 	uint16_t next_avail;		/* where the next request goes */
 	uint16_t published;		/* what the device was told of */
 	uint16_t last_used;		/* what we have reaped up to */
+	bool avail_wrap, used_wrap;	/* packed: in which lap these two are */
+	uint16_t *first;		/* packed: flags that make the batch visible; NULL: no batch */
+	uint16_t first_flags;
+	uint16_t shown;			/* packed: where the batch begins */
+	bool shown_wrap;
+	uint64_t nr_added;		/* since the last reset */
+	uint64_t nr_done;
 	uint64_t nr_kicks;		/* eventfd writes */
 	uint64_t nr_kicks_spared;	/* ... the device said that it does not need */
 	uint64_t nr_sleeps;		/* times vu_ring_wait() went to sleep */
@@ -99,9 +109,19 @@ uint64_t vu_ring_mem_len(uint16_t len, uint16_t table_len);
 
 /*
  * Forget all requests and begin at index base, as a driver does after a device reset. The ring
- * must be stopped. Also brings a ring back in order that a test has scribbled over.
+ * must be stopped. Also brings a ring back in order that a test has scribbled over. Of a packed
+ * ring base is a position: the place of a descriptor, and in bit 15 the wrap counter.
  */
 void vu_ring_reset(struct vu_ring *r, uint16_t base);
+
+/* An empty ring of the other kind, at its beginning. The ring must be stopped. */
+void vu_ring_set_packed(struct vu_ring *r, bool packed);
+
+/* What SET_VRING_BASE is to say: behind the last request reaped. */
+uint32_t vu_ring_base(const struct vu_ring *r);
+
+/* What GET_VRING_BASE has to answer when all requests that were shown are done. */
+uint32_t vu_ring_end(const struct vu_ring *r);
 
 /*
  * Put one request into the ring, not yet visible to the device. -ENOSPC: no descriptors free,
@@ -121,5 +141,8 @@ int vu_ring_reap(struct vu_ring *r, struct vu_done *done, unsigned max);
  * closed the connection; -EINTR when a signal came.
  */
 int vu_ring_wait(struct vu_ring *r, uint64_t deadline_ns);
+
+/* For both kinds of ring: may the request of slot id be done now, with so many bytes written? */
+int vu_ring_check_done(struct vu_ring *r, uint16_t id, uint32_t written);
 
 #endif

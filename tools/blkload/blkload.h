@@ -4,7 +4,7 @@
  *
  * Owns:    nothing.
  * Assumes: blkload.c parses and judges, blkload_run.c works, blkload_report.c tells.
- * Never:   used by anything but blkload.
+ * Never:   used by anything but blkload, or includes anything of varve.
  */
 #ifndef BLKLOAD_H
 #define BLKLOAD_H
@@ -16,6 +16,11 @@
 #include "blkload_hist.h"
 #include "blkload_model.h"
 #include "vu_blk.h"
+
+#define PROG "varve blkload"
+
+/* What `varve` runs. */
+int blkload_main(int argc, char **argv);
 
 enum load_rw { LOAD_READ, LOAD_WRITE, LOAD_RANDREAD, LOAD_RANDWRITE, LOAD_RANDRW };
 

@@ -100,9 +100,9 @@ int vu_front_start_queue(struct vu_front *f, unsigned q);
 
 /*
  * Take queue q back (GET_VRING_BASE): the back end answers when it touches the ring no more.
- * *ret_base (may be NULL): the available index at which it stopped.
+ * *ret_base (may be NULL): where it stopped, as vu_ring_end().
  */
-int vu_front_stop_queue(struct vu_front *f, unsigned q, uint16_t *ret_base);
+int vu_front_stop_queue(struct vu_front *f, unsigned q, uint32_t *ret_base);
 
 /* Enable or disable a started queue. */
 int vu_front_enable_queue(struct vu_front *f, unsigned q, bool enable);

@@ -23,7 +23,7 @@ void load_say(struct load *l, const char *fmt, ...)
 	va_list ap;
 
 	pthread_mutex_lock(&l->say_lock);
-	fprintf(stderr, "%sblkload: ", l->o.progress ? CLEAR_LINE : "");
+	fprintf(stderr, "%s" PROG ": ", l->o.progress ? CLEAR_LINE : "");
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap);
 	va_end(ap);
@@ -65,11 +65,11 @@ void load_progress(struct load *l, uint64_t begin_ns)
 	pthread_mutex_lock(&l->say_lock);
 	if (nr_verifying > 0)
 		fprintf(stderr,
-			CLEAR_LINE "blkload: reading back, %.1f MiB verified, %" PRIu64 " errors",
+			CLEAR_LINE PROG ": reading back, %.1f MiB verified, %" PRIu64 " errors",
 			(double)verified * VU_SECTOR / (1 << 20), bad);
 	else
 		fprintf(stderr,
-			CLEAR_LINE "blkload: %3.0f%%  %.1f s  %.1fk IOPS  %.1f MiB/s  %" PRIu64
+			CLEAR_LINE PROG ": %3.0f%%  %.1f s  %.1fk IOPS  %.1f MiB/s  %" PRIu64
 			" errors",
 			percent > 100 ? 100 : percent, passed, (double)ops / passed / 1000,
 			(double)bytes / passed / (1 << 20), bad);

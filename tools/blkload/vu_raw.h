@@ -33,6 +33,17 @@ void vu_raw_desc(struct vu_ring *r, unsigned i, uint64_t guest_addr, uint32_t le
 void vu_raw_table_desc(struct vring_desc *table, unsigned i, uint64_t guest_addr, uint32_t len,
 		       uint16_t flags, uint16_t next);
 
+/*
+ * Write descriptor `at` of a packed ring, flags as given; the bits that make it available in the lap
+ * in which the driver is are vu_raw_packed_lap(). Its flags are written last, with a barrier.
+ */
+void vu_raw_packed_desc(struct vu_ring *r, unsigned at, uint64_t guest_addr, uint32_t len,
+			uint16_t id, uint16_t flags);
+uint16_t vu_raw_packed_lap(const struct vu_ring *r);
+
+/* What the device wrote over descriptor `at`: its flags. */
+uint16_t vu_raw_packed_flags(const struct vu_ring *r, unsigned at);
+
 /* Write entry `at` of the available ring; `at` is not reduced by the ring's length. */
 void vu_raw_avail_entry(struct vu_ring *r, unsigned at, uint16_t head);
 

@@ -289,6 +289,10 @@ int vu_front_negotiate(struct vu_front *f)
 		struct vu_ring *r = &f->ring[q];
 
 		r->event_idx = vu_has(f->features, VIRTIO_RING_F_EVENT_IDX);
+		r->in_order = vu_has(f->features, VIRTIO_F_IN_ORDER);
+		/* Connecting again leaves the ring as it was; another kind of ring begins anew. */
+		if (r->packed != vu_has(f->features, VIRTIO_F_RING_PACKED))
+			vu_ring_set_packed(r, !r->packed);
 		r->indirect = VU_DIRECT;
 		if (vu_has(f->features, VIRTIO_RING_F_INDIRECT_DESC) && r->table_len > 0)
 			r->indirect = f->opts.indirect;
@@ -340,7 +344,7 @@ static int give_eventfd(struct vu_front *f, uint32_t request, unsigned q, int fd
 int vu_front_start_queue(struct vu_front *f, unsigned q)
 {
 	struct vu_ring *r = &f->ring[q];
-	struct vu_vring_state num = { q, r->len }, base = { q, r->last_used };
+	struct vu_vring_state num = { q, r->len }, base = { q, vu_ring_base(r) };
 	struct vu_vring_addr addr = {
 		.index = q,
 		.desc = (uintptr_t)r->desc,
@@ -378,7 +382,7 @@ int vu_front_enable_queue(struct vu_front *f, unsigned q, bool enable)
 	return vu_front_request(f, VU_SET_VRING_ENABLE, &state, sizeof(state), NULL, 0);
 }
 
-int vu_front_stop_queue(struct vu_front *f, unsigned q, uint16_t *ret_base)
+int vu_front_stop_queue(struct vu_front *f, unsigned q, uint32_t *ret_base)
 {
 	struct vu_vring_state state = { .index = q };
 	struct vu_msg reply;
@@ -388,13 +392,13 @@ int vu_front_stop_queue(struct vu_front *f, unsigned q, uint16_t *ret_base)
 		return ret;
 	vu_msg_close_fds(&reply);
 	if (reply.hdr.size != sizeof(reply.state) || reply.state.index != q ||
-	    reply.state.num > UINT16_MAX)
+	    (reply.state.num > UINT16_MAX && !f->ring[q].packed))
 		return vu_fail(&f->err, -EPROTO,
 			       "GET_VRING_BASE of queue %u: answered with %" PRIu32
 			       " bytes, queue %" PRIu32 ", index %" PRIu32,
 			       q, reply.hdr.size, reply.state.index, reply.state.num);
 	if (ret_base)
-		*ret_base = (uint16_t)reply.state.num;
+		*ret_base = reply.state.num;
 	return 0;
 }
 

@@ -30,6 +30,29 @@ void vu_raw_desc(struct vu_ring *r, unsigned i, uint64_t guest_addr, uint32_t le
 	vu_raw_table_desc(r->desc, i, guest_addr, len, flags, next);
 }
 
+void vu_raw_packed_desc(struct vu_ring *r, unsigned at, uint64_t guest_addr, uint32_t len,
+			uint16_t id, uint16_t flags)
+{
+	struct vring_packed_desc *d = (struct vring_packed_desc *)r->desc + at;
+
+	d->addr = htole64(guest_addr);
+	d->len = htole32(len);
+	d->id = htole16(id);
+	__atomic_store_n(&d->flags, htole16(flags), __ATOMIC_RELEASE);
+}
+
+uint16_t vu_raw_packed_lap(const struct vu_ring *r)
+{
+	return r->avail_wrap ? 1u << VRING_PACKED_DESC_F_AVAIL : 1u << VRING_PACKED_DESC_F_USED;
+}
+
+uint16_t vu_raw_packed_flags(const struct vu_ring *r, unsigned at)
+{
+	struct vring_packed_desc *d = (struct vring_packed_desc *)r->desc + at;
+
+	return le16toh(__atomic_load_n(&d->flags, __ATOMIC_ACQUIRE));
+}
+
 void vu_raw_avail_entry(struct vu_ring *r, unsigned at, uint16_t head)
 {
 	r->avail->ring[at] = htole16(head);
