@@ -300,6 +300,54 @@ VARVE_API int varve_stream_wait(struct varve_stream *stream, int timeout_ms, str
 /* Cancels it if it has not ended, waits, frees. Takes NULL. */
 VARVE_API void varve_stream_free(struct varve_stream *stream);
 
+/* ---- internal snapshots ------------------------------------------------------------------------------------ */
+
+/*
+ * A snapshot is the disk as it was, kept inside the same image (qcow2), perhaps with the state of a virtual machine. It is
+ * there completely or not at all, whenever power fails. Ids are numbers given by the library, names are the caller's; both
+ * are unique. To read one, open the image with the option snapshot.name= or snapshot.id=.
+ */
+struct varve_snapshot_info {
+	const char *id, *name;
+	uint32_t date_s, date_ns; /* when it was made, UTC */
+	uint64_t vm_clock_ns;	  /* how long the machine had run */
+	uint64_t state_length;	  /* bytes of the machine's state; 0: none */
+	uint64_t disk_length;	  /* bytes; the disk may have another length now */
+	uint64_t icount;	  /* instructions executed; UINT64_MAX: not counted */
+};
+
+/* *ret_list: as many as *ret_nr says, in the order of the image; free it, whole, with varve_snapshot_list_free(). */
+VARVE_API int varve_snapshot_list(struct varve_image *image, struct varve_snapshot_info **ret_list, unsigned *ret_nr,
+				  struct varve_error *err);
+VARVE_API void varve_snapshot_list_free(struct varve_snapshot_info *list, unsigned nr);
+
+struct varve_snapshot_options {
+	const char *name;	  /* 1 .. 255 bytes */
+	const char *id;		  /* NULL: the next number */
+	uint32_t date_s, date_ns; /* both 0: now */
+	uint64_t vm_clock_ns;
+	uint64_t icount;	  /* 0 or UINT64_MAX: not counted */
+	unsigned flags;		  /* VARVE_SNAPSHOT_* */
+};
+
+/*
+ * Makes one of the disk as it is now: all writes that were acknowledged are in it. The image may be in use: requests wait
+ * for a moment, then go on; what they change from then on is copied. *ret_id (may be NULL): malloc'd.
+ * -EEXIST: the name or id is taken. -ENOTSUP: the format has no snapshots.
+ */
+VARVE_API int varve_snapshot_create(struct varve_image *image, const struct varve_snapshot_options *opts, char **ret_id,
+				    struct varve_error *err);
+/*
+ * Which snapshot is meant: of id and name those that are not NULL must match. -ENOENT: none does; -EEXIST: several (other
+ * programs allow a name twice).
+ */
+VARVE_API int varve_snapshot_delete(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
+/*
+ * The disk becomes what it was, its length too; what it was until now is lost unless there is a snapshot of it. -EBUSY:
+ * the image is exported or further queues are attached.
+ */
+VARVE_API int varve_snapshot_apply(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
+
 /* ---- exports ------------------------------------------------------------------------------------------ */
 
 struct varve_export;

@@ -83,6 +83,10 @@ void cache_set_empty(struct cache *c, uint32_t table, bool empty);
  */
 int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret);
 void cache_unpin(struct cache *c, struct piece *p);
+/* fn for each piece of a table that is in memory; for those on their way there when they have arrived. */
+void cache_each(struct fiber *f, struct cache *c, uint32_t table, void (*fn)(struct piece *p, void *arg), void *arg);
+/* Nothing of the tables [first, first + nr) stays in memory. Nobody is at work with them, nobody asks for them. */
+void cache_drop(struct fiber *f, struct cache *c, uint32_t first, uint32_t nr);
 
 /* Any queue: *ret_row is row_empty, or says nothing. The piece may be used until the caller waits or returns.
  */
