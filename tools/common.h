@@ -9,6 +9,7 @@
  *   io.h           `varve io`
  *   serve.c        `varve serve`
  *   crashtest.h    `varve crashtest`
+ *   vmstate.c      `varve vmstate`
  *
  * Only the public interface of libvarve is used here: the tools prove that it is enough.
  */
@@ -117,5 +118,6 @@ int img_main(int argc, char **argv);
 int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int crashtest_main(int argc, char **argv);
+int vmstate_main(int argc, char **argv);
 
 #endif

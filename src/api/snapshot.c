@@ -111,7 +111,7 @@ int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_opt
 
 	if (!so || !so->name || !*so->name)
 		return varve_error_set(err, -EINVAL, "%s: a snapshot needs a name", node_name(image->top));
-	if (so->flags)
+	if (so->flags & ~VARVE_SNAPSHOT_NOW)
 		return varve_error_set(err, -EINVAL, "unknown snapshot flags 0x%x", so->flags);
 	if (!api_format_node(image)->drv->snapshot_create)
 		return api_no_snapshots(image, err);
@@ -121,7 +121,8 @@ int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_opt
 				       .date_ns = so->date_ns,
 				       .vm_clock_ns = so->vm_clock_ns,
 				       .icount = so->icount ? so->icount : UINT64_MAX,
-				       .door = image->top };
+				       .door = image->top,
+				       .now = so->flags & VARVE_SNAPSHOT_NOW };
 	if (!so->date_s && !so->date_ns) {
 		clock_gettime(CLOCK_REALTIME, &now);
 		ret->date_s = (uint32_t)now.tv_sec;
