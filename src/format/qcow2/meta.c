@@ -163,15 +163,17 @@ static void add_range(const struct qcow2 *q, struct meta_ranges *r, uint64_t hos
 }
 
 struct meta_ranges *meta_ranges_new(const struct qcow2 *q, const struct qcow2_snapshot *list, uint32_t nr,
-				    uint64_t table_off, uint64_t table_len)
+				    uint32_t without, uint64_t table_off, uint64_t table_len)
 {
 	struct meta_ranges *r = calloc(1, sizeof(*r) + (nr + 1ull) * sizeof(r->range[0]));
 
 	if (!r)
 		return NULL;
 	add_range(q, r, table_off, table_len);
-	for (uint32_t i = 0; i < nr; i++)
-		add_range(q, r, list[i].l1_off, list[i].l1_entries * 8ull);
+	for (uint32_t i = 0; i < nr; i++) {
+		if (i != without)
+			add_range(q, r, list[i].l1_off, list[i].l1_entries * 8ull);
+	}
 	merge_ranges(r);
 	return r;
 }
@@ -194,7 +196,7 @@ static int open_snapshots(struct fiber *f, struct qcow2 *q, struct varve_error *
 	ret = snapshots_read(f, q->file, &q->h, &list, &table_len, err);
 	if (ret < 0)
 		return ret;
-	q->meta->ranges = meta_ranges_new(q, list, q->h.nr_snapshots, q->h.snapshots_off, table_len);
+	q->meta->ranges = meta_ranges_new(q, list, q->h.nr_snapshots, UINT32_MAX, q->h.snapshots_off, table_len);
 	if (!q->meta->ranges)
 		ret = varve_error_set(err, -ENOMEM, "metadata map: out of memory");
 	snapshots_free(list, q->h.nr_snapshots);

@@ -199,9 +199,12 @@ int meta_prepare(struct qcow2 *q, uint64_t nr);
 void meta_add(struct qcow2 *q, uint64_t cluster);
 void meta_remove(struct qcow2 *q, uint64_t cluster);
 struct qcow2_snapshot;
-/* The places of the snapshot table and what it names, in two steps of which the second cannot fail: free(NULL) is fine. */
+/*
+ * The places of the snapshot table and of what it names, but for the entry `without`; in two steps, of which the second
+ * cannot fail. NULL: no memory.
+ */
 struct meta_ranges *meta_ranges_new(const struct qcow2 *q, const struct qcow2_snapshot *list, uint32_t nr,
-				    uint64_t table_off, uint64_t table_len);
+				    uint32_t without, uint64_t table_off, uint64_t table_len);
 void meta_ranges_set(struct qcow2 *q, struct meta_ranges *ranges);
 
 /* map.c, l2.c, resize.c -------------------------------------------------------------------------------- */

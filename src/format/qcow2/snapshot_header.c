@@ -135,7 +135,7 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 			ret = order_put(f, q->order, off, bytes, len, ORDER_NONE, NULL);
 	}
 	if (ret == 0) {
-		ranges = meta_ranges_new(q, s->list, s->nr, off, len);
+		ranges = meta_ranges_new(q, s->list, s->nr, without, off, len);
 		ret = ranges ? 0 : -ENOMEM;
 	}
 	if (clean)
