@@ -72,7 +72,7 @@ struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr
 /* Nothing is pinned, nobody looks up. */
 void cache_free(struct cache *c);
 
-/* More tables; those added are empty if `empty`. On failure nothing changed. Waits in a shared cache. */
+/* At least so many tables; those added are empty if `empty`. On failure nothing changed. Waits in a shared cache. */
 int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty);
 /* The table does not exist; or it exists now. Nothing of it may be in memory. */
 void cache_set_empty(struct cache *c, uint32_t table, bool empty);
