@@ -10,6 +10,7 @@
  *   serve.c        `varve serve`
  *   crashtest.h    `varve crashtest`
  *   blkload/       `varve blkload`, which knows nothing of varve, nor of this file
+ *   vmstate.c      `varve vmstate`
  *
  * Only the public interface of libvarve is used here: the tools prove that it is enough.
  */
@@ -119,5 +120,6 @@ int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int crashtest_main(int argc, char **argv);
 int blkload_main(int argc, char **argv);
+int vmstate_main(int argc, char **argv);
 
 #endif

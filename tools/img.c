@@ -17,12 +17,13 @@ static const struct command {
 	{ "create", img_create, "make a new image" },
 	{ "info", img_info, "what an image is" },
 	{ "map", img_map, "where the data of an image lies" },
+	{ "snapshot", img_snapshot, "keep, list, apply or delete the disk as it was" },
 	{ "stream", img_stream, "copy what an image reads from its backing files into it" },
 };
 
 /* Commands of the grammar that this version does not have. */
 static const char *const missing[] = { "amend", "bitmap", "commit", "convert", "dd",
-				       "measure", "rebase", "resize", "snapshot" };
+				       "measure", "rebase", "resize" };
 
 static void usage(void)
 {

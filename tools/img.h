@@ -15,6 +15,7 @@ int img_info(int argc, char **argv);
 int img_check(int argc, char **argv);
 int img_map(int argc, char **argv);
 int img_compare(int argc, char **argv);
+int img_snapshot(int argc, char **argv);
 int img_stream(int argc, char **argv);
 
 /* Values of long options that have no letter; one list, so that no two commands disagree. */
@@ -27,6 +28,9 @@ enum {
 
 /* Prints the usage of a command to stdout. Returns the exit status. */
 int img_help(const char *usage);
+
+/* "Snapshot list:" and its lines, from the list of an ImageInfo object; nothing for an empty one. */
+void img_print_snapshots(const json_t *list);
 
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,

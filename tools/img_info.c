@@ -55,7 +55,7 @@ static void print_snapshot(const json_t *s)
 	putchar('\n');
 }
 
-static void print_snapshots(const json_t *list)
+void img_print_snapshots(const json_t *list)
 {
 	size_t i;
 	json_t *s;
@@ -105,7 +105,7 @@ static void print_human(const json_t *info)
 		if (info_str(info, "backing-filename-format"))
 			print_line("backing file format", info_str(info, "backing-filename-format"));
 	}
-	print_snapshots(json_object_get(info, "snapshots"));
+	img_print_snapshots(json_object_get(info, "snapshots"));
 	print_format_specific(info);
 	if (info_str(info, "aio"))
 		print_line("aio engine", info_str(info, "aio"));

@@ -14,6 +14,7 @@
 
 struct read_args {
 	bool machine, quiet, dump, vectored;
+	bool area; /* -b: behind the end of the disk */
 	bool has_pattern, has_verify_off, has_verify_len;
 	int pattern;
 	uint64_t verify_off, verify_len;
@@ -29,8 +30,8 @@ static int read_options(int argc, char **argv, bool vectored, struct read_args *
 	while ((c = getopt(argc, argv, vectored ? "CP:qv" : "bCl:pP:qs:v")) != -1) {
 		switch (c) {
 		case 'b':
-			printf("%s -b: the VM state area is not part of this version\n", argv[0]);
-			return -1;
+			a->area = true;
+			break;
 		case 'C':
 			a->machine = true;
 			break;
@@ -100,9 +101,10 @@ static int read_common(struct io *io, int argc, char **argv, bool vectored)
 	report.off = off;
 	report.len = v.len;
 	report.start_ns = io_now_ns();
-	ret = io_check_range(io, off, v.len);
+	ret = a.area ? 0 : io_check_range(io, off, v.len);
 	if (ret == 0)
-		ret = varve_image_read(io->image, off, v.buf, v.len, &err);
+		ret = a.area ? varve_state_area_read(io->image, off, v.buf, v.len, &err) :
+			       varve_image_read(io->image, off, v.buf, v.len, &err);
 	if (ret < 0) {
 		ret = io_failed(vectored ? "readv" : "read", ret);
 	} else {
@@ -129,6 +131,7 @@ static int cmd_readv(struct io *io, int argc, char **argv)
 
 struct write_args {
 	bool machine, quiet, zero;
+	bool area; /* -b: behind the end of the disk */
 	bool has_pattern;
 	const char *source; /* -s: file whose bytes are written over and over */
 	int pattern;
@@ -145,8 +148,8 @@ static int write_options(int argc, char **argv, bool vectored, struct write_args
 	while ((c = getopt(argc, argv, vectored ? "CfP:q" : "bcCfnpP:qs:uz")) != -1) {
 		switch (c) {
 		case 'b':
-			printf("%s -b: the VM state area is not part of this version\n", argv[0]);
-			return -1;
+			a->area = true;
+			break;
 		case 'c':
 			a->flags |= VARVE_REQ_COMPRESS;
 			break;
@@ -190,6 +193,10 @@ static int write_options(int argc, char **argv, bool vectored, struct write_args
 	}
 	if ((a->flags & VARVE_REQ_COMPRESS) && a->zero) {
 		printf("-c and -z exclude each other\n");
+		return -1;
+	}
+	if (a->area && (a->zero || a->flags)) {
+		printf("-b takes none of -c, -f, -u, -z\n");
 		return -1;
 	}
 	if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero) {
@@ -236,9 +243,10 @@ static int write_data(struct io *io, const struct write_args *a, uint64_t off, i
 	}
 	report->len = v.len;
 	report->start_ns = io_now_ns();
-	ret = io_check_range(io, off, v.len);
+	ret = a->area ? 0 : io_check_range(io, off, v.len);
 	if (ret == 0)
-		ret = varve_image_write(io->image, off, v.buf, v.len, a->flags, &err);
+		ret = a->area ? varve_state_area_write(io->image, off, v.buf, v.len, &err) :
+				varve_image_write(io->image, off, v.buf, v.len, a->flags, &err);
 	io_vector_free(&v);
 	return ret < 0 ? io_failed("write", ret) : 0;
 }
@@ -333,11 +341,11 @@ static int cmd_flush(struct io *io, int argc, char **argv)
 const struct io_command io_rw_commands[] = {
 	{ "discard", "d", cmd_discard, 2, -1, false, "[-Cq] off len", "says that a range is not needed any more" },
 	{ "flush", "f", cmd_flush, 0, 0, false, "", "makes everything written so far stable" },
-	{ "read", "r", cmd_read, 2, -1, false, "[-Cqv] [-P pattern [-s off] [-l len]] off len",
-	  "reads, and verifies or dumps what was read" },
+	{ "read", "r", cmd_read, 2, -1, false, "[-bCqv] [-P pattern [-s off] [-l len]] off len",
+	  "reads, and verifies or dumps what was read; -b: of the area for the state of a machine" },
 	{ "readv", NULL, cmd_readv, 2, -1, false, "[-Cqv] [-P pattern] off len [len..]", "reads into several buffers" },
-	{ "write", "w", cmd_write, 2, -1, false, "[-cCfquz] [-P pattern | -s file] off len",
-	  "writes a pattern (0xcd), the bytes of a file, or zeroes" },
+	{ "write", "w", cmd_write, 2, -1, false, "[-bcCfquz] [-P pattern | -s file] off len",
+	  "writes a pattern (0xcd), the bytes of a file, or zeroes; -b: to the area for the state of a machine" },
 	{ "writev", NULL, cmd_writev, 2, -1, false, "[-Cfq] [-P pattern] off len [len..]",
 	  "writes from several buffers" },
 	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },

@@ -2,7 +2,7 @@
 /*
  * tools/main.c - which tool is meant
  *
- * `varve img ...`, `varve io ...`, `varve serve ...`; a link named qemu-img or qemu-io behaves as that tool.
+ * `varve img ...`, `varve io ...`, `varve serve ...` and others; a link named qemu-img or qemu-io behaves as that tool.
  */
 #include <signal.h>
 #include <stdlib.h>
@@ -22,6 +22,7 @@ static const struct tool {
 	{ "crashtest", NULL, "varve crashtest", crashtest_main, "try what a power cut could leave of an image" },
 	{ "blkload", NULL, "varve blkload", blkload_main, "put load on a vhost-user-blk server, and verify it" },
 	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
+	{ "vmstate", NULL, "varve vmstate", vmstate_main, "states of virtual machines into and out of snapshots" },
 };
 
 /* Names of QEMU's tools that have no counterpart here yet: said so, instead of acting as something else. */

@@ -306,6 +306,120 @@ VARVE_API int varve_stream_wait(struct varve_stream *stream, int timeout_ms, str
 /* Cancels it if it has not ended, waits, frees. Takes NULL. */
 VARVE_API void varve_stream_free(struct varve_stream *stream);
 
+/* ---- internal snapshots ------------------------------------------------------------------------------------ */
+
+/*
+ * A snapshot is the disk as it was, kept inside the same image (qcow2), perhaps with the state of a virtual machine. It is
+ * there completely or not at all, whenever power fails. Ids are numbers given by the library, names are the caller's; both
+ * are unique. To read one, open the image with the option snapshot.name= or snapshot.id=.
+ */
+struct varve_snapshot_info {
+	const char *id, *name;
+	uint32_t date_s, date_ns; /* when it was made, UTC */
+	uint64_t vm_clock_ns;	  /* how long the machine had run */
+	uint64_t state_length;	  /* bytes of the machine's state; 0: none */
+	uint64_t disk_length;	  /* bytes; the disk may have another length now */
+	uint64_t icount;	  /* instructions executed; UINT64_MAX: not counted */
+};
+
+/* *ret_list: as many as *ret_nr says, in the order of the image; free it, whole, with varve_snapshot_list_free(). */
+VARVE_API int varve_snapshot_list(struct varve_image *image, struct varve_snapshot_info **ret_list, unsigned *ret_nr,
+				  struct varve_error *err);
+VARVE_API void varve_snapshot_list_free(struct varve_snapshot_info *list, unsigned nr);
+
+struct varve_snapshot_options {
+	const char *name;	  /* 1 .. 255 bytes */
+	const char *id;		  /* NULL: the next number */
+	uint32_t date_s, date_ns; /* both 0: now */
+	uint64_t vm_clock_ns;
+	uint64_t icount;	  /* 0 or UINT64_MAX: not counted */
+	unsigned flags;		  /* VARVE_SNAPSHOT_* */
+};
+
+/* varve_vmstate_write_open(): the disk is kept as it is at that call, and not at varve_vmstate_write_close(). */
+#define VARVE_SNAPSHOT_NOW (1u << 0)
+
+/*
+ * Makes one of the disk as it is now: all writes that were acknowledged are in it. The image may be in use: requests wait
+ * for a moment, then go on; what they change from then on is copied. *ret_id (may be NULL): malloc'd.
+ * -EEXIST: the name or id is taken. -ENOTSUP: the format has no snapshots.
+ */
+VARVE_API int varve_snapshot_create(struct varve_image *image, const struct varve_snapshot_options *opts, char **ret_id,
+				    struct varve_error *err);
+/*
+ * Which snapshot is meant: of id and name those that are not NULL must match. -ENOENT: none does; -EEXIST: several (other
+ * programs allow a name twice).
+ */
+VARVE_API int varve_snapshot_delete(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
+/*
+ * The disk becomes what it was, its length too; what it was until now is lost unless there is a snapshot of it. -EBUSY:
+ * the image is exported or further queues are attached.
+ */
+VARVE_API int varve_snapshot_apply(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
+
+/* ---- states of virtual machines, kept in snapshots ----------------------------------------------------------- */
+
+struct varve_vmstate_writer;
+struct varve_vmstate_reader;
+
+#define VARVE_VMSTATE_DEPTH_DEFAULT 4
+#define VARVE_VMSTATE_DEPTH_MAX 8
+
+/*
+ * Begins a snapshot that is to hold a state. What is written is gathered in buffers of 1 MiB, and up to depth of them (2 ..
+ * VARVE_VMSTATE_DEPTH_MAX; 0: the default) are on their way to the disk while the caller goes on. The snapshot exists when
+ * varve_vmstate_write_close() has succeeded, not before. A writer is used by one thread at a time; it holds the image open.
+ */
+VARVE_API int varve_vmstate_write_open(struct varve_vmstate_writer **ret_writer, struct varve_image *image,
+				       const struct varve_snapshot_options *opts, unsigned depth, struct varve_error *err);
+/*
+ * Appends. The memory is the caller's again when it returns. An error of a buffer that was written in the background is
+ * reported by the next call, and by every one after it.
+ */
+VARVE_API int varve_vmstate_write(struct varve_vmstate_writer *writer, const void *buf, size_t length,
+				  struct varve_error *err);
+/*
+ * Appends without copying where the image's cache mode allows (not with direct I/O, which wants other alignment). The memory
+ * must not change until released() was called for it, which happens inside later calls with the same writer, or inside this
+ * one. give_back: the pages that lie in it completely are then returned to the system, and read as zeroes if they are the
+ * process's own (MADV_DONTNEED).
+ */
+VARVE_API int varve_vmstate_write_ref(struct varve_vmstate_writer *writer, void *buf, size_t length, bool give_back,
+				      struct varve_error *err);
+/* Called for memory of varve_vmstate_write_ref(), in the order of the calls for each buffer of 1 MiB. NULL: nobody asks. */
+VARVE_API void varve_vmstate_write_released(struct varve_vmstate_writer *writer,
+					    void (*released)(void *user_data, void *buf, size_t length), void *user_data);
+/* Bytes appended. */
+VARVE_API uint64_t varve_vmstate_write_position(const struct varve_vmstate_writer *writer);
+/*
+ * Writes what is left, makes the snapshot, and frees the writer in any case. On failure there is no snapshot, and all
+ * space is given back. *ret_id as for varve_snapshot_create().
+ */
+VARVE_API int varve_vmstate_write_close(struct varve_vmstate_writer *writer, char **ret_id, struct varve_error *err);
+/* No snapshot; all space is given back. Takes NULL. */
+VARVE_API void varve_vmstate_write_abort(struct varve_vmstate_writer *writer);
+
+/* Opens the state of a snapshot. -ENODATA: it has none. *ret_length (may be NULL): its bytes. */
+VARVE_API int varve_vmstate_read_open(struct varve_vmstate_reader **ret_reader, struct varve_image *image, const char *id,
+				      const char *name, unsigned depth, uint64_t *ret_length, struct varve_error *err);
+/*
+ * Reads at any place; who reads on and on finds the next buffers read already. Returns how many bytes were read: length, or
+ * less at the end of the state, 0 behind it; or a negative errno.
+ */
+VARVE_API int64_t varve_vmstate_read(struct varve_vmstate_reader *reader, uint64_t offset, void *buf, size_t length,
+				     struct varve_error *err);
+/* Takes NULL. */
+VARVE_API void varve_vmstate_read_close(struct varve_vmstate_reader *reader);
+
+/*
+ * The place behind the end of the disk where other programs keep a machine's state before they make a snapshot of it, and
+ * find it after one was applied. Reads zeroes where nothing was written. Not part of a snapshot that this library makes.
+ */
+VARVE_API int varve_state_area_read(struct varve_image *image, uint64_t offset, void *buf, size_t length,
+				    struct varve_error *err);
+VARVE_API int varve_state_area_write(struct varve_image *image, uint64_t offset, const void *buf, size_t length,
+				     struct varve_error *err);
+
 /* ---- exports ------------------------------------------------------------------------------------------ */
 
 struct varve_export;

@@ -9,6 +9,8 @@
  *   info.c     ImageInfo and statistics as JSON
  *   create.c   new images
  *   stream.c   pulling in a backing chain
+ *   snapshot.c internal snapshots
+ *   vmstate.c  states of virtual machines in them
  *   export.c   serving an image
  *
  * Assumes: callers keep the thread rules of varve.h; what can be checked cheaply is checked, and refused in words.
@@ -83,6 +85,14 @@ void api_finish(struct varve_queue *queue, struct varve_image *image);
 
 /* 0, or -EINVAL / -EACCES in words: does a request fit the image? */
 int api_check_request(const struct varve_image *image, enum req_op op, uint64_t off, uint64_t len,
+		      struct varve_error *err);
+
+/* The image's format, below filters that stand on it. */
+struct node *api_format_node(struct varve_image *image);
+int api_no_snapshots(struct varve_image *image, struct varve_error *err);
+struct snapshot_want;
+/* Checks and translates; the strings stay the caller's. */
+int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_options *so, struct snapshot_want *ret,
 		      struct varve_error *err);
 
 #endif

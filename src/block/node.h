@@ -59,6 +59,12 @@ struct check {
 
 void check_report(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+struct snapshot_info;
+struct snapshot_want;
+struct snapshot_pick;
+struct snapshot_draft;
+struct snapshot_state;
+
 /* ---- drivers ---- */
 
 enum driver_kind { DRIVER_LEAF, DRIVER_FILTER, DRIVER_FORMAT };
@@ -165,6 +171,34 @@ struct driver {
 	 * again. Returns the error that is forgotten, 0 if there was none; adds to *bytes what was in doubt.
 	 */
 	int (*acknowledge)(struct node *n, uint64_t *bytes);
+
+	/* Format, optional: internal snapshots (block/snapshot.h). Home queue. */
+	/* *ret_list: malloc'd, and so are the ids and names in it. */
+	int (*snapshot_list)(struct fiber *f, struct node *n, struct snapshot_info **ret_list, uint32_t *ret_nr,
+			     struct varve_error *err);
+	int (*snapshot_create)(struct fiber *f, struct node *n, const struct snapshot_want *want,
+			       struct snapshot_draft **ret, struct varve_error *err);
+	/* Space for the next len bytes of the machine's state; ret_extent->len may be less, but is whole clusters. */
+	int (*snapshot_space)(struct fiber *f, struct node *n, struct snapshot_draft *d, uint64_t len,
+			      struct extent *ret_extent);
+	/* The state has been written, state_len bytes. Durable when it returns. The draft is gone, also on failure. */
+	int (*snapshot_commit)(struct fiber *f, struct node *n, struct snapshot_draft *d, uint64_t state_len,
+			       char **ret_id, struct varve_error *err);
+	/* All of its space is given back. */
+	void (*snapshot_abort)(struct fiber *f, struct node *n, struct snapshot_draft *d);
+	int (*snapshot_delete)(struct fiber *f, struct node *n, const struct snapshot_pick *pick,
+			       struct varve_error *err);
+	/* The disk becomes what it was then, its length too. Nobody else uses it. */
+	int (*snapshot_apply)(struct fiber *f, struct node *n, const struct snapshot_pick *pick, struct varve_error *err);
+	/* The state of a snapshot, to be read: where is [off, off + len) of it? DATA, ZERO or ERROR. */
+	int (*snapshot_state_open)(struct fiber *f, struct node *n, const struct snapshot_pick *pick,
+				   struct snapshot_state **ret, uint64_t *ret_len, struct varve_error *err);
+	void (*snapshot_state_map)(struct fiber *f, struct node *n, struct snapshot_state *st, uint64_t off, uint64_t len,
+				   struct extent *ret_extent);
+	void (*snapshot_state_close)(struct snapshot_state *st);
+	/* The area behind the end of the disk where a machine's state stands before it belongs to a snapshot. */
+	int (*state_area_read)(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
+	int (*state_area_write)(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
 };
 
 /* The one list of drivers (block/drivers.c). NULL if unknown. */

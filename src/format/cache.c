@@ -92,9 +92,11 @@ void cache_set_empty(struct cache *c, uint32_t table, bool empty)
 
 int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty)
 {
-	struct rows *old = rows_of(c), *rows = rows_new(nr_tables);
+	struct rows *old = rows_of(c), *rows;
 
-	assert(nr_tables >= old->nr);
+	if (nr_tables <= old->nr) /* the disk had more once; those that it has no longer are empty */
+		return 0;
+	rows = rows_new(nr_tables);
 	if (!rows)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < nr_tables; i++)
@@ -311,4 +313,75 @@ int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, boo
 	}
 	*ret = p;
 	return 0;
+}
+
+/* ---- all of a table ---- */
+
+void cache_each(struct fiber *f, struct cache *c, uint32_t table, void (*fn)(struct piece *p, void *arg), void *arg)
+{
+	for (uint32_t nr = 0; nr < c->nr_per_row; nr++) {
+		struct piece *p = pin_present(f, c, table, nr);
+
+		if (!p)
+			continue;
+		if (!p->error)
+			fn(p, arg);
+		cache_unpin(c, p);
+	}
+}
+
+static bool in_tables(const struct piece *p, uint32_t first, uint32_t nr)
+{
+	return p->table >= first && p->table - first < nr;
+}
+
+/* A piece of these tables that somebody still waits for. */
+static struct piece *find_busy(struct cache *c, uint32_t first, uint32_t nr)
+{
+	struct piece *p;
+
+	TAILQ_FOREACH(p, &c->loading, link) {
+		if (in_tables(p, first, nr))
+			return p;
+	}
+	TAILQ_FOREACH(p, &c->clock, link) {
+		if (p->pins && in_tables(p, first, nr))
+			return p;
+	}
+	return NULL;
+}
+
+void cache_drop(struct fiber *f, struct cache *c, uint32_t first, uint32_t nr)
+{
+	void *gone[2 * EVICT_MAX];
+	struct piece *p, *next;
+	unsigned nr_gone;
+
+	while ((p = find_busy(c, first, nr))) {
+		if (p->loading) {
+			p->pins++;
+			waitlist_wait(f, &p->waiting);
+			cache_unpin(c, p);
+		}
+		fiber_yield(f);
+	}
+	do {
+		nr_gone = 0;
+		for (p = TAILQ_FIRST(&c->clock); p && nr_gone < 2 * EVICT_MAX - 1; p = next) {
+			struct row *row;
+
+			next = TAILQ_NEXT(p, link);
+			if (!in_tables(p, first, nr))
+				continue;
+			unpublish(c, p, &row);
+			c->nr_pieces--;
+			gone[nr_gone++] = p;
+			if (row)
+				gone[nr_gone++] = row;
+		}
+		if (c->shared && nr_gone)
+			node_grace(f, c->node);
+		for (unsigned i = 0; i < nr_gone; i++)
+			free(gone[i]);
+	} while (nr_gone);
 }

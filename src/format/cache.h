@@ -75,7 +75,7 @@ struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr
 /* Nothing is pinned, nobody looks up. */
 void cache_free(struct cache *c);
 
-/* More tables; those added are empty if `empty`. On failure nothing changed. Waits in a shared cache. */
+/* At least so many tables; those added are empty if `empty`. On failure nothing changed. Waits in a shared cache. */
 int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty);
 /* The table does not exist; or it exists now. Nothing of it may be in memory. */
 void cache_set_empty(struct cache *c, uint32_t table, bool empty);
@@ -87,6 +87,10 @@ void cache_set_empty(struct cache *c, uint32_t table, bool empty);
  */
 int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret);
 void cache_unpin(struct cache *c, struct piece *p);
+/* fn for each piece of a table that is in memory; for those on their way there when they have arrived. */
+void cache_each(struct fiber *f, struct cache *c, uint32_t table, void (*fn)(struct piece *p, void *arg), void *arg);
+/* Nothing of the tables [first, first + nr) stays in memory. Nobody is at work with them, nobody asks for them. */
+void cache_drop(struct fiber *f, struct cache *c, uint32_t first, uint32_t nr);
 
 /* Any queue: *ret_row is row_empty, or says nothing. The piece may be used until the caller waits or returns.
  */

@@ -20,11 +20,15 @@ struct meta_range {
 	uint64_t first, end;
 };
 
+struct meta_ranges {
+	uint32_t nr;
+	struct meta_range range[]; /* ascending, disjoint */
+};
+
 struct meta {
-	uint64_t *slots;	   /* cluster, 0: free (cluster 0 is the header's) */
-	uint64_t nr_slots, nr;	   /* nr_slots: a power of two, at least twice nr */
-	struct meta_range *ranges; /* ascending, disjoint */
-	uint32_t nr_ranges;
+	uint64_t *slots;	    /* cluster, 0: free (cluster 0 is the header's) */
+	uint64_t nr_slots, nr;	    /* nr_slots: a power of two, at least twice nr */
+	struct meta_ranges *ranges; /* NULL: no snapshots */
 };
 
 /* ---- the set: open addressing, linear probing ---- */
@@ -100,19 +104,19 @@ static bool in_table(const struct qcow2 *q, uint64_t cluster, uint64_t host_off,
 	       cluster < div_up(host_off + len, q->cluster_len);
 }
 
-static bool in_ranges(const struct meta *m, uint64_t cluster)
+static bool in_ranges(const struct meta_ranges *r, uint64_t cluster)
 {
-	uint32_t low = 0, high = m->nr_ranges;
+	uint32_t low = 0, high = r ? r->nr : 0;
 
 	while (low < high) {
 		uint32_t mid = low + (high - low) / 2;
 
-		if (cluster >= m->ranges[mid].end)
+		if (cluster >= r->range[mid].end)
 			low = mid + 1;
 		else
 			high = mid;
 	}
-	return low < m->nr_ranges && cluster >= m->ranges[low].first;
+	return r && low < r->nr && cluster >= r->range[low].first;
 }
 
 bool meta_holds(const struct qcow2 *q, uint64_t cluster)
@@ -122,7 +126,7 @@ bool meta_holds(const struct qcow2 *q, uint64_t cluster)
 	return cluster == 0 || in_table(q, cluster, q->h.l1_off, q->h.l1_entries * 8ull) ||
 	       in_table(q, cluster, q->h.refcount_table_off,
 			(uint64_t)q->h.refcount_table_clusters << q->cluster_bits) ||
-	       m->slots[find_slot(m, cluster)] == cluster || in_ranges(m, cluster);
+	       m->slots[find_slot(m, cluster)] == cluster || in_ranges(m->ranges, cluster);
 }
 
 static int by_first(const void *a, const void *b)
@@ -132,30 +136,52 @@ static int by_first(const void *a, const void *b)
 	return ra->first < rb->first ? -1 : ra->first > rb->first;
 }
 
-static void merge_ranges(struct meta *m)
+static void merge_ranges(struct meta_ranges *r)
 {
-	struct meta_range *out = m->ranges;
+	struct meta_range *out = r->range;
 
-	if (!m->nr_ranges)
+	if (!r->nr)
 		return;
-	qsort(m->ranges, m->nr_ranges, sizeof(m->ranges[0]), by_first);
-	for (uint32_t i = 1; i < m->nr_ranges; i++) {
-		if (m->ranges[i].first <= out->end)
-			out->end = MAX(out->end, m->ranges[i].end);
+	qsort(r->range, r->nr, sizeof(r->range[0]), by_first);
+	for (uint32_t i = 1; i < r->nr; i++) {
+		if (r->range[i].first <= out->end)
+			out->end = MAX(out->end, r->range[i].end);
 		else
-			*++out = m->ranges[i];
+			*++out = r->range[i];
 	}
-	m->nr_ranges = (uint32_t)(out - m->ranges) + 1;
+	r->nr = (uint32_t)(out - r->range) + 1;
 }
 
-static void add_range(struct qcow2 *q, uint64_t host_off, uint64_t len)
+static void add_range(const struct qcow2 *q, struct meta_ranges *r, uint64_t host_off, uint64_t len)
 {
 	uint64_t end;
 
 	/* What lies outside the file cannot be handed out. It is for check to report. */
-	if (len && !u64_add(host_off, len, &end) && end <= node_len(q->leaf))
-		q->meta->ranges[q->meta->nr_ranges++] =
+	if (len && !u64_add(host_off, len, &end) && end <= q->end_cluster << q->cluster_bits)
+		r->range[r->nr++] =
 			(struct meta_range){ host_off >> q->cluster_bits, div_up(end, q->cluster_len) };
+}
+
+struct meta_ranges *meta_ranges_new(const struct qcow2 *q, const struct qcow2_snapshot *list, uint32_t nr,
+				    uint32_t without, uint64_t table_off, uint64_t table_len)
+{
+	struct meta_ranges *r = calloc(1, sizeof(*r) + (nr + 1ull) * sizeof(r->range[0]));
+
+	if (!r)
+		return NULL;
+	add_range(q, r, table_off, table_len);
+	for (uint32_t i = 0; i < nr; i++) {
+		if (i != without)
+			add_range(q, r, list[i].l1_off, list[i].l1_entries * 8ull);
+	}
+	merge_ranges(r);
+	return r;
+}
+
+void meta_ranges_set(struct qcow2 *q, struct meta_ranges *ranges)
+{
+	free(q->meta->ranges);
+	q->meta->ranges = ranges;
 }
 
 /* The snapshot table and the L1 tables that it names. */
@@ -170,15 +196,9 @@ static int open_snapshots(struct fiber *f, struct qcow2 *q, struct varve_error *
 	ret = snapshots_read(f, q->file, &q->h, &list, &table_len, err);
 	if (ret < 0)
 		return ret;
-	q->meta->ranges = calloc(q->h.nr_snapshots + 1ull, sizeof(q->meta->ranges[0]));
-	if (q->meta->ranges) {
-		add_range(q, q->h.snapshots_off, table_len);
-		for (uint32_t i = 0; i < q->h.nr_snapshots; i++)
-			add_range(q, list[i].l1_off, list[i].l1_entries * 8ull);
-		merge_ranges(q->meta);
-	} else {
+	q->meta->ranges = meta_ranges_new(q, list, q->h.nr_snapshots, UINT32_MAX, q->h.snapshots_off, table_len);
+	if (!q->meta->ranges)
 		ret = varve_error_set(err, -ENOMEM, "metadata map: out of memory");
-	}
 	snapshots_free(list, q->h.nr_snapshots);
 	return ret;
 }

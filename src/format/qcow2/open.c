@@ -19,6 +19,7 @@
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
 #include "format/qcow2/pack.h"
+#include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
 
 #define L2_CACHE_LEN_DEFAULT MiB(32)
@@ -103,6 +104,7 @@ struct settings {
 	bool map_ahead;
 	uint64_t write_out_ns;
 	enum codec_level level;
+	struct snapshot_pick snapshot; /* of this, not of the disk as it is now; strings of the options */
 };
 
 static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
@@ -129,8 +131,8 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 {
 	int r;
 
-	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS,
-				   CODEC_FAST };
+	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS, CODEC_FAST,
+				   { 0 } };
 	if (!o)
 		return 0;
 	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
@@ -140,6 +142,8 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
 	if (r == 0)
 		r = get_level(o, &ret->level, err);
+	ret->snapshot.id = opts_get(o, "snapshot.id");
+	ret->snapshot.name = opts_get(o, "snapshot.name");
 	return r < 0 ? r : order_get_age(o, &ret->write_out_ns, err);
 }
 
@@ -232,6 +236,33 @@ static void set_geometry(struct qcow2 *q)
 	atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
 }
 
+/* The disk as it was: its L1 table and length stand for those of the header. */
+static int use_snapshot(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pick, struct varve_error *err)
+{
+	struct snapshots all = { 0 };
+	struct l1_copy l1 = { 0 };
+	uint32_t i = 0;
+	int ret;
+
+	if (q->node->flags & (NODE_WRITABLE | NODE_CHECK))
+		return varve_error_set(err, -EINVAL,
+				       "a snapshot can be read only: it is neither opened for writing nor checked by itself");
+	ret = snapshots_open(f, q, &all, err);
+	if (ret == 0)
+		ret = snapshots_find(&all, pick, &i, err);
+	if (ret == 0)
+		ret = tables_read_l1(f, q, &all.list[i], &l1, err);
+	if (ret == 0) {
+		q->h.l1_off = all.list[i].l1_off;
+		q->h.l1_entries = all.list[i].l1_entries;
+		q->h.disk_len = all.list[i].disk_len;
+		atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
+	}
+	free(l1.entries);
+	snapshots_close(&all);
+	return ret;
+}
+
 static void free_all(struct fiber *f, struct qcow2 *q)
 {
 	l2_close(q);
@@ -272,6 +303,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	 * not. */
 	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
 		ret = qcow2_header_usable(&q->h, q->writable, err);
+	if (ret == 0 && (set.snapshot.id || set.snapshot.name))
+		ret = use_snapshot(f, q, &set.snapshot, err);
 	if (ret == 0)
 		ret = set_names(q, err);
 	if (ret == 0 && !q->unmapped)
@@ -364,4 +397,16 @@ const struct driver driver_qcow2 = {
 	.set_backing = qcow2_set_backing,
 	.info = qcow2_info,
 	.stats = qcow2_stats,
+	.snapshot_list = qcow2_snapshot_list,
+	.snapshot_create = qcow2_snapshot_create,
+	.snapshot_space = qcow2_snapshot_space,
+	.snapshot_commit = qcow2_snapshot_commit,
+	.snapshot_abort = qcow2_snapshot_abort,
+	.snapshot_delete = qcow2_snapshot_delete,
+	.snapshot_apply = qcow2_snapshot_apply,
+	.snapshot_state_open = qcow2_snapshot_state_open,
+	.snapshot_state_map = qcow2_snapshot_state_map,
+	.snapshot_state_close = qcow2_snapshot_state_close,
+	.state_area_read = qcow2_state_area_read,
+	.state_area_write = qcow2_state_area_write,
 };

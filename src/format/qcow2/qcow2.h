@@ -20,7 +20,8 @@
  *   check.c     examination
  *   pack.c      writing compressed clusters
  *   unpack.c    reading them
- *   snapshot.c  the snapshot table (read)
+ *   snapshot.c  the snapshot table: read, built
+ *   snapshot.h  making, applying and deleting snapshots, and the state of virtual machines in them
  *   info.c      what `img info` shows
  *
  * All offsets in the file are host_off, all offsets of the virtual disk guest_off; both are bytes.
@@ -94,6 +95,7 @@ struct qcow2 {
 	bool packing;		   /* somebody writes compressed clusters: no mappings ahead */
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
+	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before l1_mutex */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	/* any queue: map.c */
@@ -208,6 +210,14 @@ bool meta_holds(const struct qcow2 *q, uint64_t cluster);
 int meta_prepare(struct qcow2 *q, uint64_t nr);
 void meta_add(struct qcow2 *q, uint64_t cluster);
 void meta_remove(struct qcow2 *q, uint64_t cluster);
+struct qcow2_snapshot;
+/*
+ * The places of the snapshot table and of what it names, but for the entry `without`; in two steps, of which the second
+ * cannot fail. NULL: no memory.
+ */
+struct meta_ranges *meta_ranges_new(const struct qcow2 *q, const struct qcow2_snapshot *list, uint32_t nr,
+				    uint32_t without, uint64_t table_off, uint64_t table_len);
+void meta_ranges_set(struct qcow2 *q, struct meta_ranges *ranges);
 
 /* map.c, l2.c, resize.c -------------------------------------------------------------------------------- */
 
@@ -227,6 +237,12 @@ int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entr
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr, order_mark *ret_mark);
+/* The header's disk_len .. l1_off lie in one sector and are written as one: no cut leaves a disk longer than its L1. */
+int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off, uint32_t l1_entries,
+		  order_mark after, order_mark *ret_mark);
+/* Under l1_mutex: an L1 table of nr entries, more than now; those added are empty. */
+int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t nr);
 
 /* snapshot.c ------------------------------------------------------------------------------------------- */
 
@@ -237,12 +253,17 @@ struct qcow2_snapshot {
 	uint32_t date_s, date_ns;
 	uint64_t vm_clock_ns, vm_state_len, disk_len;
 	uint64_t icount; /* UINT64_MAX: none */
+	uint8_t *extra;	 /* as it was read, for the fields that we do not know; NULL: none */
+	uint32_t extra_len;
 };
 
 /* Reads and checks the whole table. *ret_list has h.nr_snapshots elements; free with snapshots_free(). */
 int snapshots_read(struct fiber *f, struct node *file, const struct qcow2_header *h, struct qcow2_snapshot **ret_list,
 		   uint64_t *ret_table_len, struct varve_error *err);
 void snapshots_free(struct qcow2_snapshot *list, uint32_t nr);
+/* The table as it is to lie on disk, but for the entry `without` (nr: all). *ret: malloc'd. */
+int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t without, uint8_t **ret, size_t *ret_len,
+		    struct varve_error *err);
 
 /* resize.c: the driver's truncate(); grows only. */
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);

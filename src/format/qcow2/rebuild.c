@@ -188,6 +188,68 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	return ret < 0 ? varve_error_errno(b->err, ret, "cannot write the header with new refcounts") : 0;
 }
 
+/* Writes back the entries that changed, as one stretch. */
+static int write_entries(struct fiber *f, struct rebuild *b, uint64_t host_off, const be64 *entries, uint32_t first,
+			 uint32_t end)
+{
+	return first < end ? node_write(f, b->q->file, host_off + first * 8ull, entries + first, (end - first) * 8ull) : 0;
+}
+
+/* An entry that leads to what is used once, and does not say so. */
+static bool lacks_copied(struct rebuild *b, uint64_t entry)
+{
+	uint64_t host_off = entry & QCOW2_OFF_MASK;
+
+	return host_off && !(entry & (QCOW2_COPIED | QCOW2_COMPRESSED)) &&
+	       (refs_get(&b->k->refs, host_off >> b->q->cluster_bits) & REF_COUNT_MAX) == 1;
+}
+
+static int mark_entries(struct fiber *f, struct rebuild *b, uint64_t host_off, be64 *entries, uint32_t nr, unsigned step)
+{
+	uint32_t first = 0, end = 0;
+
+	for (uint32_t i = 0; i < nr; i += step) {
+		uint64_t entry = be64_get(entries[i]);
+
+		if (!lacks_copied(b, entry))
+			continue;
+		entries[i] = be64_put(entry | QCOW2_COPIED);
+		if (!end)
+			first = i;
+		end = i + 1;
+	}
+	return write_entries(f, b, host_off, entries, first, end);
+}
+
+/*
+ * A writer that was cut off while it made or deleted a snapshot left clusters that are used once and not marked so; check
+ * would complain. A mark on what is used once is right whatever happens next. (A mark on what is used twice is refused by
+ * judge_page().) check_references() has found all tables readable and in their place.
+ */
+static int mark_copied(struct fiber *f, struct rebuild *b)
+{
+	struct qcow2 *q = b->q;
+	be64 *l1 = malloc(MAX(q->h.l1_entries, 1u) * sizeof(l1[0])), *table = (be64 *)b->k->table;
+	int ret = l1 ? 0 : -ENOMEM;
+
+	if (ret == 0 && q->h.l1_entries)
+		ret = node_read(f, q->file, q->h.l1_off, l1, q->h.l1_entries * 8ull);
+	for (uint32_t i = 0; ret == 0 && i < q->h.l1_entries; i++) {
+		uint64_t l2_off = be64_get(l1[i]) & QCOW2_OFF_MASK;
+
+		/* The entries of a table that several have are used several times: they need no mark. */
+		if (!l2_off || (refs_get(&b->k->refs, l2_off >> q->cluster_bits) & REF_COUNT_MAX) != 1)
+			continue;
+		ret = check_read(f, b->k, l2_off, table, q->cluster_len);
+		if (ret == 0)
+			ret = mark_entries(f, b, l2_off, table, q->cluster_len / 8, q->l2_entry_len / 8);
+	}
+	if (ret == 0)
+		ret = mark_entries(f, b, q->h.l1_off, l1, q->h.l1_entries, 1);
+	free(l1);
+	return ret < 0 ? varve_error_errno(b->err, ret, "cannot mark what is used once") : 0;
+}
+
 static int count(struct fiber *f, struct rebuild *b)
 {
 	const struct varve_check_result *r = b->k->c->result;
@@ -224,6 +286,8 @@ int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error
 	if (ret == 0 && q->leaf->fixed_len && region_end(&b) << q->cluster_bits > node_len(q->leaf))
 		ret = varve_error_set(err, -ENOSPC,
 				      "rebuilding the refcounts: the device has no room for them");
+	if (ret == 0)
+		ret = mark_copied(f, &b);
 	if (ret == 0)
 		ret = write_region(f, &b);
 	if (ret == 0)

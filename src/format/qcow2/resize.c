@@ -8,12 +8,13 @@
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
+#include "format/qcow2/snapshot.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static int write_l1(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr,
-		    order_mark *ret_mark)
+int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr,
+	     order_mark *ret_mark)
 {
 	be64 *disk = malloc(nr * sizeof(disk[0]));
 	int err;
@@ -27,10 +28,8 @@ static int write_l1(struct fiber *f, struct qcow2 *q, uint64_t host_off, const u
 	return err;
 }
 
-/* The header's disk_len .. l1_off lie in one sector and are written as one: no cut leaves a disk longer than
- * its L1. */
-static int put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off,
-		      uint32_t l1_entries, order_mark after, order_mark *ret_mark)
+int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off, uint32_t l1_entries,
+		  order_mark after, order_mark *ret_mark)
 {
 	struct {
 		be64 disk_len;
@@ -69,9 +68,9 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	if (err < 0)
 		goto out;
 	memcpy(l1, q->l1, q->h.l1_entries * 8ull);
-	err = write_l1(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, &content);
+	err = l1_write(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, &content);
 	if (err == 0)
-		err = put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_L1_HEADER, order_max(content, counted)),
+		err = l1_put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_L1_HEADER, order_max(content, counted)),
 				 &linked);
 	if (err < 0) {
 		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
@@ -91,11 +90,21 @@ out:
 	return err;
 }
 
+int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t nr)
+{
+	/* Readers first learn that there are more tables, all empty. */
+	int ret = cache_grow(f, q->l2, nr, true);
+
+	return ret < 0 ? ret : move_l1(f, q, q->h.disk_len, nr);
+}
+
 static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
 {
 	uint64_t nr = div_up(len, (uint64_t)q->l2_entries << q->cluster_bits);
-	int ret;
+	int ret = state_area_clear(f, q, err); /* or it would appear as data of the disk */
 
+	if (ret < 0)
+		return ret;
 	if (nr > QCOW2_L1_LEN_MAX / 8)
 		return varve_error_set(
 			err, -EFBIG,
@@ -109,7 +118,7 @@ static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_err
 		if (ret == 0)
 			ret = move_l1(f, q, len, (uint32_t)nr);
 	} else {
-		ret = put_header(f, q, len, q->h.l1_off, q->h.l1_entries, ORDER_NONE, NULL);
+		ret = l1_put_header(f, q, len, q->h.l1_off, q->h.l1_entries, ORDER_NONE, NULL);
 		if (ret == 0)
 			q->h.disk_len = len;
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/snapshot.c - the snapshot table (read)
+ * qcow2/snapshot.c - the snapshot table: read, and built anew
  *
  * Owns:    the shape of the table: every length in it is bounded before it is used.
  * Assumes: qcow2_header_parse() bounded the number of snapshots.
@@ -83,8 +83,11 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, const stru
 	parse_extra(s, bytes, extra_len);
 	s->id = packed_string(bytes + extra_len, id_len);
 	s->name = packed_string(bytes + extra_len + id_len, name_len);
-	if (!s->id || !s->name)
+	s->extra = malloc(MAX(extra_len, 1u));
+	if (!s->id || !s->name || !s->extra)
 		return varve_error_set(p->err, -ENOMEM, "snapshot table: out of memory");
+	memcpy(s->extra, bytes, extra_len);
+	s->extra_len = extra_len;
 	packed_align(p);
 	return 0;
 }
@@ -128,6 +131,69 @@ void snapshots_free(struct qcow2_snapshot *list, uint32_t nr)
 	for (uint32_t i = 0; i < nr; i++) {
 		free(list[i].id);
 		free(list[i].name);
+		free(list[i].extra);
 	}
 	free(list);
+}
+
+/* ---- building ---- */
+
+/* One entry, at out; NULL: only its length. Fields that we do not know are kept. */
+static size_t put_entry(const struct qcow2_snapshot *s, uint8_t *out)
+{
+	size_t id_len = strlen(s->id), name_len = strlen(s->name);
+	size_t extra_len = MAX((size_t)s->extra_len, sizeof(struct snapshot_extra_disk));
+	struct snapshot_disk d = {
+		.l1_off = be64_put(s->l1_off),
+		.l1_entries = be32_put(s->l1_entries),
+		.id_len = be16_put((uint16_t)id_len),
+		.name_len = be16_put((uint16_t)name_len),
+		.date_s = be32_put(s->date_s),
+		.date_ns = be32_put(s->date_ns),
+		.vm_clock_ns = be64_put(s->vm_clock_ns),
+		.vm_state_len = be32_put(s->vm_state_len > UINT32_MAX ? 0 : (uint32_t)s->vm_state_len),
+		.extra_len = be32_put((uint32_t)extra_len),
+	};
+	struct snapshot_extra_disk extra = {
+		.vm_state_len = be64_put(s->vm_state_len),
+		.disk_len = be64_put(s->disk_len),
+		.icount = be64_put(s->icount),
+	};
+	size_t len = sizeof(d) + extra_len + id_len + name_len;
+
+	if (!out)
+		return align_up(len, 8);
+	memcpy(out, &d, sizeof(d));
+	out += sizeof(d);
+	if (s->extra_len)
+		memcpy(out, s->extra, s->extra_len);
+	memcpy(out, &extra, sizeof(extra));
+	out += extra_len;
+	memcpy(out, s->id, id_len);
+	memcpy(out + id_len, s->name, name_len);
+	return align_up(len, 8);
+}
+
+int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t without, uint8_t **ret, size_t *ret_len,
+		    struct varve_error *err)
+{
+	size_t len = 0, pos = 0;
+	uint8_t *out;
+
+	if (nr - (without < nr) > QCOW2_SNAPSHOTS_MAX)
+		return varve_error_set(err, -EFBIG, "the image has %d snapshots already, more are not allowed; "
+				       "delete one first", QCOW2_SNAPSHOTS_MAX);
+	for (uint32_t i = 0; i < nr; i++)
+		len += i != without ? put_entry(&list[i], NULL) : 0;
+	if (len > QCOW2_SNAPSHOT_TABLE_LEN_MAX)
+		return varve_error_set(err, -EFBIG, "the snapshot table would have %zu bytes, at most %llu are allowed",
+				       len, (unsigned long long)QCOW2_SNAPSHOT_TABLE_LEN_MAX);
+	out = calloc(1, MAX(len, (size_t)1));
+	if (!out)
+		return varve_error_set(err, -ENOMEM, "snapshot table: out of memory");
+	for (uint32_t i = 0; i < nr; i++)
+		pos += i != without ? put_entry(&list[i], out + pos) : 0;
+	*ret = out;
+	*ret_len = len;
+	return 0;
 }

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * block/snapshot.h - internal snapshots of an image, as the rooms above see them
+ *
+ * A snapshot is made in two steps: a draft, which may be given the state of a virtual machine, and its commit. Until the
+ * commit nobody sees it, and what a cut leaves of it is a leak. The driver's calls are in block/node.h; all run on fibers
+ * of the home queue.
+ */
+#ifndef VARVE_BLOCK_SNAPSHOT_H
+#define VARVE_BLOCK_SNAPSHOT_H
+
+#include "block/node.h"
+
+#define SNAPSHOT_NAME_MAX 255 /* bytes, of a name or id that we write */
+
+struct snapshot_info {
+	char *id, *name;
+	uint32_t date_s, date_ns; /* when it was made, UTC */
+	uint64_t vm_clock_ns;
+	uint64_t vm_state_len, disk_len;
+	uint64_t icount; /* UINT64_MAX: none */
+};
+
+/* What a new one is to be. */
+struct snapshot_want {
+	const char *name;
+	const char *id; /* NULL: the next number */
+	uint32_t date_s, date_ns;
+	uint64_t vm_clock_ns, icount;
+	struct node *door; /* where requests for the disk come in: drained for a moment */
+	bool now;	   /* the disk of the moment when the draft is made, not of the commit */
+};
+
+/* Which one is meant: the fields that are not NULL must match. */
+struct snapshot_pick {
+	const char *id, *name;
+};
+
+struct snapshot_draft;
+struct snapshot_state;
+
+static inline bool snapshot_matches(const struct snapshot_pick *pick, const char *id, const char *name)
+{
+	return (!pick->id || __builtin_strcmp(pick->id, id) == 0) &&
+	       (!pick->name || __builtin_strcmp(pick->name, name) == 0);
+}
+
+#endif

@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/snapshot_ops.c - list, delete and apply
+ *
+ * Assumes: fibers of the home queue. For apply: the disk is drained, and nobody keeps anything of what it was.
+ * Never:   gives up a reference before the header that no longer needs it is durable.
+ */
+#include "format/qcow2/snapshot.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "format/cache.h"
+#include "format/qcow2/sites.h"
+
+int qcow2_snapshot_list(struct fiber *f, struct node *n, struct snapshot_info **ret_list, uint32_t *ret_nr,
+			struct varve_error *err)
+{
+	struct qcow2 *q = node_state(n);
+	struct snapshot_info *list = NULL;
+	struct snapshots s;
+	int ret;
+
+	fiber_lock(f, &q->snapshot_mutex);
+	ret = snapshots_open(f, q, &s, err);
+	fiber_unlock(&q->snapshot_mutex);
+	if (ret < 0)
+		return ret;
+	list = calloc(s.nr + 1ull, sizeof(*list));
+	for (uint32_t i = 0; list && i < s.nr; i++) {
+		struct qcow2_snapshot *e = &s.list[i];
+
+		list[i] = (struct snapshot_info){ .id = e->id,
+						  .name = e->name,
+						  .date_s = e->date_s,
+						  .date_ns = e->date_ns,
+						  .vm_clock_ns = e->vm_clock_ns,
+						  .vm_state_len = e->vm_state_len,
+						  .disk_len = e->disk_len,
+						  .icount = e->icount };
+		e->id = e->name = NULL; /* they are the list's now */
+	}
+	*ret_list = list;
+	*ret_nr = s.nr;
+	snapshots_close(&s);
+	return list ? 0 : varve_error_set(err, -ENOMEM, "snapshot table: out of memory");
+}
+
+/* ---- finding ---- */
+
+/* A snapshot with its L1 table, which was examined: it is safe to follow. */
+struct found {
+	struct snapshots all;
+	uint32_t index;
+	struct l1_copy l1;
+};
+
+static int find(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pick, struct found *ret,
+		struct varve_error *err)
+{
+	int r;
+
+	*ret = (struct found){ 0 };
+	if (!q->order)
+		return varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
+	r = snapshots_open(f, q, &ret->all, err);
+	if (r == 0)
+		r = snapshots_find(&ret->all, pick, &ret->index, err);
+	if (r == 0)
+		r = tables_read_l1(f, q, &ret->all.list[ret->index], &ret->l1, err);
+	return r < 0 ? r : tables_verify(f, q, &ret->l1, err);
+}
+
+static void found_free(struct found *fd)
+{
+	snapshots_close(&fd->all);
+	free(fd->l1.entries);
+}
+
+/* ---- delete ---- */
+
+/*
+ * Durable first: the header that leads to a table without this snapshot. Only then: its counts go down, and space is free.
+ * Power lost in between leaves the dirty bit and counts that are too high. The other way round, the snapshot would lead to
+ * space that somebody else has got.
+ */
+static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve_error *err)
+{
+	const struct qcow2_snapshot *s = &fd->all.list[fd->index];
+	order_mark mark;
+	int ret = snapshot_dirty_begin(f, q, err);
+
+	if (ret == 0)
+		ret = snapshots_write(f, q, &fd->all, fd->index, false, &mark, err);
+	if (ret < 0)
+		return ret;
+	if (!site_off(q, SITE_SNAPSHOT_GONE))
+		ret = order_wait(f, q->order, mark);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot write the header; space is given back by a check");
+	mark = site_after(q, SITE_SNAPSHOT_GONE, mark);
+	ret = tables_release(f, q, &fd->l1, mark, err);
+	alloc_free_metadata(q, s->l1_off, MAX(div_up(s->l1_entries * 8ull, q->cluster_len), 1), mark);
+	(void)alloc_settle(f, q); /* what is damaged stays counted, and was logged */
+	if (ret == 0)
+		ret = tables_restore_copied(f, q, err);
+	if (ret == 0)
+		ret = snapshot_dirty_end(f, q, err);
+	return ret;
+}
+
+/* What was done is stable, and the space is free. */
+static int settle(struct fiber *f, struct qcow2 *q, int ret, struct varve_error *err)
+{
+	int flushed = order_flush(f, q->order);
+
+	if (flushed == 0)
+		(void)alloc_settle(f, q);
+	if (ret < 0)
+		return ret;
+	return flushed < 0 ? varve_error_errno(err, flushed, "the change could not be made durable") : 0;
+}
+
+int qcow2_snapshot_delete(struct fiber *f, struct node *n, const struct snapshot_pick *pick, struct varve_error *err)
+{
+	struct qcow2 *q = node_state(n);
+	struct found fd;
+	int ret;
+
+	fiber_lock(f, &q->snapshot_mutex);
+	ret = find(f, q, pick, &fd, err);
+	if (ret == 0)
+		ret = settle(f, q, drop(f, q, &fd, err), err);
+	found_free(&fd);
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
+}
+
+/* ---- apply ---- */
+
+/* From one L1 table to another, in memory: no wait in here, so nobody sees half of it. */
+static void swap_l1(struct qcow2 *q, uint64_t *l1, uint32_t nr, uint64_t l1_off, uint64_t disk_len)
+{
+	for (uint32_t i = 0; i < q->h.l1_entries; i++) {
+		if (q->l1[i])
+			meta_remove(q, (q->l1[i] & QCOW2_OFF_MASK) >> q->cluster_bits);
+	}
+	for (uint32_t i = 0; i < nr; i++) {
+		if (l1[i])
+			meta_add(q, l1[i] >> q->cluster_bits);
+	}
+	free(q->l1);
+	q->l1 = l1;
+	q->h.l1_entries = nr;
+	q->h.l1_off = l1_off;
+	q->h.disk_len = disk_len;
+	atomic_store_explicit(&q->node->len, disk_len, memory_order_release);
+}
+
+/* Look-ups forget the old tables. */
+static void refresh_cache(struct fiber *f, struct qcow2 *q, uint32_t nr_before)
+{
+	cache_drop(f, q->l2, 0, UINT32_MAX);
+	for (uint32_t i = 0; i < MAX(nr_before, q->h.l1_entries); i++)
+		cache_set_empty(q->l2, i, i >= q->h.l1_entries || !q->l1[i]);
+}
+
+/* The L1 table of the disk that is left, all of it: also what stood behind its end. */
+static int copy_active(struct qcow2 *q, struct l1_copy *ret)
+{
+	*ret = (struct l1_copy){ .nr = q->h.l1_entries, .whose = "the disk" };
+	ret->entries = malloc(MAX(ret->nr, 1u) * sizeof(ret->entries[0]));
+	for (uint32_t i = 0; ret->entries && i < ret->nr; i++)
+		ret->entries[i] = q->l1[i] & ~QCOW2_COPIED;
+	return ret->entries ? 0 : -ENOMEM;
+}
+
+/*
+ * Durable first: counts, flags, and the new L1 table. Only then: the header, which in one sector says where L1 is, how long
+ * it is, and how long the disk. Power lost in between: the disk is the old one, with the dirty bit. After that the old
+ * tables lose their counts.
+ */
+static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd, order_mark *ret_mark,
+		       struct varve_error *err)
+{
+	uint32_t nr = MAX(fd->l1.nr, 1u), nr_before = q->h.l1_entries;
+	uint64_t clusters = div_up(nr * 8ull, q->cluster_len), host_off, disk_len = fd->all.list[fd->index].disk_len;
+	uint64_t *l1 = calloc(clusters, q->cluster_len);
+	order_mark counted;
+	bool zero;
+	int ret = l1 ? meta_prepare(q, nr) : -ENOMEM;
+
+	if (ret == 0 && nr > nr_before)
+		ret = cache_grow(f, q->l2, nr, true);
+	if (ret == 0)
+		ret = alloc_metadata(f, q, clusters, &host_off, &zero, &counted);
+	if (ret < 0) {
+		free(l1);
+		return varve_error_errno(err, ret, "cannot make a new L1 table");
+	}
+	memcpy(l1, fd->l1.entries, fd->l1.nr * sizeof(l1[0]));
+	ret = l1_write(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, NULL);
+	if (ret == 0)
+		ret = meta_prepare(q, nr);
+	if (ret == 0)
+		ret = l1_put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)),
+				    ret_mark);
+	if (ret < 0) {
+		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
+		free(l1);
+		return varve_error_errno(err, ret, "cannot write the new L1 table");
+	}
+	if (nr_before)
+		alloc_free_metadata(q, q->h.l1_off, div_up(nr_before * 8ull, q->cluster_len),
+				    order_max(*ret_mark, order_all(q->order)));
+	q->l1_linked = order_max(q->l1_linked, *ret_mark);
+	swap_l1(q, l1, nr, host_off, disk_len);
+	refresh_cache(f, q, nr_before);
+	return 0;
+}
+
+static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const struct l1_copy *old,
+		 struct varve_error *err)
+{
+	order_mark mark;
+	int ret = snapshot_dirty_begin(f, q, err);
+
+	if (ret < 0)
+		return ret;
+	ret = tables_count(f, q, &fd->l1, 1, err);
+	if (ret < 0) {
+		(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
+		return ret;
+	}
+	ret = tables_clear_copied(f, q, &fd->l1, false, err);
+	if (ret == 0)
+		ret = switch_disk(f, q, fd, &mark, err);
+	if (ret < 0) {
+		/* The disk as before; what fails now is space that a check gives back. */
+		if (tables_release(f, q, &fd->l1, ORDER_NONE, NULL) == 0)
+			(void)snapshot_dirty_end(f, q, NULL);
+		return ret;
+	}
+	ret = site_off(q, SITE_SNAPSHOT_GONE) ? 0 : order_wait(f, q->order, mark);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot write the header");
+	/* No entry of theirs is written in place any more, and nothing of them waits to be written. */
+	ret = tables_release(f, q, old, site_after(q, SITE_SNAPSHOT_GONE, mark), err);
+	return ret < 0 ? ret : snapshot_dirty_end(f, q, err);
+}
+
+int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_pick *pick, struct varve_error *err)
+{
+	struct qcow2 *q = node_state(n);
+	struct l1_copy old = { 0 };
+	struct found fd;
+	int ret;
+
+	fiber_lock(f, &q->snapshot_mutex);
+	fiber_lock(f, &q->l1_mutex);
+	ret = find(f, q, pick, &fd, err);
+	if (ret == 0 && copy_active(q, &old) < 0)
+		ret = varve_error_set(err, -ENOMEM, "L1 table: out of memory");
+	if (ret == 0)
+		ret = tables_verify(f, q, &old, err);
+	if (ret == 0)
+		ret = settle(f, q, apply(f, q, &fd, &old, err), err);
+	free(old.entries);
+	found_free(&fd);
+	fiber_unlock(&q->l1_mutex);
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
+}
