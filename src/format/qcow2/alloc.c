@@ -15,6 +15,7 @@
  * Never:   hands out a cluster while an entry on disk, or I/O in flight, may still refer to it.
  */
 #include "format/cache.h"
+#include "format/qcow2/pack.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
 #include "format/qcow2/refcount.h"
@@ -317,6 +318,9 @@ static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_m
 
 void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch)
 {
+	/* They may have held compressed clusters. */
+	pack_forget(q, host_off, nr);
+	unpack_forget(q, host_off, nr);
 	pending_add(q, host_off, nr, gone, punch, false);
 }
 

@@ -155,8 +155,6 @@ static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool
 		host_off = align_down(p.off, q->cluster_len);
 		nr = div_up(p.off + p.len - host_off, q->cluster_len);
 		punch = false;
-		pack_forget(q, host_off, nr);
-		unpack_forget(q, entry);
 	}
 	if (host_off)
 		alloc_free(q, host_off, nr, gone, punch);

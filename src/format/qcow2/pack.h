@@ -35,8 +35,8 @@ int unpack_open(struct qcow2 *q);
 void unpack_close(struct qcow2 *q);
 int qcow2_unpack(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint64_t host_off,
 		 const struct iovec *iov, unsigned nr_iov, uint64_t pos);
-/* The entry holds no reference any more: what it led to may become something else. */
-void unpack_forget(struct qcow2 *q, uint64_t entry);
+/* nr host clusters from host_off on lose a reference: what lies there may become something else. */
+void unpack_forget(struct qcow2 *q, uint64_t host_off, uint64_t nr);
 
 /* pack.c: fibers of the home queue. */
 int pack_open(struct qcow2 *q, enum codec_level level);

@@ -55,14 +55,16 @@ void unpack_close(struct qcow2 *q)
 	q->unpacker = NULL;
 }
 
-void unpack_forget(struct qcow2 *q, uint64_t entry)
+void unpack_forget(struct qcow2 *q, uint64_t host_off, uint64_t nr)
 {
 	struct unpacker *u = q->unpacker;
+	uint64_t end = host_off + (nr << q->cluster_bits);
 
 	for (unsigned i = 0; u && i < u->nr; i++) {
 		struct kept *k = &u->kept[i];
+		struct packed_place p = packed_place_of(q->cluster_bits, k->entry);
 
-		if (k->entry != entry)
+		if (p.off >= end || p.off + p.len <= host_off)
 			continue;
 		if (k->state == KEPT_READY)
 			k->state = KEPT_EMPTY;
