@@ -30,8 +30,8 @@ static const char usage_text[] =
 	"      --output human|json\n"
 	"  -p, --progress          show how far it is\n"
 	"  -q, --quiet             nothing unless it fails\n\n"
-	"WORKLOAD: ops=200,depth=4,flush=8,zero=5,discard=5,fua=0,seq=30,unaligned=20,maxlen=64k,seed=1\n"
-	"  flush: after so many requests, 0 never; zero, discard, fua, seq, unaligned: of 100 requests\n\n"
+	"WORKLOAD: ops=200,depth=4,flush=8,zero=5,discard=5,fua=0,compress=0,seq=30,unaligned=20,maxlen=64k,seed=1\n"
+	"  flush: after so many requests, 0 never; zero, discard, fua, compress, seq, unaligned: of 100 requests\n\n"
 	"Exit status: 0 all states are as promised, 1 one is not (its image is kept), or an error.\n";
 
 enum { OPT_STATE = 256, OPT_LEAKS, OPT_DIR, OPT_OUTPUT, OPT_IMAGE };
@@ -80,6 +80,7 @@ static int parse_word(struct ct_options *o, const char *word)
 		{ "zero", &o->zero, NULL, 0, 100 },
 		{ "discard", &o->discard, NULL, 0, 100 },
 		{ "fua", &o->fua, NULL, 0, 100 },
+		{ "compress", &o->compress, NULL, 0, 100 },
 		{ "seq", &o->seq, NULL, 0, 100 },
 		{ "unaligned", &o->unaligned, NULL, 0, 100 },
 		{ "maxlen", NULL, &o->maxlen, CT_SECTOR, 16 << 20 },
@@ -100,7 +101,7 @@ static int parse_word(struct ct_options *o, const char *word)
 		return 0;
 	}
 	return complain_usage(
-		"workload: '%s' is none of ops=, depth=, flush=, zero=, discard=, fua=, seq=, unaligned=, "
+		"workload: '%s' is none of ops=, depth=, flush=, zero=, discard=, fua=, compress=, seq=, unaligned=, "
 		"maxlen=, seed=",
 		word);
 }
@@ -243,10 +244,10 @@ static void print_command(const struct crashtest *c)
 	if (o->leaks_fail)
 		printf(" --leaks fail");
 	printf(" -s %llu -n %llu "
-	       "ops=%u,depth=%u,flush=%u,zero=%u,discard=%u,fua=%u,seq=%u,unaligned=%u,maxlen=%llu,seed=%"
+	       "ops=%u,depth=%u,flush=%u,zero=%u,discard=%u,fua=%u,compress=%u,seq=%u,unaligned=%u,maxlen=%llu,seed=%"
 	       "llu\n",
 	       (unsigned long long)o->len, (unsigned long long)MAX(o->states, c->state.nr + 1), o->ops,
-	       o->depth, o->flush, o->zero, o->discard, o->fua, o->seq, o->unaligned,
+	       o->depth, o->flush, o->zero, o->discard, o->fua, o->compress, o->seq, o->unaligned,
 	       (unsigned long long)o->maxlen, (unsigned long long)o->seed);
 }
 

@@ -23,7 +23,7 @@ struct ct_options {
 	const char *format, *create, *cache, *image;
 	uint64_t len;
 	/* workload */
-	unsigned ops, depth, flush, zero, discard, fua, seq, unaligned;
+	unsigned ops, depth, flush, zero, discard, fua, compress, seq, unaligned;
 	uint64_t maxlen, seed;
 	/* states */
 	uint64_t states;

@@ -47,8 +47,9 @@ void ct_fill(uint8_t *to, uint64_t seed, uint32_t op, uint64_t sector)
 {
 	uint64_t first = fill_first(seed, op, sector);
 
+	/* Few numbers, so that it can be compressed. */
 	for (unsigned i = 0; i < CT_SECTOR / 8; i++) {
-		uint64_t v = first + i * 0x0101010101010101ull;
+		uint64_t v = first + i / 16 * 0x0101010101010101ull;
 
 		memcpy(to + (size_t)i * 8, &v, 8);
 	}
@@ -171,17 +172,19 @@ static void submit_op(struct run *r, struct slot *s, uint32_t id)
 	struct ct_op *op = &r->w->ops[id];
 	uint64_t off = op->sector * CT_SECTOR, len = op->nr * CT_SECTOR;
 	bool fua = op->kind == CT_WRITE && (r->writethrough || ct_random(&r->rng) % 100 < r->w->o->fua);
+	unsigned flags = fua && !r->writethrough ? VARVE_REQ_FUA : 0;
 	int ret;
 
 	s->flush = false;
 	s->op = op;
+	if (r->w->o->compress && ct_random(&r->rng) % 100 < r->w->o->compress)
+		flags |= VARVE_REQ_COMPRESS;
 	op->durable = fua ? 0 : UINT64_MAX;
 	if (op->kind == CT_WRITE) {
 		for (uint64_t i = 0; i < op->nr; i++)
 			ct_fill(s->buf + i * CT_SECTOR, r->w->o->seed, id, op->sector + i);
 		s->iov = (struct iovec){ s->buf, len };
-		ret = varve_submit_writev(r->queue, r->image, &s->iov, 1, off,
-					  fua && !r->writethrough ? VARVE_REQ_FUA : 0, s);
+		ret = varve_submit_writev(r->queue, r->image, &s->iov, 1, off, flags, s);
 	} else if (op->kind == CT_ZERO) {
 		ret = varve_submit_write_zeroes(r->queue, r->image, off, len,
 						ct_random(&r->rng) % 2 ? VARVE_REQ_MAY_UNMAP : 0, s);
