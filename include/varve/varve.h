@@ -140,6 +140,12 @@ struct varve_open_options {
 	const char *cache;	  /* writeback, none (off), writethrough, directsync, unsafe; NULL: writeback */
 	const char *aio;	  /* name of an engine; NULL: the best one that works here */
 	struct varve_queue *home; /* NULL: private to the image, run by the synchronous calls */
+	/*
+	 * The same as state-dir= among image options, for an image that is open for writing: metadata that is queued is also
+	 * kept in a file of this directory (made if need be; on a tmpfs), so that it outlives the process. Whoever opens the
+	 * image next with the same directory takes it over. NULL: a process that is killed loses what was not flushed.
+	 */
+	const char *state_dir;
 };
 
 /*

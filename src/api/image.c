@@ -86,6 +86,8 @@ static int open_opts(const char *name, const struct varve_open_options *oo, stru
 		if (ret == 0 && oo->format)
 			ret = opts_set(o, "format", oo->format, err);
 	}
+	if (ret == 0 && oo->state_dir)
+		ret = opts_set(o, "state-dir", oo->state_dir, err);
 	if (ret == 0 && (oo->flags & VARVE_OPEN_COPY_ON_READ))
 		ret = opts_set(o, "copy-on-read", "on", err);
 	return ret;

@@ -178,11 +178,12 @@ static int aio_below(struct opts *o, const char **aio, struct varve_error *err)
 }
 
 /* The child that a format or filter stands on: file.* options, or the file name given to the format itself. */
-static int open_child(struct fiber *f, const char *filename, struct opts *o, unsigned depth, uint32_t flags,
-		      const char *aio, struct node **ret, struct varve_error *err)
+static int open_child(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, unsigned depth,
+		      uint32_t flags, const char *aio, struct node **ret, struct varve_error *err)
 {
 	struct opts *sub = opts_take_sub(o, "file");
 	const char *locking = opts_get(o, "locking");
+	const char *state_dir = drv && drv->kind == DRIVER_FILTER ? opts_get(o, "state-dir") : NULL;
 	enum want want;
 	int r = 0;
 
@@ -194,6 +195,8 @@ static int open_child(struct fiber *f, const char *filename, struct opts *o, uns
 		r = opts_set(sub, "filename", filename, err);
 	if (r == 0 && locking)
 		r = opts_set(sub, "locking", locking, err);
+	if (r == 0 && state_dir)
+		r = opts_set(sub, "state-dir", state_dir, err);
 	/* No format below a format unless it is named. */
 	want = opts_get(sub, "driver") || opts_get(sub, "format") ? WANT_IMAGE : WANT_LEAF;
 	if (r == 0)
@@ -240,7 +243,7 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 		return open_leaf(f, drv, filename, o, flags, aio, ret, err);
 	r = aio_below(o, &aio, err);
 	if (r == 0)
-		r = open_child(f, filename, o, depth, flags, aio, &child, err);
+		r = open_child(f, drv, filename, o, depth, flags, aio, &child, err);
 	if (r < 0)
 		return r;
 	if ((flags & NODE_WRITABLE) && !(child->flags & NODE_WRITABLE)) {
@@ -518,6 +521,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 	}
 	top->wish = wish;
 	disk = below_filters(top);
+	if (disk->drv->kind == DRIVER_LEAF)
+		(void)opts_get(o, "state-dir"); /* nothing is queued in a leaf */
 	r = opts_done(o, err);
 	if (r == 0 && backing && !disk->drv->load)
 		r = varve_error_set(err, -EINVAL, "option backing.*: a disk of driver %s has no backing image",

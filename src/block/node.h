@@ -171,6 +171,11 @@ struct driver {
 	 * again. Returns the error that is forgotten, 0 if there was none; adds to *bytes what was in doubt.
 	 */
 	int (*acknowledge)(struct node *n, uint64_t *bytes);
+	/*
+	 * Leaf, optional, home queue, before the node is used: a process that used the file before us died while its syncs
+	 * failed with that error. Flushes fail with it until somebody acknowledges it.
+	 */
+	void (*inherit_error)(struct node *n, int error);
 
 	/* Format, optional: internal snapshots (block/snapshot.h). Home queue. */
 	/* *ret_list: malloc'd, and so are the ids and names in it. */
@@ -280,6 +285,7 @@ struct node {
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
+	uint64_t file_birth;	  /* leaf: ns, when that inode was made; 0: not known */
 	uint32_t wish;		  /* the disk's top: discard=, detect-zeroes= (block/wish.h) */
 	struct policy *policy;	   /* werror= (block/policy.h); NULL: report */
 	struct cor *cor;	   /* copy-on-read (block/copy_on_read.h); NULL: off */

@@ -74,6 +74,8 @@ static int raw_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	int ret;
 
 	(void)f;
+	if (o)
+		(void)opts_get(o, "state-dir"); /* nothing is queued here: the kernel has all that was written */
 	ret = raw_window(n, o, &len, err);
 	if (!ret)
 		atomic_store_explicit(&n->len, len, memory_order_relaxed);

@@ -90,6 +90,22 @@ void order_grew(struct order *o, bool was_empty)
 }
 
 /*
+ * A place that is written again and again takes one sector of the queue, and a record of the journal each time. The
+ * largest usual put must find room in it, for then nobody can wait any more.
+ */
+#define JOURNAL_PUT KiB(256)
+
+static uint64_t pressure(struct order *o)
+{
+	uint64_t queued = order_queued(o);
+
+	if (!o->journal)
+		return queued;
+	queued = MAX(queued, journal_used(o->journal) / 2);
+	return journal_reserve(o->journal, JOURNAL_PUT) < 0 ? MAX(queued, 2 * o->limit + 1) : queued;
+}
+
+/*
  * Beyond twice the limit somebody has to make room at once. If nobody writes, the fiber that puts does: the one of
  * the background may be waiting for a place among the fibers that wait here. Errors are not its concern: the
  * entry is queued, and a flush will tell.
@@ -98,9 +114,9 @@ void order_relieve(struct fiber *f, struct order *o)
 {
 	uint64_t errors = o->stats.errors;
 
-	if (order_queued(o) > o->limit)
+	if (pressure(o) > o->limit)
 		background_start(o, ORDER_SIZE);
-	while (order_queued(o) > 2 * o->limit && o->stats.errors == errors) {
+	while (pressure(o) > 2 * o->limit && !TAILQ_EMPTY(&o->sections) && o->stats.errors == errors) {
 		if (o->writing)
 			waitlist_wait(f, &o->waiting);
 		else

@@ -46,6 +46,7 @@ void order_free(struct fiber *f, struct order *o)
 		return;
 	order_background_end(f, o);
 	assert(!o->writing);
+	order_keep_end(f, o);
 	while ((sec = TAILQ_FIRST(&o->sections))) {
 		TAILQ_REMOVE(&o->sections, sec, link);
 		free(sec);
@@ -243,9 +244,15 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 				 order_all(o)); /* its error is counted, and comes back at the next flush */
 		return -ENOMEM;
 	}
+	if (o->journal && journal_reserve(o->journal, len) < 0) {
+		(void)order_wait(f, o, order_all(o)); /* as above: makes room for the next */
+		return -ENOMEM;
+	}
 	nr = choose_section(o, off, len, after);
 	if (queue_bytes(o, nr, off, bytes, len) < 0)
 		return -ENOMEM;
+	if (o->journal)
+		journal_put(o->journal, nr, off, bytes, len);
 	o->stats.puts++;
 	if (after > o->durable)
 		o->stats.barriers_asked++;
@@ -254,6 +261,12 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 		*ret_mark = nr;
 	order_relieve(f, o);
 	return 0;
+}
+
+int order_restore(struct order *o, uint64_t section, uint64_t off, const void *bytes, size_t len)
+{
+	assert(!o->journal && section >= o->open);
+	return queue_bytes(o, section, off, bytes, len);
 }
 
 /* ---- read ---- */

@@ -6,10 +6,12 @@
  *   writeout.c  how it reaches the disk: wait, flush
  *   background.c what is written out without a flush: limits of size and age
  *   sector.c    the queued bytes
+ *   recover.c   what is queued outlives the process (journal.h)
  */
 #ifndef VARVE_ORDER_QUEUE_H
 #define VARVE_ORDER_QUEUE_H
 
+#include "order/journal.h"
 #include "order/order.h"
 #include "order/sector.h"
 
@@ -49,6 +51,7 @@ struct order {
 	struct timer age_timer;
 	uint64_t dirty_since_ns; /* not later than the first put of what is queued, not counting what failed */
 	struct order_stats stats;
+	struct journal *journal; /* NULL: none is kept */
 	struct node_write writes[ORDER_WRITES]; /* the writing fiber's */
 	struct iovec iov[ORDER_IOV];		/* and this */
 
@@ -60,6 +63,9 @@ static inline uint64_t order_queued(const struct order *o)
 {
 	return o->table.nr * SECTOR_COST;
 }
+
+/* order_put() into that very section, without a journal; for recover.c, in the order of the puts. */
+int order_restore(struct order *o, uint64_t section, uint64_t off, const void *bytes, size_t len);
 
 /* After the queue became empty or not, or a write-out failed or succeeded. */
 void order_update_clean(struct order *o);

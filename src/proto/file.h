@@ -78,6 +78,7 @@ int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, boo
 int file_extend(struct fiber *f, struct node *n, uint64_t len);
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 int file_acknowledge(struct node *n, uint64_t *bytes);
+void file_inherit_error(struct node *n, int error);
 void file_stats(struct node *n, void *json_stats);
 int file_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 

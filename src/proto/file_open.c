@@ -34,7 +34,7 @@ struct open_work {
 	int fd;
 	bool is_blockdev;
 	bool is_local;
-	uint64_t id[2];
+	uint64_t id[2], birth;
 	uint64_t len;
 	uint32_t align, mem_align, block_len;
 };
@@ -113,6 +113,16 @@ static bool is_local(int fd)
 	}
 }
 
+/* An inode's number is used again when the file is gone. */
+static uint64_t birth_of(int fd)
+{
+	struct statx sx;
+
+	if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) < 0 || !(sx.stx_mask & STATX_BTIME))
+		return 0;
+	return (uint64_t)sx.stx_btime.tv_sec * 1000000000u + sx.stx_btime.tv_nsec;
+}
+
 /* What was opened, and that it is what we looked at before. */
 static int look_at_fd(struct open_work *w)
 {
@@ -133,6 +143,7 @@ static int look_at_fd(struct open_work *w)
 	/* A device may have several names and inodes; no file system has the device number of all ones. */
 	w->id[0] = w->is_blockdev ? UINT64_MAX : st.st_dev;
 	w->id[1] = w->is_blockdev ? st.st_rdev : st.st_ino;
+	w->birth = w->is_blockdev ? 0 : birth_of(w->fd);
 	ret = file_fd_len(w->fd, w->is_blockdev, &w->len);
 	return ret < 0 ? varve_error_errno(w->err, ret, "cannot read the length") : 0;
 }
@@ -244,6 +255,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	}
 	n->file_id[0] = w.id[0];
 	n->file_id[1] = w.id[1];
+	n->file_birth = w.birth;
 	n->align = w.align;
 	n->mem_align = w.mem_align;
 	n->fixed_len = w.is_blockdev;

@@ -41,3 +41,11 @@ int file_acknowledge(struct node *n, uint64_t *bytes)
 	*bytes += doubt;
 	return error;
 }
+
+void file_inherit_error(struct node *n, int error)
+{
+	struct file *fl = node_state(n);
+
+	if (fl->doubt)
+		(void)doubt_sync_failed(fl->doubt, error); /* tells what to do, in the log */
+}

@@ -94,6 +94,7 @@ static const struct driver driver_sim = {
 	.submit = file_submit,
 	.attach = file_attach,
 	.acknowledge = file_acknowledge,
+	.inherit_error = file_inherit_error,
 	.stats = file_stats,
 	.get_len = sim_get_len,
 	.truncate = sim_set_len,

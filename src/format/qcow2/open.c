@@ -105,6 +105,7 @@ struct settings {
 	uint64_t write_out_ns;
 	enum codec_level level;
 	struct snapshot_pick snapshot; /* of this, not of the disk as it is now; strings of the options */
+	const char *state_dir; /* NULL: what is queued dies with the process */
 };
 
 static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
@@ -132,9 +133,10 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 	int r;
 
 	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS, CODEC_FAST,
-				   { 0 } };
+				   { 0 }, NULL };
 	if (!o)
 		return 0;
+	ret->state_dir = opts_get(o, "state-dir");
 	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
 	if (r == 0)
 		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
@@ -153,23 +155,54 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
  * other write. The other way round, power lost in between would leave a changed image whose bitmaps say "not
  * changed".
  */
-static int clear_autoclear(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+static int set_autoclear(struct fiber *f, struct qcow2 *q, uint64_t bits, struct varve_error *err)
 {
-	be64 none = be64_put(0);
+	be64 disk = be64_put(bits);
 	order_mark mark;
 	int ret;
 
-	if (q->h.version < 3 || !q->h.autoclear)
+	if (q->h.version < 3 || q->h.autoclear == bits)
 		return 0;
-	ret = order_put(f, q->order, offsetof(struct qcow2_header_disk, autoclear), &none, sizeof(none),
+	ret = order_put(f, q->order, offsetof(struct qcow2_header_disk, autoclear), &disk, sizeof(disk),
 			ORDER_NONE, &mark);
 	if (ret == 0)
 		ret = order_wait(f, q->order, mark);
 	if (ret < 0)
-		return varve_error_errno(err, ret, "cannot clear the autoclear feature bits in the header");
-	q->h.autoclear = 0;
+		return varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header");
+	q->h.autoclear = bits;
 	q->h.nr_bitmaps = 0;
 	return 0;
+}
+
+/*
+ * Durable first: the mark that a journal belongs to the image. Only then: records in it. The other way round, records
+ * would be found in an image without the mark, as if somebody else had changed it since.
+ */
+static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
+{
+	int ret;
+
+	if (!state_dir) {
+		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
+			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
+				    "acknowledged and not flushed is lost unless it has been started with it since",
+				    node_name(q->node));
+		return set_autoclear(f, q, 0, err);
+	}
+	ret = set_autoclear(f, q, QCOW2_AUTOCLEAR_JOURNAL, err);
+	if (ret == 0)
+		ret = order_keep(f, q->order, state_dir, err);
+	if (ret == 0)
+		stock_note(q);
+	return ret;
+}
+
+/* The queue is empty, so the journal goes; then the mark, which alone says nothing. */
+static void end_journal(struct fiber *f, struct qcow2 *q)
+{
+	order_keep_end(f, q->order);
+	if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
+		(void)set_autoclear(f, q, 0, NULL);
 }
 
 static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
@@ -187,6 +220,8 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	ret = refcount_open(f, q, set->refcount_cache_len, err);
 	if (ret == 0)
 		ret = alloc_open(f, q, err);
+	if (ret == 0 && !rebuild)
+		stock_adopt(f, q);
 	if (ret == 0)
 		ret = meta_open(f, q, err);
 	if (ret == 0 && pack_open(q, set->level) < 0)
@@ -210,7 +245,7 @@ static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *
 		ret = unpack_open(q);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
-	return q->writable ? clear_autoclear(f, q, err) : 0;
+	return q->writable ? begin_changes(f, q, set->state_dir, err) : 0;
 }
 
 static int set_names(struct qcow2 *q, struct varve_error *err)
@@ -280,6 +315,22 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 	q->order = NULL;
 }
 
+/* What a process that died had queued is written out before anything but the header is looked at. */
+static int recover(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
+{
+	uint64_t notes[ORDER_NOTES];
+	int ret;
+
+	if (q->h.version < 3)
+		return varve_error_set(err, -ENOTSUP,
+				       "option 'state-dir': an image of version 2 (compat=0.10) has no place for the mark that "
+				       "a journal needs; upgrade the image (qemu-img amend -o compat=1.1) or leave it out");
+	ret = order_recover(f, q->file, state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, notes, err);
+	q->stock_left[0] = notes[0];
+	q->stock_left[1] = notes[1];
+	return ret > 0 ? read_header(f, q, err) : ret;
+}
+
 static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
@@ -294,11 +345,13 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		q->leaf = q->leaf->file;
 	if (ret == 0)
 		ret = read_header(f, q, err);
+	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
+	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
+	if (ret == 0 && q->writable && set.state_dir)
+		ret = recover(f, q, set.state_dir, err);
 	if (ret < 0)
 		return ret;
 	set_geometry(q);
-	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
-	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	/* What check does not understand it cannot judge: unknown features are refused there too, damage is
 	 * not. */
 	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
@@ -362,6 +415,7 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	if (q->order && order_clean(q->order)) {
 		ahead_trim(f, q);
 		stock_trim(f, q);
+		end_journal(f, q);
 	}
 	free_all(f, q);
 }

@@ -88,6 +88,7 @@ struct qcow2 {
 	struct refcounts *refcounts;
 	struct alloc_state *alloc;
 	struct stock *stock;
+	uint64_t stock_left[2];	  /* clusters: the stock of a process that died, first and end; 0, 0: none */
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
 	struct unpacker *unpacker; /* NULL: nothing is read */

@@ -72,7 +72,42 @@ uint64_t stock_take(struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster)
 	nr = MIN(nr, stock_nr(q));
 	q->end_cluster += nr;
 	q->stock->nr_taken += nr;
+	stock_note(q);
 	return nr;
+}
+
+/* ---- what outlives the process ---- */
+
+/* The frontier before the end: killed in between, less is left over than is there. */
+void stock_note(const struct qcow2 *q)
+{
+	order_note(q->order, 0, q->end_cluster);
+	order_note(q->order, 1, q->stock->end);
+}
+
+/*
+ * Without this, each process that is killed would leak its stock. The file must end where the stock does, and every
+ * cluster must be counted once: then nobody has been there since. Their marks are durable, because what the dead process
+ * had queued was written out before we came here.
+ */
+void stock_adopt(struct fiber *f, struct qcow2 *q)
+{
+	uint64_t first = q->stock_left[0], end = q->stock_left[1], most = MAX(STOCK_LEN_MAX >> q->cluster_bits, 1);
+
+	if (!first || first >= end || end - first > 2 * most || end != q->end_cluster || q->stock->off)
+		return;
+	for (uint64_t i = first; i < end; i++) {
+		uint64_t count;
+
+		if (!refcount_covered(q, i) || refcount_get(f, q, i, &count) < 0 || count != 1)
+			return;
+	}
+	q->end_cluster = first;
+	q->zero_from = first << q->cluster_bits;
+	q->stock->end = end;
+	q->stock->nr_taken = (end - first) / 2;
+	q->stock->grown = true;
+	q->stock->batches[q->stock->next_batch++] = (struct batch){ first, end, order_now(q->order) };
 }
 
 static const struct batch *batch_of(const struct stock *s, uint64_t cluster)
@@ -160,6 +195,7 @@ static int add_batch(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t 
 		return err;
 	s->end = first + got;
 	s->batches[s->next_batch++ % BATCHES_MAX] = (struct batch){ first, first + got, mark };
+	stock_note(q);
 	return 0;
 }
 
@@ -193,6 +229,7 @@ void stock_drop(struct fiber *f, struct qcow2 *q)
 	uint64_t first = q->end_cluster, nr = stock_nr(q);
 
 	s->end = 0; /* from now on nobody takes from it */
+	stock_note(q);
 	for (unsigned i = 0; i < BATCHES_MAX; i++)
 		s->batches[i].end = MIN(s->batches[i].end, first); /* those behind will be counted anew */
 	if (nr)

@@ -26,6 +26,10 @@ bool stock_low(const struct qcow2 *q);
 /* One more batch, if there is room and a refcount block for it. Failing is no reason to fail an allocation.
  */
 int stock_refill(struct fiber *f, struct qcow2 *q);
+/* Notes where the stock is for whoever comes after us if we are killed (order_note()). */
+void stock_note(const struct qcow2 *q);
+/* Takes over that of a process that died (q->stock_left), if all of it is as that one left it. */
+void stock_adopt(struct fiber *f, struct qcow2 *q);
 /* Gives the stock back: under grow, before the frontier is used for something else. */
 void stock_drop(struct fiber *f, struct qcow2 *q);
 /* Gives it back for good: the image closes. */

@@ -20,6 +20,12 @@
 #define QED_BACKING_NAME_MAX 1023u
 
 /* docs/spec/qed.md, "Header". Read through qed_header_parse(), which checks every field. */
+/*
+ * Ours, an autoclear bit that the specification does not define: a journal of queued metadata (order/journal.h) belongs
+ * to the image. Every other program clears it before it writes, as it must clear what it does not know.
+ */
+#define QED_AUTOCLEAR_JOURNAL (1ull << 63)
+
 struct qed_header_disk {
 	le32 magic;
 	le32 cluster_len;      /*  4  power of two, 4 KiB .. 64 MiB */

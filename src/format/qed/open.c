@@ -109,17 +109,41 @@ static int read_l1(struct fiber *f, struct qed *q, struct varve_error *err)
 }
 
 /* Stands for data that only holds while every writer keeps it up to date, and that we know nothing of. */
-static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *err)
+static int set_autoclear(struct fiber *f, struct qed *q, uint64_t bits, struct varve_error *err)
 {
 	order_mark mark;
 	int ret;
 
-	if (!q->h.autoclear_features)
+	if (q->h.autoclear_features == bits)
 		return 0;
-	ret = qed_put_autoclear(f, q, 0, &mark);
+	ret = qed_put_autoclear(f, q, bits, &mark);
 	if (ret == 0)
 		ret = order_wait(f, q->order, mark); /* durable first, before any other write */
-	return ret < 0 ? varve_error_errno(err, ret, "cannot clear the autoclear feature bits in the header") : 0;
+	return ret < 0 ? varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header") : 0;
+}
+
+/* Durable first: the mark that a journal belongs to the image. Only then: records in it (see qcow2/open.c). */
+static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, struct varve_error *err)
+{
+	int ret;
+
+	if (!state_dir) {
+		if (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL)
+			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
+				    "acknowledged and not flushed is lost unless it has been started with it since",
+				    node_name(q->node));
+		return set_autoclear(f, q, 0, err);
+	}
+	ret = set_autoclear(f, q, QED_AUTOCLEAR_JOURNAL, err);
+	return ret < 0 ? ret : order_keep(f, q->order, state_dir, err);
+}
+
+/* The queue is empty, so the journal goes; then the mark, which alone says nothing. */
+static void end_journal(struct fiber *f, struct qed *q)
+{
+	order_keep_end(f, q->order);
+	if (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL)
+		(void)set_autoclear(f, q, 0, NULL);
 }
 
 static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct varve_error *err)
@@ -162,7 +186,7 @@ static int open_tables(struct fiber *f, struct qed *q, struct opts *o, struct va
 	ret = qed_map_open(q, cache_len);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
-	return q->writable ? clear_autoclear(f, q, err) : 0;
+	return q->writable ? begin_changes(f, q, o ? opts_get(o, "state-dir") : NULL, err) : 0;
 }
 
 static void free_all(struct fiber *f, struct qed *q, bool trim)
@@ -179,6 +203,8 @@ static void free_all(struct fiber *f, struct qed *q, bool trim)
 
 static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
+	const char *state_dir = o ? opts_get(o, "state-dir") : NULL;
+	uint64_t notes[ORDER_NOTES]; /* none are made */
 	struct qed *q = node_state(n);
 	int ret;
 
@@ -187,11 +213,18 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	while (q->leaf->file)
 		q->leaf = q->leaf->file;
 	ret = read_header(f, q, err);
+	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
+	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
+	if (ret == 0 && q->writable && state_dir) {
+		/* What a process that died had queued, before anything but the header is looked at. */
+		ret = order_recover(f, q->file, state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
+				    err);
+		if (ret > 0)
+			ret = read_header(f, q, err);
+	}
 	if (ret < 0)
 		return ret;
 	set_geometry(q);
-	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
-	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (!(n->flags & NODE_NO_IO))
 		ret = qed_header_usable(&q->h, err);
 	if (ret == 0)
@@ -232,6 +265,8 @@ static void qed_close(struct fiber *f, struct node *n)
 		space_close(f, q, whole);
 		if (whole)
 			(void)need_check_clear(f, q); /* on failure the flag stays, which is safe */
+		if (whole && order_clean(q->order))
+			end_journal(f, q);
 	}
 	free_all(f, q, false);
 }

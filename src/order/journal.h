@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * order/journal.h - what is queued, kept where it outlives the process
+ *
+ * A guest is told that its write is done when the data is in the kernel and the metadata in the queue. If the process
+ * is killed, the kernel still has the data; the queue would be gone. So every put is also copied into a file of shared
+ * memory (on tmpfs: it does not outlive a power cut, and must not, for then only flushed data counts). Whoever opens
+ * the image next finds it, writes out what was queued, section by section as the queue would have done, and goes on.
+ *
+ *     header | table of segments | segment | segment | ...      each segment: record, record, ..., rest of older use
+ *
+ * A record is one put, or a part of it that ends at a sector. It becomes valid by its sequence number, which is written
+ * last; numbers go up by one from record to record. A segment is used again when all its sections are durable.
+ *
+ *   killed while a record is copied     its number is not there: the put did not happen, nobody was told that it did
+ *   killed between parts of one put     the first parts happened: what a power cut may leave of a put as well
+ *   a number with the wrong checksum, or fewer records than the header counts: no kill does that. Damaged, refused
+ *
+ * No system call on the way of a put, except when memory is used for the first time.
+ *
+ *   journal.c       the copy, and reading it back: memory only
+ *   journal_file.c  the file: its name, lock, owner, and whose it is
+ *   recover.c       what was left behind is written out; a queue begins to keep a journal
+ */
+#ifndef VARVE_ORDER_JOURNAL_H
+#define VARVE_ORDER_JOURNAL_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/math.h"
+#include "order/order.h"
+
+#define JOURNAL_VERSION 1
+#define JOURNAL_SEGMENT_LEN KiB(256)
+#define JOURNAL_SEGMENTS 512
+#define JOURNAL_FIRST KiB(16) /* where segments begin */
+#define JOURNAL_LEN (JOURNAL_FIRST + JOURNAL_SEGMENTS * JOURNAL_SEGMENT_LEN)
+#define JOURNAL_NAME_MAX 1024
+
+/* Whose state it is. Written once, before the file has its name; covered by header_sum. */
+struct journal_owner {
+	uint8_t boot_id[16];  /* what was queued before a reboot is void */
+	uint64_t file_id[2];  /* as in struct node */
+	uint64_t file_birth;
+	uint64_t pid;
+	char name[JOURNAL_NAME_MAX]; /* of the image, for messages */
+};
+
+/* In the machine's own byte order: nobody but a process of the same boot may read it. */
+struct journal_header {
+	char magic[8]; /* "VARVEJNL" */
+	uint32_t version, header_len;
+	uint64_t key; /* random; goes into the sums, so that no bytes of a guest look like a record */
+	struct journal_owner owner;
+	uint64_t header_sum; /* of everything before */
+
+	/* from here on it changes */
+	_Atomic uint64_t next_seq; /* of the record to come; what is before it must be there */
+	_Atomic uint64_t durable;  /* sections up to this one are on disk */
+	_Atomic uint64_t error;	   /* errno of a sync that failed and that nobody has been told of; 0: none */
+	_Atomic uint64_t notes[ORDER_NOTES]; /* the format's own, see order_note() */
+};
+
+struct journal_segment {
+	_Atomic uint64_t first; /* sequence number of its first record, with a tag; 0: unused */
+	_Atomic uint64_t end;	/* behind its last one; 0: it is still being filled */
+};
+
+struct journal_record {
+	_Atomic uint64_t seq; /* written last */
+	uint64_t sum;
+	uint64_t section, off;
+	uint64_t len;
+	uint8_t bytes[]; /* the next record begins at a multiple of 8 */
+};
+
+/* A mapped journal that is written to. */
+struct journal {
+	struct journal_header *h;
+	struct journal_segment *segments; /* the table */
+	int fd;			   /* -1: plain memory (tests); else the lock hangs on it */
+	char *path;
+	uint64_t next_seq;
+	unsigned current;	   /* segment that is filled; JOURNAL_SEGMENTS: none */
+	size_t pos;		   /* in it */
+	unsigned nr_used;
+	uint64_t used[JOURNAL_SEGMENTS / 64];	  /* bitmaps */
+	uint64_t reserved[JOURNAL_SEGMENTS / 64]; /* has memory */
+	unsigned nr_reserved;
+	uint64_t last_section[JOURNAL_SEGMENTS]; /* the latest of its records */
+};
+
+/* ---- journal.c ---- */
+
+/* Makes an empty journal in map, JOURNAL_LEN bytes of zeroes. */
+void journal_format(struct journal *j, void *map, uint64_t key, const struct journal_owner *owner);
+
+/* Room for a put of len bytes. -ENOSPC: there is none; what is queued must be written out first. */
+int journal_reserve(struct journal *j, size_t len);
+/* After journal_reserve(). */
+void journal_put(struct journal *j, uint64_t section, uint64_t off, const void *bytes, size_t len);
+/* Sections up to durable are on disk. Before anybody acts on that: their space may belong to somebody else then. */
+void journal_retire(struct journal *j, uint64_t durable);
+
+static inline uint64_t journal_used(const struct journal *j)
+{
+	return j->nr_used * JOURNAL_SEGMENT_LEN;
+}
+
+/* Text that follows "state file X: ", or NULL: header and owner's sum are right. */
+const char *journal_header_fault(const void *map, size_t len);
+
+/*
+ * Calls fn for every record that is not durable, in the order of the puts. A negative result of fn ends it. -EUCLEAN: the
+ * journal is damaged, *ret_fault says how; fn may have been called before that.
+ */
+typedef int (*journal_fn)(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len);
+int journal_replay(const void *map, journal_fn fn, void *arg, const char **ret_fault);
+
+/* ---- journal_file.c; these block: for worker threads ---- */
+
+struct journal_search {
+	/* asked */
+	const char *dir;
+	struct journal_owner owner;
+	struct varve_error *err;
+
+	/* found */
+	void *map; /* NULL: there is none */
+	int fd;
+	char *path;
+};
+
+/* Fills in who we are: boot, process, and the file of the leaf below `file`. */
+int journal_owner_init(struct journal_owner *o, const struct node *file, struct varve_error *err);
+/* Looks for the journal of s->owner's file, locks and maps it, checks whose it is. One of an earlier boot is removed. */
+int journal_find(struct journal_search *s);
+/* Makes one. -EEXIST: somebody else did. */
+int journal_create(struct journal_search *s, struct journal *j);
+/* Ends the use; removes the file if there is nothing in it that anybody will want. */
+void journal_unmap(void *map, int fd, char *path, bool remove);
+/* journal.c's: memory for a segment, or back to the system. */
+int journal_segment_memory(const struct journal *j, unsigned i, bool give_back);
+
+#endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * order/recover.c - what a dead process had queued is written out; a queue begins to keep a journal, and ends it
+ *
+ * The state of a dead process is: the file as the kernel has it, and the records of its journal. Writing these out in
+ * their sections, with a sync before the first and after each, is what the dead queue would have done. Power lost in the
+ * middle leaves what it may always leave: some of one section, all of those before, none of those behind. Nothing of the
+ * image's metadata is read before it is done, so that whoever opens it finds a plain image.
+ *
+ * The journal is good only as long as nobody else changes the image. The format sees to that: while a journal is kept,
+ * the image's header has a mark (an autoclear feature bit) that everybody else has to remove before he writes.
+ *
+ * Owns:    the steps from the dead process's journal to ours.
+ * Assumes: fibers of the home queue; the image's file is locked, so nothing of the dead process is on its way to it.
+ * Never:   removes a journal with records that are not durable.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "order/journal.h"
+#include "order/queue.h"
+
+#define SECTION_MAX (1ull << 62)
+
+/* ---- what was left behind ---- */
+
+static int find_work(void *arg)
+{
+	return journal_find(arg);
+}
+
+struct tally {
+	uint64_t nr, bytes;
+};
+
+static int count_record(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len)
+{
+	struct tally *t = arg;
+
+	(void)off;
+	(void)bytes;
+	if (section > SECTION_MAX)
+		return -EUCLEAN;
+	t->nr++;
+	t->bytes += len;
+	return 0;
+}
+
+static int restore_record(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len)
+{
+	return order_restore(arg, section, off, bytes, len);
+}
+
+/* All of it is looked at before any of it is believed. */
+static int examine(const struct journal_search *s, bool marked, struct tally *ret, struct varve_error *err)
+{
+	const char *fault = "a record has an impossible section";
+	int result = journal_replay(s->map, count_record, ret, &fault);
+
+	if (result < 0)
+		return varve_error_set(err, -EUCLEAN,
+				       "state file %s is damaged: %s. Remove it to open the image as it is on disk",
+				       s->path, fault);
+	if (ret->nr && !marked)
+		return varve_error_set(err, -ESTALE,
+				       "state file %s holds %llu bytes of metadata that were not written before the process "
+				       "that served the image died, but another program has changed the image since. "
+				       "Remove the state file to open the image as it is",
+				       s->path, (unsigned long long)ret->bytes);
+	return 0;
+}
+
+/*
+ * The process died while its syncs failed, and perhaps before it told the guest. The kernel reports such an error once:
+ * without this, the next flush would be called a success about data that is gone.
+ */
+static void inherit_error(const struct journal_search *s, struct node *file)
+{
+	const struct journal_header *h = s->map;
+	int error = (int)(atomic_load_explicit(&h->error, memory_order_acquire) & 4095);
+	struct node *leaf = file;
+
+	while (leaf->file)
+		leaf = leaf->file;
+	if (error && leaf->drv->inherit_error)
+		leaf->drv->inherit_error(leaf, -error);
+}
+
+static int write_out(struct fiber *f, struct node *file, const struct journal_search *s, struct varve_error *err)
+{
+	const char *fault = "it changes while it is read";
+	struct order *o;
+	int ret = order_new(&o, file, 0);
+
+	if (ret < 0)
+		return varve_error_errno(err, ret, "state file %s", s->path);
+	ret = journal_replay(s->map, restore_record, o, &fault);
+	if (ret == 0)
+		ret = order_flush(f, o);
+	order_free(f, o);
+	return ret < 0 ? varve_error_errno(err, ret,
+					   "state file %s: the metadata in it could not be written to the image; it is kept there",
+					   s->path)
+		       : 1;
+}
+
+static void read_notes(const struct journal_search *s, uint64_t *ret)
+{
+	const struct journal_header *h = s->map;
+
+	for (unsigned i = 0; i < ORDER_NOTES; i++)
+		ret[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
+}
+
+int order_recover(struct fiber *f, struct node *file, const char *dir, bool marked, uint64_t ret_notes[ORDER_NOTES],
+		  struct varve_error *err)
+{
+	struct journal_search s = { .dir = dir, .err = err };
+	struct tally tally = { 0 };
+	int ret = journal_owner_init(&s.owner, file, err);
+
+	memset(ret_notes, 0, ORDER_NOTES * sizeof(ret_notes[0]));
+	if (ret == 0)
+		ret = fiber_work(f, find_work, &s);
+	if (ret < 0 || !s.map)
+		return ret;
+	ret = examine(&s, marked, &tally, err);
+	if (ret == 0 && tally.nr)
+		ret = write_out(f, file, &s, err);
+	if (ret >= 0) {
+		if (tally.nr)
+			log_warning("%s: a process that served it died; %llu bytes of metadata that it had queued were "
+				    "written out from state file %s",
+				    node_name(file), (unsigned long long)tally.bytes, s.path);
+		inherit_error(&s, file);
+		if (marked)
+			read_notes(&s, ret_notes);
+	}
+	/* Removed when all of it is durable in the image. Killed before that, the next one does the same again. */
+	journal_unmap(s.map, s.fd, s.path, ret >= 0);
+	return ret;
+}
+
+/* ---- a queue keeps a journal ---- */
+
+struct create_work {
+	struct journal_search s;
+	struct journal *j;
+};
+
+static int create_work(void *arg)
+{
+	struct create_work *w = arg;
+
+	return journal_create(&w->s, w->j);
+}
+
+int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err)
+{
+	struct create_work w = { .s = { .dir = dir, .err = err } };
+	int ret = journal_owner_init(&w.s.owner, o->file, err);
+
+	if (ret < 0)
+		return ret;
+	assert(!o->journal);
+	ret = order_flush(f, o); /* what is queued already is in no journal */
+	if (ret < 0)
+		return varve_error_errno(err, ret, "%s: flush", node_name(o->file));
+	w.j = calloc(1, sizeof(*w.j));
+	if (!w.j)
+		return varve_error_errno(err, -ENOMEM, "state directory");
+	ret = fiber_work(f, create_work, &w);
+	if (ret < 0) {
+		free(w.j);
+		return ret;
+	}
+	if (!TAILQ_EMPTY(&o->sections)) { /* somebody put while we waited: again */
+		journal_unmap(w.j->h, w.j->fd, w.j->path, true);
+		free(w.j);
+		return order_keep(f, o, dir, err);
+	}
+	o->journal = w.j;
+	journal_retire(o->journal, o->durable);
+	return 0;
+}
+
+struct end_work {
+	struct journal *j;
+	bool remove;
+};
+
+static int end_work(void *arg)
+{
+	struct end_work *w = arg;
+
+	journal_unmap(w->j->h, w->j->fd, w->j->path, w->remove);
+	return 0;
+}
+
+void order_keep_end(struct fiber *f, struct order *o)
+{
+	struct end_work w = { .j = o->journal, .remove = TAILQ_EMPTY(&o->sections) };
+
+	if (!o->journal)
+		return;
+	o->journal = NULL;
+	if (!w.remove) {
+		/* Not an error to be inherited: whoever closes an image is told that its last flush failed. */
+		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
+		log_warning("%s: metadata that could not be written is kept in state file %s", node_name(o->file),
+			    w.j->path);
+	}
+	(void)fiber_work(f, end_work, &w);
+	free(w.j);
+}
+
+void order_note(struct order *o, unsigned i, uint64_t value)
+{
+	assert(i < ORDER_NOTES);
+	if (o->journal)
+		atomic_store_explicit(&o->journal->h->notes[i], value, memory_order_release);
+}
