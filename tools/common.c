@@ -11,6 +11,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 const char *prog = "varve";
 
@@ -260,6 +261,23 @@ char *open_spec(const char *name, const struct open_args *args)
 	return NULL;
 }
 
+const char *state_directory(const char *text)
+{
+	static char path[4096];
+	const char *run = getenv("XDG_RUNTIME_DIR");
+
+	if (strcmp(text, "auto") != 0)
+		return text;
+	if (geteuid() == 0)
+		return "/run/varve";
+	if (!run || !*run || strlen(run) > sizeof(path) - 16) {
+		complain("--state-dir=auto: XDG_RUNTIME_DIR is not set; name a directory on a tmpfs");
+		return NULL;
+	}
+	snprintf(path, sizeof(path), "%s/varve", run);
+	return path;
+}
+
 struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
 			       struct varve_queue *home)
 {
@@ -268,6 +286,7 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 		.format = args->format,
 		.cache = args->cache,
 		.aio = args->aio,
+		.state_dir = args->state_dir,
 		.home = home,
 	};
 	struct varve_image *image = NULL;

@@ -74,6 +74,7 @@ struct open_args {
 	bool copy_on_read;
 	const char *cache;
 	const char *aio;
+	const char *state_dir;
 	const char *options; /* "key=value,...": image options beside the name; NULL: none */
 };
 
@@ -82,6 +83,12 @@ struct open_args {
  * a message (a json: name has its options inside).
  */
 char *open_spec(const char *name, const struct open_args *args);
+
+/*
+ * --state-dir: the directory itself, or for "auto" the usual one: /run/varve, or varve in $XDG_RUNTIME_DIR for users.
+ * NULL, after a message. Lives as long as the process.
+ */
+const char *state_directory(const char *text);
 
 /* NULL, after a message. flags: VARVE_OPEN_* beside what args says. */
 struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,

@@ -113,6 +113,7 @@ static int start_disk(const struct serve *s, struct serve_disk *d)
 
 	if (start_queues(s, d))
 		return 1;
+	d->open.state_dir = s->state_dir;
 	d->image = open_image(d->file, &d->open, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0]);
 	if (!d->image)
 		return 1;

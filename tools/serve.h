@@ -36,7 +36,7 @@ struct serve_disk {
 
 struct serve {
 	/* options */
-	const char *pidfile, *control_path;
+	const char *pidfile, *control_path, *state_dir;
 	bool print_args, verbose;
 	unsigned nr_disks;
 	struct serve_disk disk[SERVE_DISKS_MAX];

@@ -29,6 +29,8 @@ static const char serve_help[] =
 	"      --name NAME          what the disk is called on the control socket (default: its number, from 0)\n"
 	"      --and DISK ...       one disk more, with its own options; those below are for all\n"
 	"      --control SOCKET     answer commands (one JSON object a line) on this unix socket, which is made\n"
+	"      --state-dir DIR      keep queued metadata in files of DIR (on a tmpfs; auto: /run/varve), where the next server\n"
+	"                           of a disk finds it if this one is killed: acknowledged writes are not lost then\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
 	"  -v, --verbose            also log what is no trouble\n"
@@ -43,6 +45,7 @@ enum {
 	SERIAL,
 	NAME,
 	PIDFILE,
+	STATE_DIR,
 	CONTROL,
 	PRINT_ARGS,
 	STREAM,
@@ -132,6 +135,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "serial", required_argument, NULL, SERIAL },
 		{ "name", required_argument, NULL, NAME },
 		{ "pidfile", required_argument, NULL, PIDFILE },
+		{ "state-dir", required_argument, NULL, STATE_DIR },
 		{ "control", required_argument, NULL, CONTROL },
 		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },
 		{ "copy-on-read", no_argument, NULL, 'C' },
@@ -158,6 +162,11 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 			break;
 		case PIDFILE:
 			s->pidfile = optarg;
+			break;
+		case STATE_DIR:
+			s->state_dir = state_directory(optarg);
+			if (!s->state_dir)
+				return 1;
 			break;
 		case CONTROL:
 			s->control_path = optarg;

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_state_dir.c - a process is killed; what it had acknowledged is there, flushed or not
+ *
+ * A child writes blocks, eight in flight, and keeps its account in memory that outlives it: which content it has begun to
+ * write, which one was acknowledged. It is killed at a random moment, again and again; each time the next one finds in
+ * every block what was acknowledged last, or what was on its way.
+ */
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "api_test.h"
+
+#define DISK (32 * MIB)
+#define BLOCK 4096u
+#define NR (DISK / BLOCK)
+#define DEPTH 8
+#define ROUNDS 20
+
+static struct varve_error err;
+
+struct account {
+	uint32_t begun[NR], acked[NR];
+};
+
+static struct account *account;
+static char options[512];
+
+/* Every word says which content of which block it is: a block that is torn or another's shows. */
+static void fill(uint64_t *words, uint32_t block, uint32_t content)
+{
+	for (unsigned i = 0; i < BLOCK / 8; i++)
+		words[i] = content ? (uint64_t)content << 32 | block : 0;
+}
+
+static struct varve_image *open_disk(struct varve_queue *home)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS, .home = home };
+	struct varve_image *image = NULL;
+
+	expect_ok(varve_image_open(&image, options, &oo, &err));
+	return image;
+}
+
+static void random_write(struct varve_queue *q, struct varve_image *image, uint64_t (*bufs)[BLOCK / 8], uint32_t *blocks,
+			 unsigned slot)
+{
+	static struct iovec iovs[DEPTH];
+	struct iovec *iov = &iovs[slot];
+	uint32_t block;
+	bool busy;
+
+	do {
+		/* Runs and leaps: new tables, the stock, mappings ahead, plain overwrites. */
+		block = random() % 4 ? (blocks[slot] + DEPTH) % NR : (uint32_t)(random() % NR);
+		busy = false;
+		for (unsigned i = 0; i < DEPTH; i++)
+			busy |= i != slot && blocks[i] == block;
+		blocks[slot] = block;
+	} while (busy);
+	*iov = (struct iovec){ bufs[slot], BLOCK };
+	account->begun[block]++;
+	fill(bufs[slot], block, account->begun[block]);
+	if (varve_submit_writev(q, image, iov, 1, (uint64_t)block * BLOCK, 0, (void *)(uintptr_t)slot) < 0)
+		_exit(3);
+}
+
+/* Never returns. Tells through the pipe how far it is: one byte for 32 writes. */
+static void child(int tell, unsigned seed)
+{
+	static uint64_t bufs[DEPTH][BLOCK / 8] __attribute__((aligned(4096)));
+	struct varve_completion done[DEPTH];
+	uint32_t blocks[DEPTH];
+	struct varve_queue *q;
+	struct varve_image *image;
+	unsigned nr = 0;
+
+	srandom(seed);
+	if (varve_queue_new(&q, NULL, &err) < 0)
+		_exit(4);
+	image = open_disk(q);
+	for (unsigned i = 0; i < DEPTH; i++)
+		blocks[i] = i;
+	for (unsigned i = 0; i < DEPTH; i++)
+		random_write(q, image, bufs, blocks, i);
+	for (;;) {
+		int got = varve_queue_reap(q, done, DEPTH, -1);
+
+		for (int i = 0; i < got; i++) {
+			unsigned slot = (unsigned)(uintptr_t)done[i].user_data;
+
+			if (done[i].result < 0)
+				_exit(5);
+			if (slot == DEPTH) /* a flush */
+				continue;
+			account->acked[blocks[slot]] = account->begun[blocks[slot]];
+			if (++nr % 32 == 0 && write(tell, "", 1) != 1)
+				_exit(6);
+			if (nr % 400 == 0)
+				(void)varve_submit_flush(q, image, (void *)(uintptr_t)DEPTH);
+			random_write(q, image, bufs, blocks, slot);
+		}
+	}
+}
+
+static void run_and_kill(unsigned seed, unsigned moments)
+{
+	int pipes[2], status;
+	char byte;
+	pid_t pid;
+
+	assert_int_equal(pipe(pipes), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		child(pipes[1], seed);
+	close(pipes[1]);
+	for (unsigned i = 0; i < moments; i++)
+		assert_int_equal(read(pipes[0], &byte, 1), 1);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	close(pipes[0]);
+}
+
+/* How many blocks are not what they must be. */
+static unsigned count_lost(void)
+{
+	static uint64_t found[BLOCK / 8], wanted[BLOCK / 8];
+	struct varve_image *image = open_disk(NULL);
+	unsigned lost = 0;
+	uint32_t content;
+
+	for (uint32_t i = 0; i < NR; i++) {
+		expect_ok(varve_image_read(image, (uint64_t)i * BLOCK, found, BLOCK, &err));
+		content = (uint32_t)(found[0] >> 32);
+		fill(wanted, i, content);
+		if (content < account->acked[i] || content > account->begun[i] || memcmp(found, wanted, BLOCK) != 0) {
+			if (lost++ < 8)
+				printf("# block %u: found %#llx, acknowledged %u, begun %u\n", i,
+				       (unsigned long long)found[0], account->acked[i], account->begun[i]);
+		}
+		account->begun[i] = account->acked[i] = content;
+	}
+	expect_ok(varve_image_close(image, &err));
+	return lost;
+}
+
+static void check(const char *format)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_CHECK, .format = format };
+	struct varve_check_result result;
+	struct varve_image *image;
+
+	expect_ok(varve_image_open(&image, path_of("disk"), &oo, &err));
+	expect_ok(varve_image_check(image, &result, NULL, NULL, NULL, &err));
+	expect_ok(varve_image_close(image, &err));
+	assert_int_equal(result.corruptions, 0);
+	assert_int_equal(result.check_errors, 0);
+}
+
+static void begin(const char *format, const char *create, const char *more)
+{
+	unlink(path_of("disk"));
+	memset(account, 0, sizeof(*account));
+	make_image("disk", format, DISK, create);
+	snprintf(options, sizeof(options), "driver=%s,file.filename=%s%s%s%s", format, path_of("disk"), more,
+		 *more == ',' ? "" : ",state-dir=", *more == ',' ? "" : path_of("state"));
+}
+
+static unsigned seed_of_run(void)
+{
+	const char *text = getenv("VARVE_SEED");
+	unsigned seed = text ? (unsigned)strtoul(text, NULL, 0) : (unsigned)getpid();
+
+	printf("# seed %u\n", seed);
+	return seed;
+}
+
+static void survives(const char *format, const char *create, const char *more)
+{
+	unsigned seed = seed_of_run();
+
+	begin(format, create, more);
+	for (unsigned round = 0; round < ROUNDS; round++) {
+		run_and_kill(seed + round, 1 + (seed + round * 7) % 23);
+		/* Every other time the next one is killed, too, before anybody has looked. */
+		if (round % 2)
+			run_and_kill(seed + round + 1000, 1);
+		assert_int_equal(count_lost(), 0);
+		if (strcmp(format, "raw") != 0)
+			check(format);
+	}
+	/* Nothing is left behind; raw does not even make the directory. */
+	assert_int_equal(rmdir(path_of("state")), strcmp(format, "raw") ? 0 : -1);
+}
+
+static void qcow2_survives_twenty_kills(void **state)
+{
+	survives("qcow2", NULL, "");
+}
+
+static void qcow2_of_small_clusters_survives_twenty_kills(void **state)
+{
+	survives("qcow2", "cluster_size=4k", "");
+}
+
+static void qed_survives_twenty_kills(void **state)
+{
+	survives("qed", NULL, "");
+}
+
+static void raw_survives_twenty_kills(void **state)
+{
+	survives("raw", NULL, "");
+}
+
+/* That the tests above can see a loss. */
+static void without_it_acknowledged_writes_are_lost(void **state)
+{
+	begin("qcow2", NULL, ",metadata-write-out=0");
+	run_and_kill(1, 5);
+	assert_true(count_lost() > 0);
+}
+
+/* Between the death and the next start, somebody else writes: what was queued must not go over that. */
+static void an_image_that_was_changed_since_is_refused(void **state)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE, .format = "qcow2" };
+	struct varve_image *image;
+
+	begin("qcow2", NULL, "");
+	run_and_kill(1, 3);
+	expect_ok(varve_image_open(&image, path_of("disk"), &oo, &err));
+	expect_ok(varve_image_write(image, 0, "other", 5, 0, &err));
+	expect_ok(varve_image_close(image, &err));
+	oo.flags |= VARVE_OPEN_IMAGE_OPTS;
+	oo.format = NULL;
+	assert_int_equal(varve_image_open(&image, options, &oo, &err), -ESTALE);
+	assert_non_null(strstr(err.message, "another program has changed the image"));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(qcow2_survives_twenty_kills),
+		cmocka_unit_test(qcow2_of_small_clusters_survives_twenty_kills),
+		cmocka_unit_test(qed_survives_twenty_kills),
+		cmocka_unit_test(raw_survives_twenty_kills),
+		cmocka_unit_test(without_it_acknowledged_writes_are_lost),
+		cmocka_unit_test(an_image_that_was_changed_since_is_refused),
+	};
+
+	account = mmap(NULL, sizeof(*account), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, dir_make, dir_remove);
+}
