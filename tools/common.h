@@ -8,6 +8,7 @@
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
  *   serve.c        `varve serve`
+ *   daemon.h       `varve daemon`
  *   crashtest.h    `varve crashtest`
  *   blkload/       `varve blkload`, which knows nothing of varve, nor of this file
  *   vmstate.c      `varve vmstate`
@@ -125,6 +126,7 @@ void progress_end(void);
 int img_main(int argc, char **argv);
 int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
+int daemon_main(int argc, char **argv);
 int crashtest_main(int argc, char **argv);
 int blkload_main(int argc, char **argv);
 int vmstate_main(int argc, char **argv);

@@ -21,12 +21,13 @@ static const struct tool {
 	{ "io", "qemu-io", "varve io", io_main, "read and write an image by hand or script" },
 	{ "crashtest", NULL, "varve crashtest", crashtest_main, "try what a power cut could leave of an image" },
 	{ "blkload", NULL, "varve blkload", blkload_main, "put load on a vhost-user-blk server, and verify it" },
+	{ "daemon", "qemu-storage-daemon", "varve daemon", daemon_main, "several disks for virtual machines, node by node" },
 	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
 	{ "vmstate", NULL, "varve vmstate", vmstate_main, "states of virtual machines into and out of snapshots" },
 };
 
 /* Names of QEMU's tools that have no counterpart here yet: said so, instead of acting as something else. */
-static const char *const foreign[] = { "qemu-nbd", "qemu-storage-daemon" };
+static const char *const foreign[] = { "qemu-nbd" };
 
 static const char *base_name(const char *path)
 {

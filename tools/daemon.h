@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/daemon.h - what the files of `varve daemon` share
+ *
+ *   daemon.c         the command line, start and stop
+ *   daemon_args.c    one argument, "key=value,..." or JSON, as an object
+ *   daemon_nodes.c   --blockdev: nodes, their names, and the disks they make together
+ *   daemon_export.c  --export: a disk for a virtual machine
+ *   pidfile.c        --pidfile, and taking over from the process that it names
+ */
+#ifndef VARVE_TOOLS_DAEMON_H
+#define VARVE_TOOLS_DAEMON_H
+
+#include <sys/queue.h>
+
+#include "common.h"
+
+#define DAEMON_QUEUES_MAX 64 /* of one export */
+#define DAEMON_ID_MAX 31     /* bytes of a node-name, as elsewhere */
+
+/* --object iothread */
+struct iothread {
+	TAILQ_ENTRY(iothread) link;
+	char *id;
+	struct varve_queue *queue;
+};
+
+/* --blockdev */
+struct block_node {
+	TAILQ_ENTRY(block_node) link;
+	char *name;
+	json_t *options;	    /* without node-name; references to others as they were given */
+	bool is_child;		    /* another node stands on it */
+	struct varve_image *image;  /* NULL: not opened by itself */
+	struct varve_queue *private_home; /* made for it; NULL: a queue of an export or iothread */
+};
+
+/* --export */
+struct block_export {
+	TAILQ_ENTRY(block_export) link;
+	char *id, *node_name, *socket, *iothread;
+	bool writable, writethrough;
+	unsigned nr_queues;
+	struct block_node *node;
+	struct varve_queue *queues[DAEMON_QUEUES_MAX]; /* its own; none with an iothread */
+	struct varve_export *exp;
+};
+
+struct daemon {
+	TAILQ_HEAD(, iothread) iothreads;
+	TAILQ_HEAD(, block_node) nodes;
+	TAILQ_HEAD(, block_export) exports;
+	const char *state_dir; /* NULL: none */
+	const char *pidfile;
+	bool daemonize, takeover;
+	struct varve_queue *control;
+};
+
+/* daemon_args.c: a new object; NULL, after a message. first: the key of a first part without "=" (NULL: none). */
+json_t *args_parse(const char *option, const char *text, const char *first);
+/* Takes a member out of the object: *ret stays when it is not there. 1 after a message. ret: malloc'd. */
+int args_take_string(const char *option, json_t *args, const char *key, char **ret);
+int args_take_bool(const char *option, json_t *args, const char *key, bool *ret);
+int args_take_unsigned(const char *option, json_t *args, const char *key, unsigned max, unsigned *ret);
+/* Complains about what is left. */
+int args_done(const char *option, const json_t *args);
+/* A name that others refer to. */
+int args_check_id(const char *option, const char *what, const char *id);
+
+/* daemon_nodes.c */
+int node_add(struct daemon *d, const char *text);
+struct block_node *node_by_name(const struct daemon *d, const char *name);
+/* Resolves references; before any is opened. */
+int nodes_resolve(struct daemon *d);
+int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough);
+/* Those that no export uses: so that they are looked at and locked, as asked. */
+int nodes_open_rest(struct daemon *d);
+/* 1: data may be lost. */
+int nodes_close(struct daemon *d);
+
+/* daemon_export.c */
+int iothread_add(struct daemon *d, const char *text);
+int export_add(struct daemon *d, const char *text);
+int exports_start(struct daemon *d);
+int exports_stop(struct daemon *d);
+void exports_free(struct daemon *d);
+
+#endif

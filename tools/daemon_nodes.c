@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/daemon_nodes.c - --blockdev: nodes that refer to each other by name become disks
+ *
+ *     --blockdev driver=file,node-name=f,filename=a.qcow2 --blockdev driver=qcow2,node-name=d,file=f
+ *
+ * The library opens a disk from one description, so references are replaced by what they name. A node that is exported,
+ * or that no other stands on, is opened; the others are parts of those.
+ *
+ * Owns:    the nodes and their images.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon.h"
+
+#define OPTION "--blockdev"
+#define DEPTH_MAX 300 /* references that lead to references */
+
+static const char *const links[] = { "file", "backing" };
+/* Members that hold a node in other programs' drivers, and are none of ours. */
+static const char *const foreign_links[] = { "data-file", "image", "raw", "log" };
+
+struct block_node *node_by_name(const struct daemon *d, const char *name)
+{
+	struct block_node *n;
+
+	TAILQ_FOREACH(n, &d->nodes, link)
+	{
+		if (strcmp(n->name, name) == 0)
+			return n;
+	}
+	return NULL;
+}
+
+static int add(struct daemon *d, json_t *options)
+{
+	struct block_node *n = calloc(1, sizeof(*n));
+
+	if (!n || args_take_string(OPTION, options, "node-name", &n->name) ||
+	    args_check_id(OPTION, "node-name", n->name)) {
+		free(n ? n->name : NULL);
+		free(n);
+		return 1;
+	}
+	if (node_by_name(d, n->name)) {
+		complain(OPTION ": there is a node-name=%s already", n->name);
+		free(n->name);
+		free(n);
+		return 1;
+	}
+	n->options = json_incref(options);
+	TAILQ_INSERT_TAIL(&d->nodes, n, link);
+	return 0;
+}
+
+/* A node that is described inside of another may have a name, too: then it is as if it stood before it. */
+static int add_inner(struct daemon *d, json_t *options, unsigned depth)
+{
+	if (depth > DEPTH_MAX) {
+		complain(OPTION ": nested too deeply");
+		return 1;
+	}
+	for (size_t i = 0; i < ARRAY_LEN(links); i++) {
+		json_t *inner = json_object_get(options, links[i]), *name;
+
+		if (!json_is_object(inner))
+			continue;
+		if (add_inner(d, inner, depth + 1))
+			return 1;
+		name = json_object_get(inner, "node-name");
+		if (!name)
+			continue;
+		json_incref(name);
+		json_incref(inner);
+		if (add(d, inner) || json_object_set(options, links[i], name) < 0) {
+			json_decref(name);
+			json_decref(inner);
+			return 1;
+		}
+		json_decref(name);
+		json_decref(inner);
+	}
+	return 0;
+}
+
+int node_add(struct daemon *d, const char *text)
+{
+	json_t *options = args_parse(OPTION, text, "driver");
+	int failed;
+
+	if (!options)
+		return 1;
+	if (!json_is_string(json_object_get(options, "driver"))) {
+		complain(OPTION ": 'driver' is missing");
+		failed = 1;
+	} else {
+		failed = add_inner(d, options, 0) || add(d, options);
+	}
+	json_decref(options);
+	return failed;
+}
+
+/* ---- references ---- */
+
+static json_t *resolve(struct daemon *d, const struct block_node *of, const json_t *options, unsigned depth)
+{
+	json_t *copy = json_deep_copy(options);
+
+	if (depth > DEPTH_MAX) {
+		complain(OPTION ": node-name=%s: its references lead in a circle", of->name);
+		json_decref(copy);
+		return NULL;
+	}
+	for (size_t i = 0; copy && i < ARRAY_LEN(foreign_links); i++) {
+		if (json_object_get(copy, foreign_links[i])) {
+			complain(OPTION ": node-name=%s: '%s' is not part of this version", of->name, foreign_links[i]);
+			json_decref(copy);
+			return NULL;
+		}
+	}
+	for (size_t i = 0; copy && i < ARRAY_LEN(links); i++) {
+		json_t *at = json_object_get(copy, links[i]), *inner;
+		struct block_node *n = NULL;
+
+		if (!at || json_is_null(at) || (json_is_string(at) && !*json_string_value(at)))
+			continue; /* backing=: none, whatever the image says */
+		if (json_is_string(at)) {
+			n = node_by_name(d, json_string_value(at));
+			if (!n) {
+				complain(OPTION ": node-name=%s: %s=%s: there is no node of that name", of->name, links[i],
+					 json_string_value(at));
+				json_decref(copy);
+				return NULL;
+			}
+			n->is_child = true;
+		}
+		inner = resolve(d, n ? n : of, n ? n->options : at, depth + 1);
+		if (!inner || json_object_set_new(copy, links[i], inner) < 0) {
+			json_decref(copy);
+			return NULL;
+		}
+	}
+	return copy;
+}
+
+int nodes_resolve(struct daemon *d)
+{
+	struct block_node *n;
+
+	TAILQ_FOREACH(n, &d->nodes, link)
+	{
+		json_t *whole = resolve(d, n, n->options, 0);
+
+		if (!whole)
+			return 1;
+		json_decref(whole);
+	}
+	return 0;
+}
+
+/* ---- opening ---- */
+
+/* What the tool decides, and the library does not know. *ret_auto: read-only if it cannot be written. */
+static int prepare(struct block_node *n, json_t *options, bool writethrough, bool *ret_read_only, bool *ret_auto)
+{
+	int failed = args_take_bool(OPTION, options, "auto-read-only", ret_auto) ||
+		     args_take_bool(OPTION, options, "read-only", ret_read_only);
+
+	if (failed)
+		return 1;
+	for (json_t *o = json_object_get(options, "file"); json_is_object(o); o = json_object_get(o, "file")) {
+		if (args_take_bool(OPTION, o, "auto-read-only", ret_auto))
+			return 1;
+	}
+	/* As the tool whose grammar this is: discards are answered, and not done unless asked for. */
+	if (!json_object_get(options, "discard"))
+		json_object_set_new(options, "discard", json_string("ignore"));
+	if (writethrough) {
+		json_t *cache = json_object_get(options, "cache");
+
+		if (!cache && json_object_set_new(options, "cache", json_object()) == 0)
+			cache = json_object_get(options, "cache");
+		if (!json_is_object(cache) || json_object_set_new(cache, "writeback", json_string("off")) < 0) {
+			complain(OPTION ": node-name=%s: 'cache' must be a group of options", n->name);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough)
+{
+	struct varve_open_options oo = { .home = home, .state_dir = d->state_dir };
+	json_t *options = resolve(d, n, n->options, 0);
+	bool read_only = false, automatic = false;
+	struct varve_error err;
+	char *text, *name = NULL;
+	int ret = -1;
+
+	if (!options || prepare(n, options, writethrough, &read_only, &automatic)) {
+		json_decref(options);
+		return 1;
+	}
+	text = json_dumps(options, JSON_COMPACT);
+	json_decref(options);
+	if (text && (name = malloc(strlen(text) + sizeof("json:"))))
+		sprintf(name, "json:%s", text);
+	free(text);
+	if (!name) {
+		complain("out of memory");
+		return 1;
+	}
+	oo.flags = read_only ? 0 : VARVE_OPEN_WRITABLE;
+	ret = varve_image_open(&n->image, name, &oo, &err);
+	if (ret < 0 && automatic && !read_only && (ret == -EACCES || ret == -EROFS || ret == -EPERM)) {
+		oo.flags = 0;
+		ret = varve_image_open(&n->image, name, &oo, &err);
+	}
+	if (ret < 0) {
+		const char *words = err.message;
+
+		/* The whole description would come before the reason. */
+		if (strncmp(words, name, strlen(name)) == 0 && strncmp(words + strlen(name), ": ", 2) == 0)
+			words += strlen(name) + 2;
+		complain(OPTION ": node-name=%s: %s", n->name, words);
+	}
+	free(name);
+	return ret < 0;
+}
+
+int nodes_open_rest(struct daemon *d)
+{
+	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-node" };
+	struct varve_error err;
+	struct block_node *n;
+
+	TAILQ_FOREACH(n, &d->nodes, link)
+	{
+		if (n->image || n->is_child)
+			continue;
+		if (varve_queue_new(&n->private_home, &qo, &err) < 0) {
+			complain("%s", err.message);
+			return 1;
+		}
+		if (node_open(d, n, n->private_home, false))
+			return 1;
+	}
+	return 0;
+}
+
+int nodes_close(struct daemon *d)
+{
+	struct block_node *n;
+	int failed = 0;
+
+	while ((n = TAILQ_FIRST(&d->nodes))) {
+		TAILQ_REMOVE(&d->nodes, n, link);
+		if (close_image(n->image))
+			failed = 1;
+		varve_queue_free(n->private_home);
+		json_decref(n->options);
+		free(n->name);
+		free(n);
+	}
+	return failed;
+}

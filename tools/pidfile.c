@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/pidfile.c - the file that says which process serves, and holds a lock for it
+ *
+ * A number alone may be that of another process by now. The lock (flock) is given up by the kernel when the process is
+ * gone, so a locked pidfile names a process that lives, and that is one of ours.
+ *
+ * Owns:    the file, from pidfile_write() to pidfile_remove().
+ * Never:   sends a signal to a process that does not hold the lock.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "pidfile.h"
+
+#define END_MS 120000
+
+static int fail(const char *path, const char *what)
+{
+	complain("--pidfile %s: %s: %s", path, what, strerror(errno));
+	return 1;
+}
+
+int pidfile_write(struct pidfile *p, const char *path)
+{
+	char text[24];
+	int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
+
+	p->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	if (p->fd < 0)
+		return fail(path, "cannot make it");
+	if (flock(p->fd, LOCK_EX | LOCK_NB) < 0) {
+		close(p->fd);
+		return fail(path, "another process holds it");
+	}
+	p->path = path;
+	if (ftruncate(p->fd, 0) < 0 || write(p->fd, text, (size_t)n) != n)
+		return fail(path, "cannot write it");
+	return 0;
+}
+
+void pidfile_remove(struct pidfile *p)
+{
+	if (!p->path)
+		return;
+	unlink(p->path);
+	close(p->fd);
+	p->path = NULL;
+}
+
+/* The process that holds the lock; 0: nobody does; -1: errno. */
+static long holder(int fd)
+{
+	char text[24] = "";
+	long pid;
+
+	if (flock(fd, LOCK_SH | LOCK_NB) == 0)
+		return 0;
+	if (errno != EWOULDBLOCK || pread(fd, text, sizeof(text) - 1, 0) < 0)
+		return -1;
+	pid = strtol(text, NULL, 10);
+	if (pid <= 1) {
+		errno = EINVAL;
+		return -1;
+	}
+	return pid;
+}
+
+static int end_process(const char *path, int fd, long pid)
+{
+	struct pollfd end = { .fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0), .events = POLLIN };
+	int n;
+
+	if (end.fd < 0)
+		return errno == ESRCH ? 0 : fail(path, "cannot watch its process");
+	/* Is it still the one that holds the lock? Its number may have been given away before pidfd_open(). */
+	if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
+		close(end.fd);
+		return 0;
+	}
+	if (syscall(SYS_pidfd_send_signal, end.fd, SIGTERM, NULL, 0) < 0 && errno != ESRCH) {
+		close(end.fd);
+		return fail(path, "cannot send SIGTERM to its process");
+	}
+	do {
+		n = poll(&end, 1, END_MS);
+	} while (n < 0 && errno == EINTR);
+	close(end.fd);
+	if (n <= 0) {
+		complain("--takeover: process %ld has not ended within %d seconds of SIGTERM", pid, END_MS / 1000);
+		return 1;
+	}
+	return 0;
+}
+
+int pidfile_take_over(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), ret;
+	long pid;
+
+	if (fd < 0)
+		return errno == ENOENT ? 0 : fail(path, "cannot read it");
+	pid = holder(fd);
+	ret = pid < 0 ? fail(path, "cannot tell whose it is") : pid ? end_process(path, fd, pid) : 0;
+	close(fd);
+	return ret;
+}
