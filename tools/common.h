@@ -9,6 +9,7 @@
  *   io.h           `varve io`
  *   serve.c        `varve serve`
  *   daemon.h       `varve daemon`
+ *   pidfile.h      --pidfile and --takeover of both
  *   crashtest.h    `varve crashtest`
  *   blkload/       `varve blkload`, which knows nothing of varve, nor of this file
  *   vmstate.c      `varve vmstate`

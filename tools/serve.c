@@ -62,23 +62,6 @@ static int start_queues(const struct serve *s, struct serve_disk *d)
 	return 0;
 }
 
-static int write_pidfile(struct serve *s)
-{
-	FILE *f = fopen(s->pidfile, "we");
-	int failed;
-
-	if (!f) {
-		complain("%s: %s", s->pidfile, strerror(errno));
-		return 1;
-	}
-	s->has_pidfile = true;
-	failed = fprintf(f, "%ld\n", (long)getpid()) < 0;
-	failed |= fclose(f) != 0;
-	if (failed)
-		complain("%s: %s", s->pidfile, strerror(errno));
-	return failed;
-}
-
 /* An argument of QEMU's: commas in values are written twice, and the shell must not touch it. */
 static void print_quoted(const char *value)
 {
@@ -132,7 +115,7 @@ static int start_disk(const struct serve *s, struct serve_disk *d)
 
 static int start(struct serve *s)
 {
-	if (start_control(s))
+	if ((s->takeover && pidfile_take_over(s->pidfile)) || start_control(s))
 		return 1;
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
@@ -140,7 +123,7 @@ static int start(struct serve *s)
 	}
 	if (s->control_path && !(s->asked = serve_control_new(s)))
 		return 1;
-	if (s->pidfile && write_pidfile(s))
+	if (s->pidfile && pidfile_write(&s->held, s->pidfile))
 		return 1;
 	return s->print_args ? print_qemu_args(s) : 0;
 }
@@ -173,8 +156,7 @@ static int stop(struct serve *s)
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
 		failed |= stop_disk(&s->disk[i]);
 	varve_queue_free(s->control);
-	if (s->has_pidfile)
-		unlink(s->pidfile);
+	pidfile_remove(&s->held);
 	return failed;
 }
 

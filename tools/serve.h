@@ -11,6 +11,7 @@
 #define VARVE_TOOLS_SERVE_H
 
 #include "common.h"
+#include "pidfile.h"
 
 #define SERVE_QUEUES_MAX 64 /* of one disk */
 #define SERVE_DISKS_MAX 64
@@ -37,14 +38,14 @@ struct serve_disk {
 struct serve {
 	/* options */
 	const char *pidfile, *control_path, *state_dir;
-	bool print_args, verbose;
+	bool print_args, verbose, takeover;
 	unsigned nr_disks;
 	struct serve_disk disk[SERVE_DISKS_MAX];
 
 	/* what was started */
 	struct varve_queue *control;
 	struct serve_control *asked;
-	bool has_pidfile;
+	struct pidfile held;
 };
 
 /* 0; 1: failed, told; -1: done (help, version). */

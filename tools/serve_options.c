@@ -32,6 +32,7 @@ static const char serve_help[] =
 	"      --state-dir DIR      keep queued metadata in files of DIR (on a tmpfs; auto: /run/varve), where the next server\n"
 	"                           of a disk finds it if this one is killed: acknowledged writes are not lost then\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
+	"      --takeover           first let the process that holds the pidfile finish and end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
 	"  -v, --verbose            also log what is no trouble\n"
 	"SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
@@ -47,6 +48,7 @@ enum {
 	PIDFILE,
 	STATE_DIR,
 	CONTROL,
+	TAKEOVER,
 	PRINT_ARGS,
 	STREAM,
 	STREAM_RATE,
@@ -137,6 +139,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "pidfile", required_argument, NULL, PIDFILE },
 		{ "state-dir", required_argument, NULL, STATE_DIR },
 		{ "control", required_argument, NULL, CONTROL },
+		{ "takeover", no_argument, NULL, TAKEOVER },
 		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },
 		{ "copy-on-read", no_argument, NULL, 'C' },
 		{ "stream", optional_argument, NULL, STREAM },
@@ -170,6 +173,9 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 			break;
 		case CONTROL:
 			s->control_path = optarg;
+			break;
+		case TAKEOVER:
+			s->takeover = true;
 			break;
 		case PRINT_ARGS:
 			s->print_args = true;
@@ -232,5 +238,7 @@ int serve_parse(int argc, char **argv, struct serve *s)
 		s->nr_disks++;
 		start = i;
 	}
+	if (s->takeover && !s->pidfile)
+		return complain_usage("--takeover needs --pidfile, which names the process to take over from");
 	return 0;
 }
