@@ -25,6 +25,7 @@ static const char serve_help[] =
 	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
+	"      --in-order           offer the guest that requests of a queue end in order (slower; off)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
 	"      --name NAME          what the disk is called on the control socket (default: its number, from 0)\n"
 	"      --and DISK ...       one disk more, with its own options; those below are for all\n"
@@ -43,6 +44,7 @@ enum {
 	IMAGE_OPTS,
 	NUM_QUEUES,
 	QUEUE_SIZE,
+	IN_ORDER,
 	SERIAL,
 	NAME,
 	PIDFILE,
@@ -80,6 +82,9 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		if (d->export.queue_size < 2 || (d->export.queue_size & (d->export.queue_size - 1)))
 			return complain_usage("--queue-size: %u is not a power of two of 2 .. 1024",
 					      d->export.queue_size);
+		return 0;
+	case IN_ORDER:
+		d->export.in_order = true;
 		return 0;
 	case SERIAL:
 		if (strlen(optarg) > 20)
@@ -134,6 +139,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "aio", required_argument, NULL, 'i' },
 		{ "num-queues", required_argument, NULL, NUM_QUEUES },
 		{ "queue-size", required_argument, NULL, QUEUE_SIZE },
+		{ "in-order", no_argument, NULL, IN_ORDER },
 		{ "serial", required_argument, NULL, SERIAL },
 		{ "name", required_argument, NULL, NAME },
 		{ "pidfile", required_argument, NULL, PIDFILE },

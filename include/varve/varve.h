@@ -436,6 +436,7 @@ struct varve_vhost_user_blk_options {
 	unsigned queue_size;	 /* 2 .. 1024, power of two: the largest ring accepted; 0: 1024 */
 	bool writable;
 	const char *serial;	 /* at most 20 bytes; NULL: "varve" */
+	bool in_order;		 /* offer to complete the requests of a queue in order: slower, for drivers that want it */
 	bool own_sigbus;	 /* the program handles SIGBUS itself, see varve_handle_sigbus() */
 };
 

@@ -395,6 +395,59 @@ static void a_ring_without_a_kick_descriptor_is_polled(void **state)
 	vu_front_close(&f);
 }
 
+/* One write that is held, and a question that is answered at once. Returns how many are done before the write. */
+static int done_before_a_held_write(bool in_order)
+{
+	struct vu_front_opts o = served_front_opts(0, 1);
+	struct vu_io *done[2], *slow, *fast;
+	struct vu_front f;
+	struct vu_blk b;
+	int n, before;
+
+	o.features |= BIT(VIRTIO_F_IN_ORDER);
+	must(&f, vu_front_open(&f, &o));
+	assert_int_equal(f.ring[0].in_order, in_order);
+	assert_int_equal(vu_blk_open(&b, &f, 0, 2, 4096), 0);
+	served_shut(0);
+	slow = vu_blk_get(&b);
+	fast = vu_blk_get(&b);
+	vu_io_write(slow, 0, 4096);
+	vu_io_get_id(fast);
+	assert_int_equal(vu_blk_submit(&b, slow), 0);
+	assert_int_equal(vu_blk_submit(&b, fast), 0);
+	assert_int_equal(vu_blk_kick(&b), 0);
+	served_wait_held(0, 1);
+	/* By way of the ring's thread and back, twice: the end of the turn that took both has passed. */
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t q = 0;
+
+		must(&f, vu_front_request(&f, VU_SET_VRING_CALL, &q, sizeof(q), &f.ring[0].call_fd, 1));
+	}
+	before = vu_blk_reap(&b, done, 2);
+	assert_in_range(before, 0, 1);
+	served_open(0);
+	for (n = before; n < 2;) {
+		assert_int_equal(vu_blk_wait(&b, vu_deadline_ns(SERVED_MS)), 0);
+		n += vu_blk_reap(&b, done + n, 2 - (unsigned)n);
+	}
+	assert_ptr_equal(done[0], in_order ? slow : fast);
+	vu_blk_free(&b);
+	vu_front_close(&f);
+	return before;
+}
+
+static void requests_end_in_order_when_that_was_negotiated(void **state)
+{
+	struct varve_error err;
+
+	(void)state;
+	assert_int_equal(done_before_a_held_write(false), 1);
+	served_stop(0);
+	served_opts.in_order = true;
+	assert_int_equal(served_start(0, &err), 0);
+	assert_int_equal(done_before_a_held_write(true), 0);
+}
+
 static void the_configuration_is_read_in_any_part(void **state)
 {
 	struct vu_front f;
@@ -471,6 +524,7 @@ int main(void)
 		TEST(a_device_reset_begins_anew),
 		TEST(what_cannot_be_is_refused),
 		TEST(a_driver_without_version_1_is_served),
+		TEST(requests_end_in_order_when_that_was_negotiated),
 		TEST(a_ring_without_a_kick_descriptor_is_polled),
 		TEST(the_configuration_is_read_in_any_part),
 		TEST(without_acknowledgements_a_refusal_ends_the_session),

@@ -50,6 +50,10 @@ static const char usage[] =
 	"  --queue-size N           descriptors of each ring, a power of two (from the depth)\n"
 	"  --indirect MODE          on, off, mixed, or tail: direct header, indirect rest (on)\n"
 	"  --event-idx on|off       take VIRTIO_RING_F_EVENT_IDX when offered (on)\n"
+	"  --packed on|off          packed rings instead of split ones (off)\n"
+	"  --in-order on|off        have requests completed in order, and see that they are (off)\n"
+	"  --inflight on|off        let the back end record what is in flight, when it can (on)\n"
+	"  --reconnect SECONDS      look that long for a back end that went away, and go on (0)\n"
 	"  --poll                   poll the used ring instead of waiting for calls\n"
 	"  --regions N              pieces that guest memory is divided into, 1 to 8 (1)\n"
 	"  --layout MODE            segments of a request: plain, merged or random (plain)\n"
@@ -140,6 +144,7 @@ enum {
 	O_SOCKET = 256, O_QUEUES, O_DEPTH, O_BLOCK, O_RW, O_OFFSET, O_SIZE, O_RUNTIME, O_OPS,
 	O_SEED, O_READS, O_VERIFY, O_FLUSH, O_DISCARD, O_ZEROES, O_PROGRESS, O_OUTPUT, O_INDIRECT,
 	O_EVENT_IDX, O_POLL, O_QUEUE_SIZE, O_REGIONS, O_SEGMENT, O_LAYOUT, O_TIMEOUT, O_HELP,
+	O_PACKED, O_IN_ORDER, O_INFLIGHT, O_RECONNECT,
 };
 
 static const struct option long_options[] = {
@@ -154,6 +159,8 @@ static const struct option long_options[] = {
 	{ "event-idx", 1, NULL, O_EVENT_IDX }, { "poll", 0, NULL, O_POLL },
 	{ "queue-size", 1, NULL, O_QUEUE_SIZE }, { "regions", 1, NULL, O_REGIONS },
 	{ "segment-size", 1, NULL, O_SEGMENT }, { "layout", 1, NULL, O_LAYOUT },
+	{ "packed", 1, NULL, O_PACKED }, { "in-order", 1, NULL, O_IN_ORDER },
+	{ "inflight", 1, NULL, O_INFLIGHT }, { "reconnect", 1, NULL, O_RECONNECT },
 	{ "timeout", 1, NULL, O_TIMEOUT }, { "help", 0, NULL, O_HELP }, { NULL, 0, NULL, 0 },
 };
 
@@ -186,6 +193,12 @@ static void set_option(struct load_options *o, int opt, const char *name, const 
 	case O_OUTPUT:	o->json = choose(name, arg, outputs); break;
 	case O_INDIRECT: set_indirect(o, choose(name, arg, indirect_modes)); break;
 	case O_EVENT_IDX: o->event_idx = choose(name, arg, on_off); break;
+	case O_PACKED:	o->packed = choose(name, arg, on_off); break;
+	case O_IN_ORDER: o->in_order = choose(name, arg, on_off); break;
+	case O_INFLIGHT: o->inflight = choose(name, arg, on_off); break;
+	case O_RECONNECT:
+		o->reconnect_ns = number(name, arg, 0, 1000000, false) * 1000000000u;
+		break;
 	case O_POLL:	o->spin = true; break;
 	case O_QUEUE_SIZE: o->queue_len = (unsigned)number(name, arg, 2, 32768, false); break;
 	case O_REGIONS:
@@ -211,6 +224,7 @@ static void parse(struct load_options *o, int argc, char **argv)
 	*o = (struct load_options){
 		.nr_queues = 1, .depth = 32, .block_len = 4096, .rw = LOAD_RANDREAD,
 		.rw_name = "randread", .read_percent = 50, .event_idx = true, .use_indirect = true,
+		.inflight = true,
 		.indirect = VU_INDIRECT, .nr_regions = 1, .timeout_ms = 30000,
 		.seed = vu_now_ns() ^ (uint64_t)getpid() << 40,
 	};
@@ -283,6 +297,12 @@ static void connect_device(struct load *l)
 	fo.spin = o->spin;
 	if (!o->event_idx)
 		fo.features &= ~(UINT64_C(1) << VIRTIO_RING_F_EVENT_IDX);
+	if (o->packed)
+		fo.features |= UINT64_C(1) << VIRTIO_F_RING_PACKED;
+	if (o->in_order)
+		fo.features |= UINT64_C(1) << VIRTIO_F_IN_ORDER;
+	if (o->inflight)
+		fo.protocol_features |= UINT64_C(1) << VU_PROTOCOL_F_INFLIGHT_SHMFD;
 	if (!o->use_indirect)
 		fo.features &= ~(UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC);
 	if (vu_front_open(&l->front, &fo) < 0) {
@@ -293,6 +313,10 @@ static void connect_device(struct load *l)
 	if (!vu_has(l->front.protocol_features, VU_PROTOCOL_F_CONFIG))
 		die("%s: the back end offers no device configuration"
 		    " (VHOST_USER_PROTOCOL_F_CONFIG)", o->socket);
+	if (o->packed && !l->front.ring[0].packed)
+		die("%s: the back end offers no packed rings; use --packed off", o->socket);
+	if (o->in_order && !l->front.ring[0].in_order)
+		die("%s: the back end does not offer to keep the order; use --in-order off", o->socket);
 	if (o->use_indirect && l->front.ring[0].indirect == VU_DIRECT)
 		die("%s: the back end offers no indirect descriptors; use --indirect off",
 		    o->socket);
@@ -376,8 +400,8 @@ static void prepare(struct load *l)
 	unsigned q;
 
 	l->worker = calloc(l->o.nr_queues, sizeof(*l->worker));
-	l->done_fd = eventfd(0, EFD_CLOEXEC | EFD_SEMAPHORE);
-	if (!l->worker || l->done_fd < 0 || pthread_mutex_init(&l->say_lock, NULL))
+	l->done_fd = eventfd(0, EFD_CLOEXEC);
+	if (!l->worker || l->done_fd < 0 || pthread_mutex_init(&l->say_lock, NULL) || load_link_init(l) < 0)
 		die("no resources for %u workers: %s", l->o.nr_queues, strerror(errno));
 	connect_device(l);
 	check_limits(l);
@@ -405,11 +429,12 @@ static void run(struct load *l)
 {
 	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
 	uint64_t begin = vu_now_ns(), count;
-	unsigned q, left = 0;
+	unsigned q;
 	int ret;
 
 	sigaction(SIGINT, &sa, NULL);
 	sigaction(SIGTERM, &sa, NULL);
+	l->nr_live = l->o.nr_queues;
 	for (q = 0; q < l->o.nr_queues; q++) {
 		ret = pthread_create(&l->worker[q].thread, NULL, load_worker_main, &l->worker[q]);
 		if (ret) {
@@ -417,17 +442,17 @@ static void run(struct load *l)
 				"cannot start the thread of queue %u: %s", q, strerror(ret));
 			load_say(l, "%s", l->worker[q].fatal.text);
 			__atomic_store_n(&l->stop, true, __ATOMIC_RELAXED);
-			break;
+			load_worker_ended(&l->worker[q]);
+			continue;
 		}
 		l->worker[q].started = true;
-		left++;
 	}
-	while (left > 0) {
+	while (load_link_mend(l) > 0) {
 		struct pollfd p = { .fd = l->done_fd, .events = POLLIN };
 
 		if (poll(&p, 1, l->o.progress ? PROGRESS_MS : -1) > 0 &&
-		    read(l->done_fd, &count, sizeof(count)) == sizeof(count))
-			left--;
+		    read(l->done_fd, &count, sizeof(count)) < 0)
+			abort();	/* it was readable, and only we read it */
 		if (l->o.progress)
 			load_progress(l, begin);
 	}

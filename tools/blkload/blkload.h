@@ -42,6 +42,8 @@ struct load_options {
 	unsigned zeroes_percent;
 	uint64_t flush_every;		/* writes between two flushes of a queue; 0: no flushes */
 	bool verify, progress, json, spin, event_idx, use_indirect;
+	bool packed, in_order, inflight; /* taken when offered */
+	uint64_t reconnect_ns;		/* how long to look for a back end that is gone; 0: not at all */
 	enum vu_indirect indirect;
 	unsigned queue_len;		/* descriptors; 0: chosen from depth */
 	unsigned nr_regions;
@@ -58,6 +60,7 @@ struct load_op {
 	uint32_t nr_blocks;
 	uint32_t gen;
 	uint64_t start_ns;
+	uint64_t seq;			/* the order in which requests were started */
 };
 
 struct load_count {
@@ -73,7 +76,12 @@ struct load {
 	uint32_t buf_len;
 	unsigned descs_per_io;		/* descriptors that a request may take, at most */
 	struct load_worker *worker;	/* o.nr_queues of them */
-	int done_fd;			/* a semaphore that every ending worker raises by one */
+	int done_fd;			/* raised by a worker that ends, or that has lost the back end */
+	pthread_mutex_t link_lock;	/* the four below */
+	pthread_cond_t link_changed;
+	unsigned nr_live, nr_lost;	/* workers that have not ended; of these, that wait for a back end */
+	unsigned generation;		/* connections that were made anew */
+	bool given_up;
 	pthread_mutex_t say_lock;	/* keeps lines on stderr whole; taken for failures only */
 	uint64_t nr_session_errors;	/* dead workers, queues that did not stop in order */
 	bool stop;			/* set by a signal or a dying worker; atomic */
@@ -98,6 +106,7 @@ struct load_worker {
 	uint64_t next_block;		/* sequential modes */
 	uint64_t since_flush;
 	uint64_t nr_issued;
+	uint64_t nr_started;
 	uint32_t gen;
 	unsigned nr_inflight;
 	unsigned nr_said;
@@ -127,6 +136,17 @@ static inline uint64_t load_peek(const uint64_t *counter)
 int load_worker_prepare(struct load_worker *w, struct vu_err *err);
 void load_worker_free(struct load_worker *w);
 void *load_worker_main(void *worker);
+
+/* Without a record of what is in flight: offer all of it again to an empty ring. The worker waits. */
+int load_worker_offer_again(struct load_worker *w);
+
+/* blkload_link.c: the connection, lost and made anew. */
+int load_link_init(struct load *l);
+void load_worker_ended(struct load_worker *w);
+/* By a worker, on -ECONNRESET: 0 when there is a connection again, or -errno. */
+int load_link_lost(struct load_worker *w);
+/* By the main thread: connects anew if all workers that are left wait for it. Returns how many are left. */
+unsigned load_link_mend(struct load *l);
 
 /* blkload_report.c */
 void load_say(struct load *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -161,6 +161,8 @@ static void report_human(const struct load *l, const struct total *t)
 	if (o->verify)
 		printf("verified %.1f MiB read back, %" PRIu64 " sectors wrong\n",
 		       (double)t->nr_verified * VU_SECTOR / (1 << 20), t->nr_mismatches);
+	if (l->generation)
+		printf("connected anew %u times\n", l->generation);
 	printf("errors %" PRIu64 "\n", t->nr_errors);
 }
 
@@ -201,11 +203,14 @@ static void report_json(const struct load *l, const struct total *t)
 	printf(",\n  \"rw\": \"%s\", \"block_size_bytes\": %" PRIu32 ", \"depth\": %u"
 	       ", \"queues\": %u, \"range_bytes\": %" PRIu64 ", \"capacity_bytes\": %" PRIu64 ",\n"
 	       "  \"event_idx\": %s, \"indirect\": %s, \"poll\": %s, \"verify\": %s"
+	       ", \"packed\": %s, \"in_order\": %s, \"inflight\": %s, \"reconnects\": %u"
 	       ", \"interrupted\": %s, \"seed\": %" PRIu64 ",\n",
 	       o->rw_name, o->block_len, o->depth, o->nr_queues, o->range_len, l->limits.capacity,
 	       l->front.ring[0].event_idx ? "true" : "false",
 	       l->front.ring[0].indirect != VU_DIRECT ? "true" : "false",
 	       o->spin ? "true" : "false", o->verify ? "true" : "false",
+	       l->front.ring[0].packed ? "true" : "false", l->front.ring[0].in_order ? "true" : "false",
+	       l->front.inflight_fd >= 0 ? "true" : "false", l->generation,
 	       l->interrupted ? "true" : "false", o->seed);
 	printf("  \"elapsed_seconds\": %.6f,\n", t->elapsed);
 	for (k = 0; k < NR_KINDS; k++)

@@ -217,6 +217,7 @@ static int launch(struct load_worker *w, struct vu_io *io, unsigned *nr_batch)
 
 	if (ret < 0)
 		return ret;
+	op->seq = w->nr_started++;
 	flip_busy(w, op);
 	w->nr_inflight++;
 	w->batch[(*nr_batch)++] = io;
@@ -385,6 +386,8 @@ static int await(struct load_worker *w, uint64_t *ret_now)
 		ret = vu_blk_wait(&w->blk, vu_deadline_ns(w->load->o.timeout_ms));
 		if (ret == -ETIMEDOUT)
 			say_oldest(w);
+		if (ret == -ECONNRESET)
+			ret = load_link_lost(w);
 		if (ret < 0 && ret != -EINTR)
 			return ret;
 		n = vu_blk_reap(&w->blk, done, REAP);
@@ -475,28 +478,65 @@ static int run_readback(struct load_worker *w)
  */
 static int flush_at_end(struct load_worker *w)
 {
-	const struct load_op op = { .kind = KIND_FLUSH };
-	uint64_t begin = vu_now_ns();
+	unsigned nr_batch = 0;
+	struct vu_io *io;
+	uint64_t now;
 	int ret;
 
 	if (!w->written || !w->load->limits.has_flush)
 		return 0;
-	ret = vu_blk_flush(&w->blk);
-	if (w->blk.ring->nr_chains > 0)
-		return ret;	/* it never came back */
-	if (ret < 0) {
-		load_bump(&w->nr_errors, 1);
-		say_failure(w, &op, w->blk.err.text);
+	io = vu_blk_get(&w->blk);
+	w->op[io->slot] = (struct load_op){ .kind = KIND_FLUSH };
+	build(w, &w->op[io->slot], io);
+	ret = launch(w, io, &nr_batch);
+	if (ret == 0)
+		ret = kick(w, nr_batch);
+	while (ret == 0 && w->nr_inflight > 0)
+		ret = await(w, &now);
+	return ret;
+}
+
+/* ---- a back end that knows nothing of what was in flight ------------------------------------- */
+
+static bool in_pool(const struct load_worker *w, unsigned slot)
+{
+	unsigned k;
+
+	for (k = 0; k < w->blk.nr_pool; k++)
+		if (w->blk.pool[k]->slot == slot)
+			return true;
+	return false;
+}
+
+/* Requests that are not in the pool, in the order in which they were started. */
+static unsigned outstanding(struct load_worker *w)
+{
+	unsigned nr = 0, i, k;
+
+	for (i = 0; i < w->load->o.depth; i++) {
+		if (in_pool(w, i))
+			continue;
+		for (k = nr++; k > 0 && w->op[w->batch[k - 1]->slot].seq > w->op[i].seq; k--)
+			w->batch[k] = w->batch[k - 1];
+		w->batch[k] = &w->blk.ios[i];
 	}
-	hist_add(&w->hist[KIND_FLUSH], vu_now_ns() - begin);
-	load_bump(&w->count[KIND_FLUSH].ops, 1);
-	return 0;
+	return nr;
+}
+
+int load_worker_offer_again(struct load_worker *w)
+{
+	unsigned nr = outstanding(w), i;
+	int ret = 0;
+
+	vu_ring_set_packed(w->blk.ring, w->blk.ring->packed);
+	for (i = 0; ret == 0 && i < nr; i++)
+		ret = vu_blk_submit(&w->blk, w->batch[i]);
+	return ret < 0 ? ret : vu_blk_kick(&w->blk);
 }
 
 void *load_worker_main(void *worker)
 {
 	struct load_worker *w = worker;
-	uint64_t one = 1;
 	int ret;
 
 	ret = run_load(w);
@@ -511,7 +551,6 @@ void *load_worker_main(void *worker)
 		load_say(w->load, "%s", w->fatal.text);
 		__atomic_store_n(&w->load->stop, true, __ATOMIC_RELAXED);
 	}
-	if (write(w->load->done_fd, &one, sizeof(one)) != sizeof(one))
-		abort();	/* an eventfd far below its limit takes every write */
+	load_worker_ended(w);
 	return NULL;
 }

@@ -7,6 +7,7 @@
  * Never:   waits longer than opts.timeout_ms for an answer.
  */
 #include "vu_front.h"
+#include "vu_raw.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -56,6 +57,7 @@ int vu_front_init(struct vu_front *f, const struct vu_front_opts *opts)
 	memset(f, 0, sizeof(*f));
 	f->opts = *opts;
 	f->sock = -1;
+	f->inflight_fd = -1;
 	f->mem.fd = -1;
 	if (opts->nr_queues < 1 || opts->nr_queues > VU_MAX_QUEUES)
 		return vu_fail(&f->err, -EINVAL, "%u queues asked for, 1 to %u can be had",
@@ -112,6 +114,9 @@ void vu_front_close(struct vu_front *f)
 	unsigned q;
 
 	vu_front_disconnect(f);
+	if (f->inflight_fd >= 0)
+		close(f->inflight_fd);
+	f->inflight_fd = -1;
 	for (q = 0; f->ring && q < f->opts.nr_queues; q++)
 		vu_ring_free(&f->ring[q]);
 	free(f->ring);
@@ -131,6 +136,8 @@ int vu_front_open(struct vu_front *f, const struct vu_front_opts *opts)
 		ret = vu_front_negotiate(f);
 	if (ret == 0)
 		ret = vu_front_share_memory(f);
+	if (ret == 0)
+		ret = vu_front_share_inflight(f);
 	for (q = 0; ret == 0 && q < opts->nr_queues; q++)
 		ret = vu_front_start_queue(f, q);
 	return ret;
@@ -334,6 +341,41 @@ int vu_front_remove_region(struct vu_front *f, const struct vu_region_msg *regio
 	return vu_front_request(f, VU_REM_MEM_REG, &m, sizeof(m), NULL, 0);
 }
 
+static int get_inflight(struct vu_front *f)
+{
+	struct vu_inflight_msg ask = { .nr_queues = (uint16_t)f->opts.nr_queues,
+				       .queue_size = f->opts.queue_len };
+	struct vu_msg reply;
+	int ret = vu_front_query(f, VU_GET_INFLIGHT_FD, &ask, VU_INFLIGHT_LEN, &reply);
+
+	if (ret < 0)
+		return ret;
+	if (reply.hdr.size < VU_INFLIGHT_LEN || reply.nr_fds != 1) {
+		vu_msg_close_fds(&reply);
+		return vu_fail(&f->err, -EPROTO,
+			       "GET_INFLIGHT_FD: answered with %" PRIu32 " bytes and %u descriptors,"
+			       " %u and 1 expected",
+			       reply.hdr.size, reply.nr_fds, VU_INFLIGHT_LEN);
+	}
+	f->inflight = reply.inflight;
+	f->inflight_fd = reply.fds[0];
+	return 0;
+}
+
+int vu_front_share_inflight(struct vu_front *f)
+{
+	int ret;
+
+	if (!vu_has(f->protocol_features, VU_PROTOCOL_F_INFLIGHT_SHMFD))
+		return 0;
+	if (f->inflight_fd < 0) {
+		ret = get_inflight(f);
+		if (ret < 0)
+			return ret;
+	}
+	return vu_front_request(f, VU_SET_INFLIGHT_FD, &f->inflight, VU_INFLIGHT_LEN, &f->inflight_fd, 1);
+}
+
 static int give_eventfd(struct vu_front *f, uint32_t request, unsigned q, int fd)
 {
 	uint64_t which = q;
@@ -353,6 +395,9 @@ int vu_front_start_queue(struct vu_front *f, unsigned q)
 	};
 	int ret;
 
+	/* The back end may have shown more than was reaped; its record of the rest begins there. */
+	if (f->inflight_fd >= 0 && !r->packed)
+		base.num = vu_raw_used_idx(r);
 	ret = vu_front_request(f, VU_SET_VRING_NUM, &num, sizeof(num), NULL, 0);
 	if (ret == 0)
 		ret = vu_front_request(f, VU_SET_VRING_BASE, &base, sizeof(base), NULL, 0);

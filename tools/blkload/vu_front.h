@@ -54,6 +54,8 @@ struct vu_front_opts {
 struct vu_front {
 	struct vu_front_opts opts;
 	int sock;			/* -1: not connected */
+	int inflight_fd;		/* where the back end keeps what it has in flight; -1: nowhere */
+	struct vu_inflight_msg inflight;
 	struct vu_mem mem;
 	struct vu_ring *ring;		/* opts.nr_queues of them */
 	uint64_t dev_features;		/* what the back end offered ... */
@@ -82,9 +84,10 @@ int vu_front_init(struct vu_front *f, const struct vu_front_opts *opts);
 
 /*
  * Connect to opts.path. After vu_front_disconnect() this can be done again, with the steps after
- * it: memory and rings are as they were, and a queue goes on behind the last request reaped. So
- * requests that had no answer yet are offered again, which is right only if the device had
- * finished none out of order; vu_ring_reset() forgets them instead.
+ * it: memory and rings are as they were. With an area for requests in flight the back end knows which
+ * ones it still owes; without, a queue goes on behind the last request reaped. So requests that had
+ * no answer yet are offered again, which is right only if the device had finished none out of order;
+ * vu_ring_reset() forgets them instead.
  */
 int vu_front_connect(struct vu_front *f);
 void vu_front_disconnect(struct vu_front *f);
@@ -94,6 +97,12 @@ int vu_front_negotiate(struct vu_front *f);
 
 /* SET_MEM_TABLE with all regions of f->mem. */
 int vu_front_share_memory(struct vu_front *f);
+
+/*
+ * With PROTOCOL_F_INFLIGHT_SHMFD: let the back end make an area for its requests in flight, the first time;
+ * give it back to whichever back end is connected, each time. vu_front_open() does both.
+ */
+int vu_front_share_inflight(struct vu_front *f);
 
 /* Give queue q to the back end: size, base, addresses, eventfds, enable. */
 int vu_front_start_queue(struct vu_front *f, unsigned q);

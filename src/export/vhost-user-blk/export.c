@@ -402,6 +402,7 @@ static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_b
 	v->control = control;
 	v->disk.top = top;
 	v->disk.writable = o->writable;
+	v->disk.in_order = o->in_order;
 	memcpy(v->disk.id, o->serial ? o->serial : "varve", strlen(o->serial ? o->serial : "varve"));
 	v->listener.fd = -1;
 	v->retry.fire = retry_fired;
