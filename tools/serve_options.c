@@ -26,6 +26,7 @@ static const char serve_help[] =
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
+	"      --throttle LIMITS    iops-total=500,bps-read=10M,...: requests and bytes a second at most\n"
 	"      --name NAME          what the disk is called on the control socket (default: its number, from 0)\n"
 	"      --and DISK ...       one disk more, with its own options; those below are for all\n"
 	"      --control SOCKET     answer commands (one JSON object a line) on this unix socket, which is made\n"
@@ -42,6 +43,7 @@ enum {
 	QUEUE_SIZE,
 	SERIAL,
 	NAME,
+	THROTTLE,
 	PIDFILE,
 	CONTROL,
 	PRINT_ARGS,
@@ -54,6 +56,27 @@ static int parse_count(const char *option, const char *text, unsigned max, unsig
 {
 	if (parse_unsigned(text, max, ret) < 0 || *ret == 0)
 		return complain_usage("%s: '%s' is not a number of 1 .. %u", option, text, max);
+	return 0;
+}
+
+/* "iops-total=500,bps-read=1M": image options, each behind "throttling.". */
+static int add_limits(struct serve_disk *d, const char *text)
+{
+	char *copy = strdup(text), *rest = copy, *word, *longer;
+
+	while (copy && (word = strsep(&rest, ","))) {
+		int n = asprintf(&longer, "%s%sthrottling.%s", d->image_options ? d->image_options : "",
+				 d->image_options ? "," : "", word);
+
+		if (n < 0)
+			break;
+		free(d->image_options);
+		d->image_options = longer;
+	}
+	free(copy);
+	if (!d->image_options)
+		return complain_usage("--throttle: '%s' is no list of limits", text);
+	d->open.options = d->image_options;
 	return 0;
 }
 
@@ -93,6 +116,8 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->prefetch = d->stream_wanted = d->open.copy_on_read = true;
 		d->stream_options.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
 		return 0;
+	case THROTTLE:
+		return add_limits(d, optarg);
 	case NAME:
 		free(d->name);
 		d->name = strdup(optarg);
@@ -131,6 +156,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "queue-size", required_argument, NULL, QUEUE_SIZE },
 		{ "serial", required_argument, NULL, SERIAL },
 		{ "name", required_argument, NULL, NAME },
+		{ "throttle", required_argument, NULL, THROTTLE },
 		{ "pidfile", required_argument, NULL, PIDFILE },
 		{ "control", required_argument, NULL, CONTROL },
 		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },

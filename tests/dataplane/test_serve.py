@@ -159,6 +159,38 @@ def test_pause_and_resume(tmp_path):
         ask("pause")  # and SIGTERM ends it all the same
 
 
+def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
+    a, b = images(tmp_path, 2)
+    with Serve(tmp_path, (a, "-f", "qcow2", "--num-queues", 2, "--throttle", "iops-total=200"), (b, "-f", "qcow2")) as s:
+        ask = s.ask()
+        assert ask("throttle", disk="0") == {"iops-total": 200} and ask("throttle", disk="1") == {}
+        began = time.monotonic()
+        s.load(0, "--rw", "randwrite", "--ops", 200, "--queues", 2)
+        took = time.monotonic() - began
+        assert 0.8 < took < 5, took
+        s.load(1, "--rw", "randwrite", "--ops", 2000)
+        assert ask("throttle", disk="0", limits="") == {}
+        began = time.monotonic()
+        s.load(0, "--rw", "randwrite", "--ops", 2000)
+        assert time.monotonic() - began < 5
+        limits = {"bps-write": 1 << 20, "bps-write-max": 2 << 20, "bps-write-max-length": 3, "iops-size": 4096}
+        assert ask("throttle", disk="1", limits=",".join(f"{k}={v}" for k, v in limits.items())) == limits
+        for bad, why in (("iops=1", "iops"), ("iops-total-max=1", "beside it"), ("bps-total=x", "x")):
+            assert why in ask("throttle", disk="1", limits=bad)["error"]
+        assert "must be a string" in ask("throttle", disk="1", limits=7)["error"]
+        assert ask("throttle", disk="1") == limits
+        # A disk that would need minutes for what waits still ends at once.
+        ask("throttle", disk="0", limits="iops-total=1")
+        load = subprocess.Popen([BLKLOAD, "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "1000"],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + SECONDS
+        while not ask("stats", disk="0")["export"]["connected"]:
+            assert time.monotonic() < deadline
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    load.wait(SECONDS)
+
+
 def test_what_is_no_command_is_answered_with_an_error(tmp_path):
     a, b = images(tmp_path, 2)
     with Serve(tmp_path, (a, "-f", "qcow2"), (b, "-f", "qcow2")) as s:
