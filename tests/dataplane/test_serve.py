@@ -181,7 +181,7 @@ def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
         assert ask("throttle", disk="1") == limits
         # A disk that would need minutes for what waits still ends at once.
         ask("throttle", disk="0", limits="iops-total=1")
-        load = subprocess.Popen([BLKLOAD, "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "1000"],
+        load = subprocess.Popen([VARVE, "blkload", "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "1000"],
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + SECONDS
         while not ask("stats", disk="0")["export"]["connected"]:
