@@ -53,11 +53,15 @@ struct varve_queue;
 struct varve_image;
 
 #define VARVE_QUEUE_THREAD (1u << 0) /* the queue runs on a thread of its own; otherwise the caller runs it */
+#define VARVE_QUEUE_ADAPTIVE (1u << 1) /* poll_us is the longest; it spins while that pays, and not at all when idle */
 
 struct varve_queue_options {
 	unsigned flags;	    /* VARVE_QUEUE_* */
 	unsigned depth;	    /* asynchronous requests at most in flight, 1 .. 4096; 0: 128 */
 	const char *name;   /* for logs and the thread's name; NULL: "varve" */
+	/* For queues with a thread of their own: */
+	const char *cpus;   /* processors it may run on, "0-3,8"; NULL: those of the calling thread */
+	unsigned poll_us;   /* microseconds for which it looks for work before it sleeps; 0: not at all */
 };
 
 /* Makes a queue. opts may be NULL for the defaults. */

@@ -191,6 +191,38 @@ def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
     load.wait(SECONDS)
 
 
+@pytest.mark.parametrize("poll", [["--poll-us", 200], ["--poll-us", "auto"], ["--poll-us", 0]])
+@pytest.mark.parametrize("ring", [[], ["--event-idx", "off"], ["--poll"]])
+def test_queues_that_spin_lose_no_request(tmp_path, poll, ring):
+    disk, = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2", "--num-queues", 2, *poll)) as s:
+        for depth in (1, 16):
+            s.load(0, "--rw", "randrw", "--verify", "--ops", 1000, "--queues", 2, "--depth", depth, *ring)
+        s.ask()("pause")
+        s.ask()("resume")
+        s.load(0, "--rw", "randread", "--ops", 100, *ring)
+
+
+def test_threads_run_where_they_are_told(tmp_path):
+    disk, = images(tmp_path, 1)
+    last = max(os.sched_getaffinity(0))
+    with Serve(tmp_path, (disk, "-f", "qcow2", "--num-queues", 3, "--cpus", f"{last}:0-{last}")) as s:
+        where = {}
+        for task in os.listdir(f"/proc/{s.process.pid}/task"):
+            name = open(f"/proc/{s.process.pid}/task/{task}/comm").read().strip()
+            where[name] = os.sched_getaffinity(int(task))
+        assert where["varve-vq0"] == where["varve-vq2"] == {last}
+        assert where["varve-vq1"] == os.sched_getaffinity(0)
+        s.load(0, "--rw", "randwrite", "--ops", 100)
+    for bad in ("x", "0-", "9999"):
+        done = subprocess.run([VARVE, "serve", disk, "--vhost-user", tmp_path / "x", "--cpus", bad], capture_output=True,
+                              text=True, timeout=SECONDS)
+        assert done.returncode == 1 and "--cpus" in done.stderr
+    done = subprocess.run([VARVE, "serve", disk, "--vhost-user", tmp_path / "x", "--poll-us", "often"], capture_output=True,
+                          text=True, timeout=SECONDS)
+    assert done.returncode == 1 and "'often' is neither" in done.stderr
+
+
 def test_what_is_no_command_is_answered_with_an_error(tmp_path):
     a, b = images(tmp_path, 2)
     with Serve(tmp_path, (a, "-f", "qcow2"), (b, "-f", "qcow2")) as s:
