@@ -223,6 +223,16 @@ def test_threads_run_where_they_are_told(tmp_path):
     assert done.returncode == 1 and "'often' is neither" in done.stderr
 
 
+# Beyond what one system call, one bounce buffer or one cluster takes; cut where no sector ends.
+@pytest.mark.parametrize("options", [["--layout", "random"], ["--segment-size", 999 << 10], []])
+@pytest.mark.parametrize("kind, cache", [("raw", "none"), ("qcow2", "none"), ("qcow2", "writeback")])
+def test_requests_of_many_megabytes(tmp_path, kind, cache, options):
+    disk = tmp_path / "disk"
+    varve("img", "create", "-q", "-f", kind, disk, "128M")
+    with Serve(tmp_path, (disk, "-f", kind, "--cache", cache)) as s:
+        s.load(0, "--rw", "randrw", "--block-size", "4M", "--depth", 2, "--ops", 40, "--verify", *options)
+
+
 def test_what_is_no_command_is_answered_with_an_error(tmp_path):
     a, b = images(tmp_path, 2)
     with Serve(tmp_path, (a, "-f", "qcow2"), (b, "-f", "qcow2")) as s:
