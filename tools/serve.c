@@ -43,10 +43,23 @@ static int start_control(struct serve *s)
 	return 1;
 }
 
+/* Copies the list at `at` and returns where the next one is: the first again, after the last. */
+static const char *next_list(const char *all, const char *at, char *buf, size_t size)
+{
+	size_t len = strcspn(at, ":");
+
+	snprintf(buf, size, "%.*s", (int)len, at);
+	return at[len] ? at + len + 1 : all;
+}
+
 static int start_queues(const struct serve *s, struct serve_disk *d)
 {
 	char name[24];
-	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = name };
+	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD | (d->poll_adaptive ? VARVE_QUEUE_ADAPTIVE : 0),
+					  .name = name,
+					  .poll_us = d->poll_us };
+	char cpus[256];
+	const char *list = d->cpus;
 	struct varve_error err;
 
 	for (unsigned i = 0; i < d->export.nr_queues; i++) {
@@ -54,8 +67,12 @@ static int start_queues(const struct serve *s, struct serve_disk *d)
 			snprintf(name, sizeof(name), "varve-vq%u", i);
 		else
 			snprintf(name, sizeof(name), "varve-%u-vq%u", (unsigned)(d - s->disk), i);
+		if (d->cpus) {
+			list = next_list(d->cpus, list, cpus, sizeof(cpus));
+			qo.cpus = cpus;
+		}
 		if (varve_queue_new(&d->queues[i], &qo, &err) < 0) {
-			complain("%s", err.message);
+			complain("%s%s", d->cpus ? "--cpus: " : "", err.message);
 			return 1;
 		}
 	}

@@ -23,6 +23,9 @@ struct serve_disk {
 	const char *file;
 	char *name; /* on the control socket */
 	bool read_only;
+	const char *cpus; /* a list for each queue, parted by ':' */
+	unsigned poll_us;
+	bool poll_adaptive;
 	char *image_options; /* what open.options points to */
 	struct varve_stream_options stream_options;
 	bool stream_wanted, stream_given, prefetch;

@@ -60,7 +60,7 @@ static json_t *parsed(struct call *c, int ret, char *text, const struct varve_er
 	json_t *o = ret < 0 ? NULL : json_loads(text, 0, NULL);
 
 	free(text);
-	return o ? o : fail(c, "%s", ret < 0 ? err->message : "statistics cannot be read");
+	return o ? o : fail(c, "%s", ret < 0 ? err->message : "the answer cannot be read");
 }
 
 static json_t *cmd_stats(struct call *c)
@@ -107,6 +107,22 @@ static json_t *cmd_flush(struct call *c)
 	return json_object();
 }
 
+/* Without limits among the members: tells those in force. */
+static json_t *cmd_throttle(struct call *c)
+{
+	const json_t *limits = json_object_get(c->args, "limits");
+	struct varve_error err;
+	char *text = NULL;
+	int ret;
+
+	if (limits && !json_is_string(limits))
+		return fail(c, "\"limits\" must be a string, as \"iops-total=500,bps-total=10M\"");
+	ret = limits ? varve_image_set_limits(c->d->image, json_string_value(limits), &err) : 0;
+	if (ret == 0)
+		ret = varve_image_limits(c->d->image, &text, &err);
+	return parsed(c, ret, text, &err);
+}
+
 static json_t *cmd_help(struct call *c);
 
 /* ---- the table ---- */
@@ -123,6 +139,8 @@ static const struct command {
 	{ "stats", cmd_stats, true, "", "requests, latencies, and what goes on inside" },
 	{ "pause", cmd_pause, true, "", "no request is taken from now on; returns when those in flight are done" },
 	{ "resume", cmd_resume, true, "", "after pause, or after an error with werror=stop" },
+	{ "throttle", cmd_throttle, true, "limits ",
+	  "new limits (a string as for --throttle, \"\" for none), or without any, those in force" },
 	{ "flush", cmd_flush, true, "", "everything acknowledged is on stable storage" },
 };
 

@@ -24,9 +24,13 @@ static const char serve_help[] =
 	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
 	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
+	"      --cpus LIST          processors for the queues' threads: 0-3, or one list for each queue in turn: 2:3:4-5\n"
+	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps (default 0); auto: up to 50,\n"
+	"                           as long as it pays\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --in-order           offer the guest that requests of a queue end in order (slower; off)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
+	"      --throttle LIMITS    iops-total=500,bps-read=10M,...: requests and bytes a second at most\n"
 	"      --name NAME          what the disk is called on the control socket (default: its number, from 0)\n"
 	"      --and DISK ...       one disk more, with its own options; those below are for all\n"
 	"      --control SOCKET     answer commands (one JSON object a line) on this unix socket, which is made\n"
@@ -39,6 +43,9 @@ static const char serve_help[] =
 	"SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
 	"flush failed.\n";
 
+/* The longest time that --poll-us=auto spins: what it costs to sleep and be woken, a few times over. */
+#define POLL_AUTO_US 50
+
 enum {
 	VHOST_USER = 256,
 	IMAGE_OPTS,
@@ -47,6 +54,9 @@ enum {
 	IN_ORDER,
 	SERIAL,
 	NAME,
+	THROTTLE,
+	CPUS,
+	POLL_US,
 	PIDFILE,
 	STATE_DIR,
 	CONTROL,
@@ -61,6 +71,27 @@ static int parse_count(const char *option, const char *text, unsigned max, unsig
 {
 	if (parse_unsigned(text, max, ret) < 0 || *ret == 0)
 		return complain_usage("%s: '%s' is not a number of 1 .. %u", option, text, max);
+	return 0;
+}
+
+/* "iops-total=500,bps-read=1M": image options, each behind "throttling.". */
+static int add_limits(struct serve_disk *d, const char *text)
+{
+	char *copy = strdup(text), *rest = copy, *word, *longer;
+
+	while (copy && (word = strsep(&rest, ","))) {
+		int n = asprintf(&longer, "%s%sthrottling.%s", d->image_options ? d->image_options : "",
+				 d->image_options ? "," : "", word);
+
+		if (n < 0)
+			break;
+		free(d->image_options);
+		d->image_options = longer;
+	}
+	free(copy);
+	if (!d->image_options)
+		return complain_usage("--throttle: '%s' is no list of limits", text);
+	d->open.options = d->image_options;
 	return 0;
 }
 
@@ -103,6 +134,18 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->prefetch = d->stream_wanted = d->open.copy_on_read = true;
 		d->stream_options.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
 		return 0;
+	case CPUS:
+		d->cpus = optarg;
+		return 0;
+	case POLL_US:
+		d->poll_adaptive = !strcmp(optarg, "auto");
+		if (d->poll_adaptive)
+			d->poll_us = POLL_AUTO_US;
+		else if (parse_unsigned(optarg, 1000000, &d->poll_us) < 0)
+			return complain_usage("--poll-us: '%s' is neither 'auto' nor microseconds, 0 .. 1000000", optarg);
+		return 0;
+	case THROTTLE:
+		return add_limits(d, optarg);
 	case NAME:
 		free(d->name);
 		d->name = strdup(optarg);
@@ -142,6 +185,9 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "in-order", no_argument, NULL, IN_ORDER },
 		{ "serial", required_argument, NULL, SERIAL },
 		{ "name", required_argument, NULL, NAME },
+		{ "cpus", required_argument, NULL, CPUS },
+		{ "poll-us", required_argument, NULL, POLL_US },
+		{ "throttle", required_argument, NULL, THROTTLE },
 		{ "pidfile", required_argument, NULL, PIDFILE },
 		{ "state-dir", required_argument, NULL, STATE_DIR },
 		{ "control", required_argument, NULL, CONTROL },

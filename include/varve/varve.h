@@ -53,11 +53,15 @@ struct varve_queue;
 struct varve_image;
 
 #define VARVE_QUEUE_THREAD (1u << 0) /* the queue runs on a thread of its own; otherwise the caller runs it */
+#define VARVE_QUEUE_ADAPTIVE (1u << 1) /* poll_us is the longest; it spins while that pays, and not at all when idle */
 
 struct varve_queue_options {
 	unsigned flags;	    /* VARVE_QUEUE_* */
 	unsigned depth;	    /* asynchronous requests at most in flight, 1 .. 4096; 0: 128 */
 	const char *name;   /* for logs and the thread's name; NULL: "varve" */
+	/* For queues with a thread of their own: */
+	const char *cpus;   /* processors it may run on, "0-3,8"; NULL: those of the calling thread */
+	unsigned poll_us;   /* microseconds for which it looks for work before it sleeps; 0: not at all */
 };
 
 /* Makes a queue. opts may be NULL for the defaults. */
@@ -192,6 +196,13 @@ VARVE_API int varve_image_acknowledge_flush_error(struct varve_image *image, uin
  * Closing a stopped image, detaching a queue from it or stopping an export of it makes what waits fail.
  */
 VARVE_API int varve_image_resume(struct varve_image *image);
+/*
+ * Other limits for the image's requests: "iops-total=500,bps-read=10M,bps-read-max=50M,bps-read-max-length=10", the options
+ * throttling.* of varve(1) without that word; "" for none. Requests that wait are judged anew. Any thread, one at a time.
+ */
+VARVE_API int varve_image_set_limits(struct varve_image *image, const char *limits, struct varve_error *err);
+/* Those in force, as a JSON object: {"iops-total": 500, ...}, without those that are off. The caller frees it. */
+VARVE_API int varve_image_limits(struct varve_image *image, char **ret_json, struct varve_error *err);
 VARVE_API int varve_image_discard(struct varve_image *image, uint64_t offset, uint64_t length,
 				  struct varve_error *err);
 VARVE_API int varve_image_write_zeroes(struct varve_image *image, uint64_t offset, uint64_t length, unsigned flags,

@@ -87,6 +87,11 @@ struct queue {
 	struct timer *timers; /* root of the heap */
 	uint64_t timer_seq;
 	TAILQ_HEAD(, hook) hooks;
+	struct {
+		TAILQ_HEAD(, poller) pollers;
+		uint64_t max_ns, now_ns; /* now_ns: how long it spins next */
+		bool adaptive;
+	} poll;
 	struct hook *hook_next; /* the one to run next, while hooks run */
 
 	/* file descriptors */
@@ -174,6 +179,13 @@ static inline void msg_list_add(struct msg_list *l, struct msg *m)
 	*l->tail = m;
 	l->tail = &m->next;
 }
+
+/* ---- poll.c ---- */
+
+/* Nothing is ready: spins, if the queue does. True: now there is. */
+bool loop_spin(struct queue *q);
+/* It slept that long. */
+void loop_slept(struct queue *q, uint64_t ns);
 
 /* ---- timer.c ---- */
 

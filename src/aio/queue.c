@@ -6,6 +6,7 @@
  * Assumes: queue_free() is called when nothing is in flight; this is checked.
  * Never:   runs work itself: that is turn.c.
  */
+#include <ctype.h>
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -115,20 +116,51 @@ static void *queue_thread(void *arg)
 	return NULL;
 }
 
-static int queue_start_thread(struct queue *q, struct varve_error *err)
+/* "0-3,8". */
+static int parse_cpus(const char *text, cpu_set_t *ret, struct varve_error *err)
+{
+	const char *at = text;
+
+	CPU_ZERO(ret);
+	do {
+		char *end;
+		unsigned long first, last;
+
+		first = last = isdigit((unsigned char)*at) ? strtoul(at, &end, 10) : CPU_SETSIZE;
+		if (first < CPU_SETSIZE && *end == '-')
+			last = isdigit((unsigned char)end[1]) ? strtoul(end + 1, &end, 10) : CPU_SETSIZE;
+		if (first >= CPU_SETSIZE || last >= CPU_SETSIZE || last < first || (*end && *end != ','))
+			return varve_error_set(err, -EINVAL, "'%.100s' is no list of processors, as in 0-3,8", text);
+		for (; first <= last; first++)
+			CPU_SET(first, ret);
+		at = *end ? end + 1 : NULL;
+	} while (at);
+	return 0;
+}
+
+static int queue_start_thread(struct queue *q, const char *cpus, struct varve_error *err)
 {
 	struct thread_start start = { .q = q };
 	sigset_t all, old;
-	int ret;
+	pthread_attr_t attr;
+	cpu_set_t set;
+	int ret = cpus ? parse_cpus(cpus, &set, err) : 0;
 
+	if (ret < 0)
+		return ret;
+	pthread_attr_init(&attr);
+	if (cpus)
+		pthread_attr_setaffinity_np(&attr, sizeof(set), &set);
 	pthread_mutex_init(&start.lock, NULL);
 	pthread_cond_init(&start.cond, NULL);
 	thread_signals(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	ret = pthread_create(&q->thread, NULL, queue_thread, &start);
+	ret = pthread_create(&q->thread, &attr, queue_thread, &start);
+	pthread_attr_destroy(&attr);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (ret) {
-		ret = varve_error_errno(err, -ret, "queue %s: cannot start a thread", q->name);
+		ret = varve_error_errno(err, -ret, "queue %s: cannot start a thread%s%s", q->name,
+					cpus ? " on processors " : "", cpus ? cpus : "");
 	} else {
 		/* Until then queue_is_mine() could say yes to this thread. */
 		pthread_mutex_lock(&start.lock);
@@ -179,6 +211,12 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	q->later.tail = &q->later.head;
 	q->epoll_fd = q->event_fd = q->poll_fd = q->timer_fd = q->wait_fd = -1;
 	TAILQ_INIT(&q->hooks);
+	TAILQ_INIT(&q->poll.pollers);
+	if (opts && opts->own_thread && opts->poll_ns) {
+		q->poll.max_ns = opts->poll_ns;
+		q->poll.adaptive = opts->poll_adaptive;
+		q->poll.now_ns = opts->poll_adaptive ? 0 : opts->poll_ns;
+	}
 	fibers_init(q);
 	loop_clock(q);
 	ret = id_take(&q->id);
@@ -190,7 +228,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	ret = queue_open_fds(q, err);
 	if (ret == 0 && opts && opts->own_thread) {
 		q->own_thread = true;
-		ret = queue_start_thread(q, err);
+		ret = queue_start_thread(q, opts->cpus, err);
 	}
 	if (ret < 0) {
 		queue_close_fds(q);

@@ -28,6 +28,10 @@ struct queue_opts {
 	const char *name;  /* copied; NULL: "varve" */
 	bool own_thread;   /* queue_new() starts a thread that runs turns until queue_free() */
 	bool virtual_time; /* time moves only by queue_advance(): for tests */
+	const char *cpus;  /* own_thread: where it may run, "0-3,8"; NULL: where its maker may */
+	/* own_thread: how long it looks for work before it sleeps; 0: not at all. adaptive: at most, and while it pays */
+	uint64_t poll_ns;
+	bool poll_adaptive;
 };
 
 int queue_new(struct queue **ret, const struct queue_opts *opts, struct varve_error *err);
@@ -119,6 +123,21 @@ struct hook {
 void hook_add(struct queue *q, struct hook *h);
 void hook_del(struct queue *q, struct hook *h);
 
+/* ---- pollers: work that nobody announces while the queue is awake (aio/poll.c) ---- */
+
+struct poller {
+	TAILQ_ENTRY(poller) link;
+	bool (*look)(struct poller *p); /* does what there is to do. True: something was */
+	bool (*rest)(struct poller *p); /* the queue is about to sleep: asks to be woken. True: something came meanwhile */
+};
+
+/* For queues for which queue_polls(); on the queue's thread, not inside look() or rest(). */
+void poller_add(struct queue *q, struct poller *p);
+void poller_del(struct queue *q, struct poller *p);
+bool queue_polls(const struct queue *q);
+/* look() will be called before the queue sleeps next, and rest() after it: nobody need announce anything until then. */
+bool queue_spins(const struct queue *q);
+
 /* ---- per-queue attachments of other rooms (request pools, ...) ---- */
 
 enum queue_slot { QUEUE_SLOT_BLOCK, QUEUE_SLOT_API, QUEUE_SLOTS };
@@ -131,6 +150,7 @@ void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destr
 
 struct queue_stats {
 	uint64_t turns, waits; /* waits: turns that slept in the kernel */
+	uint64_t spins_paid;   /* found something before a wait */
 	uint64_t syscalls;     /* made by the loop and the engines of this queue, or by others to wake it */
 	uint64_t msgs, timers, fd_events;
 	uint64_t fibers_started, fibers_parked, fiber_switches;

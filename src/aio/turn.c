@@ -304,7 +304,16 @@ void loop_run(struct queue *q, const _Atomic bool *until)
 			break;
 		if (!more && time_jump(q))
 			continue;
-		loop_wait(q, more ? 0 : -1);
-		loop_clock(q);
+		more = more || loop_spin(q);
+		if (more) {
+			loop_wait(q, 0);
+			loop_clock(q);
+		} else {
+			uint64_t from = q->now_ns;
+
+			loop_wait(q, -1);
+			loop_clock(q);
+			loop_slept(q, q->now_ns - from);
+		}
 	}
 }

@@ -32,6 +32,7 @@
 
 #define API_DEPTH_DEFAULT 128
 #define API_DEPTH_MAX 4096
+#define API_POLL_NS_MAX UINT64_C(1000000000)
 #define API_IOV_MAX 1024 /* elements in one request's vector, as IOV_MAX of the kernel */
 
 /* One asynchronous request: free, in flight, or done and waiting to be reaped. */

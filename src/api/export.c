@@ -6,6 +6,7 @@
  */
 #include "api/api.h"
 #include "block/policy.h"
+#include "block/throttle.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -183,12 +184,14 @@ int varve_export_stop(struct varve_export *e, struct varve_error *err)
 
 	if (!e)
 		return 0;
+	throttle_pass_begin(e->image->top); /* what waits for its turn would hold us up */
 	policy_failing_begin(e->image->top); /* it waits for its requests; those of a stopped image would not end */
 	vublk_stop(e->vublk);
 	/* What the guest wrote and did not flush is worth a flush all the same; its error is the caller's to know. */
 	if (varve_image_writable(e->image))
 		ret = varve_image_flush(e->image, err);
 	policy_failing_end(e->image->top);
+	throttle_pass_end(e->image->top);
 	for (unsigned i = 0; i < e->nr_queues; i++)
 		atomic_fetch_sub(&e->queues[i]->users, 1);
 	atomic_fetch_sub(&e->control->users, 1);

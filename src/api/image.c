@@ -7,6 +7,7 @@
  */
 #include "api/api.h"
 #include "block/policy.h"
+#include "block/throttle.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -198,6 +199,7 @@ int varve_image_close(struct varve_image *image, struct varve_error *err)
 	stopped.nr_parked = 0;
 	policy_get_state(image->top, &stopped);
 	policy_failing_begin(image->top); /* what waits would wait for ever */
+	throttle_pass_begin(image->top);
 	if (!image->home->has_thread)
 		api_finish(image->home, image);
 	a.top = image->top;
@@ -273,10 +275,12 @@ void varve_image_detach(struct varve_image *image, struct varve_queue *vq)
 
 	if (vq == image->home || !is_attached(image, vq))
 		return;
+	throttle_pass_begin(image->top);
 	policy_failing_begin(image->top); /* of requests that wait until the image is resumed, nobody would see the end */
 	if (!vq->has_thread)
 		api_finish(vq, image);
 	policy_failing_end(image->top);
+	throttle_pass_end(image->top);
 	api_call(image, detach_fiber, &a);
 	atomic_fetch_sub(&vq->users, 1);
 	atomic_fetch_sub(&image->users, 1);

@@ -15,10 +15,8 @@
 #include "base/iov.h"
 #include "base/math.h"
 
-static int queue_make(struct varve_queue **ret, bool own_thread, const char *name, unsigned depth,
-		      struct varve_error *err)
+static int queue_make(struct varve_queue **ret, const struct queue_opts *qopts, unsigned depth, struct varve_error *err)
 {
-	struct queue_opts qopts = { .name = name, .own_thread = own_thread };
 	struct varve_queue *vq = calloc(1, sizeof(*vq));
 	int r;
 
@@ -26,7 +24,7 @@ static int queue_make(struct varve_queue **ret, bool own_thread, const char *nam
 		return varve_error_errno(err, -ENOMEM, "queue");
 	STAILQ_INIT(&vq->free);
 	STAILQ_INIT(&vq->done);
-	vq->has_thread = own_thread;
+	vq->has_thread = qopts->own_thread;
 	vq->depth = depth;
 	if (depth) {
 		vq->slots = calloc(depth, sizeof(*vq->slots));
@@ -39,7 +37,7 @@ static int queue_make(struct varve_queue **ret, bool own_thread, const char *nam
 			STAILQ_INSERT_TAIL(&vq->free, &vq->slots[i], link);
 		}
 	}
-	r = queue_new(&vq->q, &qopts, err);
+	r = queue_new(&vq->q, qopts, err);
 	if (r < 0) {
 		free(vq->slots);
 		free(vq);
@@ -53,20 +51,33 @@ int varve_queue_new(struct varve_queue **ret_queue, const struct varve_queue_opt
 {
 	unsigned flags = opts ? opts->flags : 0;
 	unsigned depth = opts && opts->depth ? opts->depth : API_DEPTH_DEFAULT;
-	bool own_thread = flags & VARVE_QUEUE_THREAD;
+	struct queue_opts qopts = { .name = opts ? opts->name : NULL,
+				    .own_thread = flags & VARVE_QUEUE_THREAD,
+				    .cpus = opts ? opts->cpus : NULL,
+				    .poll_ns = opts ? opts->poll_us * UINT64_C(1000) : 0,
+				    .poll_adaptive = flags & VARVE_QUEUE_ADAPTIVE };
 
 	if (!ret_queue)
 		return varve_error_set(err, -EINVAL, "varve_queue_new: no place for the queue");
-	if (flags & ~VARVE_QUEUE_THREAD)
-		return varve_error_set(err, -EINVAL, "queue: unknown flags 0x%x", flags & ~VARVE_QUEUE_THREAD);
+	if (flags & ~(VARVE_QUEUE_THREAD | VARVE_QUEUE_ADAPTIVE))
+		return varve_error_set(err, -EINVAL, "queue: unknown flags 0x%x",
+				       flags & ~(VARVE_QUEUE_THREAD | VARVE_QUEUE_ADAPTIVE));
+	if (!qopts.own_thread && (qopts.cpus || qopts.poll_ns || qopts.poll_adaptive))
+		return varve_error_set(err, -EINVAL, "queue: processors and polling are for queues with a thread");
+	if (qopts.poll_adaptive && !qopts.poll_ns)
+		return varve_error_set(err, -EINVAL, "queue: adaptive polling without a longest time (poll_us)");
+	if (qopts.poll_ns > API_POLL_NS_MAX)
+		return varve_error_set(err, -EINVAL, "queue: polling for more than a second is not possible");
 	if (depth > API_DEPTH_MAX)
 		return varve_error_set(err, -EINVAL, "queue: depth %u is not 1 .. %u", depth, API_DEPTH_MAX);
-	return queue_make(ret_queue, own_thread, opts ? opts->name : NULL, own_thread ? 0 : depth, err);
+	return queue_make(ret_queue, &qopts, qopts.own_thread ? 0 : depth, err);
 }
 
 int api_private_queue(struct varve_queue **ret, struct varve_error *err)
 {
-	return queue_make(ret, false, NULL, 0, err);
+	const struct queue_opts qopts = { .name = NULL };
+
+	return queue_make(ret, &qopts, 0, err);
 }
 
 void varve_queue_free(struct varve_queue *vq)

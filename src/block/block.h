@@ -68,6 +68,15 @@ void policy_free(struct node *n);
 /* node.c: any thread, under policy_lock(): policy_restart() on the slot's queue. */
 void node_slot_restart(struct node_slot *s);
 
+/*
+ * throttle.c, for node.c: may a request come in now? False: it waits, and node_admitted() lets it in. Of a slot: what its
+ * timer calls.
+ */
+bool throttle_admit(struct throttle *t, struct node_slot *s, struct req *r);
+void throttle_fired(struct timer *timer);
+void throttle_free(struct node *n);
+void node_admitted(struct node *n, struct node_slot *s, struct req *r);
+
 /* split.c */
 void split_start(struct node *n, struct req *r);
 int split_pool_new(struct queue *q);

@@ -11,6 +11,7 @@
 #include "block/copy_on_read.h"
 #include "block/graph.h"
 #include "block/policy.h"
+#include "block/throttle.h"
 #include "block/wish.h"
 
 #include <stdlib.h>
@@ -485,6 +486,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 	struct node *top, *disk;
 	bool no_backing, cor = false;
 	enum werror werror = WERROR_REPORT;
+	struct throttle_config limits;
+	bool limited = false;
 	uint32_t wish = 0;
 	char *bottom = NULL;
 	const char *filename = opts_get(o, "filename");
@@ -508,6 +511,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		r = cor_options(o, &cor, &bottom, err);
 	if (r == 0)
 		r = policy_options(o, &werror, err);
+	if (r == 0)
+		r = throttle_options(o, &limits, &limited, err);
 	if (r == 0)
 		r = wish_options(o, &wish, err);
 	if (r == 0 && aio && !aio_engine_choose(aio, true, err))
@@ -544,6 +549,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		r = cor_open(disk, bottom, err);
 	if (r == 0)
 		r = policy_open(top, werror, err);
+	if (r == 0 && limited)
+		r = throttle_set(top, &limits, err);
 	free(bottom);
 	opts_free(backing);
 	if (r < 0) {

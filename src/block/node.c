@@ -65,6 +65,7 @@ void node_free(struct node *n)
 	chain_cache_free(n->chain);
 	cor_free(n);
 	policy_free(n);
+	throttle_free(n);
 	free(n->backing_name);
 	free(n->backing_format);
 	free(n->name);
@@ -100,6 +101,9 @@ static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 		s->q = q;
 		TAILQ_INIT(&s->parked);
 		TAILQ_INIT(&s->stopped);
+		TAILQ_INIT(&s->throttled[0]);
+		TAILQ_INIT(&s->throttled[1]);
+		s->throttle_timer.fire = throttle_fired;
 		atomic_init(&s->refs, 1);
 		flush_rounds_init(&s->flushes, n);
 		/*
@@ -169,7 +173,8 @@ static void detach_all(struct fiber *f, struct node *n, struct queue *q)
 		s = atomic_exchange(&n->slots[queue_id(q)], NULL);
 		policy_unlock(n);
 		assert(!s || (!s->entered && !s->hot[0] && !s->hot[1] && TAILQ_EMPTY(&s->parked) &&
-			      TAILQ_EMPTY(&s->stopped)));
+			      TAILQ_EMPTY(&s->stopped) && TAILQ_EMPTY(&s->throttled[0]) &&
+			      TAILQ_EMPTY(&s->throttled[1])));
 		slot_free(s);
 		fiber_unlock(&n->drain_mutex);
 		fiber_unlock(&n->grace_mutex);
@@ -298,8 +303,19 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 	req_forward(r, n, r->off, done);
 }
 
+void node_admitted(struct node *n, struct node_slot *s, struct req *r)
+{
+	if (unlikely(s->quiesced)) {
+		r->at = n;
+		TAILQ_INSERT_TAIL(&s->parked, r, parked);
+		return;
+	}
+	node_enter(n, s, r);
+}
+
 void node_submit(struct node *n, struct req *r)
 {
+	struct throttle *throttle;
 	struct node_slot *s = node_slot(n, r->q);
 	int ret = entry_check(n, r);
 
@@ -311,12 +327,10 @@ void node_submit(struct node *n, struct req *r)
 		req_done(r, 0);
 		return;
 	}
-	if (unlikely(s->quiesced)) {
-		r->at = n;
-		TAILQ_INSERT_TAIL(&s->parked, r, parked);
+	throttle = atomic_load_explicit(&n->throttle, memory_order_acquire);
+	if (unlikely(throttle != NULL) && !throttle_admit(throttle, s, r))
 		return;
-	}
-	node_enter(n, s, r);
+	node_admitted(n, s, r);
 }
 
 void req_forward(struct req *r, struct node *child, uint64_t child_off, void (*done)(struct req *r, int ret))

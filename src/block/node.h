@@ -255,6 +255,9 @@ struct node_slot {
 	_Atomic unsigned drain_end_state; /* node.c: is drain_end on its way? */
 	struct req_list parked;
 	struct req_list stopped;	 /* wait for block/policy.c */
+	struct req_list throttled[2];	 /* reads, others: wait for block/throttle.c */
+	struct timer throttle_timer;
+	unsigned throttle_generation;
 	struct msg restart;		 /* any thread says: send them again */
 	_Atomic bool restart_sent;
 	_Atomic unsigned refs;		 /* being attached, and messages of restart under way */
@@ -265,6 +268,7 @@ struct node_slot {
 struct chain_cache;
 struct cor;
 struct policy;
+struct throttle;
 
 struct node {
 	/* set at open */
@@ -294,6 +298,7 @@ struct node {
 	/* any queue, atomically */
 	_Atomic uint64_t len;	      /* bytes, as the layer above sees it */
 	_Atomic unsigned serialising; /* leaf: > 0: writes go through the range lock (read-modify-write is going on) */
+	struct throttle *_Atomic throttle; /* limits (block/throttle.h); NULL: none */
 	_Atomic unsigned drained;     /* > 0: nothing enters; home changes it, queues that attach read it */
 	struct node_slot *_Atomic slots[QUEUE_MAX];
 

@@ -159,6 +159,80 @@ def test_pause_and_resume(tmp_path):
         ask("pause")  # and SIGTERM ends it all the same
 
 
+def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
+    a, b = images(tmp_path, 2)
+    with Serve(tmp_path, (a, "-f", "qcow2", "--num-queues", 2, "--throttle", "iops-total=200"), (b, "-f", "qcow2")) as s:
+        ask = s.ask()
+        assert ask("throttle", disk="0") == {"iops-total": 200} and ask("throttle", disk="1") == {}
+        began = time.monotonic()
+        s.load(0, "--rw", "randwrite", "--ops", 200, "--queues", 2)
+        took = time.monotonic() - began
+        assert 0.8 < took < 5, took
+        s.load(1, "--rw", "randwrite", "--ops", 2000)
+        assert ask("throttle", disk="0", limits="") == {}
+        began = time.monotonic()
+        s.load(0, "--rw", "randwrite", "--ops", 2000)
+        assert time.monotonic() - began < 5
+        limits = {"bps-write": 1 << 20, "bps-write-max": 2 << 20, "bps-write-max-length": 3, "iops-size": 4096}
+        assert ask("throttle", disk="1", limits=",".join(f"{k}={v}" for k, v in limits.items())) == limits
+        for bad, why in (("iops=1", "iops"), ("iops-total-max=1", "beside it"), ("bps-total=x", "x")):
+            assert why in ask("throttle", disk="1", limits=bad)["error"]
+        assert "must be a string" in ask("throttle", disk="1", limits=7)["error"]
+        assert ask("throttle", disk="1") == limits
+        # A disk that would need minutes for what waits still ends at once.
+        ask("throttle", disk="0", limits="iops-total=1")
+        load = subprocess.Popen([VARVE, "blkload", "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "1000"],
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + SECONDS
+        while not ask("stats", disk="0")["export"]["connected"]:
+            assert time.monotonic() < deadline
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    load.wait(SECONDS)
+
+
+@pytest.mark.parametrize("poll", [["--poll-us", 200], ["--poll-us", "auto"], ["--poll-us", 0]])
+@pytest.mark.parametrize("ring", [[], ["--event-idx", "off"], ["--poll"]])
+def test_queues_that_spin_lose_no_request(tmp_path, poll, ring):
+    disk, = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2", "--num-queues", 2, *poll)) as s:
+        for depth in (1, 16):
+            s.load(0, "--rw", "randrw", "--verify", "--ops", 1000, "--queues", 2, "--depth", depth, *ring)
+        s.ask()("pause")
+        s.ask()("resume")
+        s.load(0, "--rw", "randread", "--ops", 100, *ring)
+
+
+def test_threads_run_where_they_are_told(tmp_path):
+    disk, = images(tmp_path, 1)
+    last = max(os.sched_getaffinity(0))
+    with Serve(tmp_path, (disk, "-f", "qcow2", "--num-queues", 3, "--cpus", f"{last}:0-{last}")) as s:
+        where = {}
+        for task in os.listdir(f"/proc/{s.process.pid}/task"):
+            name = open(f"/proc/{s.process.pid}/task/{task}/comm").read().strip()
+            where[name] = os.sched_getaffinity(int(task))
+        assert where["varve-vq0"] == where["varve-vq2"] == {last}
+        assert where["varve-vq1"] == os.sched_getaffinity(0)
+        s.load(0, "--rw", "randwrite", "--ops", 100)
+    for bad in ("x", "0-", "9999"):
+        done = subprocess.run([VARVE, "serve", disk, "--vhost-user", tmp_path / "x", "--cpus", bad], capture_output=True,
+                              text=True, timeout=SECONDS)
+        assert done.returncode == 1 and "--cpus" in done.stderr
+    done = subprocess.run([VARVE, "serve", disk, "--vhost-user", tmp_path / "x", "--poll-us", "often"], capture_output=True,
+                          text=True, timeout=SECONDS)
+    assert done.returncode == 1 and "'often' is neither" in done.stderr
+
+
+# Beyond what one system call, one bounce buffer or one cluster takes; cut where no sector ends.
+@pytest.mark.parametrize("options", [["--layout", "random"], ["--segment-size", 999 << 10], []])
+@pytest.mark.parametrize("kind, cache", [("raw", "none"), ("qcow2", "none"), ("qcow2", "writeback")])
+def test_requests_of_many_megabytes(tmp_path, kind, cache, options):
+    disk = tmp_path / "disk"
+    varve("img", "create", "-q", "-f", kind, disk, "128M")
+    with Serve(tmp_path, (disk, "-f", kind, "--cache", cache)) as s:
+        s.load(0, "--rw", "randrw", "--block-size", "4M", "--depth", 2, "--ops", 40, "--verify", *options)
+
+
 def test_what_is_no_command_is_answered_with_an_error(tmp_path):
     a, b = images(tmp_path, 2)
     with Serve(tmp_path, (a, "-f", "qcow2"), (b, "-f", "qcow2")) as s:

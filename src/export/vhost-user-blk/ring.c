@@ -128,7 +128,7 @@ static bool take_requests(struct ring *r)
 		uint16_t slot;
 		int ret = vring_next(&r->vr, &slot);
 
-		if (ret == 0 && (r->polled || !vring_kick_on(&r->vr))) {
+		if (ret == 0 && (r->polled || (queue_spins(r->q) && !r->resting) || !vring_kick_on(&r->vr))) {
 			memory_lost(r); /* or else it only looks empty */
 			return some;
 		}
@@ -158,6 +158,24 @@ static void poll_fired(struct timer *t)
 	r->poll_ns = take_requests(r) ? POLL_MIN_NS : MIN(2 * r->poll_ns, POLL_MAX_NS);
 	if (!r->broken)
 		timer_set(r->q, &r->poll, queue_now(r->q) + r->poll_ns);
+}
+
+/* ---- on a queue that spins ---- */
+
+static bool ring_look(struct poller *p)
+{
+	return take_requests(container_of(p, struct ring, poller));
+}
+
+static bool ring_rest(struct poller *p)
+{
+	struct ring *r = container_of(p, struct ring, poller);
+	bool some;
+
+	r->resting = true;
+	some = take_requests(r);
+	r->resting = false;
+	return some;
 }
 
 static void ring_kicked(struct watch *w, uint32_t events)
@@ -219,6 +237,8 @@ static void stop_if_idle(struct ring *r)
 	gmem_forget(r->vr.mem, r->q);
 	ring_hook(&r->hook);
 	hook_del(r->q, &r->hook);
+	if (queue_polls(r->q))
+		poller_del(r->q, &r->poller);
 	r->stopping = false;
 	r->base = vring_base(&r->vr);
 	r->has_base = true;
@@ -289,6 +309,10 @@ static int start(struct ring *r)
 	gmem_announce(r->vr.mem, r->q);
 	r->hook.run = ring_hook;
 	hook_add(r->q, &r->hook);
+	r->poller.look = ring_look;
+	r->poller.rest = ring_rest;
+	if (queue_polls(r->q))
+		poller_add(r->q, &r->poller);
 	return 0;
 }
 

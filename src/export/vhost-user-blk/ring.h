@@ -64,6 +64,8 @@ struct ring {
 	struct timer poll;
 	uint64_t poll_ns; /* until the next look, while there is nothing */
 	struct hook hook;
+	struct poller poller; /* of a queue that spins before it sleeps */
+	bool resting;	      /* it will sleep: kicks are wanted */
 	struct msg more;
 
 	/* an order on its way, and back */
