@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import time
 
 TIMEOUT = 60
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -73,6 +74,14 @@ def io(path, *commands, options=(), **kw):
 
 def qimg(*args, **kw):
     return run("qemu-img", *args, **kw)
+
+
+def when_unlocked(path):
+    """What the kernel still does for a process that was killed holds its locks: a moment, but QEMU's tools do not wait."""
+    end = time.monotonic() + 10
+    while qimg("info", path).rc:
+        assert time.monotonic() < end, f"{path} stays locked"
+    return path
 
 
 def qio(path, *commands, options=(), **kw):
