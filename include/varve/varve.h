@@ -263,6 +263,20 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+/* ---- changing what an image is --------------------------------------------------------------------------- */
+
+/* What becomes of new space: nothing; tables for it; blocks reserved; zeroes written. */
+enum varve_prealloc { VARVE_PREALLOC_OFF, VARVE_PREALLOC_METADATA, VARVE_PREALLOC_FALLOC, VARVE_PREALLOC_FULL };
+
+#define VARVE_RESIZE_SHRINK (1u << 0) /* a length below the present one is meant: what is behind it is lost */
+
+/*
+ * Another length, durable when it returns. What is added reads as zeroes, whatever a backing image has there. On failure
+ * the image keeps its length; when it was to become shorter, it may have lost data behind the new end.
+ */
+VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enum varve_prealloc prealloc, unsigned flags,
+				 struct varve_error *err);
+
 /* ---- streaming: a backing chain is pulled into the image while it is in use ------------------------------- */
 
 struct varve_stream;

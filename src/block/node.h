@@ -46,7 +46,14 @@ enum unlink_mode {
 	UNLINK_ZERO,	     /* must read as zeroes after; space kept when cheaper */
 	UNLINK_ZERO_UNMAP,   /* must read as zeroes after; give space back */
 	UNLINK_DISCARD,	     /* like the peer: zero when there is a backing image, unallocated otherwise */
+	UNLINK_ABSENT,	     /* nothing is here any more: the backing image shows, zeroes without one */
 };
+
+/*
+ * What becomes of space that is new: nothing; tables that lead to space without blocks behind it; blocks reserved; zeroes
+ * written. A leaf knows only "reserve or not".
+ */
+enum prealloc { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
 
 /* ---- check ---- */
 
@@ -100,8 +107,11 @@ struct driver {
 	/* Leaf, optional: is there a hole at off, and for how many bytes (1 .. len) does the answer hold? Never claims a
 	 * hole that is not certain. */
 	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
-	/* Leaf: set the length; format: resize of the virtual disk. */
-	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+	/*
+	 * Leaf: set the length; format: resize of the virtual disk, durable when it returns. What is cut off is gone; what
+	 * is added reads as zeroes. A length that cannot be had leaves the one that was.
+	 */
+	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 	/*
 	 * Leaf, optional: at least len long, with zeroes where nothing was; never shorter than it is, whoever writes behind
 	 * its end meanwhile (setting the length could cut that off). May allocate the space, if that makes writes cheaper.
@@ -335,7 +345,7 @@ int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint3
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
-int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 
 /* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */
 int node_submit_wait(struct fiber *f, struct node *n, struct req *r);

@@ -237,7 +237,7 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	 * length.
 	 */
 	if (ret == 0)
-		ret = node_truncate(f, file, 0, false, err);
+		ret = node_truncate(f, file, 0, PREALLOC_OFF, err);
 	if (ret == 0)
 		ret = layout_write(f, file, &l, w.prealloc, cluster, progress, user_data, err);
 out:

@@ -7,7 +7,7 @@
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
- *   resize.c    a longer virtual disk: a longer L1 table
+ *   resize.c    a longer or shorter virtual disk
  *   refcount.c  the count of each host cluster: get, change
  *   rebuild.c   refcounts of an image that was not closed
  *   refcount_grow.c  new refcount blocks, longer refcount tables
@@ -96,6 +96,7 @@ struct qcow2 {
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before l1_mutex */
+	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	/* any queue: map.c */
@@ -236,7 +237,7 @@ int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len
 int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
-int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr, order_mark *ret_mark);
 /* The header's disk_len .. l1_off lie in one sector and are written as one: no cut leaves a disk longer than its L1. */
 int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off, uint32_t l1_entries,
@@ -264,9 +265,6 @@ void snapshots_free(struct qcow2_snapshot *list, uint32_t nr);
 /* The table as it is to lie on disk, but for the entry `without` (nr: all). *ret: malloc'd. */
 int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t without, uint8_t **ret, size_t *ret_len,
 		    struct varve_error *err);
-
-/* resize.c: the driver's truncate(); grows only. */
-int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
 
 /* create.c, check.c, info.c ---------------------------------------------------------------------------- */
 

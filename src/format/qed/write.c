@@ -305,7 +305,7 @@ static int grow(struct fiber *f, struct qed *q, uint64_t len, struct varve_error
 		       : 0;
 }
 
-int qed_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+int qed_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qed *q = node_state(n);
 	uint64_t max = qed_disk_len_max(q->h.cluster_len, q->h.table_clusters);
@@ -313,7 +313,7 @@ int qed_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate
 
 	if (!q->writable)
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
-	if (preallocate)
+	if (prealloc != PREALLOC_OFF)
 		return varve_error_set(err, -ENOTSUP, "QED has no preallocation");
 	if (len > max)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large for the image's tables, at most %llu",
