@@ -4,7 +4,6 @@
  *
  * Never:   opens another file than the one named, except with --backing-chain.
  */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,19 +12,21 @@
 
 #include "img.h"
 
-static const char info_usage[] =
-	"info [-f FORMAT | --image-opts] [--backing-chain] [--engine] [-U] [--output human|json] FILE\n\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"      --backing-chain   also the backing file, its backing file, ...\n"
-	"      --engine          also which AIO engine the file gets here\n"
-	"  -U, --force-share     also while another process writes to the image\n"
-	"      --output FORMAT   human (default) or json\n";
+enum { LONG_ENGINE = LONG_COMMAND };
+
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ LONG_BACKING_CHAIN, "backing-chain", NULL, "also the backing file, its backing file, ..." },
+	{ LONG_ENGINE, "engine", NULL, "also which AIO engine the file gets here" },
+	OPT_FORCE_SHARE,
+	OPT_OUTPUT,
+	OPT_OBJECT,
+	OPTION_END,
+};
 
 /* Images of one chain; a chain that is longer is taken for one without end. */
 #define CHAIN_MAX 4096
-
-enum { LONG_ENGINE = 1024 };
 
 struct info_args {
 	struct open_args open;
@@ -212,53 +213,39 @@ static int info_print(const char *name, const struct info_args *a)
 	return finish_stdout();
 }
 
-int img_info(int argc, char **argv)
+static int img_info(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "backing-chain", no_argument, NULL, LONG_BACKING_CHAIN },
-		{ "engine", no_argument, NULL, LONG_ENGINE },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "output", required_argument, NULL, LONG_OUTPUT },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct info_args a = { 0 };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hf:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(info_usage);
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
+	parse_start(&p, &cmd_info, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case LONG_BACKING_CHAIN:
 			a.chain = true;
 			break;
 		case LONG_ENGINE:
 			a.engine = true;
 			break;
-		case 'U':
-			a.open.force_share = true;
-			break;
 		case LONG_OUTPUT:
-			if (parse_output(optarg, &a.output))
-				return 1;
+			ret = parse_output(p.value, &a.output);
 			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("info: one file name is needed");
-	return info_print(argv[optind], &a);
+	return info_print(p.args[0], &a);
 }
+
+const struct command cmd_info = {
+	.name = "info",
+	.run = img_info,
+	.what = "what an image is",
+	.args = "FILE",
+	.options = options,
+};
