@@ -7,12 +7,22 @@
 #include <string.h>
 
 const struct command *const img_commands[] = {
-	&cmd_bench, &cmd_check,	 &cmd_compare, &cmd_create, &cmd_info, &cmd_map, &cmd_resize, &cmd_snapshot, &cmd_stream, NULL,
+	&cmd_bench,
+	&cmd_check,
+	&cmd_commit,
+	&cmd_compare,
+	&cmd_create,
+	&cmd_info,
+	&cmd_map,
+	&cmd_rebase,
+	&cmd_resize,
+	&cmd_snapshot,
+	&cmd_stream,
+	NULL,
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "amend", "bitmap", "commit", "convert", "dd",
-				       "measure", "rebase" };
+static const char *const missing[] = { "amend", "bitmap", "convert", "dd", "measure" };
 
 static void usage(void)
 {

@@ -10,8 +10,8 @@
 #include "common.h"
 #include "options.h"
 
-extern const struct command cmd_bench, cmd_check, cmd_compare, cmd_create, cmd_info, cmd_map, cmd_resize,
-	cmd_snapshot, cmd_stream;
+extern const struct command cmd_bench, cmd_check, cmd_commit, cmd_compare, cmd_create, cmd_info, cmd_map, cmd_rebase,
+	cmd_resize, cmd_snapshot, cmd_stream;
 
 /* All of them, by name; NULL ends the list. */
 extern const struct command *const img_commands[];
@@ -40,6 +40,12 @@ int open_option(struct open_args *a, int id, const char *value);
 
 /* "Snapshot list:" and its lines, from the list of an ImageInfo object; nothing for an empty one. */
 void img_print_snapshots(const json_t *list);
+
+/*
+ * ImageInfo objects from the named image down (whole), or of that image alone: a JSON array; NULL, after a message. Opens one file
+ * after the other, and none for I/O.
+ */
+json_t *img_chain(const char *name, const struct open_args *open, bool whole);
 
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,

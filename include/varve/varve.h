@@ -277,6 +277,20 @@ enum varve_prealloc { VARVE_PREALLOC_OFF, VARVE_PREALLOC_METADATA, VARVE_PREALLO
 VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enum varve_prealloc prealloc, unsigned flags,
 				 struct varve_error *err);
 
+/*
+ * The image's header names another backing file, of that format; NULL or "": none. Durable when it returns, and so is everything
+ * written before. Nothing is copied: what the image does not hold is read from the new file when it is opened again (this
+ * image goes on with the chain that it has).
+ */
+VARVE_API int varve_image_set_backing(struct varve_image *image, const char *name, const char *format,
+				      struct varve_error *err);
+
+/*
+ * The image holds nothing of its own any more: its backing file shows, zeroes without one. Space is given back. Durable
+ * when it returns; after a power cut before that, some of the contents may be gone. -ENOTSUP: not with this format.
+ */
+VARVE_API int varve_image_make_empty(struct varve_image *image, struct varve_error *err);
+
 /* ---- streaming: a backing chain is pulled into the image while it is in use ------------------------------- */
 
 struct varve_stream;

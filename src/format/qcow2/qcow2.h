@@ -4,6 +4,7 @@
  *
  *   disk.h      the structures on disk and the bits of their entries, with their limits
  *   header.c    the header and its extensions: parse (every field checked), build, rewrite
+ *   header_change.c  the header of an image in use becomes another one
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
@@ -121,6 +122,18 @@ int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct
 int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err);
 /* Builds a complete first cluster: header, extensions (backing format, feature names), backing name. */
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err);
+
+/* The fields of a header without a backing file's name. */
+struct qcow2_header_disk qcow2_header_to_disk(const struct qcow2_header *h);
+/* The names of all features that we know, as in their extension: bytes, and bytes of one. */
+uint32_t qcow2_feature_names(const void **ret);
+uint32_t qcow2_feature_name_len(void);
+
+/*
+ * header_change.c. Under l1_mutex. The header becomes, durably and at once, what *want says of version, header length,
+ * features and backing file, and, with another width of the counts, of their table. q->h too, the table's fields excepted.
+ */
+int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err);
 
 /* refcount.c, refcount_grow.c --------------------------------------------------------------------------- */
 

@@ -226,6 +226,8 @@ int qed_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum
 	struct qed *q = node_state(n);
 	int err = 0;
 
+	if (mode == UNLINK_ABSENT)
+		return -ENOTSUP; /* QED has no way to say which clusters are free */
 	for (uint64_t pos = 0; err == 0 && pos < len;) {
 		struct run run = run_at(q, off + pos, len - pos);
 		struct piece *p;
