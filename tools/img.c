@@ -14,6 +14,7 @@ const struct command *const img_commands[] = {
 	&cmd_create,
 	&cmd_info,
 	&cmd_map,
+	&cmd_measure,
 	&cmd_rebase,
 	&cmd_resize,
 	&cmd_snapshot,
@@ -22,7 +23,7 @@ const struct command *const img_commands[] = {
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "amend", "bitmap", "convert", "dd", "measure" };
+static const char *const missing[] = { "amend", "bitmap", "convert", "dd" };
 
 static void usage(void)
 {

@@ -10,8 +10,8 @@
 #include "common.h"
 #include "options.h"
 
-extern const struct command cmd_bench, cmd_check, cmd_commit, cmd_compare, cmd_create, cmd_info, cmd_map, cmd_rebase,
-	cmd_resize, cmd_snapshot, cmd_stream;
+extern const struct command cmd_bench, cmd_check, cmd_commit, cmd_compare, cmd_create, cmd_info, cmd_map, cmd_measure,
+	cmd_rebase, cmd_resize, cmd_snapshot, cmd_stream;
 
 /* All of them, by name; NULL ends the list. */
 extern const struct command *const img_commands[];
@@ -46,6 +46,19 @@ void img_print_snapshots(const json_t *list);
  * after the other, and none for I/O.
  */
 json_t *img_chain(const char *name, const struct open_args *open, bool whole);
+
+/*
+ * Adds "key=value" (key "": value is a list already) to a list of options, which may be NULL; escape: a comma in the value is one.
+ * The new list; NULL: out of memory. The old one is gone.
+ */
+char *options_append(char *list, const char *key, const char *value, bool escape);
+
+/*
+ * An image, or (snapshot: its name, its id, or snapshot.name=..., snapshot.id=...; NULL: none) what an internal snapshot of it
+ * holds. NULL, after a message.
+ */
+struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
+				      struct varve_queue *home);
 
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,

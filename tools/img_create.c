@@ -20,25 +20,6 @@ static const struct option_row options[] = {
 	OPTION_END,
 };
 
-/* Options of all -o, joined by commas. NULL: out of memory. */
-static char *append(char *list, const char *key, const char *value, bool escape)
-{
-	size_t len = (list ? strlen(list) : 0) + strlen(key) + 2 * strlen(value) + 3;
-	char *out = malloc(len), *p = out;
-
-	if (out) {
-		p += sprintf(p, "%s%s%s%s", list ? list : "", list ? "," : "", key, *key ? "=" : "");
-		for (; *value; value++) {
-			if (escape && *value == ',')
-				*p++ = ',';
-			*p++ = *value;
-		}
-		*p = '\0';
-	}
-	free(list);
-	return out;
-}
-
 struct create_args {
 	const char *format, *backing, *backing_format;
 	char *options;
@@ -59,7 +40,7 @@ static int take_option(struct create_args *a, int id, const char *value)
 	case 'o':
 		if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0)
 			return complain_missing("-o help (the options are in varve-img(1))");
-		a->options = append(a->options, "", value, false);
+		a->options = options_append(a->options, "", value, false);
 		return a->options ? 0 : 1;
 	case 'b':
 		a->backing = value;
@@ -79,9 +60,9 @@ static int take_option(struct create_args *a, int id, const char *value)
 static void add_backing(struct create_args *a)
 {
 	if (a->backing)
-		a->options = append(a->options, "backing_file", a->backing, true);
+		a->options = options_append(a->options, "backing_file", a->backing, true);
 	if (a->backing_format)
-		a->options = append(a->options, "backing_fmt", a->backing_format, true);
+		a->options = options_append(a->options, "backing_fmt", a->backing_format, true);
 }
 
 /* What was made, with the options as they were given. */

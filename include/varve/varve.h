@@ -263,6 +263,21 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+struct varve_measure {
+	uint64_t required;	  /* of the file, for what the source holds */
+	uint64_t fully_allocated; /* when all of the disk will have been written */
+	uint64_t bitmaps;	  /* what the bitmaps of the source need besides, when */
+	bool has_bitmaps;	  /* source and target can have some */
+};
+
+/*
+ * How large an image of that format will be, made with these options (as for varve_image_create()): for the contents of source
+ * with its backing chain, or, without one (NULL), for an empty disk of that length. Reads the source's tables only.
+ */
+VARVE_API int varve_measure(const char *format, const char *options, uint64_t length, struct varve_image *source,
+			    struct varve_measure *ret_measure, varve_progress_fn progress, void *user_data,
+			    struct varve_error *err);
+
 /* ---- changing what an image is --------------------------------------------------------------------------- */
 
 /* What becomes of new space: nothing; tables for it; blocks reserved; zeroes written. */

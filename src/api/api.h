@@ -12,6 +12,7 @@
  *   stream.c   pulling in a backing chain
  *   snapshot.c internal snapshots
  *   vmstate.c  states of virtual machines in them
+ *   measure.c  how large a new image will be
  *   export.c   serving an image
  *
  * Assumes: callers keep the thread rules of varve.h; what can be checked cheaply is checked, and refused in words.

@@ -72,6 +72,16 @@ struct snapshot_pick;
 struct snapshot_draft;
 struct snapshot_state;
 
+/* ---- measure ---- */
+
+struct measure {
+	uint64_t tables;    /* bytes of header and tables, when all of the disk has space */
+	uint64_t unit;	    /* in which data gets space; a power of two */
+	bool everything;    /* all of the disk has space from the beginning */
+	bool over_backing;  /* it will have a backing file: what that holds of a source is not known */
+	bool holds_bitmaps; /* the format can keep dirty bitmaps */
+};
+
 /* ---- drivers ---- */
 
 enum driver_kind { DRIVER_LEAF, DRIVER_FILTER, DRIVER_FORMAT };
@@ -157,6 +167,8 @@ struct driver {
 	 */
 	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		      void *user_data, struct varve_error *err);
+	/* Optional. How large an image made with these options would be, for a disk of len bytes. */
+	int (*measure)(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err);
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 	/*
 	 * Optional. The header names another backing file, of that format; NULL, NULL: none. Durable when it returns, and so

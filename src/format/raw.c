@@ -209,6 +209,18 @@ static int raw_create(struct fiber *f, struct node *file, uint64_t len, struct o
 		       : 0;
 }
 
+static int raw_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)
+{
+	enum prealloc preallocation;
+	int r = parse_preallocation(o, &preallocation, err);
+
+	(void)len;
+	if (r == 0)
+		r = opts_done(o, err);
+	*ret = (struct measure){ .unit = RAW_SECTOR, .everything = true };
+	return r;
+}
+
 const struct driver driver_raw = {
 	.name = "raw",
 	.kind = DRIVER_FORMAT,
@@ -219,4 +231,5 @@ const struct driver driver_raw = {
 	.map = raw_map,
 	.truncate = raw_truncate,
 	.create = raw_create,
+	.measure = raw_measure,
 };

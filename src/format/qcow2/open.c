@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/measure.h"
 #include "format/qcow2/pack.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
@@ -393,6 +394,7 @@ const struct driver driver_qcow2 = {
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.create = qcow2_create,
+	.measure = qcow2_measure,
 	.check = qcow2_check,
 	.set_backing = qcow2_set_backing,
 	.info = qcow2_info,
