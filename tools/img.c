@@ -7,7 +7,9 @@
 #include <string.h>
 
 const struct command *const img_commands[] = {
+	&cmd_amend,
 	&cmd_bench,
+	&cmd_bitmap,
 	&cmd_check,
 	&cmd_commit,
 	&cmd_compare,
@@ -23,7 +25,7 @@ const struct command *const img_commands[] = {
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "amend", "bitmap", "convert", "dd" };
+static const char *const missing[] = { "convert", "dd" };
 
 static void usage(void)
 {

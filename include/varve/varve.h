@@ -301,6 +301,13 @@ VARVE_API int varve_image_set_backing(struct varve_image *image, const char *nam
 				      struct varve_error *err);
 
 /*
+ * Options of the image become others: "compat=1.1,lazy_refcounts=on,refcount_bits=8,size=2G" (qcow2). Those that are not named
+ * stay. Durable when it returns. -ENOTSUP: not with this format.
+ */
+VARVE_API int varve_image_amend(struct varve_image *image, const char *options, varve_progress_fn progress, void *user_data,
+				struct varve_error *err);
+
+/*
  * The image holds nothing of its own any more: its backing file shows, zeroes without one. Space is given back. Durable
  * when it returns; after a power cut before that, some of the contents may be gone. -ENOTSUP: not with this format.
  */

@@ -8,7 +8,7 @@
  *   map.c      map and check
  *   info.c     ImageInfo and statistics as JSON
  *   create.c   new images
- *   change.c   another length, another backing file, no contents
+ *   change.c   another length, another backing file, other options, no contents
  *   stream.c   pulling in a backing chain
  *   snapshot.c internal snapshots
  *   vmstate.c  states of virtual machines in them

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * api/change.c - changing what an open image is: its length, its backing file, whether it holds anything
+ * api/change.c - changing what an open image is: its length, its backing file, its options, whether it holds anything
  *
  * Assumes: formats make each change durable, or leave the image as it was. No request is under way meanwhile.
  */
@@ -22,6 +22,10 @@ struct change {
 	enum prealloc prealloc;
 	/* set_backing; NULL: none */
 	const char *name, *format;
+	/* amend */
+	struct opts *opts;
+	varve_progress_fn progress;
+	void *user_data;
 };
 
 static int change_fiber(struct fiber *f, void *arg)
@@ -126,6 +130,34 @@ int varve_image_set_backing(struct varve_image *image, const char *name, const c
 		c.format = format;
 	}
 	return change(image, &c);
+}
+
+/* ---- options ---- */
+
+static int amend_fiber(struct fiber *f, struct change *c)
+{
+	struct node *disk = disk_of(c->top);
+
+	return disk->drv->amend(f, disk, c->opts, c->progress, c->user_data, c->err);
+}
+
+int varve_image_amend(struct varve_image *image, const char *options, varve_progress_fn progress, void *user_data,
+		      struct varve_error *err)
+{
+	struct change c = { .err = err, .fn = amend_fiber, .progress = progress, .user_data = user_data };
+	struct node *disk = disk_of(image->top);
+	int ret;
+
+	if (!disk->drv->amend)
+		return varve_error_set(err, -ENOTSUP, "%s: the options of a %s image cannot be changed", node_name(disk),
+				       disk->drv->name);
+	c.opts = opts_new();
+	if (!c.opts)
+		return varve_error_errno(err, -ENOMEM, "%s", node_name(disk));
+	ret = opts_parse(c.opts, options ? options : "", err);
+	ret = ret < 0 ? varve_error_prefix(err, ret, "%s: ", node_name(disk)) : change(image, &c);
+	opts_free(c.opts);
+	return ret;
 }
 
 /* ---- contents ---- */

@@ -175,6 +175,12 @@ struct driver {
 	 * is everything that was linked before. The node's own names and its chain are the caller's to change.
 	 */
 	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+	/*
+	 * Optional. Options of an image that exists become others (those of o; the rest stays), durably. All are examined
+	 * before any is changed.
+	 */
+	int (*amend)(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
+		     struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 	/*

@@ -8,6 +8,7 @@
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
+ *   amend.c     other options
  *   resize.c    a longer or shorter virtual disk
  *   refcount.c  the count of each host cluster: get, change
  *   rebuild.c   refcounts of an image that was not closed
@@ -175,6 +176,11 @@ void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t val
 /* The dirty bit is set: counts anew what is referred to, and clears it. Before the tables are opened. */
 int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
+/* Counts anew, in counts of another width. Nothing of the image is in memory that speaks of counts: open.c sees to that. */
+int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
+/* open.c: the same for an image in use. Nothing is in flight. On failure the image may only be closed. */
+int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
+
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
 int alloc_open(struct fiber *f, struct qcow2 *q, struct varve_error *err);
@@ -284,6 +290,8 @@ int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t wit
 int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		 void *user_data, struct varve_error *err);
 int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
+		struct varve_error *err);
 int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 
