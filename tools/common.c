@@ -35,6 +35,27 @@ void print_text(const char *text)
 	print_harmless(stdout, text);
 }
 
+static bool errors_json;
+
+int parse_errors(const char *form)
+{
+	if (strcmp(form, "text") != 0 && strcmp(form, "json") != 0)
+		return complain_usage("--errors: '%s' is neither text nor json", form);
+	errors_json = *form == 'j';
+	return 0;
+}
+
+static void print_error_json(const char *text)
+{
+	json_t *what = json_string(text), *o;
+
+	/* A name that is no UTF-8 cannot stand in JSON. */
+	o = json_pack("{s:s, s:o}", "program", prog, "error", what ? what : json_string("?"));
+	json_dumpf(o, stderr, JSON_COMPACT);
+	fputc('\n', stderr);
+	json_decref(o);
+}
+
 static void complain_v(const char *fmt, va_list ap)
 {
 	char text[2 * VARVE_ERROR_MAX];
@@ -42,6 +63,10 @@ static void complain_v(const char *fmt, va_list ap)
 	vsnprintf(text, sizeof(text), fmt, ap);
 	/* What belongs before the message on a shared terminal or file comes before it. */
 	fflush(stdout);
+	if (errors_json) {
+		print_error_json(text);
+		return;
+	}
 	fprintf(stderr, "%s: ", prog);
 	print_harmless(stderr, text);
 	fputc('\n', stderr);
@@ -58,12 +83,13 @@ void complain(const char *fmt, ...)
 
 int complain_usage(const char *fmt, ...)
 {
+	char text[2 * VARVE_ERROR_MAX];
 	va_list ap;
 
 	va_start(ap, fmt);
-	complain_v(fmt, ap);
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	fprintf(stderr, "Help: %s --help\n", prog);
+	complain("%s (help: %s --help)", text, prog);
 	return 1;
 }
 

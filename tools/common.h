@@ -3,7 +3,9 @@
  * tools/common.h - what the commands of varve share
  *
  *   main.c         which tool is meant: varve img, varve io, varve serve, or the name of a link
- *   common.c       messages, numbers, options that open an image
+ *   common.c       messages, numbers, opening images
+ *   options.h      the options of a command as a table: parser, help, completions, grammar
+ *   objects.c      --object
  *   progress.c     how far a long operation is: -p, SIGUSR1
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
@@ -32,10 +34,12 @@
 /* What error messages begin with: "varve img", "qemu-img", ... */
 extern const char *prog;
 
-/* One line on stderr: "prog: text". */
+/* One line on stderr: "prog: text", or {"program": prog, "error": text}. */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The same, and where help is found. Returns 1, the exit status. */
 int complain_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* --errors=text|json: from now on errors are said in that form. 0, or 1 after a message. */
+int parse_errors(const char *form);
 /* An option that is known but not part of this version. Returns 1. */
 int complain_missing(const char *what);
 
@@ -109,6 +113,12 @@ const char *info_str(const json_t *image_info, const char *key);
 /* Integers; fallback if absent. */
 int64_t info_int(const json_t *image_info, const char *key, int64_t fallback);
 
+/*
+ * --object TYPE,id=ID,...: an object that other options name. Secrets are checked. 0, or 1 after
+ * a message.
+ */
+int object_add(const char *text);
+
 enum output { OUTPUT_HUMAN, OUTPUT_JSON };
 
 /* --output=human|json. */
@@ -116,6 +126,8 @@ int parse_output(const char *text, enum output *ret);
 
 /* ---- progress ---- */
 
+/* The value of --progress: NULL or "text", "json". 0, or 1 after a message. */
+int progress_form(const char *form);
 /* From now on SIGUSR1 asks for a line on stderr. show: a line on stdout is kept up to date. */
 void progress_start(bool show);
 /* A varve_progress_fn. */

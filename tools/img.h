@@ -8,15 +8,13 @@
 #define VARVE_TOOLS_IMG_H
 
 #include "common.h"
+#include "options.h"
 
-int img_bench(int argc, char **argv);
-int img_create(int argc, char **argv);
-int img_info(int argc, char **argv);
-int img_check(int argc, char **argv);
-int img_map(int argc, char **argv);
-int img_compare(int argc, char **argv);
-int img_snapshot(int argc, char **argv);
-int img_stream(int argc, char **argv);
+extern const struct command cmd_amend, cmd_bench, cmd_bitmap, cmd_check, cmd_commit, cmd_compare, cmd_create, cmd_info, cmd_map,
+	cmd_measure, cmd_rebase, cmd_resize, cmd_snapshot, cmd_stream;
+
+/* All of them, by name; NULL ends the list. */
+extern const struct command *const img_commands[];
 
 /* Values of long options that have no letter; one list, so that no two commands disagree. */
 enum {
@@ -24,13 +22,43 @@ enum {
 	LONG_IMAGE_OPTS,
 	LONG_BACKING_CHAIN,
 	LONG_OBJECT,
+	LONG_COMMAND = 512, /* from here on each command has its own */
 };
 
-/* Prints the usage of a command to stdout. Returns the exit status. */
-int img_help(const char *usage);
+/* Rows that many commands share; open_option() understands those that say how an image is opened. */
+#define OPT_FORMAT { 'f', "format", "FORMAT", "of the image: not guessed then" }
+#define OPT_IMAGE_OPTS { LONG_IMAGE_OPTS, "image-opts", NULL, "FILE is driver=...,file.filename=..." }
+#define OPT_OBJECT { LONG_OBJECT, "object", "OBJECT", "what other options name by its id: secret,id=ID,file=FILE" }
+#define OPT_FORCE_SHARE { 'U', "force-share", NULL, "also while another process writes to the image" }
+#define OPT_CACHE(letter) { letter, "cache", "MODE", "writeback (default), none, writethrough, directsync, unsafe" }
+#define OPT_QUIET { 'q', "quiet", NULL, "print nothing but errors" }
+#define OPT_PROGRESS { 'p', "progress", "=FORM", "show how far it is; FORM json: as lines of JSON" }
+#define OPT_OUTPUT { LONG_OUTPUT, "output", "FORMAT", "human (default) or json" }
+
+/* 'f', 't' and 'T', 'U', --image-opts, --object. 0, or 1 after a message. */
+int open_option(struct open_args *a, int id, const char *value);
 
 /* "Snapshot list:" and its lines, from the list of an ImageInfo object; nothing for an empty one. */
 void img_print_snapshots(const json_t *list);
+
+/*
+ * ImageInfo objects from the named image down (whole), or of that image alone: a JSON array; NULL, after a message. Opens one file
+ * after the other, and none for I/O.
+ */
+json_t *img_chain(const char *name, const struct open_args *open, bool whole);
+
+/*
+ * Adds "key=value" (key "": value is a list already) to a list of options, which may be NULL; escape: a comma in the value is one.
+ * The new list; NULL: out of memory. The old one is gone.
+ */
+char *options_append(char *list, const char *key, const char *value, bool escape);
+
+/*
+ * An image, or (snapshot: its name, its id, or snapshot.name=..., snapshot.id=...; NULL: none) what an internal snapshot of it
+ * holds. NULL, after a message.
+ */
+struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
+				      struct varve_queue *home);
 
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,

@@ -6,7 +6,6 @@
  * Assumes: see img_bench.h.
  * Never:   starts a run that cannot end: what can be known to be wrong is refused before anything is printed.
  */
-#include <getopt.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -14,28 +13,39 @@
 
 #include "img_bench.h"
 
-static const char bench_usage[] =
-	"bench [-c COUNT] [-d DEPTH] [-s SIZE] [-w] [OPTION]... FILE\n\n"
-	"  -c, --count COUNT           requests in all (75000)\n"
-	"  -d, --depth DEPTH           requests at once (64)\n"
-	"  -s, --buffer-size SIZE      of a request (4096)\n"
-	"  -S, --step-size SIZE        from one request to the next (the size of a request)\n"
-	"  -o, --offset OFFSET         of the first request (0)\n"
-	"      --random[=SEED]         at random multiples of the step behind the offset, not in sequence\n"
-	"      --duration SECONDS      stop then; without -c the number of requests has no limit\n"
-	"  -w, --write                 write; destroys the content of FILE\n"
-	"      --pattern BYTE          write this byte (0)\n"
-	"      --flush-interval COUNT  flush after so many writes, when all of them have completed\n"
-	"      --no-drain              do not wait for them\n"
-	"  -i, --aio ENGINE            io_uring, native, posix, threads\n"
-	"  -n, --native                the same as -i native\n"
-	"  -t, --cache CACHE           writeback (default), none, writethrough, directsync, unsafe\n"
-	"  -f, --format FORMAT         do not guess the format\n"
-	"      --image-opts            FILE is driver=...,file.filename=...\n"
-	"  -U, --force-share           also while another process writes to the image; not with -w\n"
-	"      --latency               print a line of latencies too\n"
-	"      --output FORMAT         human (default) or json (parameters, speed, latency, processor time)\n"
-	"  -q, --quiet                 print neither parameters nor the time taken\n";
+enum {
+	BENCH_PATTERN = LONG_COMMAND,
+	BENCH_FLUSH_INTERVAL,
+	BENCH_NO_DRAIN,
+	BENCH_RANDOM,
+	BENCH_DURATION,
+	BENCH_LATENCY
+};
+
+static const struct option_row options[] = {
+	{ 'c', "count", "COUNT", "requests in all (75000)" },
+	{ 'd', "depth", "DEPTH", "requests at once (64)" },
+	{ 's', "buffer-size", "SIZE", "of a request (4096)" },
+	{ 'S', "step-size", "SIZE", "from one request to the next (the size of a request)" },
+	{ 'o', "offset", "OFFSET", "of the first request (0)" },
+	{ BENCH_RANDOM, "random", "=SEED", "at random multiples of the step behind the offset, not in sequence" },
+	{ BENCH_DURATION, "duration", "SECONDS", "stop then; without -c the number of requests has no limit" },
+	{ 'w', "write", NULL, "write; destroys the content of FILE" },
+	{ BENCH_PATTERN, "pattern", "BYTE", "write this byte (0)" },
+	{ BENCH_FLUSH_INTERVAL, "flush-interval", "COUNT", "flush after so many writes, when all of them have completed" },
+	{ BENCH_NO_DRAIN, "no-drain", NULL, "do not wait for them" },
+	{ 'i', "aio", "ENGINE", "io_uring, native, posix, threads" },
+	{ 'n', "native", NULL, "the same as -i native" },
+	OPT_CACHE('t'),
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ 'U', "force-share", NULL, "also while another process writes to the image; not with -w" },
+	{ BENCH_LATENCY, "latency", NULL, "print a line of latencies too" },
+	{ LONG_OUTPUT, "output", "FORMAT", "human (default) or json (parameters, speed, latency, processor time)" },
+	OPT_OBJECT,
+	{ 'q', "quiet", NULL, "print neither parameters nor the time taken" },
+	OPTION_END,
+};
 
 /* What needs no image to be judged. 0, or 1 after a message. */
 static int check_arguments(struct bench_args *a)
@@ -157,132 +167,87 @@ static int parse_random(const char *text, struct bench_args *a)
 	return 0;
 }
 
-enum {
-	BENCH_PATTERN = 512,
-	BENCH_FLUSH_INTERVAL,
-	BENCH_NO_DRAIN,
-	BENCH_RANDOM,
-	BENCH_DURATION,
-	BENCH_LATENCY
-};
-
-static const struct option bench_longs[] = {
-	{ "help", no_argument, NULL, 'h' },
-	{ "count", required_argument, NULL, 'c' },
-	{ "depth", required_argument, NULL, 'd' },
-	{ "buffer-size", required_argument, NULL, 's' },
-	{ "step-size", required_argument, NULL, 'S' },
-	{ "offset", required_argument, NULL, 'o' },
-	{ "random", optional_argument, NULL, BENCH_RANDOM },
-	{ "duration", required_argument, NULL, BENCH_DURATION },
-	{ "write", no_argument, NULL, 'w' },
-	{ "pattern", required_argument, NULL, BENCH_PATTERN },
-	{ "flush-interval", required_argument, NULL, BENCH_FLUSH_INTERVAL },
-	{ "no-drain", no_argument, NULL, BENCH_NO_DRAIN },
-	{ "aio", required_argument, NULL, 'i' },
-	{ "native", no_argument, NULL, 'n' },
-	{ "cache", required_argument, NULL, 't' },
-	{ "format", required_argument, NULL, 'f' },
-	{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-	{ "force-share", no_argument, NULL, 'U' },
-	{ "latency", no_argument, NULL, BENCH_LATENCY },
-	{ "output", required_argument, NULL, LONG_OUTPUT },
-	{ "quiet", no_argument, NULL, 'q' },
-	{ "object", required_argument, NULL, LONG_OBJECT },
-	{ NULL, 0, NULL, 0 },
-};
-
 /* Options of the pattern of requests. -1: not one of them; else 0, or 1 after a message. */
-static int take_request_option(int c, struct bench_args *a)
+static int take_request_option(int id, const char *value, struct bench_args *a)
 {
-	switch (c) {
+	switch (id) {
 	case 'c':
-		return parse_count("-c", optarg, 1, INT_MAX, &a->count);
+		return parse_count("-c", value, 1, INT_MAX, &a->count);
 	case 'd':
-		return parse_count("-d", optarg, 1, BENCH_DEPTH_MAX, &a->depth);
+		return parse_count("-d", value, 1, BENCH_DEPTH_MAX, &a->depth);
 	case 's':
-		return parse_bytes("-s", optarg, 1, BENCH_SIZE_MAX, &a->size);
+		return parse_bytes("-s", value, 1, BENCH_SIZE_MAX, &a->size);
 	case 'S':
-		return parse_bytes("-S", optarg, 0, BENCH_SIZE_MAX, &a->step);
+		return parse_bytes("-S", value, 0, BENCH_SIZE_MAX, &a->step);
 	case 'o':
-		return parse_bytes("-o", optarg, 0, INT64_MAX, &a->offset);
+		return parse_bytes("-o", value, 0, INT64_MAX, &a->offset);
 	case 'w':
 		a->write = true;
 		return 0;
 	case BENCH_PATTERN:
-		return parse_pattern(optarg, &a->pattern);
+		return parse_pattern(value, &a->pattern);
 	case BENCH_FLUSH_INTERVAL:
-		return parse_count("--flush-interval", optarg, 0, INT_MAX, &a->flush_interval);
+		return parse_count("--flush-interval", value, 0, INT_MAX, &a->flush_interval);
 	case BENCH_NO_DRAIN:
 		a->no_drain = true;
 		return 0;
 	case BENCH_RANDOM:
-		return parse_random(optarg, a);
+		return parse_random(value, a);
 	case BENCH_DURATION:
-		return parse_count("--duration", optarg, 1, BENCH_SECONDS_MAX, &a->seconds);
+		return parse_count("--duration", value, 1, BENCH_SECONDS_MAX, &a->seconds);
 	default:
 		return -1;
 	}
 }
 
-/* The others, in the same way. */
-static int take_image_option(int c, struct bench_args *a)
+static int take_image_option(int id, const char *value, struct bench_args *a)
 {
-	switch (c) {
+	switch (id) {
 	case 'i':
-		a->open.aio = optarg;
+		a->open.aio = value;
 		return 0;
 	case 'n':
 		a->open.aio = "native";
-		return 0;
-	case 't':
-		a->open.cache = optarg;
-		return 0;
-	case 'f':
-		a->open.format = optarg;
-		return 0;
-	case LONG_IMAGE_OPTS:
-		a->open.image_opts = true;
-		return 0;
-	case 'U':
-		a->open.force_share = true;
 		return 0;
 	case BENCH_LATENCY:
 		a->latency = true;
 		return 0;
 	case LONG_OUTPUT:
-		return parse_output(optarg, &a->output);
+		return parse_output(value, &a->output);
 	case 'q':
 		a->quiet = true;
 		return 0;
-	case LONG_OBJECT:
-		return complain_missing("--object");
 	default:
-		return -1;
+		return open_option(&a->open, id, value);
 	}
 }
 
-int img_bench(int argc, char **argv)
+static int img_bench(int argc, char **argv)
 {
 	struct bench_args a = { .depth = 64, .size = 4096, .seed = 1 };
-	int c, ret;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hc:d:s:S:o:wi:nt:f:Uq", bench_longs, NULL)) != -1) {
-		if (c == 'h')
-			return img_help(bench_usage);
-		ret = take_request_option(c, &a);
+	parse_start(&p, &cmd_bench, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		ret = take_request_option(id, p.value, &a);
 		if (ret < 0)
-			ret = take_image_option(c, &a);
-		if (ret < 0)
-			return complain_option(c, argv);
-		if (ret)
-			return 1;
+			ret = take_image_option(id, p.value, &a);
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("bench: one file name is needed");
-	a.name = argv[optind];
+	a.name = p.args[0];
 	if (!a.count && !a.seconds)
 		a.count = 75000;
 	return check_arguments(&a) || bench(&a);
 }
+
+const struct command cmd_bench = {
+	.name = "bench",
+	.run = img_bench,
+	.what = "measure how fast an image is",
+	.args = "FILE",
+	.options = options,
+};

@@ -5,22 +5,22 @@
  * Exit status: 0 clean, 1 the check itself failed, 2 corruptions, 3 leaks only, 63 the format has no check.
  */
 #include <errno.h>
-#include <getopt.h>
 #include <inttypes.h>
 #include <string.h>
 
 #include "img.h"
 
-static const char check_usage[] =
-	"check [-f FORMAT | --image-opts] [-T CACHE] [-U] [-r leaks|all] [--output human|json] [-q] FILE\n\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"  -T, --cache CACHE     writeback (default), none, ...\n"
-	"  -r, --repair WHAT     leaks: give lost space back; all: also counts that are wrong; then check again\n"
-	"  -U, --force-share     also while another process writes to the image\n"
-	"      --output FORMAT   human (default) or json\n"
-	"  -q, --quiet           print nothing but errors of the check itself\n"
-	"Exit status: 0 clean, 1 not checked, 2 corruptions, 3 leaks only, 63 the format has no check.\n";
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	OPT_CACHE('T'),
+	{ 'r', "repair", "WHAT", "leaks: give lost space back; all: also counts that are wrong; then check again" },
+	OPT_FORCE_SHARE,
+	OPT_OUTPUT,
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
 
 enum { CHECK_CLEAN = 0, CHECK_FAILED = 1, CHECK_CORRUPT = 2, CHECK_LEAKS = 3, CHECK_UNSUPPORTED = 63 };
 
@@ -171,64 +171,47 @@ static int check(const char *name, struct check_args *a)
 	return finish_stdout() ? CHECK_FAILED : status_of(&r);
 }
 
-int img_check(int argc, char **argv)
+static int img_check(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "quiet", no_argument, NULL, 'q' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "cache", required_argument, NULL, 'T' },
-		{ "repair", required_argument, NULL, 'r' },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "output", required_argument, NULL, LONG_OUTPUT },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct check_args a = { 0 };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hqf:T:r:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(check_usage);
+	parse_start(&p, &cmd_check, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case 'q':
 			a.quiet = true;
 			break;
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
-		case 'T':
-			a.open.cache = optarg;
-			break;
 		case 'r':
-			if (!strcmp(optarg, "leaks"))
+			if (!strcmp(p.value, "leaks"))
 				a.repair = REPAIR_LEAKS;
-			else if (!strcmp(optarg, "all"))
+			else if (!strcmp(p.value, "all"))
 				a.repair = REPAIR_ALL;
 			else
-				return complain_usage("check: -r '%s' is neither leaks nor all", optarg);
-			break;
-		case 'U':
-			a.open.force_share = true;
+				ret = complain_usage("check: -r '%s' is neither leaks nor all", p.value);
 			break;
 		case LONG_OUTPUT:
-			if (parse_output(optarg, &a.output))
-				return 1;
+			ret = parse_output(p.value, &a.output);
 			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
+	if (ret || id < 0)
+		return ret ? ret : p.status;
 	if (a.repair && a.open.force_share)
 		return complain_usage("check: -r writes to the image, which -U does not allow");
-	if (argc - optind != 1)
+	if (p.nr_args != 1)
 		return complain_usage("check: one file name is needed");
-	return check(argv[optind], &a);
+	return check(p.args[0], &a);
 }
+
+const struct command cmd_check = {
+	.name = "check",
+	.run = img_check,
+	.what = "examine the metadata of an image, and repair it",
+	.args = "FILE",
+	.options = options,
+	.notes = "Exit status: 0 clean, 1 not checked, 2 corruptions, 3 leaks only, 63 the format has no check.\n",
+};

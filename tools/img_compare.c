@@ -5,7 +5,6 @@
  * Exit status: 0 the same, 1 different, 2 one cannot be opened (or wrong usage), 3 a map cannot be read,
  * 4 data cannot be read.
  */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -13,17 +12,18 @@
 
 #include "img.h"
 
-static const char compare_usage[] =
-	"compare [-f FORMAT] [-F FORMAT] [--image-opts] [-s] [-T CACHE] [-U] [-p] [-q] FILE1 FILE2\n\n"
-	"  -f, --a-format FORMAT  of the first image: do not guess\n"
-	"  -F, --b-format FORMAT  of the second image\n"
-	"      --image-opts       both names are driver=...,file.filename=...\n"
-	"  -s, --strict           sizes and allocation must agree too\n"
-	"  -T, --cache CACHE      writeback (default), none, ...\n"
-	"  -U, --force-share      also while another process writes to the images\n"
-	"  -p, --progress         show how far it is\n"
-	"  -q, --quiet            print errors only\n"
-	"Exit status: 0 the same, 1 different, 2 not opened, 3 map not readable, 4 data not readable.\n";
+static const struct option_row options[] = {
+	{ 'f', "a-format", "FORMAT", "of the first image: not guessed then" },
+	{ 'F', "b-format", "FORMAT", "of the second image" },
+	{ LONG_IMAGE_OPTS, "image-opts", NULL, "both names are driver=...,file.filename=..." },
+	{ 's', "strict", NULL, "sizes and allocation must agree too" },
+	OPT_CACHE('T'),
+	OPT_FORCE_SHARE,
+	OPT_PROGRESS,
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
 
 enum { COMPARE_SAME, COMPARE_DIFFER, COMPARE_OPEN, COMPARE_MAP, COMPARE_READ };
 
@@ -186,74 +186,57 @@ static int compare(struct compare *c)
 	return finish_stdout() && ret == COMPARE_SAME ? COMPARE_OPEN : ret;
 }
 
-/* Wrong usage must not look like "different". */
-static int usage_error(void)
+/* 0, or 1 after a message. */
+static int take_option(struct compare *c, int id, const char *value)
 {
-	return COMPARE_OPEN;
+	switch (id) {
+	case 'q':
+		c->quiet = true;
+		return 0;
+	case 'p':
+		c->progress = true;
+		return progress_form(value);
+	case 'F':
+		c->open[1].format = value;
+		return 0;
+	case 's':
+		c->strict = true;
+		return 0;
+	case 'f':
+	case LONG_OBJECT:
+		return open_option(&c->open[0], id, value);
+	default:
+		return open_option(&c->open[0], id, value) || open_option(&c->open[1], id, value);
+	}
 }
 
-int img_compare(int argc, char **argv)
+static int img_compare(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "quiet", no_argument, NULL, 'q' },
-		{ "progress", no_argument, NULL, 'p' },
-		{ "a-format", required_argument, NULL, 'f' },
-		{ "b-format", required_argument, NULL, 'F' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "strict", no_argument, NULL, 's' },
-		{ "cache", required_argument, NULL, 'T' },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
-	struct compare cmp = { 0 };
-	int c;
+	struct compare c = { 0 };
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hqpf:F:sT:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(compare_usage);
-		case 'q':
-			cmp.quiet = true;
-			break;
-		case 'p':
-			cmp.progress = true;
-			break;
-		case 'f':
-			cmp.open[0].format = optarg;
-			break;
-		case 'F':
-			cmp.open[1].format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			cmp.open[0].image_opts = cmp.open[1].image_opts = true;
-			break;
-		case 's':
-			cmp.strict = true;
-			break;
-		case 'T':
-			cmp.open[0].cache = cmp.open[1].cache = optarg;
-			break;
-		case 'U':
-			cmp.open[0].force_share = cmp.open[1].force_share = true;
-			break;
-		case LONG_OBJECT:
-			complain_missing("--object");
-			return usage_error();
-		default:
-			complain_option(c, argv);
-			return usage_error();
-		}
-	}
-	if (argc - optind != 2) {
-		complain_usage("compare: two file names are needed");
-		return usage_error();
-	}
-	if (cmp.quiet)
-		cmp.progress = false;
-	cmp.side[0].name = argv[optind];
-	cmp.side[1].name = argv[optind + 1];
-	return compare(&cmp);
+	parse_start(&p, &cmd_compare, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0)
+		ret = take_option(&c, id, p.value);
+	if (!ret && id == 0 && p.nr_args != 2)
+		ret = complain_usage("compare: two file names are needed");
+	if (ret || (id < 0 && p.status))
+		return COMPARE_OPEN; /* wrong usage must not look like "different" */
+	if (id < 0)
+		return 0;
+	if (c.quiet)
+		c.progress = false;
+	c.side[0].name = p.args[0];
+	c.side[1].name = p.args[1];
+	return compare(&c);
 }
+
+const struct command cmd_compare = {
+	.name = "compare",
+	.run = img_compare,
+	.what = "say whether two images hold the same data",
+	.args = "FILE1 FILE2",
+	.options = options,
+	.notes = "Exit status: 0 the same, 1 different, 2 not opened, 3 map not readable, 4 data not readable.\n",
+};

@@ -3,39 +3,22 @@
  * tools/img_create.c - `varve img create`
  */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "img.h"
 
-static const char create_usage[] =
-	"create [-f FORMAT] [-o OPTIONS]... [-b FILE -F FORMAT] [-u] [-q] FILE [SIZE]\n\n"
-	"  -f, --format FORMAT          of the new image: raw (default), qcow2\n"
-	"  -o, --options KEY=VALUE,...  options of the format; varve-img(1) lists them; may be repeated\n"
-	"  -b, --backing FILE           what the new image does not hold is read from FILE\n"
-	"  -B, -F, --backing-format F   its format: needed with -b, never guessed\n"
-	"  -u, --backing-unsafe         do not open the backing file; SIZE is needed then\n"
-	"  -q, --quiet                  print nothing\n";
-
-/* Options of all -o, joined by commas. NULL: out of memory. */
-static char *append(char *list, const char *key, const char *value, bool escape)
-{
-	size_t len = (list ? strlen(list) : 0) + strlen(key) + 2 * strlen(value) + 3;
-	char *out = malloc(len), *p = out;
-
-	if (out) {
-		p += sprintf(p, "%s%s%s%s", list ? list : "", list ? "," : "", key, *key ? "=" : "");
-		for (; *value; value++) {
-			if (escape && *value == ',')
-				*p++ = ',';
-			*p++ = *value;
-		}
-		*p = '\0';
-	}
-	free(list);
-	return out;
-}
+static const struct option_row options[] = {
+	{ 'f', "format", "FORMAT", "of the new image: raw (default), qcow2, qed" },
+	{ 'o', "options", "KEY=VALUE,...", "options of the format, listed by varve-img(1); may be repeated" },
+	{ 'b', "backing", "FILE", "what the new image does not hold is read from FILE" },
+	{ 'B', "backing-format", "FORMAT", "of FILE: needed with -b, never guessed" },
+	{ 'F', NULL, "FORMAT", "the same as -B" },
+	{ 'u', "backing-unsafe", NULL, "do not open the backing file; SIZE is needed then" },
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
 
 struct create_args {
 	const char *format, *backing, *backing_format;
@@ -44,61 +27,42 @@ struct create_args {
 	bool quiet;
 };
 
-/* 0, 1 (failed, told), or -1: help was asked for. */
-static int parse(int argc, char **argv, struct create_args *a)
+/* 0, or 1 after a message. */
+static int take_option(struct create_args *a, int id, const char *value)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "quiet", no_argument, NULL, 'q' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "options", required_argument, NULL, 'o' },
-		{ "backing", required_argument, NULL, 'b' },
-		{ "backing-format", required_argument, NULL, 'B' },
-		{ "backing-unsafe", no_argument, NULL, 'u' },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
-	int c;
-
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hqf:o:b:B:F:u", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return -1;
-		case 'q':
-			a->quiet = true;
-			break;
-		case 'f':
-			a->format = optarg;
-			break;
-		case 'o':
-			if (strcmp(optarg, "help") == 0 || strcmp(optarg, "?") == 0)
-				return complain_missing("-o help (the options are in varve-img(1))");
-			a->options = append(a->options, "", optarg, false);
-			if (!a->options)
-				return 1;
-			break;
-		case 'b':
-			a->backing = optarg;
-			break;
-		case 'B':
-		case 'F':
-			a->backing_format = optarg;
-			break;
-		case 'u':
-			a->flags |= VARVE_CREATE_NO_BACKING_CHECK;
-			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
-		default:
-			return complain_option(c, argv);
-		}
+	switch (id) {
+	case 'q':
+		a->quiet = true;
+		return 0;
+	case 'f':
+		a->format = value;
+		return 0;
+	case 'o':
+		if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0)
+			return complain_missing("-o help (the options are in varve-img(1))");
+		a->options = options_append(a->options, "", value, false);
+		return a->options ? 0 : 1;
+	case 'b':
+		a->backing = value;
+		return 0;
+	case 'B':
+	case 'F':
+		a->backing_format = value;
+		return 0;
+	case 'u':
+		a->flags |= VARVE_CREATE_NO_BACKING_CHECK;
+		return 0;
+	default:
+		return object_add(value);
 	}
+}
+
+static void add_backing(struct create_args *a)
+{
 	if (a->backing)
-		a->options = append(a->options, "backing_file", a->backing, true);
+		a->options = options_append(a->options, "backing_file", a->backing, true);
 	if (a->backing_format)
-		a->options = append(a->options, "backing_fmt", a->backing_format, true);
-	return 0;
+		a->options = options_append(a->options, "backing_fmt", a->backing_format, true);
 }
 
 /* What was made, with the options as they were given. */
@@ -134,22 +98,36 @@ static int create(const char *name, uint64_t len, const struct create_args *a)
 	return finish_stdout();
 }
 
-int img_create(int argc, char **argv)
+static int img_create(int argc, char **argv)
 {
 	struct create_args a = { .format = "raw" };
 	uint64_t len = UINT64_MAX;
-	int ret = parse(argc, argv, &a);
+	struct parse p;
+	int id, ret = 0;
 
-	if (ret < 0)
-		ret = img_help(create_usage);
-	else if (ret == 0 && optind >= argc)
+	parse_start(&p, &cmd_create, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0)
+		ret = take_option(&a, id, p.value);
+	if (!ret && id < 0)
+		ret = p.status;
+	else if (!ret && p.nr_args < 1)
 		ret = complain_usage("create: no file name given");
-	else if (ret == 0 && argc - optind > 2)
-		ret = complain_usage("create: '%s' is one argument too many", argv[optind + 2]);
-	else if (ret == 0 && argc - optind == 2 && parse_size(argv[optind + 1], &len) < 0)
-		ret = complain_usage("create: '%s' is no size (bytes, or with k, M, G, T, P, E)", argv[optind + 1]);
-	else if (ret == 0)
-		ret = create(argv[optind], len, &a);
+	else if (!ret && p.nr_args > 2)
+		ret = complain_usage("create: '%s' is one argument too many", p.args[2]);
+	else if (!ret && p.nr_args == 2 && parse_size(p.args[1], &len) < 0)
+		ret = complain_usage("create: '%s' is no size (bytes, or with k, M, G, T, P, E)", p.args[1]);
+	else if (!ret) {
+		add_backing(&a);
+		ret = create(p.args[0], len, &a);
+	}
 	free(a.options);
 	return ret;
 }
+
+const struct command cmd_create = {
+	.name = "create",
+	.run = img_create,
+	.what = "make a new image",
+	.args = "FILE [SIZE]",
+	.options = options,
+};

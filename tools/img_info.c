@@ -4,28 +4,24 @@
  *
  * Never:   opens another file than the one named, except with --backing-chain.
  */
-#include <getopt.h>
 #include <inttypes.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "img.h"
 
-static const char info_usage[] =
-	"info [-f FORMAT | --image-opts] [--backing-chain] [--engine] [-U] [--output human|json] FILE\n\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"      --backing-chain   also the backing file, its backing file, ...\n"
-	"      --engine          also which AIO engine the file gets here\n"
-	"  -U, --force-share     also while another process writes to the image\n"
-	"      --output FORMAT   human (default) or json\n";
+enum { LONG_ENGINE = LONG_COMMAND };
 
-/* Images of one chain; a chain that is longer is taken for one without end. */
-#define CHAIN_MAX 4096
-
-enum { LONG_ENGINE = 1024 };
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ LONG_BACKING_CHAIN, "backing-chain", NULL, "also the backing file, its backing file, ..." },
+	{ LONG_ENGINE, "engine", NULL, "also which AIO engine the file gets here" },
+	OPT_FORCE_SHARE,
+	OPT_OUTPUT,
+	OPT_OBJECT,
+	OPTION_END,
+};
 
 struct info_args {
 	struct open_args open;
@@ -111,93 +107,18 @@ static void print_human(const json_t *info)
 		print_line("aio engine", info_str(info, "aio"));
 }
 
-/* ---- one image, or the chain ---- */
-
-/* Without --engine the output is that of qemu-img, to the byte. */
-static json_t *info_of(const char *name, const struct open_args *open, bool engine)
-{
-	struct varve_image *image = open_image(name, open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
-	json_t *info;
-
-	if (!image)
-		return NULL;
-	info = image_info(image);
-	if (info && !engine)
-		json_object_del(info, "aio");
-	if (close_image(image)) {
-		json_decref(info);
-		return NULL;
-	}
-	return info;
-}
-
-/* True if the file called name is one of those in the list already. */
-static bool chain_has(const json_t *list, const char *name)
-{
-	struct stat st, other;
-	bool exists = stat(name, &st) == 0;
-	size_t i;
-	json_t *info;
-
-	json_array_foreach(list, i, info) {
-		const char *seen = info_str(info, "filename");
-
-		if (!seen)
-			continue;
-		if (strcmp(seen, name) == 0)
-			return true;
-		if (exists && stat(seen, &other) == 0 && st.st_dev == other.st_dev && st.st_ino == other.st_ino)
-			return true;
-	}
-	return false;
-}
-
-static json_t *info_backing(const json_t *above, const struct info_args *a)
-{
-	const char *path = info_str(above, "full-backing-filename");
-	struct open_args open = {
-		.format = info_str(above, "backing-filename-format"),
-		.force_share = a->open.force_share,
-	};
-
-	/* A description of a whole disk, out of a stranger's image: who opens that opens anything. */
-	if (strncmp(path, "json:", 5) == 0) {
-		complain("%s: the image names its backing file by json:, which is not followed",
-			 info_str(above, "filename"));
-		return NULL;
-	}
-	return info_of(path, &open, a->engine);
-}
-
-/* The list of ImageInfo objects from the named image down; NULL, after a message. */
-static json_t *info_chain(const char *name, const struct info_args *a)
-{
-	json_t *list = json_array(), *info = info_of(name, &a->open, a->engine);
-
-	while (info) {
-		const char *next = info_str(info, "full-backing-filename");
-
-		json_array_append_new(list, info);
-		if (!next || !a->chain)
-			return list;
-		if (chain_has(list, next) || json_array_size(list) == CHAIN_MAX) {
-			complain("%s: its backing file %s leads back to an image above: the chain has no end",
-				 info_str(info, "filename"), next);
-			break;
-		}
-		info = info_backing(info, a);
-	}
-	json_decref(list);
-	return NULL;
-}
-
 static int info_print(const char *name, const struct info_args *a)
 {
-	json_t *list = info_chain(name, a), *info;
+	json_t *list = img_chain(name, &a->open, a->chain), *info;
 	size_t i;
 
 	if (!list)
 		return 1;
+	/* Without --engine the output is that of qemu-img, to the byte. */
+	json_array_foreach(list, i, info) {
+		if (!a->engine)
+			json_object_del(info, "aio");
+	}
 	if (a->output == OUTPUT_JSON) {
 		json_dumpf(a->chain ? list : json_array_get(list, 0), stdout, JSON_INDENT(4));
 		putchar('\n');
@@ -212,53 +133,39 @@ static int info_print(const char *name, const struct info_args *a)
 	return finish_stdout();
 }
 
-int img_info(int argc, char **argv)
+static int img_info(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "backing-chain", no_argument, NULL, LONG_BACKING_CHAIN },
-		{ "engine", no_argument, NULL, LONG_ENGINE },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "output", required_argument, NULL, LONG_OUTPUT },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct info_args a = { 0 };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hf:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(info_usage);
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
+	parse_start(&p, &cmd_info, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case LONG_BACKING_CHAIN:
 			a.chain = true;
 			break;
 		case LONG_ENGINE:
 			a.engine = true;
 			break;
-		case 'U':
-			a.open.force_share = true;
-			break;
 		case LONG_OUTPUT:
-			if (parse_output(optarg, &a.output))
-				return 1;
+			ret = parse_output(p.value, &a.output);
 			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("info: one file name is needed");
-	return info_print(argv[optind], &a);
+	return info_print(p.args[0], &a);
 }
+
+const struct command cmd_info = {
+	.name = "info",
+	.run = img_info,
+	.what = "what an image is",
+	.args = "FILE",
+	.options = options,
+};

@@ -2,20 +2,21 @@
 /*
  * tools/img_map.c - `varve img map`
  */
-#include <getopt.h>
 #include <inttypes.h>
 #include <string.h>
 
 #include "img.h"
 
-static const char map_usage[] =
-	"map [-f FORMAT | --image-opts] [-s OFFSET] [-l LENGTH] [-U] [--output human|json] FILE\n\n"
-	"  -f, --format FORMAT        do not guess the format\n"
-	"      --image-opts           FILE is driver=...,file.filename=...\n"
-	"  -s, --start-offset OFFSET  begin there\n"
-	"  -l, --max-length LENGTH    and look at so much\n"
-	"  -U, --force-share          also while another process writes to the image\n"
-	"      --output FORMAT        human (default: what lies where) or json (everything)\n";
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ 's', "start-offset", "OFFSET", "begin there" },
+	{ 'l', "max-length", "LENGTH", "and look at so much" },
+	OPT_FORCE_SHARE,
+	OPT_OUTPUT,
+	OPT_OBJECT,
+	OPTION_END,
+};
 
 struct map_args {
 	struct open_args open;
@@ -124,55 +125,42 @@ static int map(const char *name, const struct map_args *a)
 	return close_image(image) | ret;
 }
 
-int img_map(int argc, char **argv)
+static int img_map(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "start-offset", required_argument, NULL, 's' },
-		{ "max-length", required_argument, NULL, 'l' },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "output", required_argument, NULL, LONG_OUTPUT },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct map_args a = { .len = UINT64_MAX };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hf:s:l:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(map_usage);
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
+	parse_start(&p, &cmd_map, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case 's':
-			if (parse_size(optarg, &a.start) < 0)
-				return complain_usage("map: -s '%s' is no offset", optarg);
+			if (parse_size(p.value, &a.start) < 0)
+				ret = complain_usage("map: -s '%s' is no offset", p.value);
 			break;
 		case 'l':
-			if (parse_size(optarg, &a.len) < 0)
-				return complain_usage("map: -l '%s' is no length", optarg);
-			break;
-		case 'U':
-			a.open.force_share = true;
+			if (parse_size(p.value, &a.len) < 0)
+				ret = complain_usage("map: -l '%s' is no length", p.value);
 			break;
 		case LONG_OUTPUT:
-			if (parse_output(optarg, &a.output))
-				return 1;
+			ret = parse_output(p.value, &a.output);
 			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("map: one file name is needed");
-	return map(argv[optind], &a);
+	return map(p.args[0], &a);
 }
+
+const struct command cmd_map = {
+	.name = "map",
+	.run = img_map,
+	.what = "where the data of an image lies",
+	.args = "FILE",
+	.options = options,
+	.notes = "The human form shows what lies where in which file; json shows everything.\n",
+};

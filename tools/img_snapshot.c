@@ -4,19 +4,20 @@
  */
 #include "img.h"
 
-#include <getopt.h>
 #include <string.h>
 
-static const char snapshot_usage[] =
-	"snapshot [-l | -a SNAPSHOT | -c NAME | -d SNAPSHOT] [-f FORMAT | --image-opts] [-U] [-q] FILE\n\n"
-	"  -l, --list            list the snapshots of FILE (also without any of these)\n"
-	"  -a, --apply SNAPSHOT  the disk becomes what it was; SNAPSHOT is a name or an id\n"
-	"  -c, --create NAME     keep the disk as it is now\n"
-	"  -d, --delete SNAPSHOT forget that snapshot\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"  -U, --force-share     list even while another process writes to FILE\n"
-	"  -q, --quiet           print nothing but errors\n";
+static const struct option_row options[] = {
+	{ 'l', "list", NULL, "list the snapshots of FILE (also without any of these)" },
+	{ 'a', "apply", "SNAPSHOT", "the disk becomes what it was; SNAPSHOT is a name or an id" },
+	{ 'c', "create", "NAME", "keep the disk as it is now" },
+	{ 'd', "delete", "SNAPSHOT", "forget that snapshot" },
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ 'U', "force-share", NULL, "list even while another process writes to FILE" },
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
 
 struct snapshot_args {
 	struct open_args open;
@@ -105,59 +106,44 @@ static int run(const char *file, const struct snapshot_args *a)
 	return close_image(image) || ret;
 }
 
-int img_snapshot(int argc, char **argv)
+static int img_snapshot(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "list", no_argument, NULL, 'l' },
-		{ "apply", required_argument, NULL, 'a' },
-		{ "create", required_argument, NULL, 'c' },
-		{ "delete", required_argument, NULL, 'd' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "quiet", no_argument, NULL, 'q' },
-		{ "object", required_argument, NULL, LONG_OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct snapshot_args a = { 0 };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hla:c:d:f:Uq", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(snapshot_usage);
+	parse_start(&p, &cmd_snapshot, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case 'l':
 		case 'a':
 		case 'c':
 		case 'd':
 			if (a.action)
-				return complain_usage("snapshot: only one of -l, -a, -c, -d can be done at once");
-			a.action = (char)c;
-			a.what = optarg;
-			break;
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
-		case 'U':
-			a.open.force_share = true;
+				ret = complain_usage("snapshot: only one of -l, -a, -c, -d can be done at once");
+			a.action = (char)id;
+			a.what = p.value;
 			break;
 		case 'q':
 			a.quiet = true;
 			break;
-		case LONG_OBJECT:
-			return complain_missing("--object");
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("snapshot: one file name is needed");
 	if (a.open.force_share && a.action && a.action != 'l')
 		return complain_usage("snapshot: -U is for listing: an image that another process writes to is not changed");
-	return run(argv[optind], &a);
+	return run(p.args[0], &a);
 }
+
+const struct command cmd_snapshot = {
+	.name = "snapshot",
+	.run = img_snapshot,
+	.what = "keep, list, apply or delete the disk as it was",
+	.args = "FILE",
+	.options = options,
+};

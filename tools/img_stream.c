@@ -5,21 +5,20 @@
 #include "img.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <signal.h>
 #include <string.h>
 
-static const char stream_usage[] =
-	"stream [-f FORMAT | --image-opts] [-b BASE] [-r RATE] [-t CACHE] [-p] [-q] FILE\n\n"
-	"Copies what FILE reads from its backing files into it, and then removes the link to them.\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"  -b, --base BASE       the name of the image of the chain that stays the backing file\n"
-	"  -r, --rate-limit RATE bytes a second at most\n"
-	"  -t, --cache CACHE     writeback (default), none, ...\n"
-	"  -p, --progress        show how far it is\n"
-	"  -q, --quiet           print nothing\n"
-	"SIGINT and SIGTERM end it; what was copied stays, and the next run goes on from there.\n";
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ 'b', "base", "BASE", "the name of the image of the chain that stays the backing file" },
+	{ 'r', "rate-limit", "RATE", "bytes a second at most" },
+	OPT_CACHE('t'),
+	OPT_PROGRESS,
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
 
 struct stream_args {
 	struct open_args open;
@@ -82,50 +81,46 @@ static int stream(const char *name, const struct stream_args *a)
 	return close_image(image) || ret;
 }
 
-int img_stream(int argc, char **argv)
+static int img_stream(int argc, char **argv)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },	     { "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS }, { "base", required_argument, NULL, 'b' },
-		{ "rate-limit", required_argument, NULL, 'r' }, { "cache", required_argument, NULL, 't' },
-		{ "progress", no_argument, NULL, 'p' },	     { "quiet", no_argument, NULL, 'q' },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct stream_args a = { 0 };
-	int c;
+	struct parse p;
+	int id, ret = 0;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hf:b:r:t:pq", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			return img_help(stream_usage);
-		case 'f':
-			a.open.format = optarg;
-			break;
-		case LONG_IMAGE_OPTS:
-			a.open.image_opts = true;
-			break;
+	parse_start(&p, &cmd_stream, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0) {
+		switch (id) {
 		case 'b':
-			a.options.base = optarg;
+			a.options.base = p.value;
 			break;
 		case 'r':
-			if (parse_size(optarg, &a.options.speed) < 0 || !a.options.speed)
-				return complain_usage("stream: the rate '%s' is no size", optarg);
-			break;
-		case 't':
-			a.open.cache = optarg;
+			if (parse_size(p.value, &a.options.speed) < 0 || !a.options.speed)
+				ret = complain_usage("stream: the rate '%s' is no size", p.value);
 			break;
 		case 'p':
 			a.progress = true;
+			ret = progress_form(p.value);
 			break;
 		case 'q':
 			a.quiet = true;
 			break;
 		default:
-			return complain_option(c, argv);
+			ret = open_option(&a.open, id, p.value);
 		}
 	}
-	if (argc - optind != 1)
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
 		return complain_usage("stream: one file name is needed");
-	return stream(argv[optind], &a);
+	return stream(p.args[0], &a);
 }
+
+const struct command cmd_stream = {
+	.name = "stream",
+	.run = img_stream,
+	.what = "copy what an image reads from its backing files into it",
+	.args = "FILE",
+	.options = options,
+	.notes = "At the end the link to the backing files (above BASE) is removed.\n"
+		 "SIGINT and SIGTERM end it; what was copied stays, and the next run goes on from there.\n",
+};

@@ -3,7 +3,7 @@
  * tools/progress.c - how far a long operation is
  *
  * With -p a line on stdout is rewritten in place; without it SIGUSR1 asks for one line on stderr. Both have the
- * form that callers parse: "    (42.00/100%)".
+ * form that callers parse: "    (42.00/100%)". With --progress=json it is a line {"progress": 42.00} each time.
  */
 #include "common.h"
 
@@ -11,13 +11,21 @@
 #include <string.h>
 
 static volatile sig_atomic_t asked;
-static bool shown;
+static bool shown, as_json;
 static double percent, percent_shown;
 
 static void on_sigusr1(int sig)
 {
 	(void)sig;
 	asked = 1;
+}
+
+int progress_form(const char *form)
+{
+	if (form && strcmp(form, "text") != 0 && strcmp(form, "json") != 0)
+		return complain_usage("--progress: '%s' is neither text nor json", form);
+	as_json = form && *form == 'j';
+	return 0;
 }
 
 void progress_start(bool show)
@@ -39,7 +47,7 @@ void progress_update(void *user_data, uint64_t done, uint64_t total)
 		percent = 100;
 	/* Hundredths are what one sees. */
 	if (shown && (percent - percent_shown >= 0.01 || percent_shown < 0)) {
-		printf("    (%3.2f/100%%)\r", percent);
+		printf(as_json ? "{\"progress\": %.2f}\n" : "    (%3.2f/100%%)\r", percent);
 		fflush(stdout);
 		percent_shown = percent;
 	}
@@ -54,7 +62,8 @@ void progress_end(void)
 	if (!shown)
 		return;
 	progress_update(NULL, 1, 1);
-	putchar('\n');
+	if (!as_json)
+		putchar('\n');
 	fflush(stdout);
 	shown = false;
 }

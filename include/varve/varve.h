@@ -280,6 +280,56 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+struct varve_measure {
+	uint64_t required;	  /* of the file, for what the source holds */
+	uint64_t fully_allocated; /* when all of the disk will have been written */
+	uint64_t bitmaps;	  /* what the bitmaps of the source need besides, when */
+	bool has_bitmaps;	  /* source and target can have some */
+};
+
+/*
+ * How large an image of that format will be, made with these options (as for varve_image_create()): for the contents of source
+ * with its backing chain, or, without one (NULL), for an empty disk of that length. Reads the source's tables only.
+ */
+VARVE_API int varve_measure(const char *format, const char *options, uint64_t length, struct varve_image *source,
+			    struct varve_measure *ret_measure, varve_progress_fn progress, void *user_data,
+			    struct varve_error *err);
+
+/* ---- changing what an image is --------------------------------------------------------------------------- */
+
+/* What becomes of new space: nothing; tables for it; blocks reserved; zeroes written. */
+enum varve_prealloc { VARVE_PREALLOC_OFF, VARVE_PREALLOC_METADATA, VARVE_PREALLOC_FALLOC, VARVE_PREALLOC_FULL };
+
+#define VARVE_RESIZE_SHRINK (1u << 0) /* a length below the present one is meant: what is behind it is lost */
+
+/*
+ * Another length, durable when it returns. What is added reads as zeroes, whatever a backing image has there. On failure
+ * the image keeps its length; when it was to become shorter, it may have lost data behind the new end.
+ */
+VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enum varve_prealloc prealloc, unsigned flags,
+				 struct varve_error *err);
+
+/*
+ * The image's header names another backing file, of that format; NULL or "": none. Durable when it returns, and so is everything
+ * written before. Nothing is copied: what the image does not hold is read from the new file when it is opened again (this
+ * image goes on with the chain that it has).
+ */
+VARVE_API int varve_image_set_backing(struct varve_image *image, const char *name, const char *format,
+				      struct varve_error *err);
+
+/*
+ * Options of the image become others: "compat=1.1,lazy_refcounts=on,refcount_bits=8,size=2G" (qcow2). Those that are not named
+ * stay. Durable when it returns. -ENOTSUP: not with this format.
+ */
+VARVE_API int varve_image_amend(struct varve_image *image, const char *options, varve_progress_fn progress, void *user_data,
+				struct varve_error *err);
+
+/*
+ * The image holds nothing of its own any more: its backing file shows, zeroes without one. Space is given back. Durable
+ * when it returns; after a power cut before that, some of the contents may be gone. -ENOTSUP: not with this format.
+ */
+VARVE_API int varve_image_make_empty(struct varve_image *image, struct varve_error *err);
+
 /* ---- streaming: a backing chain is pulled into the image while it is in use ------------------------------- */
 
 struct varve_stream;

@@ -8,9 +8,11 @@
  *   map.c      map and check
  *   info.c     ImageInfo and statistics as JSON
  *   create.c   new images
+ *   change.c   another length, another backing file, other options, no contents
  *   stream.c   pulling in a backing chain
  *   snapshot.c internal snapshots
  *   vmstate.c  states of virtual machines in them
+ *   measure.c  how large a new image will be
  *   export.c   serving an image
  *
  * Assumes: callers keep the thread rules of varve.h; what can be checked cheaply is checked, and refused in words.

@@ -39,6 +39,11 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
 /* Writes with the clusters concerned locked by the caller. */
 int write_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
 		 unsigned nr_iov);
+/*
+ * cold_unmap.c: zeroes, also behind the end of the disk: what shall be there when it gets longer. The tables for it are
+ * there already.
+ */
+int zero_range(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 /* chain_map() after all tables it needs are in memory. */
 int chain_map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e);
 /* The clusters that [off, off + len) touches, locked. */

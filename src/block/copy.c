@@ -73,6 +73,20 @@ static void pair_unlock(struct range_pair *p)
 		range_unlock(&p->node[p->nr]->ranges, &p->range[p->nr]);
 }
 
+/* What the disk itself has there. What a backing image has may be read from there; nobody writes there. */
+static int own_map(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e)
+{
+	int ret = 0;
+
+	n->drv->map(n, off, len, e);
+	while (ret == 0 && e->kind == EXTENT_UNLOADED) {
+		ret = n->drv->load(f, n, off);
+		if (ret == 0)
+			n->drv->map(n, off, len, e);
+	}
+	return ret;
+}
+
 /* With both ranges locked: what they are now cannot change under us. */
 static int offload_locked(struct fiber *f, struct node_copy *c, uint64_t len, uint64_t *ret_len)
 {
@@ -81,7 +95,7 @@ static int offload_locked(struct fiber *f, struct node_copy *c, uint64_t len, ui
 	int ret = chain_map_loaded(f, c->src, c->src_off, len, &from);
 
 	if (ret == 0)
-		ret = chain_map_loaded(f, c->dst, c->dst_off, from.len, &to);
+		ret = own_map(f, c->dst, c->dst_off, from.len, &to);
 	if (ret < 0)
 		return ret;
 	if (!is_plain(&from, false) || !is_plain(&to, true) ||

@@ -46,7 +46,14 @@ enum unlink_mode {
 	UNLINK_ZERO,	     /* must read as zeroes after; space kept when cheaper */
 	UNLINK_ZERO_UNMAP,   /* must read as zeroes after; give space back */
 	UNLINK_DISCARD,	     /* like the peer: zero when there is a backing image, unallocated otherwise */
+	UNLINK_ABSENT,	     /* nothing is here any more: the backing image shows, zeroes without one */
 };
+
+/*
+ * What becomes of space that is new: nothing; tables that lead to space without blocks behind it; blocks reserved; zeroes
+ * written. A leaf knows only "reserve or not".
+ */
+enum prealloc { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
 
 /* ---- check ---- */
 
@@ -64,6 +71,16 @@ struct snapshot_want;
 struct snapshot_pick;
 struct snapshot_draft;
 struct snapshot_state;
+
+/* ---- measure ---- */
+
+struct measure {
+	uint64_t tables;    /* bytes of header and tables, when all of the disk has space */
+	uint64_t unit;	    /* in which data gets space; a power of two */
+	bool everything;    /* all of the disk has space from the beginning */
+	bool over_backing;  /* it will have a backing file: what that holds of a source is not known */
+	bool holds_bitmaps; /* the format can keep dirty bitmaps */
+};
 
 /* ---- drivers ---- */
 
@@ -100,8 +117,11 @@ struct driver {
 	/* Leaf, optional: is there a hole at off, and for how many bytes (1 .. len) does the answer hold? Never claims a
 	 * hole that is not certain. */
 	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
-	/* Leaf: set the length; format: resize of the virtual disk. */
-	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+	/*
+	 * Leaf: set the length; format: resize of the virtual disk, durable when it returns. What is cut off is gone; what
+	 * is added reads as zeroes. A length that cannot be had leaves the one that was.
+	 */
+	int (*truncate)(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 	/*
 	 * Leaf, optional: at least len long, with zeroes where nothing was; never shorter than it is, whoever writes behind
 	 * its end meanwhile (setting the length could cut that off). May allocate the space, if that makes writes cheaper.
@@ -147,12 +167,20 @@ struct driver {
 	 */
 	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		      void *user_data, struct varve_error *err);
+	/* Optional. How large an image made with these options would be, for a disk of len bytes. */
+	int (*measure)(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err);
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 	/*
 	 * Optional. The header names another backing file, of that format; NULL, NULL: none. Durable when it returns, and so
 	 * is everything that was linked before. The node's own names and its chain are the caller's to change.
 	 */
 	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+	/*
+	 * Optional. Options of an image that exists become others (those of o; the rest stays), durably. All are examined
+	 * before any is changed.
+	 */
+	int (*amend)(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
+		     struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 	/*
@@ -346,7 +374,7 @@ int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint3
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
-int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 
 /* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */
 int node_submit_wait(struct fiber *f, struct node *n, struct req *r);

@@ -178,12 +178,12 @@ int node_extend(struct fiber *f, struct node *n, uint64_t len)
 	return ret;
 }
 
-int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	int ret;
 
 	if (n->drv->kind == DRIVER_FILTER) {
-		ret = node_truncate(f, n->file, len, preallocate, err);
+		ret = node_truncate(f, n->file, len, prealloc, err);
 		if (ret == 0)
 			atomic_store(&n->len, node_len(n->file));
 		if (ret == 0 && n->drv->length_set) {
@@ -196,5 +196,5 @@ int node_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocat
 	if (!n->drv->truncate)
 		return varve_error_set(err, -ENOTSUP, "%s: driver %s cannot change its length", node_name(n),
 				       n->drv->name);
-	return n->drv->truncate(f, n, len, preallocate, err);
+	return n->drv->truncate(f, n, len, prealloc, err);
 }

@@ -101,7 +101,50 @@ static void raw_map(struct node *n, uint64_t off, uint64_t len, struct extent *r
 				       .len = len };
 }
 
-static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
+/* Zeroes, written, so that the blocks are there and have been written once. */
+static int write_full(struct fiber *f, struct node *file, uint64_t off, uint64_t end, varve_progress_fn progress,
+		      void *user_data)
+{
+	const size_t chunk = MiB(1);
+	uint64_t told = queue_now(fiber_queue(f)), begin = off;
+	uint8_t *buf = aligned_alloc(4096, chunk);
+	int ret = 0;
+
+	if (!buf)
+		return -ENOMEM;
+	memset(buf, 0, chunk);
+	for (; !ret && off < end; off += MIN(chunk, end - off)) {
+		ret = node_write(f, file, off, buf, (size_t)MIN(chunk, end - off));
+		if (progress && queue_now(fiber_queue(f)) - told >= 100000000) {
+			told = queue_now(fiber_queue(f));
+			progress(user_data, off - begin, end - begin);
+		}
+	}
+	if (!ret && progress)
+		progress(user_data, end, end);
+	free(buf);
+	return ret;
+}
+
+/* The file becomes end long, and what is added reads as zeroes. It keeps its length if that cannot be had. */
+static int set_file_len(struct fiber *f, struct node *file, uint64_t end, enum prealloc prealloc, struct varve_error *err)
+{
+	int64_t old = node_file_len(f, file);
+	int ret;
+
+	if (old < 0)
+		return varve_error_errno(err, (int)old, "cannot read the length");
+	if (prealloc != PREALLOC_FULL || end <= (uint64_t)old)
+		return node_truncate(f, file, end, prealloc, err);
+	ret = write_full(f, file, (uint64_t)old, end, NULL, NULL);
+	if (ret == 0)
+		return 0;
+	varve_error_errno(err, ret, "cannot write %llu bytes of zeroes", (unsigned long long)(end - (uint64_t)old));
+	(void)node_truncate(f, file, (uint64_t)old, PREALLOC_OFF, NULL); /* the error is told already */
+	return ret;
+}
+
+static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc,
 			struct varve_error *err)
 {
 	struct raw *raw = node_state(n);
@@ -110,63 +153,43 @@ static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, bool prea
 
 	if (raw->fixed_len)
 		return varve_error_set(err, -ENOTSUP, "opened with option size, its length is fixed");
+	if (!(n->flags & NODE_WRITABLE))
+		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
+	if (prealloc == PREALLOC_METADATA)
+		return varve_error_set(err, -ENOTSUP, "preallocation 'metadata': a raw image has no metadata");
 	if (len > VARVE_LEN_MAX - RAW_SECTOR || u64_add(raw->host_off, len, &end) || end > VARVE_LEN_MAX)
 		return varve_error_set(err, -EFBIG, "a length of %llu bytes is too large",
 				       (unsigned long long)len);
-	ret = node_truncate(f, n->file, end, preallocate, err);
-	if (!ret)
-		atomic_store_explicit(&n->len, align_up(len, RAW_SECTOR), memory_order_relaxed);
-	return ret;
+	ret = set_file_len(f, n->file, end, prealloc, err);
+	if (ret < 0)
+		return ret;
+	atomic_store_explicit(&n->len, align_up(len, RAW_SECTOR), memory_order_relaxed);
+	ret = node_flush(f, n->file);
+	return ret < 0 ? varve_error_errno(err, ret, "the new length could not be made durable") : 0;
 }
 
 /* ---- create ---- */
 
-enum raw_preallocation { RAW_OFF, RAW_FALLOC, RAW_FULL };
-
-static int parse_preallocation(struct opts *o, enum raw_preallocation *ret, struct varve_error *err)
+static int parse_preallocation(struct opts *o, enum prealloc *ret, struct varve_error *err)
 {
 	const char *text = opts_get(o, "preallocation");
 
 	if (!text || !strcmp(text, "off"))
-		*ret = RAW_OFF;
+		*ret = PREALLOC_OFF;
 	else if (!strcmp(text, "falloc"))
-		*ret = RAW_FALLOC;
+		*ret = PREALLOC_FALLOC;
 	else if (!strcmp(text, "full"))
-		*ret = RAW_FULL;
+		*ret = PREALLOC_FULL;
 	else
 		return varve_error_set(err, -EINVAL,
 				       "option 'preallocation': '%.200s' is none of off, falloc, full", text);
 	return 0;
 }
 
-static int write_full(struct fiber *f, struct node *file, uint64_t len, varve_progress_fn progress,
-		      void *user_data)
-{
-	const size_t chunk = MiB(1);
-	uint64_t told = queue_now(fiber_queue(f));
-	uint8_t *buf = aligned_alloc(4096, chunk);
-	int ret = 0;
-
-	if (!buf)
-		return -ENOMEM;
-	memset(buf, 0, chunk);
-	for (uint64_t off = 0; !ret && off < len; off += chunk) {
-		ret = node_write(f, file, off, buf, (size_t)MIN(chunk, len - off));
-		if (progress && queue_now(fiber_queue(f)) - told >= 100000000) {
-			told = queue_now(fiber_queue(f));
-			progress(user_data, off, len);
-		}
-	}
-	if (!ret && progress)
-		progress(user_data, len, len);
-	free(buf);
-	return ret;
-}
-
 static int raw_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 		      varve_progress_fn progress, void *user_data, struct varve_error *err)
 {
-	enum raw_preallocation preallocation = RAW_OFF;
+	enum prealloc preallocation = PREALLOC_OFF;
 	uint64_t size = len;
 	int ret;
 
@@ -177,15 +200,27 @@ static int raw_create(struct fiber *f, struct node *file, uint64_t len, struct o
 		ret = opts_done(o, err);
 	/* An old file's bytes go; a device keeps its own, as the length it has. */
 	if (!ret)
-		ret = node_truncate(f, file, 0, false, err);
+		ret = node_truncate(f, file, 0, PREALLOC_OFF, err);
 	if (!ret)
-		ret = node_truncate(f, file, len, preallocation != RAW_OFF, err);
-	if (ret < 0 || preallocation != RAW_FULL)
+		ret = node_truncate(f, file, len, preallocation, err);
+	if (ret < 0 || preallocation != PREALLOC_FULL)
 		return ret;
-	ret = write_full(f, file, len, progress, user_data);
+	ret = write_full(f, file, 0, len, progress, user_data);
 	return ret < 0 ? varve_error_errno(err, ret, "cannot write %llu bytes of zeroes",
 					   (unsigned long long)len)
 		       : 0;
+}
+
+static int raw_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)
+{
+	enum prealloc preallocation;
+	int r = parse_preallocation(o, &preallocation, err);
+
+	(void)len;
+	if (r == 0)
+		r = opts_done(o, err);
+	*ret = (struct measure){ .unit = RAW_SECTOR, .everything = true };
+	return r;
 }
 
 const struct driver driver_raw = {
@@ -198,4 +233,5 @@ const struct driver driver_raw = {
 	.map = raw_map,
 	.truncate = raw_truncate,
 	.create = raw_create,
+	.measure = raw_measure,
 };

@@ -76,7 +76,7 @@ int64_t file_get_len(struct fiber *f, struct node *n);
 int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
 		uint64_t *ret_len);
 int file_extend(struct fiber *f, struct node *n, uint64_t len);
-int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int file_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int file_acknowledge(struct node *n, uint64_t *bytes);
 void file_inherit_error(struct node *n, int error);
 void file_stats(struct node *n, void *json_stats);

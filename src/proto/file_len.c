@@ -228,10 +228,10 @@ static int truncate_device(struct fiber *f, struct node *n, uint64_t len, struct
 	return 0;
 }
 
-int file_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+int file_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct file *fl = node_state(n);
-	struct truncate t = { fl->af.fd, 0, len, preallocate, err };
+	struct truncate t = { fl->af.fd, 0, len, prealloc != PREALLOC_OFF, err };
 	int ret;
 
 	if (!fl->writable)

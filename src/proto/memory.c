@@ -299,7 +299,7 @@ static int memory_extend(struct fiber *f, struct node *n, uint64_t len)
 	return 0;
 }
 
-static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
+static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc,
 			   struct varve_error *err)
 {
 	struct memory *m = node_state(n);
@@ -307,7 +307,7 @@ static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, bool p
 	int ret = check_len(len, err);
 
 	(void)f;
-	(void)preallocate; /* memory cannot be promised: the kernel gives it when it is touched */
+	(void)prealloc; /* memory cannot be promised: the kernel gives it when it is touched */
 	if (ret < 0)
 		return ret;
 	atomic_store_explicit(&n->len, len, memory_order_relaxed);

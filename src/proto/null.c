@@ -81,11 +81,11 @@ static int null_status(struct fiber *f, struct node *n, uint64_t off, uint64_t l
 	return 0;
 }
 
-static int null_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
+static int null_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc,
 			 struct varve_error *err)
 {
 	(void)f;
-	(void)preallocate; /* there is nothing to reserve */
+	(void)prealloc; /* there is nothing to reserve */
 	if (len > VARVE_LEN_MAX)
 		return varve_error_set(err, -EFBIG, "a size of %llu bytes is too large",
 				       (unsigned long long)len);

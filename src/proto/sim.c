@@ -59,14 +59,14 @@ static int64_t sim_get_len(struct fiber *f, struct node *n)
 	return (int64_t)sim_len(s->sim);
 }
 
-static int sim_set_len(struct fiber *f, struct node *n, uint64_t len, bool preallocate,
+static int sim_set_len(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc,
 		       struct varve_error *err)
 {
 	struct sim_leaf *s = node_state(n);
 	int ret = sim_truncate(s->sim, len);
 
 	(void)f;
-	(void)preallocate; /* a simulated file has no holes */
+	(void)prealloc; /* a simulated file has no holes */
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot set the length to %llu bytes",
 					 (unsigned long long)len);

@@ -93,6 +93,11 @@ def ok(result):
     return result
 
 
+def info(path, fmt=None):
+    """What varve says of an image."""
+    return ok(img("info", "--output=json", *(["-f", fmt] if fmt else []), path)).json
+
+
 def timeless(text):
     """qemu-io's output without the parts that depend on the clock."""
     return re.sub(r"(ops;) .*", r"\1 TIME", text)

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "format/qcow2/layout.h"
+#include "format/qcow2/measure.h"
 
 #define SECTOR 512u
 
@@ -237,11 +238,35 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	 * length.
 	 */
 	if (ret == 0)
-		ret = node_truncate(f, file, 0, false, err);
+		ret = node_truncate(f, file, 0, PREALLOC_OFF, err);
 	if (ret == 0)
 		ret = layout_write(f, file, &l, w.prealloc, cluster, progress, user_data, err);
 out:
 	free(cluster);
 	free(h);
 	return ret;
+}
+
+int qcow2_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)
+{
+	struct wish w = { 0 };
+	bool extended_l2 = false;
+	int r = opts_get_bool(o, "extended_l2", &extended_l2, err);
+
+	/* Their size is known, although they are not written. */
+	if (r == 0 && extended_l2)
+		r = opts_set(o, "extended_l2", "off", err);
+	if (r == 0)
+		r = get_wish(&w, o, err);
+	if (r == 0 && extended_l2 && (w.version < 3 || w.cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN))
+		r = varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1 and clusters of at least 16k");
+	if (r == 0)
+		r = qcow2_measure_tables(align_up(len, SECTOR), w.cluster_bits, w.refcount_order, extended_l2, &ret->tables, err);
+	if (r < 0)
+		return r;
+	ret->unit = 1ull << w.cluster_bits;
+	ret->everything = w.prealloc == PREALLOC_FALLOC || w.prealloc == PREALLOC_FULL;
+	ret->over_backing = w.backing_file;
+	ret->holds_bitmaps = w.version >= 3;
+	return 0;
 }

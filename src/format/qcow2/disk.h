@@ -16,6 +16,7 @@
 /* Limits: what we accept; larger values are refused on open and on create alike. */
 #define QCOW2_CLUSTER_BITS_MIN 9
 #define QCOW2_CLUSTER_BITS_MAX 21
+#define QCOW2_EXTENDED_CLUSTER_BITS_MIN 14
 #define QCOW2_REFCOUNT_ORDER_MAX 6
 #define QCOW2_L1_LEN_MAX MiB(32)
 #define QCOW2_REFCOUNT_TABLE_LEN_MAX MiB(8)

@@ -456,7 +456,18 @@ static const struct feature_disk feature_names[] = {
 	{ 2, 0, "bitmaps" },	      { 2, 1, "raw external data" },
 };
 
-static struct qcow2_header_disk to_disk(const struct qcow2_header *h)
+uint32_t qcow2_feature_names(const void **ret)
+{
+	*ret = feature_names;
+	return sizeof(feature_names);
+}
+
+uint32_t qcow2_feature_name_len(void)
+{
+	return sizeof(feature_names[0]);
+}
+
+struct qcow2_header_disk qcow2_header_to_disk(const struct qcow2_header *h)
 {
 	return (struct qcow2_header_disk){
 		.magic = be32_put(QCOW2_MAGIC),
@@ -484,7 +495,7 @@ int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct va
 	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name),
 	       pos = h->header_len;
 	size_t format_len = strlen(h->backing_format), need;
-	struct qcow2_header_disk d = to_disk(h);
+	struct qcow2_header_disk d = qcow2_header_to_disk(h);
 
 	assert(h->version == 3 ? h->header_len == sizeof(d) : h->header_len == QCOW2_V2_HEADER_LEN);
 	need = pos + (format_len ? sizeof(struct extension_disk) + align_up(format_len, 8) : 0) +

@@ -368,6 +368,10 @@ static uint64_t unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode m
 	bool space = old & (QCOW2_COMPRESSED | QCOW2_OFF_MASK);
 
 	*ret_release = false;
+	if (mode == UNLINK_ABSENT) {
+		*ret_release = space;
+		return 0;
+	}
 	if (!space)
 		return (old & QCOW2_ZERO) && mode != UNLINK_DISCARD ? old : none;
 	/* Ours alone: it will be written again, and is kept. */
@@ -441,15 +445,15 @@ int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum 
 	int err = 0;
 
 	/* Version 2 cannot say "zeroes": what is behind would show. */
-	if (q->h.version < 3 && has_backing(q))
+	if (q->h.version < 3 && has_backing(q) && mode != UNLINK_ABSENT)
 		return -ENOTSUP;
 	for (uint64_t pos = 0; err == 0 && pos < len;) {
 		struct run run = run_at(q, off + pos, len - pos);
 		struct piece *p;
 
 		pos += (uint64_t)run.nr << q->cluster_bits;
-		if (!q->l1[run.table] && !has_backing(q))
-			continue; /* reads as zeroes already */
+		if (!q->l1[run.table] && (!has_backing(q) || mode == UNLINK_ABSENT))
+			continue; /* is as it shall be already */
 		err = run_open(f, q, &run, &p);
 		if (err < 0)
 			break;

@@ -277,7 +277,7 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 					 node_name(m->file));
 	m->empty = file_len == 0;
 	if ((uint64_t)file_len < end) {
-		err = node_truncate(f, m->file, end, allocate, m->err);
+		err = node_truncate(f, m->file, end, allocate ? PREALLOC_FALLOC : PREALLOC_OFF, m->err);
 		if (err < 0)
 			return err;
 	}

@@ -12,8 +12,6 @@
 
 #include "format/qcow2/qcow2.h"
 
-enum prealloc { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
-
 /* Clusters, unless the name says otherwise. */
 struct layout {
 	unsigned cluster_bits, refcount_order;

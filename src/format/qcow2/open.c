@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/measure.h"
 #include "format/qcow2/pack.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
@@ -205,6 +206,31 @@ static void end_journal(struct fiber *f, struct qcow2 *q)
 		(void)set_autoclear(f, q, 0, NULL);
 }
 
+/* What knows of counts: q->order is there. */
+static int counts_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, bool adopt, bool map_ahead,
+		       struct varve_error *err)
+{
+	int ret = refcount_open(f, q, cache_len, err);
+
+	if (ret == 0)
+		ret = alloc_open(f, q, err);
+	if (ret == 0 && adopt)
+		stock_adopt(f, q);
+	if (ret == 0)
+		ret = meta_open(f, q, err);
+	if (ret == 0 && map_ahead && ahead_open(q) < 0)
+		ret = varve_error_set(err, -ENOMEM, "mappings ahead: out of memory");
+	return ret;
+}
+
+static void counts_close(struct qcow2 *q)
+{
+	ahead_close(q);
+	meta_close(q);
+	alloc_close(q);
+	refcount_close(q);
+}
+
 static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
 			 struct varve_error *err)
 {
@@ -217,18 +243,9 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, set->write_out_ns);
-	ret = refcount_open(f, q, set->refcount_cache_len, err);
-	if (ret == 0)
-		ret = alloc_open(f, q, err);
-	if (ret == 0 && !rebuild)
-		stock_adopt(f, q);
-	if (ret == 0)
-		ret = meta_open(f, q, err);
-	if (ret == 0 && pack_open(q, set->level) < 0)
-		ret = varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
-	if (ret == 0 && set->map_ahead && ahead_open(q) < 0)
-		ret = varve_error_set(err, -ENOMEM, "mappings ahead: out of memory");
-	return ret;
+	if (pack_open(q, set->level) < 0)
+		return varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
+	return counts_open(f, q, set->refcount_cache_len, !rebuild, set->map_ahead, err);
 }
 
 static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,
@@ -303,11 +320,8 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 	l2_close(q);
 	unpack_close(q);
 	if (q->order) {
-		ahead_close(q);
+		counts_close(q);
 		pack_close(q);
-		meta_close(q);
-		alloc_close(q);
-		refcount_close(q);
 		order_free(f, q->order);
 	}
 	free(q->l1);
@@ -394,30 +408,59 @@ static bool qcow2_clean(struct node *n)
 	return !q->order || order_clean(q->order);
 }
 
-static void qcow2_close(struct fiber *f, struct node *n)
+/*
+ * What the guest was promised was synced before. Left are counts to be lowered: entries become durable, what they gave up is
+ * freed, and that is written. Errors lose these: a leak, which check finds.
+ */
+static void counts_settle(struct fiber *f, struct qcow2 *q)
 {
-	struct qcow2 *q = node_state(n);
-
-	/*
-	 * What the guest was promised was synced before. Left are counts to be lowered: entries become
-	 * durable, what they gave up is freed, and that is written. Errors lose these: a leak, which check
-	 * finds.
-	 */
-	if (q->order) {
-		ahead_take_back(f, q);
-		stock_end(f, q);
-	}
-	for (int i = 0; q->order && i < 3 && !(order_clean(q->order) && alloc_idle(q)); i++) {
+	ahead_take_back(f, q);
+	stock_end(f, q);
+	for (int i = 0; i < 3 && !(order_clean(q->order) && alloc_idle(q)); i++) {
 		if (order_flush(f, q->order) < 0)
 			break;
 		(void)alloc_settle(f, q);
 	}
-	if (q->order && order_clean(q->order)) {
+	if (order_clean(q->order)) {
 		ahead_trim(f, q);
 		stock_trim(f, q);
-		end_journal(f, q);
+	}
+}
+
+static void qcow2_close(struct fiber *f, struct node *n)
+{
+	struct qcow2 *q = node_state(n);
+
+	if (q->order) {
+		counts_settle(f, q);
+		if (order_clean(q->order))
+			end_journal(f, q);
 	}
 	free_all(f, q);
+}
+
+int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err)
+{
+	bool ahead = q->ahead;
+	int ret, opened;
+
+	counts_settle(f, q);
+	pack_forget(q, 0, q->end_cluster);
+	ret = order_flush(f, q->order);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "what was written before is not durable");
+	counts_close(q);
+	ret = qcow2_recount(f, q, refcount_order, err);
+	opened = counts_open(f, q, REFCOUNT_CACHE_LEN_DEFAULT, false, ahead, ret < 0 ? NULL : err);
+	if (opened == 0)
+		return ret;
+	/* What is on disk is whole; but we cannot go on with it. */
+	counts_close(q);
+	order_free(f, q->order);
+	q->order = NULL;
+	q->writable = false;
+	q->unmapped = true;
+	return ret < 0 ? ret : opened;
 }
 
 static void qcow2_stats(struct node *n, void *json_stats)
@@ -447,8 +490,10 @@ const struct driver driver_qcow2 = {
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.create = qcow2_create,
+	.measure = qcow2_measure,
 	.check = qcow2_check,
 	.set_backing = qcow2_set_backing,
+	.amend = qcow2_amend,
 	.info = qcow2_info,
 	.stats = qcow2_stats,
 	.snapshot_list = qcow2_snapshot_list,

@@ -4,10 +4,12 @@
  *
  *   disk.h      the structures on disk and the bits of their entries, with their limits
  *   header.c    the header and its extensions: parse (every field checked), build, rewrite
+ *   header_change.c  the header of an image in use becomes another one
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
- *   resize.c    a longer virtual disk: a longer L1 table
+ *   amend.c     other options
+ *   resize.c    a longer or shorter virtual disk
  *   refcount.c  the count of each host cluster: get, change
  *   rebuild.c   refcounts of an image that was not closed
  *   refcount_grow.c  new refcount blocks, longer refcount tables
@@ -97,6 +99,7 @@ struct qcow2 {
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before l1_mutex */
+	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	/* any queue: map.c */
@@ -121,6 +124,18 @@ int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct
 int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err);
 /* Builds a complete first cluster: header, extensions (backing format, feature names), backing name. */
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err);
+
+/* The fields of a header without a backing file's name. */
+struct qcow2_header_disk qcow2_header_to_disk(const struct qcow2_header *h);
+/* The names of all features that we know, as in their extension: bytes, and bytes of one. */
+uint32_t qcow2_feature_names(const void **ret);
+uint32_t qcow2_feature_name_len(void);
+
+/*
+ * header_change.c. Under l1_mutex. The header becomes, durably and at once, what *want says of version, header length,
+ * features and backing file, and, with another width of the counts, of their table. q->h too, the table's fields excepted.
+ */
+int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err);
 
 /* refcount.c, refcount_grow.c --------------------------------------------------------------------------- */
 
@@ -161,6 +176,11 @@ void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t val
 
 /* The dirty bit is set: counts anew what is referred to, and clears it. Before the tables are opened. */
 int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+
+/* Counts anew, in counts of another width. Nothing of the image is in memory that speaks of counts: open.c sees to that. */
+int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
+/* open.c: the same for an image in use. Nothing is in flight. On failure the image may only be closed. */
+int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
 
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
@@ -237,7 +257,7 @@ int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len
 int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry);
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
-int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr, order_mark *ret_mark);
 /* The header's disk_len .. l1_off lie in one sector and are written as one: no cut leaves a disk longer than its L1. */
 int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off, uint32_t l1_entries,
@@ -266,14 +286,13 @@ void snapshots_free(struct qcow2_snapshot *list, uint32_t nr);
 int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t without, uint8_t **ret, size_t *ret_len,
 		    struct varve_error *err);
 
-/* resize.c: the driver's truncate(); grows only. */
-int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
-
 /* create.c, check.c, info.c ---------------------------------------------------------------------------- */
 
 int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		 void *user_data, struct varve_error *err);
 int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
+		struct varve_error *err);
 int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 

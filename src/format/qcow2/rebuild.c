@@ -23,6 +23,8 @@
 
 struct rebuild {
 	struct qcow2 *q;
+	const char *why;      /* in the words of errors */
+	unsigned refcount_order; /* of the new counts */
 	struct checker *k;
 	struct varve_error *err;
 	uint64_t first; /* cluster: the new region */
@@ -56,19 +58,22 @@ static int no_memory(struct rebuild *b)
  * place. */
 static int judge_page(struct rebuild *b, const struct ref_page *p)
 {
-	uint64_t most = UINT64_MAX >> (64 - (1u << b->q->h.refcount_order));
+	uint64_t most = UINT64_MAX >> (64 - (1u << b->refcount_order));
 
 	for (unsigned i = 0; i < REF_PAGE; i++) {
 		uint64_t refs = p->counters[i] & REF_COUNT_MAX;
 
-		if ((p->counters[i] & REF_OVERLAP) || refs > most ||
+		if (refs > most && !(p->counters[i] & REF_OVERLAP))
+			return varve_error_set(b->err, -ERANGE,
+					       "%s: host offset 0x%llx is used %llu times, which counts of %u bits cannot say",
+					       b->why, (unsigned long long)(p->first + i) << b->q->cluster_bits,
+					       (unsigned long long)refs, 1u << b->refcount_order);
+		if ((p->counters[i] & REF_OVERLAP) ||
 		    ((p->counters[i] & REF_COPIED_SET) && refs != 1))
 			return varve_error_set(b->err, -EIO,
-					       "the image was not closed cleanly, and host offset 0x%llx is "
-					       "used %llu times in ways "
-					       "that exclude each other: open it read-only, or repair it "
-					       "(qemu-img check -r all)",
-					       (unsigned long long)(p->first + i) << b->q->cluster_bits,
+					       "%s, and host offset 0x%llx is used %llu times in ways that exclude each "
+					       "other: open it read-only, or repair it (img check -r all)",
+					       b->why, (unsigned long long)(p->first + i) << b->q->cluster_bits,
 					       (unsigned long long)refs);
 		if (refs)
 			b->used[(p->first + i) / b->per_block] = 1;
@@ -85,14 +90,14 @@ static int plan(struct rebuild *b)
 	int ret = 0;
 
 	b->first = b->k->nr_clusters;
-	b->per_block = ((uint64_t)b->q->cluster_len * 8) >> b->q->h.refcount_order;
+	b->per_block = ((uint64_t)b->q->cluster_len * 8) >> b->refcount_order;
 	/* The region is shorter than the file by far, but for the smallest files. */
 	b->nr_used = div_up(2 * b->first + 1024, b->per_block) + 2;
 	if (b->nr_used > QCOW2_REFCOUNT_TABLE_LEN_MAX / 8)
 		return varve_error_set(b->err, -EFBIG,
 				       "rebuilding the refcounts: the file is too long for %u-bit "
 				       "counts and this cluster size",
-				       1u << b->q->h.refcount_order);
+				       1u << b->refcount_order);
 	b->used = calloc(b->nr_used, 1);
 	pages = refs_sorted(&b->k->refs, &nr);
 	if (!b->used || !pages) {
@@ -130,7 +135,7 @@ static void fill_block(struct rebuild *b, uint64_t nr, uint8_t *content)
 		uint64_t refs = first + i >= b->first ? 1 : refs_get(&b->k->refs, first + i) & REF_COUNT_MAX;
 
 		if (refs)
-			refcount_write(content, b->q->h.refcount_order, i, refs);
+			refcount_write(content, b->refcount_order, i, refs);
 	}
 }
 
@@ -177,10 +182,14 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	q->h.refcount_table_off = (b->first + b->nr_blocks) << q->cluster_bits;
 	q->h.refcount_table_clusters = (uint32_t)b->nr_table;
 	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	q->h.refcount_order = b->refcount_order;
 	memcpy(&d, sector, sizeof(d));
 	d.refcount_table_off = be64_put(q->h.refcount_table_off);
 	d.refcount_table_clusters = be32_put(q->h.refcount_table_clusters);
-	d.incompatible = be64_put(q->h.incompatible);
+	if (q->h.version >= 3) { /* version 2 has other things there */
+		d.incompatible = be64_put(q->h.incompatible);
+		d.refcount_order = be32_put(q->h.refcount_order);
+	}
 	memcpy(sector, &d, sizeof(d));
 	ret = node_write(f, q->file, 0, sector, sizeof(sector));
 	if (ret == 0)
@@ -260,21 +269,19 @@ static int count(struct fiber *f, struct rebuild *b)
 	if (r->corruptions || r->check_errors)
 		return varve_error_set(
 			b->err, -EIO,
-			"the image was not closed cleanly, and its refcounts cannot be rebuilt (%s): "
-			"open it read-only, or repair it (qemu-img check -r all)",
-			*b->found ? b->found : "some of it cannot be read");
+			"%s, and its refcounts cannot be rebuilt (%s): open it read-only, or repair it (img check -r all)",
+			b->why, *b->found ? b->found : "some of it cannot be read");
 	if (b->k->refs.to < b->k->nr_clusters)
 		return varve_error_set(
 			b->err, -EFBIG,
-			"the image was not closed cleanly, and is too long to rebuild its refcounts "
-			"in memory: repair it (qemu-img check -r all)");
+			"%s, and is too long to rebuild its refcounts in memory: repair it (img check -r all)", b->why);
 	return 0;
 }
 
-int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, const char *why, struct varve_error *err)
 {
 	struct varve_check_result result = { 0 };
-	struct rebuild b = { .q = q, .err = err };
+	struct rebuild b = { .q = q, .why = why, .refcount_order = refcount_order, .err = err };
 	struct check c = { .result = &result, .report = note_found, .user_data = &b };
 	struct checker k = { .q = q, .c = &c, .err = err };
 	int ret;
@@ -292,11 +299,23 @@ int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error
 		ret = write_region(f, &b);
 	if (ret == 0)
 		ret = switch_over(f, &b);
-	if (ret == 0)
-		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt",
-			    node_name(q->node));
 	checker_free(&k);
 	free(b.used);
 	free(b.table);
 	return ret;
+}
+
+int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	int ret = recount(f, q, q->h.refcount_order, "the image was not closed cleanly", err);
+
+	if (ret == 0)
+		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt",
+			    node_name(q->node));
+	return ret;
+}
+
+int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err)
+{
+	return recount(f, q, refcount_order, "the refcounts of the image are to get another width", err);
 }

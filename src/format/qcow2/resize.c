@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/resize.c - a longer virtual disk
+ * qcow2/resize.c - a longer or shorter virtual disk
  *
- * Assumes: a fiber of the home queue. Other queues may be at work: they see the longer disk when its tables
- * are ready. Never:   lets something appear in the new part of the disk but zeroes.
+ * Assumes: a fiber of the home queue. A disk that gets longer may be in use: other queues see it when its tables are ready.
+ *          One that gets shorter has been drained.
+ * Never:   lets something appear in the new part of the disk but zeroes, or says a length that is not durable.
  */
+#include "block/block.h"
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
@@ -98,88 +100,252 @@ int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t nr)
 	return ret < 0 ? ret : move_l1(f, q, q->h.disk_len, nr);
 }
 
-static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+static int set_len(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
 {
-	uint64_t nr = div_up(len, (uint64_t)q->l2_entries << q->cluster_bits);
-	int ret = state_area_clear(f, q, err); /* or it would appear as data of the disk */
+	int ret;
 
-	if (ret < 0)
-		return ret;
-	if (nr > QCOW2_L1_LEN_MAX / 8)
-		return varve_error_set(
-			err, -EFBIG,
-			"a disk of %llu bytes needs an L1 table of more than %llu MiB; use larger "
-			"clusters",
-			(unsigned long long)len, (unsigned long long)(QCOW2_L1_LEN_MAX >> 20));
-	if (nr > q->h.l1_entries) {
-		/* Readers first learn that there are more tables, all empty; only then that the disk is
-		 * longer. */
-		ret = cache_grow(f, q->l2, (uint32_t)nr, true);
-		if (ret == 0)
-			ret = move_l1(f, q, len, (uint32_t)nr);
-	} else {
-		ret = l1_put_header(f, q, len, q->h.l1_off, q->h.l1_entries, ORDER_NONE, NULL);
-		if (ret == 0)
-			q->h.disk_len = len;
+	fiber_lock(f, &q->l1_mutex);
+	ret = l1_put_header(f, q, len, q->h.l1_off, q->h.l1_entries, order_all(q->order), NULL);
+	if (ret == 0) {
+		q->h.disk_len = len;
+		atomic_store_explicit(&q->node->len, len, memory_order_release);
 	}
-	if (ret < 0)
-		return varve_error_errno(err, ret, "cannot make the L1 table longer");
-	atomic_store_explicit(&q->node->len, len, memory_order_release);
-	ret = order_flush(f, q->order);
-	return ret < 0 ? varve_error_errno(err, ret, "the new length %llu could not be made durable",
-					   (unsigned long long)len)
+	fiber_unlock(&q->l1_mutex);
+	if (ret == 0)
+		ret = order_flush(f, q->order);
+	return ret < 0 ? varve_error_errno(err, ret, "the new length %llu could not be made durable", (unsigned long long)len)
 		       : 0;
 }
 
-/* What is behind the old end of the disk must read as zeroes, not as what a longer backing image has there.
- */
-static int check_backing(const struct qcow2 *q, struct varve_error *err)
-{
-	const struct node *n = q->node;
+/* ---- longer ---- */
 
-	if (!n->backing_name && !n->backing)
+/* L1 is long enough, and leads nowhere behind the disk: a machine's state there would appear as data of the disk. */
+static int more_tables(struct fiber *f, struct qcow2 *q, uint32_t nr, struct varve_error *err)
+{
+	int ret;
+
+	fiber_lock(f, &q->l1_mutex);
+	ret = state_area_clear(f, q, err);
+	if (ret == 0 && nr > q->h.l1_entries) {
+		ret = l1_grow(f, q, nr);
+		if (ret < 0)
+			varve_error_errno(err, ret, "cannot make the L1 table longer");
+	}
+	fiber_unlock(&q->l1_mutex);
+	return ret;
+}
+
+/*
+ * What the image holds behind its end (the rest of the last cluster, entries that a power cut or another program left there)
+ * and what a longer backing image has there must not appear. Durable before the header with the new length.
+ */
+static int hide_old_bytes(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	uint64_t old = q->h.disk_len, first = align_up(old, q->cluster_len), end = align_up(len, q->cluster_len);
+	struct range range;
+	int ret = 0;
+
+	if (first < end) {
+		range_lock(f, &q->node->ranges, &range, first, end - first);
+		ret = l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
+		range_unlock(&q->node->ranges, &range);
+	}
+	end = q->node->backing ? MAX(first, node_len(q->node->backing)) : first;
+	end = MIN(end, len);
+	if (ret == 0 && old < end)
+		ret = zero_range(f, q->node, old, end - old);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot write zeroes behind the old end at %llu", (unsigned long long)old)
+		       : 0;
+}
+
+/* Space that nobody writes must be inside the file all the same. */
+static int cover(struct fiber *f, struct qcow2 *q, uint64_t end)
+{
+	int ret = end > node_len(q->leaf) ? node_extend(f, q->file, end) : 0;
+
+	return ret == -ENOTSUP ? node_truncate(f, q->file, end, PREALLOC_OFF, NULL) : ret;
+}
+
+/* Space for an extent that alloc() gave gets what the mode wants behind it. */
+static int fill_extent(struct fiber *f, struct qcow2 *q, const struct extent *x, enum prealloc prealloc,
+		       const void *zeroes, size_t zeroes_len)
+{
+	int ret = 0;
+
+	if (prealloc == PREALLOC_METADATA && (x->flags & EXTENT_READS_ZERO))
+		return cover(f, q, x->host_off + x->len);
+	if (prealloc == PREALLOC_METADATA)
+		return node_zero(f, x->node, x->host_off, x->len, REQ_MAY_UNMAP);
+	if (prealloc == PREALLOC_FALLOC)
+		return node_zero(f, x->node, x->host_off, x->len, 0);
+	for (uint64_t pos = 0; ret == 0 && pos < x->len; pos += zeroes_len)
+		ret = node_write(f, x->node, x->host_off + pos, zeroes, (size_t)MIN(zeroes_len, x->len - pos));
+	return ret;
+}
+
+/* The guest cluster at off, and some behind it, up to end. *ret_len: for how many bytes it is done. */
+static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t end, enum prealloc prealloc,
+			     const void *zeroes, size_t zeroes_len, uint64_t *ret_len)
+{
+	struct node *n = q->node;
+	struct extent x;
+	int ret;
+
+	l2_map(n, off, end - off, &x);
+	*ret_len = x.len;
+	if (x.kind == EXTENT_UNLOADED) {
+		*ret_len = 0;
+		return l2_load(f, n, off);
+	}
+	if (x.kind == EXTENT_DATA && (x.flags & EXTENT_INPLACE))
+		return 0; /* the old end's cluster */
+	ret = l2_alloc(f, n, off, x.len, &x);
+	if (ret < 0)
+		return ret;
+	*ret_len = x.len;
+	ret = fill_extent(f, q, &x, prealloc, zeroes, zeroes_len);
+	if (ret == 0)
+		ret = l2_link(f, n, off, &x);
+	if (ret < 0)
+		l2_unalloc(f, n, &x);
+	return ret;
+}
+
+/*
+ * All clusters behind the old end get space, before the header says that the disk is longer. Power lost in between leaves
+ * clusters behind the end of the disk: no leak, and the next growth gives them back.
+ */
+static int preallocate(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	uint64_t first = align_down(q->h.disk_len, q->cluster_len), end = align_up(len, q->cluster_len), done;
+	size_t zeroes_len = MAX(MiB(1), (size_t)q->cluster_len);
+	void *zeroes = NULL;
+	struct range range;
+	int ret = 0;
+
+	if (prealloc == PREALLOC_FULL) {
+		zeroes = aligned_alloc(4096, zeroes_len);
+		if (!zeroes)
+			return varve_error_errno(err, -ENOMEM, "preallocation");
+		memset(zeroes, 0, zeroes_len);
+	}
+	if (!is_aligned(q->h.disk_len, q->cluster_len))
+		first += q->cluster_len; /* that cluster has what it has */
+	if (first < end) {
+		range_lock(f, &q->node->ranges, &range, first, end - first);
+		for (uint64_t off = first; ret == 0 && off < end; off += done)
+			ret = preallocate_piece(f, q, off, end, prealloc, zeroes, zeroes_len, &done);
+		if (ret < 0) /* the disk keeps its length, and has nothing behind it */
+			(void)l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
+		range_unlock(&q->node->ranges, &range);
+	}
+	free(zeroes);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot preallocate the new part of %llu bytes",
+					   (unsigned long long)(len - q->h.disk_len))
+		       : 0;
+}
+
+static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	uint64_t nr = div_up(len, (uint64_t)q->l2_entries << q->cluster_bits);
+	int ret;
+
+	if (nr > QCOW2_L1_LEN_MAX / 8)
+		return varve_error_set(err, -EFBIG,
+				       "a disk of %llu bytes needs an L1 table of more than %llu MiB; use larger clusters",
+				       (unsigned long long)len, (unsigned long long)(QCOW2_L1_LEN_MAX >> 20));
+	ret = more_tables(f, q, (uint32_t)nr, err);
+	if (ret == 0)
+		ret = hide_old_bytes(f, q, len, err);
+	if (ret == 0 && prealloc != PREALLOC_OFF)
+		ret = preallocate(f, q, len, prealloc, err);
+	return ret < 0 ? ret : set_len(f, q, len, err);
+}
+
+/* ---- shorter ---- */
+
+/* The part of the last cluster that is cut off becomes zeroes: who makes the disk longer again need not know of us. */
+static int clear_tail(struct fiber *f, struct qcow2 *q, uint64_t len)
+{
+	uint64_t end = MIN(align_up(len, q->cluster_len), q->h.disk_len);
+	struct extent e;
+	int ret = 0;
+
+	if (len == end)
 		return 0;
-	if (!n->backing)
-		return varve_error_set(err, -ENOTSUP,
-				       "a disk opened without its backing image cannot be made longer");
-	if (node_len(n->backing) > q->h.disk_len)
-		return varve_error_set(
-			err, -ENOTSUP,
-			"the backing image (%llu bytes) is longer than this one (%llu bytes): making "
-			"this one longer is not supported, old data of the backing image would appear",
-			(unsigned long long)node_len(n->backing), (unsigned long long)q->h.disk_len);
+	do {
+		l2_map(q->node, len, end - len, &e);
+		if (e.kind == EXTENT_UNLOADED)
+			ret = l2_load(f, q->node, len);
+	} while (ret == 0 && e.kind == EXTENT_UNLOADED);
+	if (ret < 0 || e.kind == EXTENT_ABSENT || e.kind == EXTENT_ZERO)
+		return ret;
+	return zero_range(f, q->node, len, end - len);
+}
+
+/*
+ * Durable first: entries that lead nowhere behind the new end, zeroes in the rest of the last cluster. Only then: the header
+ * with the shorter length. Power lost in between leaves a disk of the old length that has lost data only behind the new
+ * end, which was to go. The other way round, the data would be there again when somebody makes the disk longer. The space is
+ * freed when the entries are durably gone, as with any discard; a table after that.
+ */
+static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	uint64_t first = align_up(len, q->cluster_len), end = align_up(q->h.disk_len, q->cluster_len);
+	struct range range;
+	int ret = clear_tail(f, q, len);
+
+	if (ret == 0 && first < end) {
+		range_lock(f, &q->node->ranges, &range, first, end - first);
+		ret = l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
+		range_unlock(&q->node->ranges, &range);
+	}
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot cut off what lies behind %llu", (unsigned long long)len);
+	ret = set_len(f, q, len, err);
+	if (ret < 0)
+		return ret;
+	/* Tables behind the end, and what else they lead to: a machine's state. What fails here leaks; the length is durable. */
+	fiber_lock(f, &q->l1_mutex);
+	(void)state_area_clear(f, q, NULL);
+	fiber_unlock(&q->l1_mutex);
+	if (order_flush(f, q->order) == 0)
+		(void)alloc_settle(f, q);
 	return 0;
 }
 
-int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+/* ---- both ---- */
+
+static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	const struct node *n = q->node;
+
+	if (!q->writable)
+		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
+	if (len > VARVE_LEN_MAX - 512)
+		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large", (unsigned long long)len);
+	if (q->h.version < 3 && q->h.nr_snapshots)
+		return varve_error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot change its length: its "
+						      "snapshots do not know theirs");
+	if (len > q->h.disk_len && n->backing_name && !n->backing)
+		return varve_error_set(err, -ENOTSUP, "a disk opened without its backing image cannot be made longer");
+	if (len <= q->h.disk_len && prealloc != PREALLOC_OFF)
+		return varve_error_set(err, -EINVAL, "preallocation is for new space, but the disk does not get longer");
+	return 0;
+}
+
+int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
 	int ret;
 
-	if (!q->writable)
-		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
-	if (preallocate)
-		return varve_error_set(err, -ENOTSUP,
-				       "preallocation of the new part of a qcow2 image is not supported");
-	if (len > VARVE_LEN_MAX - 512)
-		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large",
-				       (unsigned long long)len);
-	len = align_up(len, 512);
-	if (q->h.version < 3 && q->h.nr_snapshots)
-		return varve_error_set(
-			err, -ENOTSUP,
-			"a version 2 image with snapshots cannot change its length: its snapshots do "
-			"not know theirs");
-	ret = check_backing(q, err);
-	if (ret < 0)
-		return ret;
-	fiber_lock(f, &q->l1_mutex);
-	if (len < q->h.disk_len)
-		ret = varve_error_set(err, -ENOTSUP,
-				      "making a qcow2 image shorter is not supported (it has %llu bytes)",
-				      (unsigned long long)q->h.disk_len);
-	else if (len > q->h.disk_len)
-		ret = grow(f, q, len, err);
-	fiber_unlock(&q->l1_mutex);
+	fiber_lock(f, &q->resize_mutex);
+	ret = check_len(q, len, prealloc, err);
+	len = ret < 0 ? 0 : align_up(len, 512);
+	if (ret == 0 && len < q->h.disk_len)
+		ret = shrink(f, q, len, err);
+	else if (ret == 0 && len > q->h.disk_len)
+		ret = grow(f, q, len, prealloc, err);
+	fiber_unlock(&q->resize_mutex);
 	return ret;
 }

@@ -247,5 +247,5 @@ void stock_trim(struct fiber *f, struct qcow2 *q)
 	uint64_t len = q->end_cluster << q->cluster_bits;
 
 	if (q->stock->grown && len < node_len(q->leaf))
-		(void)node_truncate(f, q->file, len, false, NULL); /* a file that stays longer is no fault */
+		(void)node_truncate(f, q->file, len, PREALLOC_OFF, NULL); /* a file that stays longer is no fault */
 }

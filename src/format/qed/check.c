@@ -382,7 +382,7 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 		return ret;
 	ret = order_flush(f, q->order);
 	if (ret == 0 && found.end < node_len(q->leaf) && !q->leaf->fixed_len)
-		ret = node_truncate(f, q->file, found.end, false, NULL);
+		ret = node_truncate(f, q->file, found.end, PREALLOC_OFF, NULL);
 	if (ret == 0)
 		ret = qed_put_features(f, q, q->h.features & ~QED_F_NEED_CHECK, order_all(q->order), NULL);
 	if (ret == 0)

@@ -96,10 +96,10 @@ int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 	memcpy(cluster, &disk, sizeof(disk));
 	if (w.backing_file)
 		memcpy(cluster + sizeof(disk), w.backing_file, h.backing_name_len);
-	ret = node_truncate(f, file, 0, false, err);
+	ret = node_truncate(f, file, 0, PREALLOC_OFF, err);
 	/* What the file is made longer by reads as zeroes: an L1 table without entries. */
 	if (ret == 0)
-		ret = node_truncate(f, file, h.cluster_len * (1ull + h.table_clusters), false, err);
+		ret = node_truncate(f, file, h.cluster_len * (1ull + h.table_clusters), PREALLOC_OFF, err);
 	if (ret == 0) {
 		ret = node_write(f, file, 0, cluster, QED_CLUSTER_LEN_MIN);
 		if (ret == 0)

@@ -148,7 +148,7 @@ int qed_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struc
 int qed_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *extent);
 void qed_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int qed_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
-int qed_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err);
+int qed_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 
 /* check.c, create.c ------------------------------------------------------------------------------------ */
 

@@ -90,7 +90,7 @@ void space_close(struct fiber *f, struct qed *q, bool trim)
 		return;
 	/* That the file stays longer than it need be is no reason to fail: check calls it a leak. */
 	if (trim && s->grown && s->end < s->file_end)
-		(void)node_truncate(f, q->file, s->end, false, NULL);
+		(void)node_truncate(f, q->file, s->end, PREALLOC_OFF, NULL);
 	free(s->tables);
 	free(s);
 	q->space = NULL;
@@ -108,10 +108,10 @@ static int grow(struct fiber *f, struct qed *q, uint64_t need)
 	if (need > VARVE_LEN_MAX - STEP_MAX - QED_CLUSTER_LEN_MAX)
 		return -EFBIG;
 	ahead = align_up(need + step, q->cluster_len);
-	ret = node_truncate(f, q->file, ahead, false, NULL);
+	ret = node_truncate(f, q->file, ahead, PREALLOC_OFF, NULL);
 	if (ret < 0) { /* a file system near its limit may allow just what is needed */
 		ahead = need;
-		ret = node_truncate(f, q->file, ahead, false, NULL);
+		ret = node_truncate(f, q->file, ahead, PREALLOC_OFF, NULL);
 	}
 	if (ret < 0)
 		return ret;

@@ -226,6 +226,8 @@ int qed_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum
 	struct qed *q = node_state(n);
 	int err = 0;
 
+	if (mode == UNLINK_ABSENT)
+		return -ENOTSUP; /* QED has no way to say which clusters are free */
 	for (uint64_t pos = 0; err == 0 && pos < len;) {
 		struct run run = run_at(q, off + pos, len - pos);
 		struct piece *p;
@@ -305,7 +307,7 @@ static int grow(struct fiber *f, struct qed *q, uint64_t len, struct varve_error
 		       : 0;
 }
 
-int qed_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate, struct varve_error *err)
+int qed_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qed *q = node_state(n);
 	uint64_t max = qed_disk_len_max(q->h.cluster_len, q->h.table_clusters);
@@ -313,7 +315,7 @@ int qed_truncate(struct fiber *f, struct node *n, uint64_t len, bool preallocate
 
 	if (!q->writable)
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
-	if (preallocate)
+	if (prealloc != PREALLOC_OFF)
 		return varve_error_set(err, -ENOTSUP, "QED has no preallocation");
 	if (len > max)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large for the image's tables, at most %llu",

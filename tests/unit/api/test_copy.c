@@ -279,12 +279,27 @@ static void blocks_are_shared_where_the_file_system_can(void **state)
 	close_two(b, a);
 }
 
+/* What the target reads from its backing file is plain data in a file, too; but nobody writes there. */
+static void a_copy_over_a_backing_file_gets_space_of_its_own(void **state)
+{
+	struct varve_image *a = filled("a", "raw", NULL, 0, DISK_LEN, 1), *base = filled("base.raw", "raw", NULL, 0, DISK_LEN, 2), *b;
+	char options[PATH_MAX + 64];
+
+	(void)state;
+	expect_ok(varve_image_close(base, &err));
+	snprintf(options, sizeof(options), "backing_file=%s,backing_fmt=raw", path_of("base.raw"));
+	b = filled("b", "qcow2", options, MIB, 65536, 3);
+	assert_int_equal(copy(b, 0, a, 0, DISK_LEN, 0), kernel_copies() ? 65536 : 0);
+	close_two(a, b);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(raw_is_copied_by_the_kernel),
 		cmocka_unit_test(a_write_before_is_in_the_copy),
 		cmocka_unit_test(a_qcow2_without_space_is_written_one_with_space_is_copied_to),
+		cmocka_unit_test(a_copy_over_a_backing_file_gets_space_of_its_own),
 		cmocka_unit_test(the_guard_of_a_probed_image_holds),
 		cmocka_unit_test(a_source_shorter_than_its_last_sector_is_zeroes_there),
 		cmocka_unit_test(direct_io_copies_too),

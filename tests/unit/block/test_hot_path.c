@@ -164,14 +164,14 @@ static void expect_nothing_spent(const struct cost *c)
 
 /* ---- disks ---- */
 
-struct prealloc {
+struct premade {
 	struct leaf *l;
 	const char *preallocation;
 };
 
 static int prealloc_fiber(struct fiber *f, void *arg)
 {
-	struct prealloc *p = arg;
+	struct premade *p = arg;
 	struct opts *o = opts_new();
 	int ret = opts_set(o, "preallocation", p->preallocation, &p->l->err);
 
@@ -184,7 +184,7 @@ static int prealloc_fiber(struct fiber *f, void *arg)
 /* The leaf l becomes the file of a format. */
 static void format_open(struct leaf *l, const char *format)
 {
-	struct prealloc p = { l, "metadata" };
+	struct premade p = { l, "metadata" };
 
 	if (!strcmp(format, "qcow2") && fiber_call(l->q, prealloc_fiber, &p) < 0)
 		fail_msg("create: %s", l->err.message);

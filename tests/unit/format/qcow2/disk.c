@@ -15,6 +15,7 @@ struct call {
 	struct disk_op *ops;
 	unsigned nr_ops;
 	enum req_op op;
+	enum prealloc prealloc;
 	int (*fn)(struct fiber *f, struct disk *d);
 };
 
@@ -236,12 +237,17 @@ static int truncate_fiber(struct fiber *f, void *arg)
 {
 	struct call *c = arg;
 
-	return node_truncate(f, c->d->n, c->len, false, &c->d->err);
+	return node_truncate(f, c->d->n, c->len, c->prealloc, &c->d->err);
 }
 
 int disk_truncate(struct disk *d, uint64_t len)
 {
-	struct call c = { .d = d, .len = len };
+	return disk_truncate_prealloc(d, len, PREALLOC_OFF);
+}
+
+int disk_truncate_prealloc(struct disk *d, uint64_t len, enum prealloc prealloc)
+{
+	struct call c = { .d = d, .len = len, .prealloc = prealloc };
 
 	d->err = (struct varve_error){ 0, "" };
 	return fiber_call(d->im->q, truncate_fiber, &c);

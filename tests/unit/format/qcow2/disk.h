@@ -38,6 +38,7 @@ int disk_zero(struct disk *d, uint64_t off, uint64_t len, bool unmap);
 int disk_discard(struct disk *d, uint64_t off, uint64_t len);
 int disk_flush(struct disk *d);
 int disk_truncate(struct disk *d, uint64_t len);
+int disk_truncate_prealloc(struct disk *d, uint64_t len, enum prealloc prealloc);
 int disk_read(struct disk *d, uint64_t off, uint64_t len, uint8_t *buf);
 /* All bytes of the range are this. */
 void disk_expect(struct disk *d, uint64_t off, uint64_t len, uint8_t byte);

@@ -451,8 +451,6 @@ static void lengths_that_cannot_be_are_refused(void **state)
 {
 	struct disk *d = disk_made(MiB(1), "cluster_size=512,compat=0.10");
 
-	assert_int_equal(disk_truncate(d, MiB(1) - 512), -ENOTSUP);
-	assert_non_null(strstr(d->err.message, "shorter"));
 	assert_int_equal(disk_truncate(d, UINT64_MAX), -EFBIG);
 	assert_int_equal(disk_truncate(d, TiB(1)), -EFBIG);
 	assert_int_equal(disk_truncate(d, MiB(1)), 0);
@@ -464,14 +462,86 @@ static void lengths_that_cannot_be_are_refused(void **state)
 	assert_int_equal(disk_truncate(d, MiB(2)), -ENOTSUP);
 	assert_non_null(strstr(d->err.message, "snapshots"));
 	disk_free_clean(d);
-	/* The new part would show the backing image's old data. */
-	d = disk_made(MiB(1), "cluster_size=64k");
+}
+
+/* The new part would show the backing image's old data, or bytes that a program before us left in the last cluster. */
+static void what_is_new_reads_as_zeroes(void **state)
+{
+	static const char *const options[] = { "cluster_size=64k", "cluster_size=4k", "cluster_size=4k,compat=0.10" };
+
+	for (unsigned i = 0; i < ARRAY_LEN(options); i++) {
+		struct disk *d = disk_made(MiB(1) - 512, options[i]);
+
+		disk_close(d);
+		d->backing_len = MiB(2);
+		disk_reopen(d);
+		assert_int_equal(disk_write(d, 4096, 512, 0x11), 0);
+		assert_int_equal(disk_truncate(d, MiB(3)), 0);
+		disk_reopen(d);
+		disk_expect(d, 4096, 512, 0x11);
+		disk_expect(d, MiB(1) - 512, MiB(2) + 512, 0);
+		assert_int_equal(disk_write(d, MiB(2) - 100, 200, 0x22), 0);
+		disk_expect(d, MiB(2) - 4096, 4096 - 100, 0);
+		disk_free_clean(d);
+	}
+}
+
+/* ---- a shorter disk ---- */
+
+/* What is cut off is gone: space and bytes, whoever makes the disk longer again. */
+static void a_shorter_disk_forgets_what_was_behind_its_end(void **state)
+{
+	static const uint64_t lens[] = { 0, 512, KiB(60), KiB(64), KiB(200) + 512, MiB(1) };
+
+	for (unsigned i = 0; i < ARRAY_LEN(lens); i++) {
+		struct disk *d = disk_made(MiB(4), "cluster_size=4k");
+
+		assert_int_equal(disk_write(d, 0, MiB(4), 0x11), 0);
+		assert_int_equal(disk_truncate(d, lens[i]), 0);
+		assert_int_equal(node_len(d->n), lens[i]);
+		disk_reopen(d);
+		assert_int_equal(node_len(d->n), lens[i]);
+		disk_expect(d, 0, lens[i], 0x11);
+		assert_int_equal(disk_truncate(d, MiB(5)), 0);
+		disk_expect(d, lens[i], MiB(5) - lens[i], 0);
+		assert_int_equal(disk_write(d, MiB(4) - 512, 1024, 0x22), 0);
+		disk_free_clean(d);
+	}
+}
+
+static void a_snapshot_keeps_what_is_cut_off(void **state)
+{
+	struct disk *d = disk_made(MiB(2), "cluster_size=4k");
+
+	assert_int_equal(disk_write(d, 0, MiB(2), 0x11), 0);
 	disk_close(d);
-	d->backing_len = MiB(2);
+	make_snapshot(d);
 	disk_reopen(d);
-	assert_int_equal(disk_truncate(d, MiB(2)), -ENOTSUP);
-	assert_non_null(strstr(d->err.message, "longer than this one"));
+	assert_int_equal(disk_truncate(d, KiB(6)), 0);
+	assert_int_equal(disk_write(d, 0, KiB(6), 0x22), 0);
+	assert_int_equal(disk_truncate(d, MiB(2)), 0);
+	disk_expect(d, KiB(6), MiB(2) - KiB(6), 0);
 	disk_free_clean(d);
+}
+
+static void new_space_can_be_had_in_advance(void **state)
+{
+	for (enum prealloc mode = PREALLOC_METADATA; mode <= PREALLOC_FULL; mode++) {
+		struct disk *d = disk_made(MiB(1) - 512, "cluster_size=4k");
+		struct extent e;
+
+		assert_int_equal(disk_write(d, MiB(1) - 1024, 512, 0x11), 0);
+		assert_int_equal(disk_truncate_prealloc(d, MiB(3) + 512, mode), 0);
+		disk_reopen(d);
+		disk_expect(d, MiB(1) - 1024, 512, 0x11);
+		disk_expect(d, MiB(1) - 512, MiB(2) + 1024, 0);
+		for (uint64_t off = MiB(1); off < MiB(3); off += KiB(4)) {
+			e = disk_map(d, off, KiB(4));
+			assert_int_equal(e.kind, EXTENT_DATA);
+		}
+		assert_int_equal(disk_truncate_prealloc(d, MiB(1), mode), -EINVAL);
+		disk_free_clean(d);
+	}
 }
 
 /* ---- devices ---- */
@@ -622,6 +692,10 @@ int main(void)
 		cmocka_unit_test(an_untouched_disk_is_not_written),
 		cmocka_unit_test(a_longer_disk_keeps_what_it_had),
 		cmocka_unit_test(lengths_that_cannot_be_are_refused),
+		cmocka_unit_test(what_is_new_reads_as_zeroes),
+		cmocka_unit_test(a_shorter_disk_forgets_what_was_behind_its_end),
+		cmocka_unit_test(a_snapshot_keeps_what_is_cut_off),
+		cmocka_unit_test(new_space_can_be_had_in_advance),
 		cmocka_unit_test(a_device_is_filled_up_to_its_end),
 		cmocka_unit_test(the_refcount_table_grows),
 		cmocka_unit_test(every_width_holds_its_numbers),

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: MIT
+"""test_img_amend - varve img amend beside qemu-img amend: the same images, with the same bytes in them, clean in both"""
+
+import os
+import random
+
+import pytest
+
+from chains import chain, image, twin
+from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused
+from test_img_rebase import clean, content, rng  # pylint: disable=unused-import
+
+
+def features(path):
+    return ok(qimg("info", "--output=json", path)).json["format-specific"]["data"]
+
+
+def both(ours, theirs, *args):
+    a, b = img("amend", *args, ours), qimg("amend", *args, theirs)
+    assert (a.rc, a.out) == (b.rc, b.out), f"{a}\n{b}"
+    if a.rc == 0:
+        assert a.err == "", str(a)
+    else:
+        refused(a)
+    assert features(ours) == features(theirs)
+    assert info(ours)["virtual-size"] == info(theirs)["virtual-size"]
+    clean(ours)
+    return a
+
+
+def test_random(tmp_path, rng):
+    for turn in range(int(os.environ.get("VARVE_SEEDS", 3))):
+        folder = tmp_path / f"ours{turn}"
+        folder.mkdir()
+        name = chain(rng, folder, ["a", "b", "c"][:rng.randrange(1, 4)])[-1]
+        if name[1] == "raw":
+            continue
+        ours, theirs = folder / name[0], twin(folder, tmp_path / f"theirs{turn}") / name[0]
+        before = content(ours, "qcow2", tmp_path / "before")
+        for _ in range(5):
+            options = rng.sample(["compat=1.1", "compat=0.10", "lazy_refcounts=on", "lazy_refcounts=off", "refcount_bits=16",
+                                  f"refcount_bits={rng.choice([1, 2, 4, 8, 32, 64])}"], rng.randrange(1, 3))
+            if {"compat=0.10", "lazy_refcounts=on"} <= set(options):
+                continue  # refused here; theirs does if it was on before
+            if rng.random() < 0.3:
+                options.append(f"size={info(ours)['virtual-size'] + rng.randrange(100) * 512}")
+            before_size = info(ours)["virtual-size"]
+            both(ours, theirs, "-f", "qcow2", "-o", ",".join(options))
+            after = content(ours, "qcow2", tmp_path / "after")
+            assert after[:len(before)] == before and not any(after[before_size:])
+            assert content(theirs, "qcow2", tmp_path / "their-after") == after
+            before = after
+        ok(qio(ours, "write -P 9 0 64k", "write -z 0 4k"))
+        clean(ours)
+
+
+def test_up_and_down(tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for disk in (ours, theirs):
+        ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
+        ok(qio(disk, "write -P 5 0 4M", "write -z 1M 64k", "write -z -u 2M 64k", "write -z 6M 1M"))
+    for options in ("compat=0.10", "compat=v3", "lazy_refcounts=on", "compat=v2", "compat=1.1,refcount_bits=64", "refcount_bits=1",
+                    "compat=0.10,refcount_bits=16", "size=9M", "compat=1.1,lazy_refcounts=on,size=10M"):
+        assert both(ours, theirs, "-o", options).rc == 0
+        for disk in (ours, theirs):
+            ok(qio(disk, "read -P 5 0 1M", "read -P 0 1M 64k", "read -P 5 1088k 960k", "read -P 0 2M 64k", "read -P 0 6M 2M"))
+
+
+def test_zeroes_over_a_backing_file_stay_zeroes(tmp_path):
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "4M"))
+    ok(qio(tmp_path / "base", "write -P 3 0 4M", options=("-f", "raw")))
+    for cluster in ("64k", "512"):
+        top = tmp_path / f"top{cluster}"
+        ok(qimg("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "-b", "base", "-F", "raw", top))
+        ok(qio(top, "write -P 4 0 1M", "write -z 512k 256k", "write -z 2M 1M"))
+        ok(img("amend", "-o", "compat=0.10", top))
+        assert features(top)["compat"] == "0.10"
+        clean(top)
+        ok(qio(top, "read -P 4 0 512k", "read -P 0 512k 256k", "read -P 4 768k 256k", "read -P 3 1M 1M", "read -P 0 2M 1M",
+               "read -P 3 3M 1M"))
+        ok(img("amend", "-o", "compat=1.1", top))
+        assert info(top)["backing-filename"] == "base" and info(top)["backing-filename-format"] == "raw"
+        ok(io(top, "write -z 3M 64k", "read -P 3 3136k 900k"))
+        clean(top)
+
+
+def test_counts_that_do_not_fit(tmp_path):
+    disk = tmp_path / "d"
+    ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
+    ok(qio(disk, "write 0 1M"))
+    for i in range(4):
+        ok(qimg("snapshot", "-c", str(i), disk))
+    before = disk.read_bytes()
+    for bits in (1, 2):
+        refused(img("amend", "-o", f"refcount_bits={bits}", disk), f"{bits} bits", "5 times")
+        assert disk.read_bytes() == before
+        assert qimg("amend", "-o", f"refcount_bits={bits}", disk).rc == 1
+    clean(disk)
+    ok(img("amend", "-o", "refcount_bits=4", disk))
+    clean(disk)
+    ok(qimg("snapshot", "-a", "0", disk))
+    refused(img("amend", "-o", "compat=0.10,refcount_bits=16", disk), "snapshots")
+
+
+def test_progress(tmp_path):
+    disk = tmp_path / "d"
+    ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
+    out = ok(img("amend", "-p", "-o", "compat=0.10", disk)).out
+    assert out.endswith("(100.00/100%)\r\n"), repr(out)
+    assert ok(img("amend", "-p", "-q", "-o", "compat=1.1", disk)).out == ""
+
+
+def test_what_is_wrong_changes_nothing(tmp_path):
+    disk, raw = tmp_path / "d", tmp_path / "raw"
+    ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
+    ok(qimg("create", "-q", "-f", "raw", raw, "8M"))
+    before = disk.read_bytes()
+    for words, options in ((["nonsense"], "nonsense=1"), (["cluster_size"], "cluster_size=64k"), (["rebase"], "backing_file=x"),
+                           (["compat"], "compat=3"), (["lazy_refcounts", "1.1"], "lazy_refcounts=on,compat=0.10"),
+                           (["16"], "refcount_bits=8,compat=0.10"), (["refcount_bits"], "refcount_bits=3"), (["size"], "size=x"),
+                           (["compression_type"], "compression_type=zstd,compat=0.10"), (["--shrink"], "size=1M,compat=0.10"),
+                           (["preallocation"], "size=9M,preallocation=full")):
+        refused(img("amend", "-o", options, disk), *words)
+        assert disk.read_bytes() == before
+        if "shrink" not in words[0]:
+            assert qimg("amend", "-o", options, disk).rc == 1
+    refused(img("amend", disk), "-o")
+    refused(img("amend", "-o", "compat=1.1"), "file name")
+    refused(img("amend", "-f", "raw", "-o", "size=9M", raw), "raw")
+
+
+@pytest.mark.parametrize("action", [["--add", "-g", "64k"], ["--remove"], ["--clear"], ["--enable"], ["--disable"],
+                                    ["--merge", "other", "-b", "file", "-F", "qcow2"], ["--add", "--disable", "--merge", "x"]])
+def test_bitmap_is_understood_and_refused(tmp_path, action):
+    disk = tmp_path / "d"
+    ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
+    before = disk.read_bytes()
+    refused(img("bitmap", *action, disk, "name"), "name", action[0], "not part of this version")
+    refused(img("bitmap", disk, "name", *action, "-f", "qcow2"), "not part of this version")
+    assert disk.read_bytes() == before
+    for args in ([disk, "name"], ["--add", disk], ["--add", "-g", "3", disk, "n"], ["--remove", "-g", "64k", disk, "n"],
+                 ["--add", "-b", "x", disk, "n"], ["--merge", disk, "n"]):
+        refused(img("bitmap", *args))
+        assert qimg("bitmap", *args).rc == 1

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_common.c - what several commands of `varve img` do in the same way
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+int open_option(struct open_args *a, int id, const char *value)
+{
+	switch (id) {
+	case 'f':
+		a->format = value;
+		return 0;
+	case 't':
+	case 'T':
+		a->cache = value;
+		return 0;
+	case 'U':
+		a->force_share = true;
+		return 0;
+	case LONG_IMAGE_OPTS:
+		a->image_opts = true;
+		return 0;
+	case LONG_OBJECT:
+		return object_add(value);
+	default:
+		complain("option %d is in a table, but nobody reads it: this is an error in varve", id);
+		return 1;
+	}
+}
+
+char *options_append(char *list, const char *key, const char *value, bool escape)
+{
+	size_t len = (list ? strlen(list) : 0) + strlen(key) + 2 * strlen(value) + 3;
+	char *out = malloc(len), *p = out;
+
+	if (out) {
+		p += sprintf(p, "%s%s%s%s", list ? list : "", list ? "," : "", key, *key ? "=" : "");
+		for (; *value; value++) {
+			if (escape && *value == ',')
+				*p++ = ',';
+			*p++ = *value;
+		}
+		*p = '\0';
+	}
+	free(list);
+	return out;
+}
+
+/* The key under which a snapshot is known by that word. NULL, after a message. */
+static const char *snapshot_key(const char *name, const struct open_args *args, const char *word)
+{
+	json_t *chain = img_chain(name, args, false), *s;
+	const char *key = "snapshot.name";
+	size_t i;
+
+	if (!chain)
+		return NULL;
+	json_array_foreach(json_object_get(json_array_get(chain, 0), "snapshots"), i, s) {
+		if (info_str(s, "id") && strcmp(info_str(s, "id"), word) == 0)
+			key = "snapshot.id";
+	}
+	json_decref(chain);
+	return key;
+}
+
+/* The image as a list of options, with the snapshot among them. NULL, after a message. */
+static char *snapshot_options(const char *name, const struct open_args *args, const char *snapshot)
+{
+	bool full = strncmp(snapshot, "snapshot.", strlen("snapshot.")) == 0;
+	const char *key = full ? "" : snapshot_key(name, args, snapshot);
+	char *list;
+
+	if (!key)
+		return NULL;
+	list = options_append(NULL, args->image_opts ? "" : "filename", name, !args->image_opts);
+	if (list && args->format)
+		list = options_append(list, "format", args->format, true);
+	if (list)
+		list = options_append(list, key, snapshot, !full);
+	if (!list)
+		complain("out of memory");
+	return list;
+}
+
+struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
+				      struct varve_queue *home)
+{
+	struct open_args with = *args;
+	struct varve_image *image;
+	char *list;
+
+	if (!snapshot)
+		return open_image(name, args, flags, home);
+	list = snapshot_options(name, args, snapshot);
+	if (!list)
+		return NULL;
+	with.image_opts = true;
+	with.format = NULL;
+	image = open_image(list, &with, flags, home);
+	free(list);
+	return image;
+}

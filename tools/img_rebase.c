@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_rebase.c - `varve img rebase`: an image gets another backing file
+ *
+ * Safe: what the image reads differently through the new chain is copied into it first. Then the header changes, durably and
+ * at once, after everything copied is durable. A power cut before that leaves the old backing file, and clusters of the image's
+ * own that hold what it had anyway. With -u only the header changes.
+ *
+ * Never:   writes what is the same in both chains.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img.h"
+
+#define PIECE_LEN ((size_t)2 << 20)
+
+static const struct option_row options[] = {
+	OPT_FORMAT,
+	OPT_IMAGE_OPTS,
+	{ 'b', "backing", "FILE", "the new backing file, as the image will name it; \"\": none" },
+	{ 'B', "backing-format", "FORMAT", "of the new backing file: needed with -b, never guessed" },
+	{ 'F', NULL, "FORMAT", "the same as -B" },
+	{ 'u', "backing-unsafe", NULL, "only change the header; what the image reads may become something else" },
+	{ 'c', "compress", NULL, "compress what is copied" },
+	OPT_CACHE('t'),
+	{ 'T', "backing-cache", "MODE", "of the new backing file" },
+	{ 'U', "force-share", NULL, "also while another process writes to the new backing file" },
+	OPT_PROGRESS,
+	OPT_OBJECT,
+	OPT_QUIET,
+	OPTION_END,
+};
+
+struct rebase {
+	struct open_args open;
+	struct open_args backing_open;
+	const char *backing; /* NULL: not given; "": none */
+	bool unsafe, progress, quiet;
+
+	struct varve_image *image, *backing_image; /* NULL: none */
+	uint64_t len, backing_len, unit;
+	uint8_t *old_bytes, *new_bytes;
+};
+
+/* What the new chain has at off. Behind its end there are zeroes. */
+static int map_new(struct rebase *r, uint64_t off, uint64_t len, struct varve_extent *e, struct varve_error *err)
+{
+	*e = (struct varve_extent){ .start = off, .length = len, .zero = true };
+	if (!r->backing_image || off >= r->backing_len)
+		return 0;
+	return varve_image_map(r->backing_image, off, MIN(len, r->backing_len - off), e, err);
+}
+
+static bool same_place(const struct varve_extent *a, const struct varve_extent *b)
+{
+	if (a->zero && b->zero)
+		return true;
+	return a->data && b->data && a->has_offset && b->has_offset && a->offset == b->offset && strcmp(a->file, b->file) == 0;
+}
+
+/* [off, off + len) as the old chain has it: of the image, which holds nothing of its own there. */
+static int read_old(struct rebase *r, bool zero, uint64_t off, size_t len, struct varve_error *err)
+{
+	if (zero)
+		memset(r->old_bytes, 0, len);
+	return zero ? 0 : varve_image_read(r->image, off, r->old_bytes, len, err);
+}
+
+static int read_new(struct rebase *r, bool zero, uint64_t off, size_t len, struct varve_error *err)
+{
+	size_t inside = zero || !r->backing_image || off >= r->backing_len ? 0 : (size_t)MIN(len, r->backing_len - off);
+
+	memset(r->new_bytes + inside, 0, len - inside);
+	return inside ? varve_image_read(r->backing_image, off, r->new_bytes, inside, err) : 0;
+}
+
+static bool all_zero(const uint8_t *buf, size_t len)
+{
+	return !len || (!buf[0] && memcmp(buf, buf + 1, len - 1) == 0);
+}
+
+/* Units that differ are written, neighbours in one go. */
+static int write_differences(struct rebase *r, uint64_t off, size_t len, struct varve_error *err)
+{
+	size_t at = 0, end;
+	int ret = 0;
+
+	while (ret >= 0 && at < len) {
+		size_t step = MIN(len - at, r->unit);
+
+		if (memcmp(r->old_bytes + at, r->new_bytes + at, step) == 0) {
+			at += step;
+			continue;
+		}
+		for (end = at + step; end < len; end += step) {
+			step = MIN(len - end, r->unit);
+			if (memcmp(r->old_bytes + end, r->new_bytes + end, step) == 0)
+				break;
+		}
+		if (all_zero(r->old_bytes + at, end - at))
+			ret = varve_image_write_zeroes(r->image, off + at, end - at, VARVE_REQ_MAY_UNMAP, err);
+		else
+			ret = varve_image_write(r->image, off + at, r->old_bytes + at, end - at, 0, err);
+		at = end;
+	}
+	return ret;
+}
+
+/*
+ * What lies at off, the start of a cluster of the image. *ret_len: how much is done, whole clusters. Only whole clusters are
+ * written: a part that reads as zeroes already, through the old chain, would not get space of its own.
+ */
+static int rebase_piece(struct rebase *r, uint64_t off, uint64_t *ret_len, struct varve_error *err)
+{
+	struct varve_extent old, new;
+	uint64_t rest = r->len - off, unit = MIN(r->unit, rest), len;
+	bool alike = true; /* all over the piece, each chain answers in one way */
+	int ret = varve_image_map(r->image, off, rest, &old, err);
+
+	if (ret < 0)
+		return ret;
+	*ret_len = old.length;
+	if (old.present && old.depth == 0)
+		return 0; /* the image's own: whole clusters */
+	ret = map_new(r, off, old.length, &new, err);
+	if (ret < 0)
+		return ret;
+	len = MIN(old.length, new.length);
+	if (len < unit) {
+		alike = false;
+		len = unit;
+	} else if (len < rest) {
+		len -= len % unit;
+	}
+	*ret_len = len;
+	if (alike && same_place(&old, &new))
+		return 0;
+	*ret_len = len = MIN(len, MAX(PIECE_LEN, r->unit));
+	ret = read_old(r, alike && old.zero, off, len, err);
+	if (ret >= 0)
+		ret = read_new(r, alike && new.zero, off, len, err);
+	return ret < 0 ? ret : write_differences(r, off, len, err);
+}
+
+static int copy_differences(struct rebase *r)
+{
+	struct varve_error err;
+	uint64_t done;
+
+	progress_start(r->progress);
+	for (uint64_t off = 0; off < r->len; off += done) {
+		if (rebase_piece(r, off, &done, &err) < 0) {
+			complain("%s", err.message);
+			return 1;
+		}
+		progress_update(NULL, off + done, r->len);
+	}
+	progress_end();
+	return 0;
+}
+
+/* The new name as seen from the directory of the image. malloc'd; NULL: out of memory. */
+static char *backing_path(const char *image, const char *backing)
+{
+	const char *slash = strncmp(image, "file:", 5) == 0 ? strrchr(image += 5, '/') : strrchr(image, '/');
+	size_t dir = slash && backing[0] != '/' && !strchr(backing, ':') ? (size_t)(slash - image) + 1 : 0;
+	char *path = malloc(dir + strlen(backing) + 1);
+
+	if (path) {
+		memcpy(path, image, dir);
+		strcpy(path + dir, backing);
+	}
+	return path;
+}
+
+static int open_new(struct rebase *r, const char *image_name)
+{
+	char *path;
+
+	if (!*r->backing)
+		return 0;
+	path = backing_path(image_name, r->backing);
+	if (!path) {
+		complain("out of memory");
+		return 1;
+	}
+	r->backing_image = open_image(path, &r->backing_open, 0, NULL);
+	free(path);
+	if (!r->backing_image)
+		return 1;
+	r->backing_len = varve_image_length(r->backing_image);
+	return 0;
+}
+
+static int safe(struct rebase *r, const json_t *info)
+{
+	int ret = 1;
+
+	r->unit = (uint64_t)info_int(info, "cluster-size", 65536);
+	r->len = varve_image_length(r->image);
+	r->old_bytes = malloc(MAX(PIECE_LEN, r->unit));
+	r->new_bytes = malloc(MAX(PIECE_LEN, r->unit));
+	if (!r->old_bytes || !r->new_bytes)
+		complain("out of memory");
+	else if (open_new(r, info_str(info, "filename")) == 0)
+		ret = copy_differences(r);
+	free(r->old_bytes);
+	free(r->new_bytes);
+	return r->backing_image && close_image(r->backing_image) ? 1 : ret;
+}
+
+static int rebase_image(struct rebase *r)
+{
+	json_t *info = image_info(r->image);
+	struct varve_error err;
+	int ret = 0;
+
+	if (!info)
+		return 1;
+	if (!r->unsafe)
+		ret = safe(r, info);
+	json_decref(info);
+	if (!ret && varve_image_set_backing(r->image, r->backing, r->backing_open.format, &err) < 0) {
+		complain("%s", err.message);
+		ret = 1;
+	}
+	return ret;
+}
+
+static int rebase(const char *name, struct rebase *r)
+{
+	unsigned flags = VARVE_OPEN_WRITABLE | (r->unsafe ? VARVE_OPEN_NO_BACKING : 0);
+	int ret;
+
+	r->image = open_image(name, &r->open, flags, NULL);
+	if (!r->image)
+		return 1;
+	ret = rebase_image(r);
+	ret |= finish_stdout();
+	return close_image(r->image) | ret;
+}
+
+static int take_option(struct rebase *r, int id, const char *value)
+{
+	switch (id) {
+	case 'b':
+		r->backing = value;
+		return 0;
+	case 'B':
+	case 'F':
+		r->backing_open.format = value;
+		return 0;
+	case 'u':
+		r->unsafe = true;
+		return 0;
+	case 'c':
+		return complain_missing("rebase -c (compression of what is copied)");
+	case 'T':
+		r->backing_open.cache = value;
+		return 0;
+	case 'U':
+		r->backing_open.force_share = true;
+		return 0;
+	case 'p':
+		r->progress = true;
+		return progress_form(value);
+	case 'q':
+		r->quiet = true;
+		return 0;
+	default:
+		return open_option(&r->open, id, value);
+	}
+}
+
+static int img_rebase(int argc, char **argv)
+{
+	struct rebase r = { 0 };
+	struct parse p;
+	int id, ret = 0;
+
+	parse_start(&p, &cmd_rebase, argc, argv);
+	while (!ret && (id = parse_next(&p)) > 0)
+		ret = take_option(&r, id, p.value);
+	if (ret || id < 0)
+		return ret ? ret : p.status;
+	if (p.nr_args != 1)
+		return complain_usage("rebase: one file name is needed");
+	if (!r.backing)
+		return complain_usage("rebase: -b is needed: the new backing file, or \"\" for none");
+	if (*r.backing && !r.backing_open.format)
+		return complain_usage("rebase: the format of the new backing file %s is not given (-F); it is never guessed", r.backing);
+	if (!*r.backing && r.backing_open.format)
+		return complain_usage("rebase: a backing format is given (-F), but no backing file");
+	if (r.quiet)
+		r.progress = false;
+	return rebase(p.args[0], &r);
+}
+
+const struct command cmd_rebase = {
+	.name = "rebase",
+	.run = img_rebase,
+	.what = "give an image another backing file",
+	.args = "FILE",
+	.options = options,
+	.notes = "Without -u, what the image reads stays what it was: differences are copied into it first.\n",
+};

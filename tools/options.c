@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/options.c - see options.h
+ */
+#include "options.h"
+
+#include <ctype.h>
+#include <string.h>
+
+#include "common.h"
+
+#define HELP_COLUMN_MAX 34
+
+enum { ID_HELP = 'h', ID_ERRORS = -2 };
+
+/* What every command has. */
+static const struct option_row shared[] = {
+	{ ID_HELP, "help", NULL, "show this" },
+	{ ID_ERRORS, "errors", "FORM", "errors as text (default) or json" },
+	OPTION_END,
+};
+
+void parse_start(struct parse *p, const struct command *command, int argc, char **argv)
+{
+	*p = (struct parse){ .command = command, .argv = argv, .argc = argc, .at = 1, .args = argv + 1 };
+}
+
+static int failed(struct parse *p)
+{
+	p->status = 1;
+	return -1;
+}
+
+/* ---- finding a row ---- */
+
+static const struct option_row *by_letter(const struct option_row *rows, char letter)
+{
+	for (; rows->id; rows++) {
+		if (rows->id == letter)
+			return rows;
+	}
+	return NULL;
+}
+
+/* The exact name, or the only one that begins so. *ret_nr: how many do. */
+static const struct option_row *by_name(const struct option_row *rows, const char *name, size_t len, unsigned *ret_nr)
+{
+	const struct option_row *found = NULL;
+
+	for (; rows->id; rows++) {
+		if (!rows->name || strncmp(rows->name, name, len) != 0)
+			continue;
+		if (!rows->name[len]) {
+			*ret_nr = 1;
+			return rows;
+		}
+		/* Two names of one option are no choice. */
+		if (!found || found->id != rows->id)
+			++*ret_nr;
+		found = rows;
+	}
+	return found;
+}
+
+/* ---- one option ---- */
+
+static int answer(struct parse *p, const struct option_row *row)
+{
+	if (row->id == ID_HELP) {
+		command_help(p->command);
+		p->status = finish_stdout();
+		return -1;
+	}
+	if (row->id != ID_ERRORS)
+		return row->id;
+	if (parse_errors(p->value))
+		return failed(p);
+	return parse_next(p);
+}
+
+/* The value of an option in the next argument. */
+static bool take_next(struct parse *p)
+{
+	if (p->at >= p->argc)
+		return false;
+	p->value = p->argv[p->at++];
+	return true;
+}
+
+static int long_option(struct parse *p, const char *word)
+{
+	const char *equals = strchr(word, '=');
+	size_t len = equals ? (size_t)(equals - word) : strlen(word);
+	const struct option_row *row, *other;
+	unsigned nr = 0;
+
+	row = by_name(p->command->options, word, len, &nr);
+	if (!row || row->name[len]) {
+		other = by_name(shared, word, len, &nr);
+		if (other && (!row || !other->name[len]))
+			row = other;
+		if (other && !other->name[len])
+			nr = 1;
+	}
+	if (!row || nr > 1) {
+		complain_usage("%s: %s option '--%.*s'", p->command->name, nr > 1 ? "ambiguous" : "unknown", (int)len, word);
+		return failed(p);
+	}
+	p->value = equals ? equals + 1 : NULL;
+	if (!row->arg && equals) {
+		complain_usage("%s: option '--%s' takes no value", p->command->name, row->name);
+		return failed(p);
+	}
+	if (row->arg && *row->arg != '=' && !equals && !take_next(p)) {
+		complain_usage("%s: option '--%s' needs a value (%s)", p->command->name, row->name, row->arg);
+		return failed(p);
+	}
+	return answer(p, row);
+}
+
+static int letter_option(struct parse *p)
+{
+	char letter = *p->letters++;
+	const struct option_row *row = by_letter(p->command->options, letter);
+
+	if (!row)
+		row = by_letter(shared, letter);
+	if (!row) {
+		complain_usage("%s: unknown option '-%c'", p->command->name, letter);
+		return failed(p);
+	}
+	p->value = NULL;
+	if (row->arg && *row->arg != '=') {
+		if (*p->letters)
+			p->value = p->letters;
+		else if (!take_next(p)) {
+			complain_usage("%s: option '-%c' needs a value (%s)", p->command->name, letter, row->arg);
+			return failed(p);
+		}
+		p->letters = NULL;
+	}
+	if (p->letters && !*p->letters)
+		p->letters = NULL;
+	return answer(p, row);
+}
+
+int parse_next(struct parse *p)
+{
+	if (p->letters)
+		return letter_option(p);
+	while (p->at < p->argc) {
+		char *word = p->argv[p->at++];
+
+		if (p->ended || word[0] != '-' || !word[1] || (p->numbers && isdigit((unsigned char)word[1]))) {
+			p->args[p->nr_args++] = word;
+			continue;
+		}
+		if (strcmp(word, "--") == 0) {
+			p->ended = true;
+			continue;
+		}
+		if (word[1] == '-')
+			return long_option(p, word + 2);
+		p->letters = word + 1;
+		return letter_option(p);
+	}
+	return 0;
+}
+
+/* ---- help ---- */
+
+/* "-f, --format FORMAT" */
+static void spelling(const struct option_row *row, char buf[128])
+{
+	bool letter = row->id > 0 && row->id < 256;
+	bool with_equals = row->arg && *row->arg == '=';
+
+	snprintf(buf, 128, "%c%c%s%s%s%s%s%s%s", letter ? '-' : ' ', letter ? row->id : ' ', letter && row->name ? "," : letter ? "" : " ",
+		 row->name ? " --" : "", row->name ? row->name : "", with_equals ? "[" : "",
+		 row->arg && !with_equals ? " " : "", row->arg ? row->arg : "", with_equals ? "]" : "");
+}
+
+static size_t widest(const struct option_row *rows, size_t width)
+{
+	char text[128];
+
+	for (; rows->id; rows++) {
+		spelling(rows, text);
+		if (rows->what && strlen(text) > width && strlen(text) <= HELP_COLUMN_MAX)
+			width = strlen(text);
+	}
+	return width;
+}
+
+static void print_rows(const struct option_row *rows, size_t width)
+{
+	char text[128];
+
+	for (; rows->id; rows++) {
+		if (!rows->what)
+			continue;
+		spelling(rows, text);
+		printf("  %-*s  %s\n", (int)width, text, rows->what);
+	}
+}
+
+void command_help(const struct command *c)
+{
+	size_t width = widest(shared, widest(c->options, 0));
+
+	printf("Usage: %s %s [OPTION]... %s\n\n%c%s.\n\n", prog, c->name, c->args, toupper((unsigned char)c->what[0]), c->what + 1);
+	print_rows(c->options, width);
+	print_rows(shared, width);
+	if (c->notes)
+		printf("\n%s", c->notes);
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/options.h - the options of a command, as one table
+ *
+ * The table is all there is: the parser, --help, the completions of shells and the page docs/guide/grammar.md are made of it,
+ * so that they cannot disagree. Options and names may come in any order; "--" ends the options; a long name may be shortened as
+ * long as one only is meant; "-fqcow2", "-f qcow2", "--format=qcow2" and "--format qcow2" are the same.
+ */
+#ifndef VARVE_TOOLS_OPTIONS_H
+#define VARVE_TOOLS_OPTIONS_H
+
+#include <stdbool.h>
+
+struct option_row {
+	int id;		  /* the letter, or a number above 255 for an option without one */
+	const char *name; /* NULL: a letter only */
+	const char *arg;  /* NULL: takes no value; "=WORD": takes one after '=' only, or none */
+	const char *what; /* one line for people; NULL: a synonym that help does not show */
+};
+
+#define OPTION_END { 0, 0, 0, 0 }
+
+/* A tool's command (or a tool without commands). */
+struct command {
+	const char *name;
+	int (*run)(int argc, char **argv);
+	const char *what; /* one line for the list of commands */
+	const char *args; /* "FILE [SIZE]" */
+	const struct option_row *options;
+	const char *notes; /* behind the options in --help; NULL: nothing */
+};
+
+struct parse {
+	const struct command *command;
+	char **argv; /* arguments that are no options move to its front */
+	int argc, at;
+	const char *letters; /* what is left of "-abc"; NULL: nothing */
+	bool ended;	     /* "--" was seen */
+	bool numbers;	     /* "-5G" is an argument, no option */
+
+	const char *value; /* of the option that was answered last; NULL: it has none */
+	char **args;
+	int nr_args;
+	int status; /* when parse_next() answered -1: the exit status */
+};
+
+/* argv[0] is the command's name. */
+void parse_start(struct parse *p, const struct command *command, int argc, char **argv);
+
+/*
+ * The id of the next option; 0: there are no more, p->args has the rest; -1: --help was shown, or an error was told:
+ * return p->status. Every command has -h and --errors=json.
+ */
+int parse_next(struct parse *p);
+
+/* --help of a command, on stdout. */
+void command_help(const struct command *c);
+
+#endif
