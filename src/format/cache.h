@@ -23,6 +23,7 @@ struct piece {
 	unsigned pins;
 	int error; /* of the loading that failed; such a piece is in no list */
 	bool loading;
+	bool kept; /* the owner's: it has a pin of its own on it */
 
 	/* any queue, atomically */
 	_Atomic bool used;	  /* since the clock hand passed last */

@@ -25,6 +25,8 @@ CASES = [
     ("clusters of 64 KiB", "-o cluster_size=64k -s 4M", "ops=200,depth=8,flush=8,discard=10"),
     ("clusters of 2 MiB", "-o cluster_size=2M -s 8M", "ops=60,depth=4,flush=8,zero=10,discard=10"),
     ("lazy refcounts", "-o cluster_size=4k,lazy_refcounts=on -s 3M", "ops=200,depth=8,flush=8,discard=10"),
+    ("lazy refcounts, small clusters", "-o cluster_size=512,lazy_refcounts=on,refcount_bits=64 -s 3M",
+     "ops=300,depth=8,flush=8,discard=15"),
     ("version 2", "-o cluster_size=4k,compat=0.10 -s 3M", "ops=200,depth=8,flush=8,zero=10,discard=10"),
     ("writethrough", "-o cluster_size=4k -t writethrough -s 2M", "ops=120,depth=4,flush=8,discard=10"),
     ("writethrough, small clusters", "-o cluster_size=512 -t writethrough -s 2M", "ops=100,depth=8,flush=0"),
@@ -45,10 +47,12 @@ CASES = [
     ("raw", "-f raw -s 2M", "ops=200,depth=8,flush=8,discard=10"),
 ]
 # Orders that qcow2 makes between writes (its sites.h), and a case that sees when one is forgotten.
+LAZY = next(c for c in CASES if c[0] == "lazy refcounts")
 SNAPSHOT = "ops=150,depth=8,flush=8,discard=15,zero=10"
 ORDERS = {
     "l2-entry": CASES[0], "stock-entry": CASES[0], "stock-length": CASES[0], "l1-entry": CASES[0],
     "refcount-entry": CASES[0], "refcount-table": CASES[1], "refcount-linked": CASES[0], "free": CASES[0], "flush": CASES[0],
+    "dirty-bit": LAZY, "clean-bit": LAZY,
     "table-linked": None,  # an image with a snapshot
 }
 

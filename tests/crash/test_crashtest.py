@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """test_crashtest - power cuts of whole images, and the machine that makes them proven by removing what it looks for
 
-VARVE_CUT_STATES: states for each case (default 1000; 22 cases). cuts.py runs them with new seeds for as long as wanted.
+VARVE_CUT_STATES: states for each case (default 1000; 23 cases). cuts.py runs them with new seeds for as long as wanted.
 """
 import json
 import os

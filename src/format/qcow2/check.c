@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "format/qcow2/bitmaps.h"
+#include "format/qcow2/lazy.h"
 #include "format/qcow2/luks.h"
 
 #define PROGRESS_NS 100000000ull
@@ -311,6 +312,10 @@ int qcow2_check_bounded(struct fiber *f, struct node *n, struct check *c, size_t
 	int ret;
 
 	*c->result = (struct varve_check_result){ 0 };
+	/* An open image is judged by what is on disk. */
+	ret = k.q->lazy ? lazy_write_out(f, k.q) : 0;
+	if (ret < 0)
+		return varve_error_errno(err, ret, "refcounts that were held back cannot be written");
 	ret = prepare(f, &k, max_pages);
 	if (ret == 0)
 		ret = check_all(f, &k);

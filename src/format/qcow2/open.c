@@ -19,6 +19,7 @@
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
 #include "format/qcow2/measure.h"
+#include "format/qcow2/lazy.h"
 #include "format/qcow2/pack.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
@@ -103,6 +104,7 @@ static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 struct settings {
 	uint64_t l2_cache_len, refcount_cache_len;
 	bool map_ahead;
+	bool lazy, lazy_given; /* else as the image says */
 	uint64_t write_out_ns;
 	enum codec_level level;
 	struct snapshot_pick snapshot; /* of this, not of the disk as it is now; strings of the options */
@@ -133,8 +135,11 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 {
 	int r;
 
-	*ret = (struct settings){ L2_CACHE_LEN_DEFAULT, REFCOUNT_CACHE_LEN_DEFAULT, true, ORDER_AGE_DEFAULT_NS, CODEC_FAST,
-				   { 0 }, NULL };
+	*ret = (struct settings){ .l2_cache_len = L2_CACHE_LEN_DEFAULT,
+				  .refcount_cache_len = REFCOUNT_CACHE_LEN_DEFAULT,
+				  .map_ahead = true,
+				  .write_out_ns = ORDER_AGE_DEFAULT_NS,
+				  .level = CODEC_FAST };
 	if (!o)
 		return 0;
 	ret->state_dir = opts_get(o, "state-dir");
@@ -144,7 +149,10 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 	if (r == 0)
 		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
 	if (r == 0)
+		r = opts_get_bool(o, "lazy-refcounts", &ret->lazy, err);
+	if (r == 0)
 		r = get_level(o, &ret->level, err);
+	ret->lazy_given = opts_get(o, "lazy-refcounts");
 	ret->snapshot.id = opts_get(o, "snapshot.id");
 	ret->snapshot.name = opts_get(o, "snapshot.name");
 	return r < 0 ? r : order_get_age(o, &ret->write_out_ns, err);
@@ -243,6 +251,9 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, set->write_out_ns);
+	ret = lazy_open(q, set->lazy_given ? set->lazy : q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS, err);
+	if (ret < 0)
+		return ret;
 	if (pack_open(q, set->level) < 0)
 		return varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
 	return counts_open(f, q, set->refcount_cache_len, !rebuild, set->map_ahead, err);
@@ -322,6 +333,7 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 	if (q->order) {
 		counts_close(q);
 		pack_close(q);
+		lazy_close(q);
 		order_free(f, q->order);
 	}
 	free(q->l1);
@@ -421,6 +433,8 @@ static void counts_settle(struct fiber *f, struct qcow2 *q)
 			break;
 		(void)alloc_settle(f, q);
 	}
+	if (q->lazy && order_clean(q->order))
+		(void)lazy_end(f, q); /* told; the dirty bit says what is to be done */
 	if (order_clean(q->order)) {
 		ahead_trim(f, q);
 		stock_trim(f, q);

@@ -11,6 +11,7 @@
  *   amend.c     other options
  *   resize.c    a longer or shorter virtual disk
  *   refcount.c  the count of each host cluster: get, change
+ *   lazy.c      counts that are written when the image closes
  *   rebuild.c   refcounts of an image that was not closed
  *   refcount_grow.c  new refcount blocks, longer refcount tables
  *   ahead.c     mappings ahead of sequential writers
@@ -91,6 +92,7 @@ struct qcow2 {
 	struct alloc_state *alloc;
 	struct stock *stock;
 	uint64_t stock_left[2];	  /* clusters: the stock of a process that died, first and end; 0, 0: none */
+	struct lazy *lazy;	   /* NULL: counts on disk do not fall behind */
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
 	struct unpacker *unpacker; /* NULL: nothing is read */

@@ -7,9 +7,6 @@
  *
  *     file as it was | refcount blocks, only those that count something | refcount table
  *
- * varve itself never lets counts fall behind: those of stock.c are durable before anybody waits for them, so
- * being lazy would save no sync. It leaves the dirty bit clear.
- *
  * Assumes: called while the image is opened, before anything else of it is; the old refcount table is not
  * looked at. Never:   guesses. Where references cannot be counted, or tables are damaged, the image stays as
  * it is.

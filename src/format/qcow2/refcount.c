@@ -4,10 +4,11 @@
  *
  * Owns:    the refcount table in memory, and the cached pieces of refcount blocks.
  * Assumes: fibers of the home queue. A cached piece is never dirty: a change goes into it and into the order
- * queue without waiting in between. Never:   lets a count leave its width, or believes an offset that it did
+ * queue without waiting in between, or, with lazy refcounts, lazy.c keeps the piece. Never:   lets a count leave its width, or believes an offset that it did
  * not compare with the file at open.
  */
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/lazy.h"
 #include "format/qcow2/stock.h"
 
 #include <stdlib.h>
@@ -132,13 +133,18 @@ static int place_add(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_
 	 * never with less than what is referenced. The queue keeps a byte behind the section that it was last
 	 * put into, and *ret_mark says so.
 	 */
-	err = order_put(f, q->order, pl->host_off + first, pl->bytes + first, end - first, after, &mark);
+	if (q->lazy)
+		err = lazy_count(f, q, pl->p, &mark);
+	else
+		err = order_put(f, q->order, pl->host_off + first, pl->bytes + first, end - first, after, &mark);
 	if (err < 0) {
 		shift_counts(q, pl, index, nr, -delta);
 		return err;
 	}
+	if (!q->lazy)
+		mark = order_max(mark, site_after(q, SITE_REFCOUNT_LINKED, q->refcounts->linked));
 	if (ret_mark)
-		*ret_mark = order_max(mark, site_after(q, SITE_REFCOUNT_LINKED, q->refcounts->linked));
+		*ret_mark = mark;
 	return 0;
 }
 

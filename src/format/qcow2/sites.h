@@ -23,6 +23,8 @@ enum qcow2_site {
 	SITE_L1_HEADER,	    /* a longer L1 table, then the header */
 	SITE_TABLE_LINKED,  /* the L1 entry of a table, then counts that only the table before it needs */
 	SITE_FREE,	    /* the entry is gone, then its cluster's count and space */
+	SITE_DIRTY,	    /* the dirty bit (forgotten: not set at all), then counts fall behind */
+	SITE_CLEAN,	    /* all counts, then the header without the dirty bit */
 	SITE_FLUSH,	    /* everything written, then the guest hears that it is stable */
 	SITE_SNAPSHOT_DIRTY, /* the dirty bit, then counts and COPIED flags that do not agree for a while */
 	SITE_SNAPSHOT_LINK, /* counts, flags, tables and state of a snapshot, then the header that leads to it */
@@ -32,7 +34,8 @@ enum qcow2_site {
 
 #define SITE_NAMES                                                                                                      \
 	{ "l2-entry", "stock-entry", "stock-length", "l1-entry", "refcount-entry", "refcount-table", "refcount-linked", \
-	  "l1-header", "table-linked", "free", "flush", "snapshot-dirty", "snapshot-link", "snapshot-gone" }
+	  "l1-header", "table-linked", "free", "dirty-bit", "clean-bit", "flush", "snapshot-dirty", "snapshot-link", \
+	  "snapshot-gone" }
 
 /* Reads the environment; -EINVAL for a name that is none. */
 int sites_open(struct qcow2 *q, struct varve_error *err);

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/qcow2/lazy.h"
 #include "format/qcow2/sites.h"
 
 /* Bytes 60 .. 80 of the header. */
@@ -45,9 +46,12 @@ static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t of
 int snapshot_dirty_begin(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
 	order_mark mark;
-	int ret;
+	bool dirty;
+	int ret = lazy_wait_dirty(f, q, &dirty);
 
-	if (q->h.version < 3 || (q->h.incompatible & QCOW2_INCOMPAT_DIRTY))
+	if (ret < 0)
+		return varve_error_errno(err, ret, "cannot set the dirty bit in the header");
+	if (q->h.version < 3 || dirty || (q->h.incompatible & QCOW2_INCOMPAT_DIRTY))
 		return 0;
 	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, q->h.incompatible | QCOW2_INCOMPAT_DIRTY, ORDER_NONE,
 			 &mark);
@@ -62,7 +66,7 @@ int snapshot_dirty_end(struct fiber *f, struct qcow2 *q, struct varve_error *err
 {
 	int ret;
 
-	if (!(q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || q->h.version < 3)
+	if (!(q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || q->h.version < 3 || lazy_behind(q))
 		return 0;
 	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY,
 			 site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), NULL);
@@ -119,7 +123,7 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 		    order_mark *ret_mark, struct varve_error *err)
 {
 	uint32_t nr = s->nr - (without < s->nr);
-	uint64_t off = 0, old_off = q->h.snapshots_off, incompatible = q->h.incompatible;
+	uint64_t off = 0, old_off = q->h.snapshots_off, incompatible;
 	struct meta_ranges *ranges = NULL;
 	order_mark counted;
 	uint8_t *bytes;
@@ -138,7 +142,10 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 		ranges = meta_ranges_new(q, s->list, s->nr, without, off, len);
 		ret = ranges ? 0 : -ENOMEM;
 	}
-	if (clean)
+	incompatible = q->h.incompatible;
+	if (lazy_behind(q))
+		incompatible |= QCOW2_INCOMPAT_DIRTY;
+	else if (clean)
 		incompatible &= ~QCOW2_INCOMPAT_DIRTY;
 	if (ret == 0)
 		ret = put_header(f, q, nr, off, incompatible, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)),

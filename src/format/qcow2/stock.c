@@ -193,6 +193,8 @@ static int add_batch(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t 
 	err = refcount_stock(f, q, first, nr, &got, &mark);
 	if (err < 0 || !got)
 		return err;
+	if (q->lazy) /* the mark of the counts says nothing about the length */
+		mark = order_max(mark, site_after(q, SITE_STOCK_LENGTH, order_now(q->order)));
 	s->end = first + got;
 	s->batches[s->next_batch++ % BATCHES_MAX] = (struct batch){ first, first + got, mark };
 	stock_note(q);
