@@ -28,6 +28,7 @@ struct node *node_new(const struct driver *drv, const char *name, struct node *f
 	n->level = file ? file->level + 1 : 1;
 	n->align = n->mem_align = 1;
 	ranges_init(&n->ranges);
+	TAILQ_INIT(&n->len_watches);
 	n->name = strdup(name);
 	n->state = calloc(1, drv->state_len ? drv->state_len : 1);
 	if (!n->name || !n->state) {

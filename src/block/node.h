@@ -298,6 +298,12 @@ struct cor;
 struct policy;
 struct throttle;
 
+/* Somebody who wants to know when a node has been given another length. */
+struct len_watch {
+	TAILQ_ENTRY(len_watch) link;
+	void (*changed)(struct len_watch *w); /* home queue; must not wait, nor end a watch */
+};
+
 struct node {
 	/* set at open */
 	const struct driver *drv;
@@ -331,6 +337,7 @@ struct node {
 	struct node_slot *_Atomic slots[QUEUE_MAX];
 
 	/* home queue only */
+	TAILQ_HEAD(, len_watch) len_watches;
 	struct ranges ranges;
 	struct fiber_mutex grace_mutex;
 	struct fiber_mutex serial_mutex;
@@ -374,6 +381,10 @@ int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint3
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
+/* Home queue. node_truncate() of this very node tells. */
+void node_watch_len(struct node *n, struct len_watch *w);
+void node_unwatch_len(struct node *n, struct len_watch *w);
+
 int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 
 /* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */

@@ -178,6 +178,26 @@ int node_extend(struct fiber *f, struct node *n, uint64_t len)
 	return ret;
 }
 
+void node_watch_len(struct node *n, struct len_watch *w)
+{
+	assert(queue_is_mine(n->home));
+	TAILQ_INSERT_TAIL(&n->len_watches, w, link);
+}
+
+void node_unwatch_len(struct node *n, struct len_watch *w)
+{
+	assert(queue_is_mine(n->home));
+	TAILQ_REMOVE(&n->len_watches, w, link);
+}
+
+static void len_changed(struct node *n)
+{
+	struct len_watch *w;
+
+	TAILQ_FOREACH(w, &n->len_watches, link)
+		w->changed(w);
+}
+
 int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	int ret;
@@ -191,10 +211,15 @@ int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc p
 			if (ret < 0)
 				varve_error_errno(err, ret, "%s: driver %s", node_name(n), n->drv->name);
 		}
+		if (ret == 0)
+			len_changed(n);
 		return ret;
 	}
 	if (!n->drv->truncate)
 		return varve_error_set(err, -ENOTSUP, "%s: driver %s cannot change its length", node_name(n),
 				       n->drv->name);
-	return n->drv->truncate(f, n, len, prealloc, err);
+	ret = n->drv->truncate(f, n, len, prealloc, err);
+	if (ret == 0)
+		len_changed(n);
+	return ret;
 }

@@ -285,7 +285,34 @@ static void the_guest_switches_the_write_cache(void **state)
 
 /* ---- the back-end channel ---- */
 
-static void a_changed_configuration_is_announced(void **state)
+struct truncate_call {
+	struct node *n;
+	uint64_t len;
+};
+
+static int truncate_disk(struct fiber *f, void *arg)
+{
+	struct truncate_call *c = arg;
+
+	return node_truncate(f, c->n, c->len, 0, NULL);
+}
+
+static void resize(uint64_t len)
+{
+	struct truncate_call c = { served[0].top, len };
+
+	assert_int_equal(fiber_call(served_queues[0], truncate_disk, &c), 0);
+}
+
+static uint64_t capacity(struct vu_front *f)
+{
+	uint64_t sectors;
+
+	must(f, vu_front_get_config(f, 0, &sectors, sizeof(sectors)));
+	return sectors * 512;
+}
+
+static void a_new_length_is_announced(void **state)
 {
 	struct vu_front f;
 	struct vu_msg m;
@@ -293,7 +320,7 @@ static void a_changed_configuration_is_announced(void **state)
 
 	(void)state;
 	connect_with(&f, 1, VU_PROTOCOL_F_BACKEND_REQ);
-	vublk_config_changed(served[0].vublk); /* nobody has asked to be told */
+	resize(MiB(65)); /* nobody has asked to be told */
 	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
 	must_be_refused(&f, vu_front_request(&f, VU_SET_BACKEND_REQ_FD, NULL, 0, fds + 1, 1), "is not a socket");
 	close(fds[0]);
@@ -302,21 +329,25 @@ static void a_changed_configuration_is_announced(void **state)
 		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, channel), 0);
 		must(&f, vu_front_request(&f, VU_SET_BACKEND_REQ_FD, NULL, 0, channel + 1, 1));
 		close(channel[1]);
-		vublk_config_changed(served[0].vublk);
+		resize(MiB(70 + i));
 		must(&f, vu_recv(channel[0], &m, vu_deadline_ns(SERVED_MS), &f.err));
 		assert_int_equal(m.hdr.request, VU_BACKEND_CONFIG_CHANGE);
 		assert_int_equal(m.hdr.flags, VU_FLAG_VERSION);
 		assert_int_equal(m.hdr.size, 0);
+		assert_int_equal(capacity(&f), MiB(70 + i));
 		if (i == 0) {
 			close(channel[0]);
-			vublk_config_changed(served[0].vublk); /* nobody reads it any more */
+			resize(MiB(80)); /* nobody reads it any more */
+			while (!served_logged("cannot be told of the new configuration"))
+				assert_int_equal(capacity(&f), MiB(80));
 		}
 	}
 	assert_int_equal(served_logged("cannot be told of the new configuration"), 1);
 	/* One that never reads: we do not wait for it. */
-	for (unsigned i = 0; i < 5000; i++)
-		vublk_config_changed(served[0].vublk);
-	assert_int_equal(served_logged("cannot be told of the new configuration"), 2);
+	for (unsigned i = 0; served_logged("cannot be told of the new configuration") < 2; i++) {
+		assert_true(i < 100000);
+		resize(MiB(64 + i % 2));
+	}
 	served_io_works(&f, 0);
 	close(channel[0]);
 	vu_front_close(&f);
@@ -440,7 +471,7 @@ int main(void)
 		TEST(regions_of_huge_pages_are_mapped_whole),
 		TEST(the_status_is_kept_and_zero_is_a_reset),
 		TEST(the_guest_switches_the_write_cache),
-		TEST(a_changed_configuration_is_announced),
+		TEST(a_new_length_is_announced),
 		TEST(a_paused_disk_answers_messages_and_takes_no_request),
 		TEST(pausing_waits_for_requests_in_flight),
 		TEST(a_front_end_that_knows_little_is_served),

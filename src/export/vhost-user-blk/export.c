@@ -50,6 +50,12 @@ struct vublk {
 	uint64_t nr_sessions;
 	struct waitlist stopped, turned;
 	struct session session;
+
+	/* the disk's home queue tells, control hears */
+	struct len_watch len_watch;
+	struct msg len_msg;
+	_Atomic bool len_sent;
+	bool len_watched; /* start and stop */
 };
 
 /* ---- accepting ---- */
@@ -285,19 +291,48 @@ static int stop_everything(struct fiber *f, void *arg)
 	return 0;
 }
 
-static int tell_config_changed(struct fiber *f, void *arg)
+/* ---- the disk gets another length ---- */
+
+static void len_msg_arrived(struct msg *m)
+{
+	struct vublk *v = container_of(m, struct vublk, len_msg);
+
+	atomic_store(&v->len_sent, false); /* a change from here on is told once more */
+	session_config_changed(&v->session);
+}
+
+static void len_changed(struct len_watch *w)
+{
+	struct vublk *v = container_of(w, struct vublk, len_watch);
+
+	if (!atomic_exchange(&v->len_sent, true))
+		queue_post(v->control, &v->len_msg);
+}
+
+static int watch_len(struct fiber *f, void *arg)
 {
 	struct vublk *v = arg;
 
 	(void)f;
-	session_config_changed(&v->session);
+	v->len_watch.changed = len_changed;
+	v->len_msg.run = len_msg_arrived;
+	node_watch_len(v->disk.top, &v->len_watch);
+	v->len_watched = true;
 	return 0;
 }
 
-void vublk_config_changed(struct vublk *v)
+static int unwatch_len(struct fiber *f, void *arg)
 {
-	fiber_call(v->control, tell_config_changed, v);
+	struct vublk *v = arg;
+
+	(void)f;
+	if (v->len_watched)
+		node_unwatch_len(v->disk.top, &v->len_watch);
+	v->len_watched = false;
+	return 0;
 }
+
+/* ---- pause ---- */
 
 static int pause_session(struct fiber *f, void *arg)
 {
@@ -437,6 +472,7 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 	ret = make_socket(v, err);
 	if (ret < 0)
 		goto fail;
+	fiber_call(top->home, watch_len, v);
 	ret = fiber_call(control, start_listening, v);
 	if (ret < 0) {
 		varve_error_errno(err, ret, "%s: cannot wait for front ends", opts->socket_path);
@@ -445,6 +481,7 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 	*ret_vublk = v;
 	return 0;
 fail:
+	fiber_call(top->home, unwatch_len, v);
 	remove_socket(v);
 	detach_queues(v);
 	vublk_free(v);
@@ -453,9 +490,13 @@ fail:
 
 void vublk_stop(struct vublk *v)
 {
+	struct node *top;
+
 	if (!v)
 		return;
-	fiber_call(v->control, stop_everything, v);
+	top = v->disk.top;
+	fiber_call(top->home, unwatch_len, v);
+	fiber_call(v->control, stop_everything, v); /* behind a message of the watch, if one is under way */
 	remove_socket(v);
 	detach_queues(v);
 	vublk_free(v);

@@ -19,9 +19,6 @@ int vublk_start(struct vublk **ret, struct node *top, const struct varve_vhost_u
 		struct queue *control, struct queue *const *queues, unsigned nr_queues,
 		struct varve_error *err);
 
-/* The disk's length has changed: a front end that is connected is told. Any thread that runs none of the queues. */
-void vublk_config_changed(struct vublk *v);
-
 /*
  * No request is taken from any queue until vublk_resume(), whoever is or will be connected; returns when those in flight are
  * done. Any thread that runs none of the queues, one at a time. Stopping ends it too.

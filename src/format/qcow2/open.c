@@ -236,6 +236,7 @@ static void counts_close(struct qcow2 *q)
 	ahead_close(q);
 	meta_close(q);
 	alloc_close(q);
+	lazy_close(q);
 	refcount_close(q);
 }
 
@@ -333,7 +334,6 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 	if (q->order) {
 		counts_close(q);
 		pack_close(q);
-		lazy_close(q);
 		order_free(f, q->order);
 	}
 	free(q->l1);
