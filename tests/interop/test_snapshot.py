@@ -137,7 +137,7 @@ def test_list_is_that_of_qemu_img(tmp_path):
     assert ok(img("snapshot", "-l", disk)).out == ok(qimg("snapshot", "-l", disk)).out == ""
     ok(img("snapshot", "-c", "one", disk))
     assert save(disk, "a name that is longer than its column", bytes(3 * MIB)) == (0, "")
-    for args in (("snapshot", "-l", disk), ("snapshot", disk)):
+    for args in (("snapshot", "-l", disk), ("snapshot", "-l", "-f", "qcow2", disk)):
         assert ok(img(*args)).out == ok(qimg(*args)).out
 
 
