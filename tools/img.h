@@ -32,6 +32,9 @@ int img_help(const char *usage);
 /* "Snapshot list:" and its lines, from the list of an ImageInfo object; nothing for an empty one. */
 void img_print_snapshots(const json_t *list);
 
+/* `snapshot --graph`: the chain of an image, bottom first, with the snapshots of each, as text or SVG. */
+int img_snapshot_graph(const char *file, const struct open_args *open, bool svg);
+
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,
 		   struct varve_error *err);

@@ -8,11 +8,12 @@
 #include <string.h>
 
 static const char snapshot_usage[] =
-	"snapshot [-l | -a SNAPSHOT | -c NAME | -d SNAPSHOT] [-f FORMAT | --image-opts] [-U] [-q] FILE\n\n"
+	"snapshot [-l | -a SNAPSHOT | -c NAME | -d SNAPSHOT | --graph[=svg]] [-f FORMAT | --image-opts] [-U] [-q] FILE\n\n"
 	"  -l, --list            list the snapshots of FILE (also without any of these)\n"
 	"  -a, --apply SNAPSHOT  the disk becomes what it was; SNAPSHOT is a name or an id\n"
 	"  -c, --create NAME     keep the disk as it is now\n"
 	"  -d, --delete SNAPSHOT forget that snapshot\n"
+	"      --graph[=svg]     show which snapshot grew out of which, and what each holds alone and shares\n"
 	"  -f, --format FORMAT   do not guess the format\n"
 	"      --image-opts      FILE is driver=...,file.filename=...\n"
 	"  -U, --force-share     list even while another process writes to FILE\n"
@@ -22,8 +23,10 @@ struct snapshot_args {
 	struct open_args open;
 	char action; /* l, a, c, d; 0: none was given */
 	const char *what;
-	bool quiet;
+	bool quiet, graph, svg;
 };
+
+enum { LONG_GRAPH = 0x1000 };
 
 static int list(struct varve_image *image)
 {
@@ -95,10 +98,12 @@ static int change(struct varve_image *image, const struct snapshot_args *a)
 static int run(const char *file, const struct snapshot_args *a)
 {
 	bool changes = a->action && a->action != 'l';
-	struct varve_image *image =
-		open_image(file, &a->open, changes ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	struct varve_image *image;
 	int ret;
 
+	if (a->graph)
+		return img_snapshot_graph(file, &a->open, a->svg);
+	image = open_image(file, &a->open, changes ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
 	if (!image)
 		return 1;
 	ret = changes ? change(image, a) : list(image);
@@ -113,6 +118,7 @@ int img_snapshot(int argc, char **argv)
 		{ "apply", required_argument, NULL, 'a' },
 		{ "create", required_argument, NULL, 'c' },
 		{ "delete", required_argument, NULL, 'd' },
+		{ "graph", optional_argument, NULL, LONG_GRAPH },
 		{ "format", required_argument, NULL, 'f' },
 		{ "image-opts", no_argument, NULL, LONG_IMAGE_OPTS },
 		{ "force-share", no_argument, NULL, 'U' },
@@ -137,6 +143,12 @@ int img_snapshot(int argc, char **argv)
 			a.action = (char)c;
 			a.what = optarg;
 			break;
+		case LONG_GRAPH:
+			if (optarg && strcmp(optarg, "svg") != 0 && strcmp(optarg, "text") != 0)
+				return complain_usage("snapshot: --graph is text or svg, not '%s'", optarg);
+			a.graph = true;
+			a.svg = optarg && strcmp(optarg, "svg") == 0;
+			break;
 		case 'f':
 			a.open.format = optarg;
 			break;
@@ -157,6 +169,8 @@ int img_snapshot(int argc, char **argv)
 	}
 	if (argc - optind != 1)
 		return complain_usage("snapshot: one file name is needed");
+	if (a.graph && a.action)
+		return complain_usage("snapshot: --graph shows; it does not go with -l, -a, -c, -d");
 	if (a.open.force_share && a.action && a.action != 'l')
 		return complain_usage("snapshot: -U is for listing: an image that another process writes to is not changed");
 	return run(argv[optind], &a);

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import xml.etree.ElementTree
 
 import pytest
 
@@ -236,3 +237,25 @@ def test_states_move_between_images_and_tools(tmp_path, rng):
     ok(io(a, f"read -b -q -P {data[0]} 0 1"))
     ok(img("snapshot", "-d", "s", a))
     clean(a)
+
+
+def test_the_graph_shows_who_grew_out_of_whom(tmp_path):
+    base, disk = tmp_path / "base", tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", base, "64M"))
+    ok(io(base, "write -q 0 1M"))
+    ok(img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", disk))
+    for n in (1, 2, 3):
+        ok(io(disk, f"write -q -P {n} {n}M 1M"))
+        ok(img("snapshot", "-c", f"s{n}", disk))
+    ok(img("snapshot", "-a", "s1", disk))
+    ok(io(disk, "write -q -P 9 9M 1M"))
+    ok(img("snapshot", "-c", "a<b>&c", disk))
+    lines = ok(img("snapshot", "--graph", disk)).out.splitlines()
+    depth = {line.lstrip("│├└─ ").split("  (")[0]: len(line) - len(line.lstrip("│├└─ ")) for line in lines}
+    assert lines[0].startswith(f"{base}  (qcow2, 64 MiB")
+    assert depth["1 s1"] < depth["2 s2"] < depth["3 s3"] and depth["4 a<b>&c"] == depth["2 s2"]
+    assert [line for line in lines if "3 s3" in line][0].split("alone ")[1].startswith("1.06 MiB, shared 2 MiB")
+    svg = ok(img("snapshot", "--graph=svg", disk)).out
+    texts = [e.text for e in xml.etree.ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert "4 a<b>&c" in texts and texts.count("the disk now") == 2
+    assert img("snapshot", "--graph=dot", disk).rc == 1
