@@ -94,11 +94,22 @@ class Machine:
              "-monitor", f"unix:{self.monitor_path},server=on,wait=off", *args],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.monitor = None
-        self.wait(lambda: os.path.exists(self.monitor_path))
-        self.monitor = socket.socket(socket.AF_UNIX)
+        try:
+            self.wait(self.connect)
+            self.answer()
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def connect(self):
+        """The name is there a moment before somebody listens."""
+        self.monitor = self.monitor or socket.socket(socket.AF_UNIX)
         self.monitor.settimeout(LIMIT)
-        self.monitor.connect(self.monitor_path)
-        self.answer()
+        try:
+            self.monitor.connect(self.monitor_path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        return True
 
     def __enter__(self):
         return self

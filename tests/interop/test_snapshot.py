@@ -60,7 +60,7 @@ def same_as(path, name, data, tmp_path):
 
 class Model:
     def __init__(self, path, rng, cluster, version2):
-        self.path, self.rng = path, rng
+        self.path, self.rng, self.cluster = path, rng, cluster
         self.len = {512: 512 * KIB, 4096: 4 * MIB, 65536: 16 * MIB}[cluster]
         self.disk, self.kept, self.states = bytearray(self.len), {}, {}
         options = f"cluster_size={cluster}" + (",compat=0.10" if version2 else "")
@@ -75,6 +75,11 @@ class Model:
             n = self.rng.randint(1, 400) * 512
             at = self.rng.randrange(0, (self.len - n) // 512 + 1) * 512
             byte = self.rng.choice((0, self.rng.randint(1, 255)))
+            if byte and self.cluster > 512 and self.rng.random() < .3:  # compressed: one cluster
+                n, at = self.cluster, at - at % self.cluster
+                self.disk[at:at + n] = bytes([byte]) * n
+                commands.append(f"write -c -P {byte} {at} {n}")
+                continue
             self.disk[at:at + n] = bytes([byte]) * n
             commands.append(f"write -P {byte} {at} {n}" if byte else
                             f"write -z {'-u' if self.rng.random() < .5 else ''} {at} {n}")
