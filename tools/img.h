@@ -59,6 +59,8 @@ char *options_append(char *list, const char *key, const char *value, bool escape
  */
 struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
 				      struct varve_queue *home);
+/* `snapshot --graph`: the chain of an image, bottom first, with the snapshots of each, as text or SVG. */
+int img_snapshot_graph(const char *file, const struct open_args *open, bool svg);
 
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,

@@ -47,8 +47,9 @@ static void print_snapshot(const json_t *s)
 	       (unsigned)(clock_s / 60 % 60), (unsigned)(clock_s % 60),
 	       (unsigned)(info_int(s, "vm-clock-nsec", 0) / 1000000));
 	if (icount >= 0)
-		printf(" %10" PRId64, icount);
-	putchar('\n');
+		printf(" %10" PRId64 "\n", icount);
+	else
+		printf(" %10s\n", "");
 }
 
 void img_print_snapshots(const json_t *list)

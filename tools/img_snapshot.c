@@ -6,11 +6,14 @@
 
 #include <string.h>
 
+enum { LONG_GRAPH = LONG_COMMAND };
+
 static const struct option_row options[] = {
 	{ 'l', "list", NULL, "list the snapshots of FILE (also without any of these)" },
 	{ 'a', "apply", "SNAPSHOT", "the disk becomes what it was; SNAPSHOT is a name or an id" },
 	{ 'c', "create", "NAME", "keep the disk as it is now" },
 	{ 'd', "delete", "SNAPSHOT", "forget that snapshot" },
+	{ LONG_GRAPH, "graph", "=FORM", "which snapshot grew out of which, and what each holds alone and shares: text or svg" },
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	{ 'U', "force-share", NULL, "list even while another process writes to FILE" },
@@ -23,7 +26,7 @@ struct snapshot_args {
 	struct open_args open;
 	char action; /* l, a, c, d; 0: none was given */
 	const char *what;
-	bool quiet;
+	bool quiet, graph, svg;
 };
 
 static int list(struct varve_image *image)
@@ -96,9 +99,12 @@ static int change(struct varve_image *image, const struct snapshot_args *a)
 static int run(const char *file, const struct snapshot_args *a)
 {
 	bool changes = a->action && a->action != 'l';
-	struct varve_image *image =
-		open_image(file, &a->open, changes ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	struct varve_image *image;
 	int ret;
+
+	if (a->graph)
+		return img_snapshot_graph(file, &a->open, a->svg);
+	image = open_image(file, &a->open, changes ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
 
 	if (!image)
 		return 1;
@@ -124,6 +130,12 @@ static int img_snapshot(int argc, char **argv)
 			a.action = (char)id;
 			a.what = p.value;
 			break;
+		case LONG_GRAPH:
+			if (p.value && strcmp(p.value, "svg") != 0 && strcmp(p.value, "text") != 0)
+				ret = complain_usage("snapshot: --graph is text or svg, not '%s'", p.value);
+			a.graph = true;
+			a.svg = p.value && strcmp(p.value, "svg") == 0;
+			break;
 		case 'q':
 			a.quiet = true;
 			break;
@@ -135,6 +147,8 @@ static int img_snapshot(int argc, char **argv)
 		return ret ? ret : p.status;
 	if (p.nr_args != 1)
 		return complain_usage("snapshot: one file name is needed");
+	if (a.graph && a.action)
+		return complain_usage("snapshot: --graph shows; it does not go with -l, -a, -c, -d");
 	if (a.open.force_share && a.action && a.action != 'l')
 		return complain_usage("snapshot: -U is for listing: an image that another process writes to is not changed");
 	return run(p.args[0], &a);

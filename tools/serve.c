@@ -155,6 +155,7 @@ static int stop_disk(struct serve_disk *d)
 		complain("%s", err.message);
 		failed = 1;
 	}
+	serve_state_stop(d);
 	varve_stream_free(d->stream); /* what it has not copied yet, the next one will */
 	if (close_image(d->image))
 		failed = 1;

@@ -6,6 +6,7 @@
  *   serve_options.c  the command line
  *   serve_control.c  the control socket: connections, lines
  *   serve_command.c  what can be asked there
+ *   serve_state.c    the state of a machine on its way into a snapshot
  */
 #ifndef VARVE_TOOLS_SERVE_H
 #define VARVE_TOOLS_SERVE_H
@@ -35,6 +36,7 @@ struct serve_disk {
 	struct varve_image *image;
 	struct varve_stream *stream;
 	struct varve_export *exp;
+	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
 	bool paused;
 };
 
@@ -53,6 +55,18 @@ struct serve {
 
 /* 0; 1: failed, told; -1: done (help, version). */
 int serve_parse(int argc, char **argv, struct serve *s);
+
+/* ---- the state of a machine ---- */
+
+/*
+ * Begins a snapshot of the disk as it is now, whose state is what can be read from path (a FIFO, a file) until its end. What
+ * it has come to is asked for with serve_state_tell(). -EBUSY: one is on its way.
+ */
+int serve_state_start(struct serve_disk *d, const char *name, const char *path, struct varve_error *err);
+/* {"state": "saving" | "done" | "failed", "name": ..., "bytes": ..., "error": ...}; none yet: {"state": "none"} */
+json_t *serve_state_tell(struct serve_disk *d);
+/* No snapshot if it has not ended. */
+void serve_state_stop(struct serve_disk *d);
 
 /* ---- the control socket ---- */
 

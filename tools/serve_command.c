@@ -123,6 +123,81 @@ static json_t *cmd_throttle(struct call *c)
 	return parsed(c, ret, text, &err);
 }
 
+/* ---- snapshots ---- */
+
+/* A member that must be a string; NULL after fail(), or if it is not there and need not be. */
+static const char *get_text(struct call *c, const char *key, bool needed)
+{
+	const json_t *value = json_object_get(c->args, key);
+
+	if (json_is_string(value))
+		return json_string_value(value);
+	if (value || needed)
+		fail(c, "\"%s\" must be a string", key);
+	return NULL;
+}
+
+static json_t *cmd_snapshots(struct call *c)
+{
+	struct varve_snapshot_info *list;
+	json_t *all = json_array();
+	struct varve_error err;
+	unsigned nr;
+
+	if (varve_snapshot_list(c->d->image, &list, &nr, &err) < 0) {
+		json_decref(all);
+		return fail(c, "%s", err.message);
+	}
+	for (unsigned i = 0; i < nr; i++) {
+		json_t *o = json_pack("{s:I, s:I, s:I}", "vm-state-size", (json_int_t)list[i].state_length, "disk-length",
+				      (json_int_t)list[i].disk_length, "date-sec", (json_int_t)list[i].date_s);
+
+		/* Others may have chosen ids and names that are no UTF-8: those are null. */
+		json_object_set_new(o, "id", json_string(list[i].id) ?: json_null());
+		json_object_set_new(o, "name", json_string(list[i].name) ?: json_null());
+		json_array_append_new(all, o);
+	}
+	varve_snapshot_list_free(list, nr);
+	return all;
+}
+
+static json_t *cmd_snapshot_create(struct call *c)
+{
+	struct varve_snapshot_options so = { .name = get_text(c, "name", true) };
+	const char *state = so.name ? get_text(c, "state", false) : NULL;
+	struct varve_error err;
+	json_t *o;
+	char *id;
+
+	if (*c->error)
+		return NULL;
+	if (state)
+		return serve_state_start(c->d, so.name, state, &err) < 0 ? fail(c, "%s", err.message) :
+									   serve_state_tell(c->d);
+	if (varve_snapshot_create(c->d->image, &so, &id, &err) < 0)
+		return fail(c, "%s", err.message);
+	o = json_pack("{s:s}", "id", id);
+	free(id);
+	return o;
+}
+
+static json_t *cmd_snapshot_state(struct call *c)
+{
+	return serve_state_tell(c->d);
+}
+
+static json_t *cmd_snapshot_delete(struct call *c)
+{
+	const char *name = get_text(c, "name", false), *id = *c->error ? NULL : get_text(c, "snapshot-id", false);
+	struct varve_error err;
+
+	if (*c->error)
+		return NULL;
+	if (!name && !id)
+		return fail(c, "which snapshot? \"name\" or \"snapshot-id\" is needed");
+	return varve_snapshot_delete(c->d->image, id, name, &err) < 0 ? fail(c, "%s", err.message) : json_object();
+}
+
 static json_t *cmd_help(struct call *c);
 
 /* ---- the table ---- */
@@ -141,6 +216,12 @@ static const struct command {
 	{ "resume", cmd_resume, true, "", "after pause, or after an error with werror=stop" },
 	{ "throttle", cmd_throttle, true, "limits ",
 	  "new limits (a string as for --throttle, \"\" for none), or without any, those in force" },
+
+	{ "snapshots", cmd_snapshots, true, "", "the internal snapshots of the disk" },
+	{ "snapshot-create", cmd_snapshot_create, true, "name state ",
+	  "keeps the disk as it is now, while it is used; \"state\": a FIFO or file with the state of the machine" },
+	{ "snapshot-state", cmd_snapshot_state, true, "", "what the state of the last snapshot-create has come to" },
+	{ "snapshot-delete", cmd_snapshot_delete, true, "name snapshot-id ", "forgets a snapshot" },
 	{ "flush", cmd_flush, true, "", "everything acknowledged is on stable storage" },
 };
 

@@ -424,6 +424,21 @@ VARVE_API int varve_snapshot_delete(struct varve_image *image, const char *id, c
  */
 VARVE_API int varve_snapshot_apply(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
 
+/* What a snapshot takes of the image's file, and which one it grew out of, as far as what they share tells. */
+struct varve_snapshot_node {
+	const char *id, *name; /* NULL: the disk as it is now, which is the last */
+	int parent;	       /* index in the list; -1: none */
+	uint32_t date_s;
+	uint64_t state_length;
+	uint64_t alone;	       /* bytes of the file that only this one needs: what deleting it gives back */
+	uint64_t shared;       /* and those that others need too */
+};
+
+/* Reads all tables of the image. Free the list with varve_snapshot_graph_free(). */
+VARVE_API int varve_snapshot_graph(struct varve_image *image, struct varve_snapshot_node **ret_list, unsigned *ret_nr,
+				   struct varve_error *err);
+VARVE_API void varve_snapshot_graph_free(struct varve_snapshot_node *list, unsigned nr);
+
 /* ---- states of virtual machines, kept in snapshots ----------------------------------------------------------- */
 
 struct varve_vmstate_writer;

@@ -102,6 +102,65 @@ void varve_snapshot_list_free(struct varve_snapshot_info *list, unsigned nr)
 	free(list);
 }
 
+/* ---- graph ---- */
+
+struct graph_call {
+	struct node *n;
+	struct snapshot_usage *list;
+	uint32_t nr;
+	struct varve_error *err;
+};
+
+static int graph_fiber(struct fiber *f, void *arg)
+{
+	struct graph_call *c = arg;
+
+	return c->n->drv->snapshot_graph(f, c->n, &c->list, &c->nr, c->err);
+}
+
+int varve_snapshot_graph(struct varve_image *image, struct varve_snapshot_node **ret_list, unsigned *ret_nr,
+			 struct varve_error *err)
+{
+	struct graph_call c = { .n = api_format_node(image), .err = err };
+	struct varve_snapshot_node *list;
+	int ret;
+
+	if (!c.n->drv->snapshot_graph)
+		return api_no_snapshots(image, err);
+	ret = api_call(image, graph_fiber, &c);
+	if (ret < 0)
+		return varve_error_prefix(err, ret, "%s: ", node_name(image->top));
+	list = calloc(c.nr, sizeof(*list));
+	if (!list) {
+		snapshot_usage_free(c.list, c.nr);
+		return varve_error_errno(err, -ENOMEM, "%s", node_name(image->top));
+	}
+	for (uint32_t i = 0; i < c.nr; i++) {
+		const struct snapshot_usage *u = &c.list[i];
+
+		list[i] = (struct varve_snapshot_node){ .id = u->id,
+							.name = u->name,
+							.parent = (int)u->parent,
+							.date_s = u->date_s,
+							.state_length = u->vm_state_len,
+							.alone = u->alone,
+							.shared = u->shared };
+	}
+	free(c.list); /* ids and names are the new list's */
+	*ret_list = list;
+	*ret_nr = c.nr;
+	return 0;
+}
+
+void varve_snapshot_graph_free(struct varve_snapshot_node *list, unsigned nr)
+{
+	for (unsigned i = 0; list && i < nr; i++) {
+		free((char *)list[i].id);
+		free((char *)list[i].name);
+	}
+	free(list);
+}
+
 /* ---- create ---- */
 
 int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_options *so, struct snapshot_want *ret,

@@ -69,6 +69,7 @@ void check_report(struct check *c, const char *fmt, ...) __attribute__((format(p
 struct snapshot_info;
 struct snapshot_want;
 struct snapshot_pick;
+struct snapshot_usage;
 struct snapshot_draft;
 struct snapshot_state;
 
@@ -229,6 +230,9 @@ struct driver {
 	void (*snapshot_state_map)(struct fiber *f, struct node *n, struct snapshot_state *st, uint64_t off, uint64_t len,
 				   struct extent *ret_extent);
 	void (*snapshot_state_close)(struct snapshot_state *st);
+	/* *ret_list: malloc'd, as snapshot_usage_free() takes it. */
+	int (*snapshot_graph)(struct fiber *f, struct node *n, struct snapshot_usage **ret_list, uint32_t *ret_nr,
+			      struct varve_error *err);
 	/* The area behind the end of the disk where a machine's state stands before it belongs to a snapshot. */
 	int (*state_area_read)(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
 	int (*state_area_write)(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);

@@ -9,6 +9,8 @@
 #ifndef VARVE_BLOCK_SNAPSHOT_H
 #define VARVE_BLOCK_SNAPSHOT_H
 
+#include <stdlib.h>
+
 #include "block/node.h"
 
 #define SNAPSHOT_NAME_MAX 255 /* bytes, of a name or id that we write */
@@ -35,6 +37,24 @@ struct snapshot_want {
 struct snapshot_pick {
 	const char *id, *name;
 };
+
+/* What a snapshot takes; the last of a list is the disk as it is now. */
+struct snapshot_usage {
+	char *id, *name; /* NULL: the disk as it is now */
+	int64_t parent;	 /* index of the one that it grew out of, as far as that can be seen; -1: none */
+	uint32_t date_s;
+	uint64_t vm_state_len;
+	uint64_t alone, shared; /* bytes of the file that nobody else needs, and that others need too */
+};
+
+static inline void snapshot_usage_free(struct snapshot_usage *list, uint32_t nr)
+{
+	for (uint32_t i = 0; i < nr; i++) {
+		free(list[i].id);
+		free(list[i].name);
+	}
+	free(list);
+}
 
 struct snapshot_draft;
 struct snapshot_state;

@@ -520,6 +520,7 @@ const struct driver driver_qcow2 = {
 	.snapshot_state_open = qcow2_snapshot_state_open,
 	.snapshot_state_map = qcow2_snapshot_state_map,
 	.snapshot_state_close = qcow2_snapshot_state_close,
+	.snapshot_graph = qcow2_snapshot_graph,
 	.state_area_read = qcow2_state_area_read,
 	.state_area_write = qcow2_state_area_write,
 };

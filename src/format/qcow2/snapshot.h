@@ -7,6 +7,7 @@
  *   snapshot_header.c  the header leads to another snapshot table; the dirty bit around it
  *   snapshot_draft.c   a snapshot in the making, and the space of its state
  *   snapshot_ops.c     list, delete, apply
+ *   snapshot_graph.c   what each holds alone and shares
  *   vmstate.c          reading the state of a snapshot
  *   vmstate_area.c     the state that stands behind the end of the active disk
  *
@@ -98,6 +99,8 @@ int qcow2_snapshot_state_open(struct fiber *f, struct node *n, const struct snap
 void qcow2_snapshot_state_map(struct fiber *f, struct node *n, struct snapshot_state *st, uint64_t off, uint64_t len,
 			      struct extent *ret);
 void qcow2_snapshot_state_close(struct snapshot_state *st);
+int qcow2_snapshot_graph(struct fiber *f, struct node *n, struct snapshot_usage **ret_list, uint32_t *ret_nr,
+			 struct varve_error *err);
 int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
 int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
 /* Under l1_mutex: what stands behind the end of the disk goes, before the disk grows over its place. */
