@@ -196,7 +196,7 @@ static int parse(struct bench *b, int argc, char **argv)
 
 static int prepare(struct bench *b)
 {
-	struct varve_queue_options qo = { .depth = (unsigned)b->depth, .name = "libbench" };
+	struct varve_queue_options qo = { .flags = VARVE_QUEUE_ONE_THREAD, .depth = (unsigned)b->depth, .name = "libbench" };
 	struct varve_error err;
 	void *memory;
 	uint64_t i;

@@ -109,7 +109,9 @@ static int bench_on(const struct bench_args *a, struct varve_queue *queue, struc
 
 static int bench(const struct bench_args *a)
 {
-	struct varve_queue_options qo = { .depth = a->depth, .name = "bench" };
+	struct varve_queue_options qo = { .flags = VARVE_QUEUE_ONE_THREAD,
+					  .depth = a->depth,
+					  .name = "bench" };
 	struct bench_result *r = calloc(1, sizeof(*r));
 	struct varve_queue *queue;
 	struct varve_error err;

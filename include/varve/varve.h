@@ -54,6 +54,12 @@ struct varve_image;
 
 #define VARVE_QUEUE_THREAD (1u << 0) /* the queue runs on a thread of its own; otherwise the caller runs it */
 #define VARVE_QUEUE_ADAPTIVE (1u << 1) /* poll_us is the longest; it spins while that pays, and not at all when idle */
+/*
+ * The caller runs the queue, and always from the thread that makes it: every call that names the queue, or an image
+ * whose home it is, comes from there. The kernel does io_uring with less work then. Another thread is a fatal error,
+ * and varve_queue_fd() is not for such a queue.
+ */
+#define VARVE_QUEUE_ONE_THREAD (1u << 2)
 
 struct varve_queue_options {
 	unsigned flags;	    /* VARVE_QUEUE_* */
@@ -79,7 +85,7 @@ struct varve_completion {
 
 /*
  * A file descriptor that polls readable when varve_queue_reap() has something to do. Owned by the queue.
- * Only for queues without a thread of their own.
+ * Only for queues without a thread of their own, and not for VARVE_QUEUE_ONE_THREAD: -EINVAL.
  */
 VARVE_API int varve_queue_fd(struct varve_queue *queue);
 

@@ -65,7 +65,8 @@ struct queue {
 	/* set by queue_new() */
 	char name[32];
 	unsigned id;
-	bool own_thread; /* false again once the thread was joined */
+	bool own_thread;  /* false again once the thread was joined */
+	const void *only; /* thread_self() of the one thread that runs it; NULL: own_thread, or any */
 	bool virtual_time;
 	pthread_t thread;
 	int epoll_fd, event_fd;

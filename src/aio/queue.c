@@ -208,6 +208,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	q->at_once.slow_ns = AT_ONCE_SLOW_NS;
 	snprintf(q->name, sizeof(q->name), "%s", opts && opts->name ? opts->name : "varve");
 	q->virtual_time = opts && opts->virtual_time;
+	q->only = opts && opts->one_thread ? thread_self() : NULL;
 	q->later.tail = &q->later.head;
 	q->epoll_fd = q->event_fd = q->poll_fd = q->timer_fd = q->wait_fd = -1;
 	TAILQ_INIT(&q->hooks);

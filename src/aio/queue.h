@@ -27,6 +27,7 @@ struct queue;
 struct queue_opts {
 	const char *name;  /* copied; NULL: "varve" */
 	bool own_thread;   /* queue_new() starts a thread that runs turns until queue_free() */
+	bool one_thread;   /* no thread of its own, and only the one that calls queue_new() ever runs it; no queue_poll_fd() */
 	bool virtual_time; /* time moves only by queue_advance(): for tests */
 	const char *cpus;  /* own_thread: where it may run, "0-3,8"; NULL: where its maker may */
 	/* own_thread: how long it looks for work before it sleeps; 0: not at all. adaptive: at most, and while it pays */

@@ -230,6 +230,7 @@ void loop_enter(struct queue *q)
 {
 	assert(!q->in_turn && "queue_turn() or fiber_call() from inside a turn of the same queue");
 	assert(queue_is_mine(q));
+	assert((!q->only || q->only == thread_self()) && "a queue made for one thread is run by another");
 	q->in_turn = true;
 	if (!q->own_thread)
 		atomic_store_explicit(&q->runner, thread_self(), memory_order_relaxed);

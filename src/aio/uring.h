@@ -22,7 +22,8 @@
 
 /* What the user added to the name of the engine. */
 #define URING_SQPOLL (1u << 0) /* a thread of the kernel takes the requests */
-#define URING_PINNED (1u << 1) /* all memory that is made known is registered, not only what costs nothing   \
+#define URING_PINNED                                                                                         \
+	(1u << 1)	       /* all memory that is made known is registered, not only what costs nothing   \
 				*/
 #define URING_IOPOLL (1u << 2) /* no interrupts: the device is asked */
 

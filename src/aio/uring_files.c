@@ -6,7 +6,8 @@
  * file has one slot, the same in the table of every ring; a ring fills it when it meets the file first.
  *
  * Closing has to take the file out of every ring: a ring that keeps it keeps its locks too, and the file
- * system busy. Some rings may be changed by their own thread only; those are asked, and waited for.
+ * system busy. Some rings may be changed by their own thread only; those are asked, and waited for, unless it
+ * is the embedding program that runs their queue: it may not do so for long.
  *
  * Owns:    the slots; the list of rings.
  * Assumes: a queue with a thread of its own turns when it is kicked.
@@ -26,15 +27,18 @@
 struct closing {
 	struct msg msg;
 	struct fiber *f;
-	unsigned nr_left; /* rings that have not answered */
+	unsigned nr_left; /* rings that will answer, and have not */
 	bool ended;	  /* home queue */
 };
 
 static struct {
 	pthread_mutex_t lock;
 	LIST_HEAD(, uring) rings;
-	bool used[URING_FILES];
-	struct closing *closing[URING_FILES]; /* rings are asked to let go of it */
+	struct {
+		bool used, closed;
+		struct closing *closing; /* waits for rings with a thread of their own to let go of it */
+		unsigned nr_later;	 /* others that will, when somebody runs their queue */
+	} slots[URING_FILES];
 } files = { .lock = PTHREAD_MUTEX_INITIALIZER };
 
 /* ---- rings ---- */
@@ -69,16 +73,29 @@ static void slot_clear(struct uring *u, unsigned slot)
 	atomic_store_explicit(&u->file_set[slot], false, memory_order_relaxed);
 }
 
+/* Called with the lock held. The slot is free when no ring and nobody else knows it any more. */
+static void slot_put(unsigned slot)
+{
+	if (!files.slots[slot].closing && !files.slots[slot].nr_later) {
+		files.slots[slot].closed = false;
+		files.slots[slot].used = false;
+	}
+}
+
 static void drop_all(struct uring *u)
 {
 	for (unsigned i = 0; i < URING_FILES; i++) {
-		struct closing *c = files.closing[i];
+		struct closing *c = files.slots[i].closing;
 
-		if (!c || !atomic_load_explicit(&u->file_set[i], memory_order_relaxed))
+		if (!files.slots[i].closed || !atomic_load_explicit(&u->file_set[i], memory_order_relaxed))
 			continue;
 		slot_clear(u, i);
-		if (--c->nr_left == 0)
+		if (!u->q->own_thread) {
+			files.slots[i].nr_later--;
+			slot_put(i);
+		} else if (--c->nr_left == 0) {
 			queue_post(fiber_queue(c->f), &c->msg);
+		}
 	}
 	atomic_store_explicit(&u->nr_drops, 0, memory_order_relaxed);
 }
@@ -122,8 +139,8 @@ int uring_file_open(struct aio_file *file, struct varve_error *err)
 	(void)err;
 	pthread_mutex_lock(&files.lock);
 	for (unsigned i = 0; i < URING_FILES; i++) {
-		if (!files.used[i]) {
-			files.used[i] = true;
+		if (!files.slots[i].used) {
+			files.slots[i].used = true;
 			file->engine_data = (void *)(uintptr_t)(i + 1);
 			break;
 		}
@@ -141,7 +158,8 @@ void uring_file_close(struct fiber *f, struct aio_file *file)
 	if (!file->engine_data)
 		return;
 	pthread_mutex_lock(&files.lock);
-	files.closing[slot] = &c;
+	files.slots[slot].closed = true;
+	files.slots[slot].closing = &c;
 	LIST_FOREACH(u, &files.rings, link)
 	{
 		if (!atomic_load_explicit(&u->file_set[slot], memory_order_relaxed))
@@ -150,9 +168,12 @@ void uring_file_close(struct fiber *f, struct aio_file *file)
 			slot_clear(u, slot);
 			continue;
 		}
-		c.nr_left++;
 		/* Under the lock: until it is free again, the ring and its queue cannot end. */
 		atomic_store_explicit(&u->nr_drops, 1, memory_order_relaxed);
+		if (u->q->own_thread)
+			c.nr_left++;
+		else
+			files.slots[slot].nr_later++;
 		queue_kick(u->q);
 	}
 	c.ended = !c.nr_left;
@@ -160,8 +181,8 @@ void uring_file_close(struct fiber *f, struct aio_file *file)
 	while (!c.ended)
 		fiber_wait(f);
 	pthread_mutex_lock(&files.lock);
-	files.closing[slot] = NULL;
-	files.used[slot] = false;
+	files.slots[slot].closing = NULL;
+	slot_put(slot);
 	pthread_mutex_unlock(&files.lock);
 	file->engine_data = NULL;
 }

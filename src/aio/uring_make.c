@@ -43,8 +43,8 @@ int uring_ring_init(struct io_uring *ring, unsigned flags)
 }
 
 /*
- * True if the calling thread alone will enter the ring. A queue run by its callers may see several threads,
- * and with -Dfiber=thread attaching happens on a fiber's thread.
+ * True if the calling thread alone will enter the ring. A queue run by its callers may see several threads
+ * unless they promised otherwise, and with -Dfiber=thread attaching happens on a fiber's thread.
  */
 static bool one_thread(const struct queue *q)
 {
@@ -52,7 +52,7 @@ static bool one_thread(const struct queue *q)
 	(void)q;
 	return false;
 #else
-	return q->own_thread;
+	return q->own_thread || q->only;
 #endif
 }
 
@@ -64,7 +64,8 @@ static int ring_make(struct uring *u)
 		IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG, /* 5.19 */
 		0,
 	};
-	const unsigned *modes = one_thread(u->q) ? own_thread : own_thread + 1;
+	/* With the first, completions wake nobody who does not wait in the ring itself. */
+	const unsigned *modes = one_thread(u->q) && u->waits ? own_thread : own_thread + 1;
 	int ret;
 
 	if (u->mode & URING_SQPOLL)
@@ -102,7 +103,6 @@ static int ring_wait(struct uring *u, struct varve_error *err)
 	struct queue *q = u->q;
 	int ret;
 
-	u->waits = q->wait != uring_wait;
 	if (u->waits) {
 		ret = watches_set_wait(q, uring_wait, u, u->ring.ring_fd);
 	} else {
@@ -126,6 +126,7 @@ static int uring_attach_mode(struct queue *q, unsigned mode, void **ret_ctx, str
 		return varve_error_set(err, -ENOMEM, "out of memory for the aio engine 'io_uring'");
 	u->q = q;
 	u->mode = mode;
+	u->waits = q->wait != uring_wait;
 	ret = ring_make(u);
 	if (ret < 0) {
 		free(u);

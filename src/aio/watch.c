@@ -163,6 +163,7 @@ int queue_poll_fd(struct queue *q)
 	int ret;
 
 	assert(!q->own_thread && "queue_poll_fd() of a queue that has its own thread");
+	assert(!q->only && "queue_poll_fd() of a queue made to be run by one thread");
 	assert(queue_is_mine(q));
 	if (q->poll_fd >= 0)
 		return q->poll_fd;

@@ -52,7 +52,7 @@ STAILQ_HEAD(api_slots, api_slot);
 struct varve_queue {
 	/* set when made */
 	struct queue *q;
-	bool has_thread;
+	bool has_thread, one_thread;
 	unsigned depth;		/* 0: no asynchronous requests (a thread of its own, or private to an image) */
 	struct api_slot *slots; /* depth of them */
 

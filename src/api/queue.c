@@ -25,6 +25,7 @@ static int queue_make(struct varve_queue **ret, const struct queue_opts *qopts, 
 	STAILQ_INIT(&vq->free);
 	STAILQ_INIT(&vq->done);
 	vq->has_thread = qopts->own_thread;
+	vq->one_thread = qopts->one_thread;
 	vq->depth = depth;
 	if (depth) {
 		vq->slots = calloc(depth, sizeof(*vq->slots));
@@ -49,19 +50,22 @@ static int queue_make(struct varve_queue **ret, const struct queue_opts *qopts, 
 
 int varve_queue_new(struct varve_queue **ret_queue, const struct varve_queue_options *opts, struct varve_error *err)
 {
+	const unsigned known = VARVE_QUEUE_THREAD | VARVE_QUEUE_ADAPTIVE | VARVE_QUEUE_ONE_THREAD;
 	unsigned flags = opts ? opts->flags : 0;
 	unsigned depth = opts && opts->depth ? opts->depth : API_DEPTH_DEFAULT;
 	struct queue_opts qopts = { .name = opts ? opts->name : NULL,
 				    .own_thread = flags & VARVE_QUEUE_THREAD,
+				    .one_thread = flags & VARVE_QUEUE_ONE_THREAD,
 				    .cpus = opts ? opts->cpus : NULL,
 				    .poll_ns = opts ? opts->poll_us * UINT64_C(1000) : 0,
 				    .poll_adaptive = flags & VARVE_QUEUE_ADAPTIVE };
 
 	if (!ret_queue)
 		return varve_error_set(err, -EINVAL, "varve_queue_new: no place for the queue");
-	if (flags & ~(VARVE_QUEUE_THREAD | VARVE_QUEUE_ADAPTIVE))
-		return varve_error_set(err, -EINVAL, "queue: unknown flags 0x%x",
-				       flags & ~(VARVE_QUEUE_THREAD | VARVE_QUEUE_ADAPTIVE));
+	if (flags & ~known)
+		return varve_error_set(err, -EINVAL, "queue: unknown flags 0x%x", flags & ~known);
+	if (qopts.own_thread && qopts.one_thread)
+		return varve_error_set(err, -EINVAL, "queue: it has a thread of its own, or the caller's, not both");
 	if (!qopts.own_thread && (qopts.cpus || qopts.poll_ns || qopts.poll_adaptive))
 		return varve_error_set(err, -EINVAL, "queue: processors and polling are for queues with a thread");
 	if (qopts.poll_adaptive && !qopts.poll_ns)
@@ -93,7 +97,7 @@ void varve_queue_free(struct varve_queue *vq)
 
 int varve_queue_fd(struct varve_queue *vq)
 {
-	if (vq->has_thread)
+	if (vq->has_thread || vq->one_thread)
 		return -EINVAL;
 	return queue_poll_fd(vq->q);
 }

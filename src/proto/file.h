@@ -65,6 +65,7 @@ int file_block_len(int fd, uint32_t *ret_len, struct varve_error *err);
 
 /* file_lock.c: worker threads. Tells other processes what we do with the image, and learns what they do. */
 int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err);
+void file_unlock(int fd);
 
 /* file_holder.c: worker threads. "process 12 (name)" of somebody else who has the byte locked; false: not
  * found. */

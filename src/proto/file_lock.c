@@ -57,7 +57,7 @@ static int lock_bytes(int fd, off_t base, unsigned bits)
 	return ret;
 }
 
-static void unlock_all(int fd)
+void file_unlock(int fd)
 {
 	struct flock fl = { .l_type = F_UNLCK, .l_whence = SEEK_SET, .l_start = LOCK_HELD, .l_len = 200 };
 
@@ -116,14 +116,14 @@ static int lock_once(int fd, const char *name, bool writable, enum file_locking 
 	if (!ret)
 		ret = lock_bytes(fd, LOCK_UNSHARED, UNSHARED);
 	if (ret < 0) {
-		unlock_all(fd);
+		file_unlock(fd);
 		if (locking == FILE_LOCKING_AUTO && (ret == -EINVAL || ret == -EOPNOTSUPP || ret == -ENOSYS))
 			return 0; /* no such locks here: nobody else can have one either */
 		return varve_error_errno(err, ret, "cannot lock the image (locking=off opens it without)");
 	}
 	ret = lock_check(fd, name, held, err);
 	if (ret < 0)
-		unlock_all(fd);
+		file_unlock(fd);
 	return ret;
 }
 

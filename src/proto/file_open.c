@@ -185,8 +185,9 @@ static int open_work(void *arg)
 
 static int close_work(void *arg)
 {
-	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says.
-	 */
+	/* The kernel may keep the file for a moment longer, for a ring that has it. */
+	file_unlock(*(int *)arg);
+	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says. */
 	close(*(int *)arg);
 	return 0;
 }

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/uio.h>
@@ -16,6 +17,7 @@
 #include <varve/varve.h>
 
 #define PAGE 4096
+#define URING_FILES_AT_LEAST 300 /* more than a table has places */
 
 static int make_file(void)
 {
@@ -162,23 +164,59 @@ static void closing_takes_the_file_out_of_every_ring(void **state)
 /* A ring's table is full some day; what has no place in it works all the same. */
 static void more_files_than_a_table_holds_all_work(void **state)
 {
-	enum { FILES = 300 };
 	const struct aio_engine *engine = *state;
 	struct queue *q = make_queue(true, engine);
-	struct aio_file *files = calloc(FILES, sizeof(*files));
+	struct aio_file *files = calloc(URING_FILES_AT_LEAST, sizeof(*files));
 	int fd = make_file();
 	char c;
 
 	CHECK(files && pwrite(fd, "A", 1, 0) == 1);
-	for (unsigned i = 0; i < FILES; i++)
+	for (unsigned i = 0; i < URING_FILES_AT_LEAST; i++)
 		files[i] = open_on(engine, fd);
-	for (unsigned i = 0; i < FILES; i++)
+	for (unsigned i = 0; i < URING_FILES_AT_LEAST; i++)
 		assert_int_equal(read_at(q, &files[i], 0, &c, 1), 1);
-	for (unsigned i = 0; i < FILES; i++)
+	for (unsigned i = 0; i < URING_FILES_AT_LEAST; i++)
 		fiber_call(q, close_fiber, &files[i]);
 	queue_free(q);
 	free(files);
 	close(fd);
+}
+
+/* ---- a queue that only one thread runs ---- */
+
+static struct queue *make_one_thread_queue(const struct aio_engine *engine)
+{
+	const struct queue_opts opts = { .name = "one", .one_thread = true };
+	struct queue *q;
+
+	if (!engine_works(engine))
+		skip();
+	CHECK(queue_new(&q, &opts, NULL) == 0);
+	CHECK(fiber_call(q, attach_fn, (void *)(uintptr_t)engine) == 0);
+	return q;
+}
+
+/* Nobody else may change its ring, and it may not be run for long: whoever closes a file does not wait for
+ * it. */
+static void closing_does_not_wait_for_a_queue_that_nobody_runs(void **state)
+{
+	struct queue *home = make_queue(true, *state), *one = make_one_thread_queue(*state);
+	int fds[2] = { make_file(), make_file() };
+	char c;
+
+	CHECK(pwrite(fds[0], "A", 1, 0) == 1 && pwrite(fds[1], "B", 1, 0) == 1);
+	for (unsigned i = 0; i < 2 * URING_FILES_AT_LEAST; i++) {
+		struct aio_file file = open_on(*state, fds[i & 1]);
+
+		/* Never what a slot held before. */
+		assert_int_equal(read_at(one, &file, 0, &c, 1), 1);
+		assert_int_equal(c, i & 1 ? 'B' : 'A');
+		fiber_call(home, close_fiber, &file);
+	}
+	queue_free(one);
+	queue_free(home);
+	close(fds[0]);
+	close(fds[1]);
 }
 
 /* ---- memory ---- */
@@ -467,6 +505,67 @@ static void several_rings_on_one_queue_all_complete(void **state)
 	close(fd);
 }
 
+struct late {
+	struct aio_op op;
+	int done_fd;
+};
+
+static void late_done(struct aio_op *op, int64_t res)
+{
+	const uint64_t one = 1;
+
+	CHECK(res == 8 &&
+	      write(container_of(op, struct late, op)->done_fd, &one, sizeof(one)) == sizeof(one));
+}
+
+static int late_fiber(struct fiber *f, void *arg)
+{
+	struct late *l = arg;
+
+	aio_submit(fiber_queue(f), &l->op);
+	return 0;
+}
+
+/* A queue that sleeps in one ring is woken by what another one completes. */
+static void a_ring_that_is_not_waited_in_wakes_its_queue(void **state)
+{
+	static const struct aio_engine *const pairs[][2] = {
+		{ &aio_engine_uring, &aio_engine_uring_pinned },
+		{ &aio_engine_uring, &aio_engine_uring_sqpoll },
+		{ &aio_engine_uring_sqpoll, &aio_engine_uring },
+		{ &aio_engine_native, &aio_engine_uring },
+	};
+	const uint64_t one = 1;
+	uint64_t value;
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(pairs); i++) {
+		struct queue *q = make_queue(true, pairs[i][0]);
+		int fd = eventfd(0, EFD_CLOEXEC), done_fd = eventfd(0, EFD_CLOEXEC);
+		struct aio_file file = open_on(pairs[i][1], fd);
+		struct iovec iov = { &value, sizeof(value) };
+		struct late l = {
+			.op = { .file = &file, .opcode = AIO_READ, .iov = &iov, .nr_iov = 1, .len = 8 },
+			.done_fd = done_fd
+		};
+		struct pollfd pfd = { .fd = done_fd, .events = POLLIN };
+
+		l.op.done = late_done;
+		CHECK(fd >= 0 && done_fd >= 0);
+		CHECK(fiber_call(q, attach_fn, (void *)(uintptr_t)pairs[i][1]) == 0);
+		for (unsigned round = 0; round < 50; round++) {
+			fiber_call(q, late_fiber, &l);
+			CHECK(write(fd, &one, sizeof(one)) == sizeof(one));
+			assert_int_equal(poll(&pfd, 1, 20000), 1);
+			CHECK(read(done_fd, &value, sizeof(value)) == sizeof(value));
+		}
+		fiber_call(q, close_fiber, &file);
+		queue_free(q);
+		close(fd);
+		close(done_fd);
+	}
+}
+
 /* With O_DIRECT the ring itself polls, where the file system can; aligned, because it is O_DIRECT. */
 static void polled_reads_and_writes_complete(void **state)
 {
@@ -571,6 +670,7 @@ int main(void)
 		/* First: the threads of other rings live on for a while. */
 		cmocka_unit_test(sqpoll_wakes_the_thread_that_takes_its_requests),
 		BOTH(a_registered_file_is_found_without_its_descriptor),
+		BOTH(closing_does_not_wait_for_a_queue_that_nobody_runs),
 		EACH(closing_takes_the_file_out_of_every_ring),
 		EACH(more_files_than_a_table_holds_all_work),
 		BOTH(registered_memory_is_used_by_requests_of_one_piece_inside),
@@ -581,6 +681,7 @@ int main(void)
 		ON(without_the_right_to_lock_memory_it_works_unregistered, uring),
 		ON(bounce_buffers_never_run_out, uring),
 		ON(bounce_buffers_never_run_out, threads),
+		cmocka_unit_test(a_ring_that_is_not_waited_in_wakes_its_queue),
 		cmocka_unit_test(several_rings_on_one_queue_all_complete),
 		{ "polled_reads_and_writes_complete", polled_reads_and_writes_complete, NULL, NULL, NULL },
 		{ "polled_reads_and_writes_complete (own thread)", polled_reads_and_writes_complete, NULL,

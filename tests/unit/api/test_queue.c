@@ -88,6 +88,30 @@ static void a_full_queue_says_eagain(void **state)
 	varve_queue_free(queue);
 }
 
+/* The caller promises to stay on one thread; it can do all but poll. */
+static void a_queue_of_one_thread_runs_requests_and_has_no_descriptor(void **state)
+{
+	struct varve_queue *queue = make_queue(0, VARVE_QUEUE_ONE_THREAD);
+	struct varve_queue_options both = { .flags = VARVE_QUEUE_ONE_THREAD | VARVE_QUEUE_THREAD };
+	struct varve_queue *none = NULL;
+	struct varve_image *image;
+	uint8_t buf[512];
+	struct iovec iov = { buf, 512 };
+
+	(void)state;
+	make_image("disk", "raw", MIB, NULL);
+	image = open_image("disk", 0, queue);
+	for (unsigned i = 0; i < 100; i++) {
+		assert_int_equal(varve_submit_readv(queue, image, &iov, 1, 0, (void *)1), 0);
+		assert_int_equal(reap_all(queue, 1), 1);
+	}
+	assert_int_equal(varve_queue_fd(queue), -EINVAL);
+	expect_ok(varve_image_close(image, &err));
+	varve_queue_free(queue);
+	assert_int_equal(varve_queue_new(&none, &both, &err), -EINVAL);
+	assert_null(none);
+}
+
 static void wrong_requests_are_refused_at_once(void **state)
 {
 	struct varve_queue *queue = make_queue(0, 0), *other = make_queue(0, 0);
@@ -306,6 +330,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(requests_complete_with_their_user_data, dir_make, dir_remove),
 		cmocka_unit_test_setup_teardown(a_full_queue_says_eagain, dir_make, dir_remove),
+		cmocka_unit_test_setup_teardown(a_queue_of_one_thread_runs_requests_and_has_no_descriptor, dir_make,
+						dir_remove),
 		cmocka_unit_test_setup_teardown(wrong_requests_are_refused_at_once, dir_make, dir_remove),
 		cmocka_unit_test(wrong_queue_options_are_refused),
 		cmocka_unit_test_setup_teardown(the_descriptor_is_readable_when_there_is_something_to_reap, dir_make,
