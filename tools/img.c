@@ -14,6 +14,7 @@ const struct command *const img_commands[] = {
 	&cmd_commit,
 	&cmd_compare,
 	&cmd_create,
+	&cmd_dd,
 	&cmd_info,
 	&cmd_map,
 	&cmd_measure,
@@ -25,7 +26,7 @@ const struct command *const img_commands[] = {
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "convert", "dd" };
+static const char *const missing[] = { "convert" };
 
 static void usage(void)
 {
