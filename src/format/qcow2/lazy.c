@@ -84,12 +84,15 @@ static int mark_dirty(struct fiber *f, struct qcow2 *q)
 
 	fiber_lock(f, &l->marking);
 	if (!l->marked && !site_off(q, SITE_DIRTY)) {
-		/* From now on nobody else clears the bit. */
+		uint64_t before = q->h.incompatible & QCOW2_INCOMPAT_DIRTY;
+
+		/* From now on nobody else clears the bit, and whoever writes the header writes it, too. */
 		l->marked = true;
-		err = put_incompatible(f, q, q->h.incompatible | QCOW2_INCOMPAT_DIRTY, ORDER_NONE, &l->mark);
+		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
+		err = put_incompatible(f, q, q->h.incompatible, ORDER_NONE, &l->mark);
 		l->marked = l->queued = err == 0;
-		if (err == 0)
-			q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
+		if (err < 0)
+			q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY | before;
 	}
 	fiber_unlock(&l->marking);
 	return err;

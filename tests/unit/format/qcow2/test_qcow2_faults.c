@@ -205,6 +205,12 @@ static bool survive(const char *options, uint64_t len, uint64_t first, uint64_t 
 		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr,
 			 wrong);
 	assert_int_equal(disk_close(d), 0);
+	/* Lazy refcounts that could not be written: the next writer counts anew. */
+	if (image_get(d->im, 4, 4) >= 3 &&
+	    image_get(d->im, offsetof(struct qcow2_header_disk, incompatible), 8) & QCOW2_INCOMPAT_DIRTY) {
+		disk_reopen(d);
+		assert_int_equal(disk_close(d), 0);
+	}
 	assert_int_equal(image_check(d->im, 0), 0);
 	if (d->im->found.corruptions || d->im->found.check_errors)
 		fail_msg("%s, op %llu (%llu): %s", options, (unsigned long long)first, (unsigned long long)nr,
@@ -226,6 +232,9 @@ static void any_operation_may_fail_once(void **state)
 	for (uint64_t first = 0; survive("cluster_size=4k,refcount_bits=1", MiB(1), first, 1, -EIO, 2);
 	     first++)
 		nr++;
+	for (uint64_t first = 0; survive("cluster_size=512,lazy_refcounts=on", KiB(512), first, 1, -EIO, 6);
+	     first++)
+		nr++;
 	printf("# %u operations\n", nr);
 	assert_true(nr > 100);
 }
@@ -238,9 +247,10 @@ static void any_entry_may_find_no_memory(void **state)
 	for (uint64_t first = 0; first < 400; first++) {
 		nr_puts = 0;
 		fail_put = first + 10; /* not at the start: creating does not use the queue */
-		(void)survive("cluster_size=512,refcount_bits=64", KiB(512), UINT64_MAX, 0, 0,
-			      5 + (unsigned)first % 3);
-		if (nr_puts <= fail_put)
+		(void)survive(first % 2 ? "cluster_size=512,refcount_bits=64"
+					: "cluster_size=512,lazy_refcounts=on",
+			      KiB(512), UINT64_MAX, 0, 0, 5 + (unsigned)first % 3);
+		if (nr_puts <= fail_put && first % 2)
 			break;
 		nr++;
 	}
