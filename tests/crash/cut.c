@@ -55,6 +55,7 @@ struct cut {
 	uint64_t random;
 	struct queue *q;
 	struct sim_file *sim;
+	struct aio_file af;
 	struct node *disk;
 	struct sector *sectors;
 	uint64_t nr_sectors;
@@ -154,16 +155,30 @@ static void base_attach(struct fiber *f, const struct cut *c, struct node *n)
 	n->backing = base;
 }
 
-static void image_stack(struct fiber *f, const struct cut *c, struct node *file, uint32_t flags, struct node **ret,
-			struct varve_error *err, int *ret_code)
+static void image_stack(struct fiber *f, const struct cut *c, struct node *file, uint32_t flags, const char *state_dir,
+			struct node **ret, struct varve_error *err, int *ret_code)
 {
 	struct opts *o = opts_new();
 
+	if (state_dir)
+		must(opts_set(o, "state-dir", state_dir, err), "options", err);
 	must(opts_set(o, "l2-cache-size", c->cfg.seed & 1 ? "64k" : "1M", err), "options", err);
 	*ret_code = graph_stack(f, driver_find(c->cfg.format), file, o, flags, ret, err);
 	opts_free(o);
 	if (*ret_code == 0 && c->cfg.backing)
 		base_attach(f, c, *ret);
+}
+
+/* The simulated file as the disk of this process. */
+static struct node *leaf_new(struct fiber *f, const struct cut *c)
+{
+	struct varve_error err = { 0, "" };
+	struct node *leaf;
+
+	must(sim_node_new(f, c->sim, &c->af, NODE_WRITABLE, &leaf, &err), "sim", &err);
+	leaf->file_id[0] = 1;
+	leaf->file_id[1] = c->cfg.seed; /* a journal belongs to a file */
+	return leaf;
 }
 
 static int disk_new(struct fiber *f, void *arg)
@@ -172,13 +187,12 @@ static int disk_new(struct fiber *f, void *arg)
 	struct sim_opts so = { .seed = c->cfg.seed, .min_ns = 1000, .max_ns = 60000 };
 	struct varve_error err = { 0, "" };
 	struct opts *o = opts_new();
-	struct aio_file af;
 	struct node *leaf;
 	char text[200];
 	int ret;
 
-	must(sim_file_new(&c->sim, &af, &so), "sim", NULL);
-	must(sim_node_new(f, c->sim, &af, NODE_WRITABLE, &leaf, &err), "sim", &err);
+	must(sim_file_new(&c->sim, &c->af, &so), "sim", NULL);
+	leaf = leaf_new(f, c);
 	if (!strcmp(c->cfg.format, "qcow2"))
 		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u",
 			 (unsigned long long)c->cfg.cluster, c->cfg.version2 ? "0.10" : "1.1",
@@ -190,7 +204,7 @@ static int disk_new(struct fiber *f, void *arg)
 	must(driver_find(c->cfg.format)->create(f, leaf, c->cfg.len, o, NULL, NULL, &err), text, &err);
 	opts_free(o);
 	must(node_flush(f, leaf), "flush", NULL);
-	image_stack(f, c, leaf, NODE_WRITABLE, &c->disk, &err, &ret);
+	image_stack(f, c, leaf, NODE_WRITABLE, c->cfg.kills ? c->cfg.state_dir : NULL, &c->disk, &err, &ret);
 	must(ret, "open", &err);
 	if (c->cfg.copy_on_read)
 		must(cor_open(c->disk, NULL, &err), "copy-on-read", &err);
@@ -304,7 +318,7 @@ static int after_cut(struct fiber *f, void *arg)
 	must(graph_stack(f, &driver_memory, NULL, o, NODE_WRITABLE, &memory, &err), "memory", &err);
 	opts_free(o);
 	must(node_write(f, memory, 0, a->bytes, a->len), "memory", NULL);
-	image_stack(f, a->c, memory, NODE_WRITABLE, &n, &err, &ret);
+	image_stack(f, a->c, memory, NODE_WRITABLE, NULL, &n, &err, &ret); /* the journal is gone, too */
 	if (ret < 0) {
 		broken(a->c, "cannot be opened: %s", err.message);
 		graph_close(f, memory, NULL);
@@ -458,6 +472,100 @@ static void step(struct cut *c)
 	queue_advance(c->q, 1 + below(c, 20000));
 }
 
+/* ---- the process is killed ---- */
+
+struct takeover {
+	struct fiber_job job;
+	struct cut *c;
+	bool done;
+};
+
+/* Flushed or not: what was acknowledged last, or what was in flight then or is since. */
+static bool sector_acknowledged(const struct sector *s, uint64_t nr, const uint8_t *bytes)
+{
+	struct sector since = *s;
+
+	for (unsigned i = s->nr; i-- > 1;) {
+		if (s->val[i].definitive && s->val[i].done) {
+			memmove(since.val, s->val + i, (s->nr - i) * sizeof(s->val[0]));
+			since.nr = s->nr - i;
+			break;
+		}
+	}
+	return sector_may_hold(&since, nr, bytes);
+}
+
+static void takeover_run(struct fiber *f, struct fiber_job *job)
+{
+	struct takeover *t = container_of(job, struct takeover, job);
+	struct cut *c = t->c;
+	struct varve_error err = { 0, "" };
+	uint8_t *bytes = malloc(c->cfg.len);
+	int ret;
+
+	image_stack(f, c, leaf_new(f, c), NODE_WRITABLE, c->cfg.state_dir, &c->disk, &err, &ret);
+	must(ret, "takeover", &err);
+	must(node_read(f, c->disk, 0, bytes, c->cfg.len), "read", NULL);
+	for (uint64_t i = 0; i < c->nr_sectors; i++) {
+		if (!sector_acknowledged(&c->sectors[i], i, bytes + i * SECTOR)) {
+			broken(c, "after kill %u, sector %llu does not hold what was acknowledged", c->res->nr_kills,
+			       (unsigned long long)i);
+			break;
+		}
+	}
+	free(bytes);
+	t->done = true;
+}
+
+/* Its queue never runs again. What the kernel had been handed may still happen. */
+static void process_dies(struct cut *c)
+{
+	cut_give_up_journal(c->disk, c->cfg.format);
+	for (unsigned i = sim_pending(c->sim); i-- > 0;) {
+		bool happens = sim_op(c->sim, i)->opcode == AIO_FLUSH || below(c, 2);
+
+		sim_complete(c->sim, i, happens ? 0 : -EIO);
+	}
+	for (unsigned i = 0; i < OPS_MAX; i++) {
+		struct op *op = &c->ops[i];
+
+		for (uint64_t nr = op->first; op->used && nr < op->first + op->nr; nr++)
+			c->sectors[nr].busy = false; /* never acknowledged; it may be there for ever */
+		op->used = false;
+	}
+	c->in_flight = 0;
+	c->res->nr_kills++;
+}
+
+static void kill_now(struct cut *c)
+{
+	struct takeover *t = calloc(1, sizeof(*t));
+
+	process_dies(c);
+	must(queue_new(&c->q, &(struct queue_opts){ .virtual_time = true }, NULL), "queue", NULL);
+	*t = (struct takeover){ .job.run = takeover_run, .c = c };
+	fiber_start(c->q, &t->job, FIBER_LEVELS - 1);
+	while (!t->done) {
+		if (!sim_pending(c->sim)) { /* a worker's turn, which takes as long as it takes: no seed is used up */
+			queue_turn(c->q, 0);
+			continue;
+		}
+		step(c);
+		if (below(c, 24) == 0 && !*c->res->broken) {
+			cut_now(c);
+			c->res->nr_cuts_in_takeover++;
+		}
+	}
+	free(t);
+}
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#else
+#define __lsan_disable() ((void)0)
+#define __lsan_enable() ((void)0)
+#endif
+
 void cut_run(const struct cut_config *config, struct cut_result *res)
 {
 	struct cut *c = calloc(1, sizeof(*c));
@@ -474,6 +582,8 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 		value_add(&c->sectors[i], base_value(c, i), true);
 		c->sectors[i].val[0].done = ++c->event;
 	}
+	if (config->kills)
+		__lsan_disable(); /* what the dead held is given back by nobody */
 	must(queue_new(&c->q, &(struct queue_opts){ .virtual_time = true }, &err), "queue", &err);
 	fiber_call(c->q, disk_new, c);
 	for (unsigned i = 0; i < config->steps && !*res->broken;) {
@@ -484,6 +594,8 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 		step(c);
 		if (below(c, every) == 0)
 			cut_now(c);
+		if (c->cfg.kills && below(c, 3 * config->steps / c->cfg.kills) == 0 && !*res->broken)
+			kill_now(c);
 	}
 	while (c->in_flight)
 		step(c);
@@ -492,6 +604,8 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 	fiber_call(c->q, disk_close, c);
 	sim_file_free(c->sim);
 	queue_free(c->q);
+	if (config->kills)
+		__lsan_enable();
 	free(c->sectors);
 	free(c);
 }

@@ -19,15 +19,26 @@ struct cut_config {
 	bool version2; /* qcow2 */
 	bool run;	   /* most requests begin where the one before ended */
 	bool copy_on_read; /* with backing: one request in three reads, and what it reads is kept */
+	/*
+	 * The process is killed about so many times, and the next one takes over from the journal in state_dir; power cuts
+	 * come in between, too. After each takeover everything that was acknowledged must be there.
+	 */
+	unsigned kills;
+	const char *state_dir;
 };
 
 struct cut_result {
 	unsigned nr_cuts, nr_flushes, nr_unstable; /* cuts, completed flushes, writes in doubt at all cuts */
+	unsigned nr_kills, nr_cuts_in_takeover;
 	uint64_t leaks;
 	char broken[600]; /* what the first cut that was not survived left behind; "": all were */
 };
 
 /* Makes the disk, runs the workload, cuts the power in between. Stops at the first cut that was not survived. */
 void cut_run(const struct cut_config *config, struct cut_result *ret);
+
+/* cut_journal.c: the lock is free, as if the process were gone. */
+struct node;
+void cut_give_up_journal(struct node *disk, const char *format);
 
 #endif

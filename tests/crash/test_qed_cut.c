@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include <cmocka.h>
 
 #include "base/math.h"
@@ -91,6 +92,38 @@ static void every_power_cut_while_reads_are_copied_is_survived(void **state)
 	assert_true(cuts >= 150);
 }
 
+/*
+ * The process is killed again and again, and the next one takes over what was queued, with power cuts before, in the middle
+ * of that, and after.
+ */
+static void kills_and_power_cuts_are_survived(void **state)
+{
+	char dir[] = "/tmp/varve-cut-XXXXXX";
+	unsigned cuts = 0, kills = 0, inside = 0;
+
+	(void)state;
+#ifdef __SANITIZE_THREAD__
+	skip(); /* the threads of the dead would be reported */
+#endif
+	assert_non_null(mkdtemp(dir));
+	for (uint64_t seed = 700; seed < 720; seed++) {
+		struct cut_config config = config_of(seed);
+		struct cut_result result;
+
+		config.kills = 4;
+		config.state_dir = dir;
+		cut_run(&config, &result);
+		if (*result.broken)
+			fail_msg("%s", result.broken);
+		cuts += result.nr_cuts;
+		kills += result.nr_kills;
+		inside += result.nr_cuts_in_takeover;
+	}
+	print_message("# %u kills, %u cuts, %u of them during a takeover\n", kills, cuts, inside);
+	assert_true(kills >= 20 && inside >= 40);
+	assert_int_equal(rmdir(dir), 0);
+}
+
 /* Without the order between data and entries some cut is not survived: the test above would see such a fault. */
 static void forgotten_order_is_noticed(void **state)
 {
@@ -114,6 +147,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_power_cut_is_survived),
 		cmocka_unit_test(every_power_cut_while_reads_are_copied_is_survived),
+		cmocka_unit_test(kills_and_power_cuts_are_survived),
 		cmocka_unit_test(forgotten_order_is_noticed),
 	};
 
