@@ -3,6 +3,8 @@
  * test_rings.c - guests that lie in their rings: each ends in a broken ring that its front end can reset,
  * while the other rings of the disk, and another disk on the same threads, go on
  */
+#include <fcntl.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -351,6 +353,50 @@ static void a_guest_that_scribbles_all_the_time_harms_only_itself(void **state)
 	vu_front_close(&other);
 }
 
+static void fill_and_block(int fd)
+{
+	uint64_t count = UINT64_MAX - 1;
+
+	if (read(fd, &count, sizeof(count)) == sizeof(count))
+		count = UINT64_MAX - 1;
+	assert_int_equal(write(fd, &count, sizeof(count)), sizeof(count));
+	assert_int_equal(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK), 0);
+}
+
+/*
+ * A call descriptor that is full and in blocking mode: who writes to it waits. Queues 0 and 2 share a thread, and the other
+ * disk's do too; only for the first time does that thread wait, and not for long.
+ */
+static void a_call_descriptor_that_blocks_holds_up_nobody(void **state)
+{
+	struct vu_front f, other;
+
+	(void)state;
+	served_connect(&f, 0, 4);
+	served_connect(&other, 1, 2);
+	for (unsigned round = 0; round < 5; round++) {
+		prepare(&f, 2);
+		fill_and_block(ring->call_fd);
+		vu_raw_avail_flags(ring, 0);
+		vu_raw_used_event(ring, vu_raw_used_idx(ring));
+		vu_raw_offer(ring, 0);
+		vu_raw_kick(ring);
+		/* Not by way of the descriptor that is full. */
+		while (vu_raw_used_idx(ring) == ring->last_used)
+			sched_yield();
+		served_io_works(&f, 0);
+		served_io_works(&f, 3);
+		served_io_works(&other, 0);
+		served_io_works(&other, 1);
+		assert_int_equal(served_logged("was full and in blocking mode"), 1);
+		assert_int_equal(fcntl(ring->call_fd, F_SETFL, O_NONBLOCK), 0);
+		reset(&f, 2);
+		served_io_works(&f, 2);
+	}
+	vu_front_close(&f);
+	vu_front_close(&other);
+}
+
 /* The log tells of the first ones, then holds its tongue. */
 static void breaking_a_ring_all_day_does_not_fill_the_log(void **state)
 {
@@ -378,6 +424,7 @@ int main(void)
 		TEST(a_broken_ring_stays_so_until_it_is_reset),
 		TEST(a_descriptor_in_flight_cannot_be_offered_again),
 		TEST(a_guest_that_scribbles_all_the_time_harms_only_itself),
+		TEST(a_call_descriptor_that_blocks_holds_up_nobody),
 		TEST(breaking_a_ring_all_day_does_not_fill_the_log),
 	};
 

@@ -23,15 +23,6 @@
 #define POLL_MIN_NS 20000ull
 #define POLL_MAX_NS 1000000ull
 
-/* An eventfd whose counter is full is signalled all the same; other failures are the front end's loss. */
-static void signal_fd(int fd)
-{
-	const uint64_t one = 1;
-
-	if (fd >= 0 && write(fd, &one, sizeof(one)) < 0)
-		return;
-}
-
 static void stop_watching(struct ring *r)
 {
 	if (r->watching)
@@ -50,7 +41,7 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 			    r->index, r->vr.fault,
 			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"
 							  : "");
-	signal_fd(r->err_fd);
+	notify(&r->notifier, r->err_fd);
 }
 
 /* A page of the guest's memory is gone (memguard.h): nothing that is read there means anything. */
@@ -216,7 +207,7 @@ static bool ring_hook(struct hook *h)
 		if (unlikely(r->ctx.log != NULL) && r->log_used)
 			log_used(r);
 		if (call)
-			signal_fd(r->call_fd);
+			notify(&r->notifier, r->call_fd);
 	}
 	return false;
 }
@@ -329,7 +320,7 @@ static void carry_out(struct msg *m)
 			return;
 		/* A process before us may have died between showing what is done and calling the driver. */
 		if (r->vr.track.resumed)
-			signal_fd(r->call_fd);
+			notify(&r->notifier, r->call_fd);
 		redo_requests(r);
 		/* What the guest offered before there was anybody to be kicked. */
 		take_requests(r);
@@ -343,13 +334,13 @@ static void carry_out(struct msg *m)
 		r->old_fd = r->call_fd;
 		r->call_fd = r->new_fd;
 		/* A call that went to the old one may have been missed: the guest copes with one too many. */
-		signal_fd(r->call_fd);
+		notify(&r->notifier, r->call_fd);
 		break;
 	case RING_ERR:
 		r->old_fd = r->err_fd;
 		r->err_fd = r->new_fd;
 		if (r->broken)
-			signal_fd(r->err_fd);
+			notify(&r->notifier, r->err_fd);
 		break;
 	}
 	order_done(r, 0);
@@ -407,11 +398,13 @@ void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q
 		.order_msg = { .run = carry_out },
 		.answer_msg = { .run = order_answered },
 	};
+	notifier_init(&r->notifier);
 }
 
 void ring_reset(struct ring *r)
 {
 	assert(!r->on);
+	notifier_free(&r->notifier);
 	close_fd(r->kick_fd);
 	close_fd(r->call_fd);
 	close_fd(r->err_fd);

@@ -3,8 +3,8 @@
  * vhost-user-blk/ring.h - one virtqueue at work on its queue
  *
  * Owns:    the ring's slots, and its kick, call and error descriptors.
- * Assumes: the memory table outlives the ring's run. Descriptors are eventfds in non-blocking mode; a front
- *          end that makes its call descriptor blocking again can stall the queue that the ring runs on.
+ * Assumes: the memory table outlives the ring's run. Descriptors are eventfds; notify.h says what happens when a
+ *          front end makes them wait.
  * Never:   touched by two threads at a time: it is handed over by messages, and back.
  *
  *	     ring_start()              started
@@ -20,6 +20,7 @@
 #define VARVE_VUBLK_RING_H
 
 #include "export/vhost-user-blk/blk.h"
+#include "export/vhost-user-blk/notify.h"
 
 enum ring_order { RING_START, RING_STOP, RING_CALL, RING_ERR };
 
@@ -47,6 +48,7 @@ struct ring {
 	bool broken;
 	unsigned nr_breaks;	      /* in this session */
 	int kick_fd, call_fd, err_fd; /* -1: none */
+	struct notifier notifier;     /* of the last two */
 	struct vring vr;
 	struct blk_ctx ctx;
 	struct blk_slot *slots; /* nr_slots, by vring's number */

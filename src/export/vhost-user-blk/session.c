@@ -138,8 +138,26 @@ static void drop_answer_fd(struct session *s)
 	s->answer_fd = -1;
 }
 
+/* A front end that lets a ring wait for its call descriptor: the others of that thread are not to wait with it. */
+static void look_after_rings(struct timer *t)
+{
+	struct session *s = container_of(t, struct session, look);
+
+	for (unsigned i = 0; i < s->nr_rings; i++) {
+		if (!notifier_rescue(&s->rings[i].notifier))
+			continue;
+		log_warning("%s: queue %u: its call descriptor was full and in blocking mode, and held its thread up; "
+			    "the disk's queues are called with more care from now on",
+			    s->name, i);
+		for (unsigned k = 0; k < s->nr_rings; k++)
+			atomic_store(&s->rings[k].notifier.careful, true);
+	}
+	timer_set(s->control, &s->look, queue_now(s->control) + NOTIFY_LOOK_NS);
+}
+
 static void forget_everything(struct session *s)
 {
+	timer_cancel(s->control, &s->look);
 	for (unsigned i = 0; i < s->nr_rings; i++)
 		ring_reset(&s->rings[i]);
 	gmem_unmap(&s->mem);
@@ -488,6 +506,7 @@ int session_init(struct session *s, const char *name, const struct blk_disk *dis
 		.answer_fd = -1,
 		.state_fd = -1,
 		.watch = { .fd = -1, .ready = socket_ready },
+		.look = { .fire = look_after_rings },
 	};
 	ret = learn_eventfd(s, err);
 	if (ret < 0)
@@ -512,6 +531,7 @@ void session_open(struct session *s, int fd)
 	assert(s->state == SESSION_CLOSED);
 	s->watch.fd = fd;
 	s->state = SESSION_READING;
+	timer_set(s->control, &s->look, queue_now(s->control) + NOTIFY_LOOK_NS);
 	if (watch_for(s, EPOLLIN) < 0)
 		begin_closing(s);
 	else

@@ -55,6 +55,7 @@ struct session {
 
 	enum session_state state;
 	struct watch watch;
+	struct timer look; /* after rings that wait for the front end, while one is connected */
 	bool watching;
 	bool doomed;	     /* close as soon as the rings have answered */
 	bool paused;	     /* no ring runs, whatever the front end says; outlives the conversation */
