@@ -286,3 +286,24 @@ def test_the_control_socket_is_its_owners_alone_and_replaces_a_dead_one(tmp_path
                            capture_output=True, text=True, timeout=SECONDS)
     assert other.returncode == 1 and "exists and is not a socket" in other.stderr
     assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_a_disk_gets_longer_while_it_is_written(tmp_path, kind):
+    disk = tmp_path / "disk"
+    varve("img", "create", "-q", "-f", kind, disk, "16M")
+    with Serve(tmp_path, (disk, "-f", kind)) as s:
+        ask = s.ask()
+        load = threading.Thread(target=s.load, args=(0, "--rw", "randrw", "--verify", "--ops", 3000))
+        load.start()
+        for mib in (17, 20, 64, 64):
+            assert ask("resize", size=mib << 20) == {"length": mib << 20}
+        load.join()
+        assert "shrink" in ask("resize", size="1M")["error"]
+        assert "must be a number" in ask("resize", size="much")["error"]
+        assert "must be a number" in ask("resize")["error"]
+        assert ask("resize", size="65M") == {"length": 65 << 20}
+        s.load(0, "--rw", "randwrite", "--verify", "--ops", 200, "--offset", "60M")
+    assert json.loads(varve("img", "info", "--output=json", "-f", kind, disk))["virtual-size"] == 65 << 20
+    if kind == "qcow2":
+        varve("img", "check", "-f", "qcow2", disk)
