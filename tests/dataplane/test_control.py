@@ -167,12 +167,12 @@ def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
         began = time.monotonic()
         s.load(0, "--rw", "randwrite", "--ops", 200, "--queues", 2)
         took = time.monotonic() - began
-        assert 0.8 < took < 5, took
+        assert 0.8 < took < SECONDS / 2, took
         s.load(1, "--rw", "randwrite", "--ops", 2000)
         assert ask("throttle", disk="0", limits="") == {}
         began = time.monotonic()
         s.load(0, "--rw", "randwrite", "--ops", 2000)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SECONDS / 2
         limits = {"bps-write": 1 << 20, "bps-write-max": 2 << 20, "bps-write-max-length": 3, "iops-size": 4096}
         assert ask("throttle", disk="1", limits=",".join(f"{k}={v}" for k, v in limits.items())) == limits
         for bad, why in (("iops=1", "iops"), ("iops-total-max=1", "beside it"), ("bps-total=x", "x")):
@@ -187,7 +187,7 @@ def test_limits_slow_a_disk_down_and_can_be_changed(tmp_path):
         while not ask("stats", disk="0")["export"]["connected"]:
             assert time.monotonic() < deadline
         began = time.monotonic()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < SECONDS / 2
     load.wait(SECONDS)
 
 
