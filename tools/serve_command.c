@@ -98,6 +98,25 @@ static json_t *cmd_resume(struct call *c)
 	return json_object();
 }
 
+static json_t *cmd_resize(struct call *c)
+{
+	const json_t *size = json_object_get(c->args, "size");
+	bool shrink = json_is_true(json_object_get(c->args, "shrink"));
+	struct varve_error err;
+	uint64_t length;
+
+	if (json_is_integer(size) && json_integer_value(size) > 0)
+		length = (uint64_t)json_integer_value(size);
+	else if (!json_is_string(size) || parse_size(json_string_value(size), &length) < 0)
+		return fail(c, "\"size\" must be a number of bytes, or a string as \"20G\"");
+	if (length < varve_image_length(c->d->image) && !shrink)
+		return fail(c, "the disk has %llu bytes; to cut it shorter, say \"shrink\": true",
+			    (unsigned long long)varve_image_length(c->d->image));
+	if (varve_image_resize(c->d->image, length, VARVE_PREALLOC_OFF, shrink ? VARVE_RESIZE_SHRINK : 0, &err) < 0)
+		return fail(c, "%s", err.message);
+	return json_pack("{s:I}", "length", (json_int_t)varve_image_length(c->d->image));
+}
+
 static json_t *cmd_flush(struct call *c)
 {
 	struct varve_error err;
@@ -214,6 +233,8 @@ static const struct command {
 	{ "stats", cmd_stats, true, "", "requests, latencies, and what goes on inside" },
 	{ "pause", cmd_pause, true, "", "no request is taken from now on; returns when those in flight are done" },
 	{ "resume", cmd_resume, true, "", "after pause, or after an error with werror=stop" },
+	{ "resize", cmd_resize, true, "size shrink ",
+	  "another length (\"size\": bytes, or \"20G\"; less only with \"shrink\": true); the guest is told" },
 	{ "throttle", cmd_throttle, true, "limits ",
 	  "new limits (a string as for --throttle, \"\" for none), or without any, those in force" },
 

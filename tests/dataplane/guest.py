@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -216,6 +217,27 @@ class VarveBackend(Backend):
         ro = ["--read-only"] if self.read_only else []
         return [varve_path(), "serve", self.disk, "-f", self.fmt, "--vhost-user", self.socket,
                 "--num-queues", str(self.queues)] + ro
+
+
+class ControlledBackend(VarveBackend):
+    """Somebody watches over it through the control socket, which needs no guest to agree."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.control = os.path.join(self.folder, "control")
+
+    def argv(self):
+        return super().argv() + ["--control", self.control]
+
+    def ask(self, command, **args):
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(STOP_TIMEOUT)
+            s.connect(self.control)
+            s.sendall(json.dumps({"command": command, **args}).encode() + b"\n")
+            answer = json.loads(s.makefile("rb").readline())
+        if "error" in answer:
+            raise GuestError(f"control socket: {command}: {answer['error']}")
+        return answer["return"]
 
 
 class CopyOnReadBackend(VarveBackend):

@@ -20,8 +20,8 @@ import sys
 
 import pytest
 
-from guest import (BOOT_TIMEOUT, DATA_LEN, CopyOnReadBackend, Guest, GuestError, Job, Kernel, KilledBackend, KilledGuest, PlainDisk,
-                   QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
+from guest import (BOOT_TIMEOUT, DATA_LEN, ControlledBackend, CopyOnReadBackend, Guest, GuestError, Job, Kernel, KilledBackend,
+                   KilledGuest, PlainDisk, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from webserver import Nginx  # noqa: E402
@@ -183,6 +183,34 @@ def test_overlay_of_a_web_server_fills_itself(kernel, seed, tmp_path, fmt, backe
     run("qemu-img", "convert", "-f", fmt, "-O", "raw", disk, raw)
     run(varve_path(), "img", "compare", "-f", fmt, "-F", "raw", disk, raw)
     require_files(raw, str(tmp_path / "found"), {**job.sums_left(), **old.sums()})
+
+
+@pytest.mark.skipif(TOOL != "varve", reason="the control socket is varve's")
+def test_a_disk_grows_under_the_guest_which_switches_its_cache(kernel, seed, tmp_path):
+    """Resize is seen by the running guest; discards, zeroes, and the write cache off and on again; all in one boot."""
+    disk, raw, length = str(tmp_path / "disk.qcow2"), str(tmp_path / "disk.raw"), 64 * MIB
+    job = Job("resize", seed)
+    create(disk, size=length)
+    grown = []
+
+    class Growing(ControlledBackend):
+        def alive(self):  # asked once a second while the guest runs
+            if not grown and any(q["discard"]["requests"] for q in self.ask("stats")["export"]["queues"]):
+                grown.append(self.ask("resize", size=2 * length)["length"])
+            return super().alive()
+
+    facts = boot(kernel, job, disk, tmp_path, backend=Growing)
+    assert grown == [2 * length] and facts["bytes"] == str(length) and facts["grown"] == str(2 * length)
+    assert facts["write_cache"] == "write back"
+    assert (facts["cache_off"], facts["cache_on"]) == ("write through", "write back")
+    assert int(facts["discards"]) >= 2
+    require_whole(disk, raw)
+    with open(raw, "rb") as f:
+        for off in (2 * length - 256 * KIB, 4 * MIB, 8 * MIB):
+            f.seek(off)
+            assert f.read(256 * KIB) == job.data[:256 * KIB]
+        f.seek(length)
+        assert f.read(256 * KIB) == bytes(256 * KIB)
 
 
 def writer_ops(rng, who, disk_len, count):

@@ -207,6 +207,45 @@ static void faults_of_others_go_to_the_handler_that_was_there(void **state)
 	assert_int_equal(served_start(0, &err), 0);
 }
 
+static volatile sig_atomic_t repaired;
+
+static void calling_handler(int sig, siginfo_t *info, void *context)
+{
+	(void)sig;
+	(void)context;
+	if (info->si_code == BUS_ADRERR && memguard_fault(info->si_addr)) {
+		repaired = 1;
+		return;
+	}
+	siglongjmp(back, 1);
+}
+
+/* A program that sets own_sigbus keeps its handler, and asks us from there. */
+static void a_program_may_handle_it_itself(void **state)
+{
+	struct sigaction a = { .sa_sigaction = calling_handler, .sa_flags = SA_SIGINFO }, now;
+	struct vu_front f;
+
+	(void)state;
+	memguard_keep_out(true);
+	sigaction(SIGBUS, &a, NULL);
+	served_connect(&f, 0, 1);
+	served_io_works(&f, 0);
+	sigaction(SIGBUS, NULL, &now);
+	assert_true(now.sa_sigaction == calling_handler);
+	fault_of_their_own();
+	assert_int_equal(repaired, 0);
+	assert_int_equal(ftruncate(f.mem.fd, 0), 0);
+	kick(&f, 0);
+	wait_error(&f, 0);
+	assert_int_equal(repaired, 1);
+	vu_front_close(&f);
+	served_stop(0);
+	signal(SIGBUS, SIG_DFL);
+	memguard_keep_out(false);
+	assert_int_equal(served_start(0, NULL), 0);
+}
+
 /* Without any handler such a fault ends the process by SIGBUS, as if we were not there. */
 static void faults_of_nobody_end_the_process(void **state)
 {
@@ -248,6 +287,7 @@ int main(void)
 		TEST(a_device_with_cut_off_memory_can_be_reset),
 		TEST(a_cut_off_dirty_log_breaks_the_device),
 		TEST(faults_of_others_go_to_the_handler_that_was_there),
+		TEST(a_program_may_handle_it_itself),
 		cmocka_unit_test(faults_of_nobody_end_the_process),
 	};
 
