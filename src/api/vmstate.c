@@ -108,6 +108,7 @@ static int append(struct varve_vmstate_writer *writer, void *buf, size_t length,
 		if (!vmstate_full(writer->w))
 			break;
 		ret = prefixed(&c, api_call(writer->image, write_next_fiber, &c));
+		api_send(writer->image);
 		vmstate_release(writer->w, writer->released, writer->user_data);
 		if (ret < 0) {
 			writer->error = ret;
@@ -239,6 +240,7 @@ int64_t varve_vmstate_read_ref(struct varve_vmstate_reader *reader, uint64_t off
 	if (len)
 		return (int64_t)len;
 	ret = prefixed(&c, api_call(reader->image, read_seek_fiber, &c));
+	api_send(reader->image);
 	return ret < 0 ? ret : (int64_t)vmstate_peek(reader->r, offset, ret_buf);
 }
 
