@@ -17,7 +17,6 @@
 
 #define PAGE 4096u
 #define PAGES 256u
-#define CHUNK (1u << 20)
 
 static void die(const struct varve_error *err)
 {
@@ -65,20 +64,17 @@ static double write_state(struct varve_image *image, const char *name, uint64_t 
 
 static double read_state(struct varve_image *image, const char *name, uint64_t bytes, unsigned depth)
 {
-	uint8_t *buf = malloc(CHUNK);
 	struct varve_vmstate_reader *r;
+	const void *buf;
 	struct varve_error err;
 	uint64_t pos = 0;
 	double start;
 	int64_t n;
 
-	if (!buf)
-		exit(1);
-	memset(buf, 0, CHUNK);
 	start = now();
 	if (varve_vmstate_read_open(&r, image, NULL, name, depth, NULL, &err) < 0)
 		die(&err);
-	while ((n = varve_vmstate_read(r, pos, buf, CHUNK, &err)) > 0)
+	while ((n = varve_vmstate_read_ref(r, pos, &buf, &err)) > 0)
 		pos += (uint64_t)n;
 	if (n < 0)
 		die(&err);
@@ -87,7 +83,6 @@ static double read_state(struct varve_image *image, const char *name, uint64_t b
 		fprintf(stderr, "vmstate_load: the state has %llu bytes only\n", (unsigned long long)pos);
 		exit(1);
 	}
-	free(buf);
 	return now() - start;
 }
 

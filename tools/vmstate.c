@@ -121,8 +121,10 @@ static int save(struct varve_image *image, const char *name, struct args *a, uin
 	return 0;
 }
 
-static int write_out(const uint8_t *buf, size_t len)
+static int write_out(const void *bytes, size_t len)
 {
+	const uint8_t *buf = bytes;
+
 	while (len) {
 		ssize_t n = write(STDOUT_FILENO, buf, len);
 
@@ -138,13 +140,14 @@ static int write_out(const uint8_t *buf, size_t len)
 	return 0;
 }
 
-static int pump_out(struct varve_vmstate_reader *r, uint64_t total, struct args *a, uint8_t *buf)
+static int pump_out(struct varve_vmstate_reader *r, uint64_t total, struct args *a)
 {
 	struct varve_error err;
+	const void *buf;
 	int64_t n;
 
 	for (uint64_t pos = 0; pos < total; pos += (uint64_t)n) {
-		n = varve_vmstate_read(r, pos, buf, CHUNK, &err);
+		n = varve_vmstate_read_ref(r, pos, &buf, &err);
 		if (n < 0) {
 			complain("%s", err.message);
 			return 1;
@@ -158,7 +161,7 @@ static int pump_out(struct varve_vmstate_reader *r, uint64_t total, struct args 
 }
 
 /* By name, or else by id. */
-static int load(struct varve_image *image, const char *what, struct args *a, uint8_t *buf)
+static int load(struct varve_image *image, const char *what, struct args *a)
 {
 	struct varve_vmstate_reader *r;
 	struct varve_error err, by_id;
@@ -171,7 +174,7 @@ static int load(struct varve_image *image, const char *what, struct args *a, uin
 		complain("%s", ret == -ENOENT ? err.message : ret == err.code ? err.message : by_id.message);
 		return 1;
 	}
-	ret = pump_out(r, total, a, buf);
+	ret = pump_out(r, total, a);
 	varve_vmstate_read_close(r);
 	return ret;
 }
@@ -187,7 +190,7 @@ static int run(bool saves, const char *file, const char *name, struct args *a)
 	else
 		complain("out of memory");
 	if (image) {
-		ret = saves ? save(image, name, a, buf) : load(image, name, a, buf);
+		ret = saves ? save(image, name, a, buf) : load(image, name, a);
 		ret = close_image(image) || ret;
 	}
 	free(buf);

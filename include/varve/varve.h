@@ -496,6 +496,9 @@ VARVE_API int varve_vmstate_read_open(struct varve_vmstate_reader **ret_reader, 
  */
 VARVE_API int64_t varve_vmstate_read(struct varve_vmstate_reader *reader, uint64_t offset, void *buf, size_t length,
 				     struct varve_error *err);
+/* The same without copying: *ret_buf is good until the next call with this reader. */
+VARVE_API int64_t varve_vmstate_read_ref(struct varve_vmstate_reader *reader, uint64_t offset, const void **ret_buf,
+					 struct varve_error *err);
 /* Takes NULL. */
 VARVE_API void varve_vmstate_read_close(struct varve_vmstate_reader *reader);
 

@@ -80,6 +80,12 @@ int api_private_queue(struct varve_queue **ret, struct varve_error *err);
 /* Runs fn on a fiber of the image's home queue and waits for its result. */
 int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), void *arg);
 
+/*
+ * After api_call() with a function that left I/O under way: what it has queued goes to the kernel now, and not when the queue
+ * is run next.
+ */
+void api_send(struct varve_image *image);
+
 /* Makes the descriptor of a queue readable if there are completions to reap. */
 void api_announce(struct varve_queue *queue);
 

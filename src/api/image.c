@@ -34,6 +34,18 @@ int api_call(struct varve_image *image, int (*fn)(struct fiber *f, void *arg), v
 	return ret;
 }
 
+void api_send(struct varve_image *image)
+{
+	if (image->home->has_thread)
+		return; /* it sends at the end of its turn */
+	if (image->private_home)
+		pthread_mutex_lock(&image->turn);
+	queue_turn(image->home->q, 0);
+	api_announce(image->home);
+	if (image->private_home)
+		pthread_mutex_unlock(&image->turn);
+}
+
 /* ---- opening ---- */
 
 static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, struct varve_error *err)

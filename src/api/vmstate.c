@@ -108,6 +108,7 @@ static int append(struct varve_vmstate_writer *writer, void *buf, size_t length,
 		if (!vmstate_full(writer->w))
 			break;
 		ret = prefixed(&c, api_call(writer->image, write_next_fiber, &c));
+		api_send(writer->image);
 		vmstate_release(writer->w, writer->released, writer->user_data);
 		if (ret < 0) {
 			writer->error = ret;
@@ -226,26 +227,40 @@ static int read_seek_fiber(struct fiber *f, void *arg)
 	return vmstate_read_seek(f, c->r, c->off, c->err);
 }
 
-int64_t varve_vmstate_read(struct varve_vmstate_reader *reader, uint64_t offset, void *buf, size_t length,
-			   struct varve_error *err)
+int64_t varve_vmstate_read_ref(struct varve_vmstate_reader *reader, uint64_t offset, const void **ret_buf,
+			       struct varve_error *err)
 {
-	struct vmstate_call c = { .image = reader->image, .r = reader->r, .err = err };
-	size_t wanted, done = 0;
+	struct vmstate_call c = { .image = reader->image, .r = reader->r, .off = offset, .err = err };
+	size_t len;
+	int ret;
 
 	if (offset >= reader->len)
 		return 0;
-	wanted = (size_t)MIN((uint64_t)length, reader->len - offset);
-	wanted = MIN(wanted, (size_t)INT64_MAX);
-	while (done < wanted) {
-		size_t part = vmstate_copy(reader->r, offset + done, (uint8_t *)buf + done, wanted - done);
-		int ret = 0;
+	len = vmstate_peek(reader->r, offset, ret_buf);
+	if (len)
+		return (int64_t)len;
+	ret = prefixed(&c, api_call(reader->image, read_seek_fiber, &c));
+	api_send(reader->image);
+	return ret < 0 ? ret : (int64_t)vmstate_peek(reader->r, offset, ret_buf);
+}
 
+int64_t varve_vmstate_read(struct varve_vmstate_reader *reader, uint64_t offset, void *buf, size_t length,
+			   struct varve_error *err)
+{
+	size_t done = 0;
+
+	length = MIN(length, (size_t)INT64_MAX);
+	while (done < length) {
+		const void *from;
+		int64_t n = varve_vmstate_read_ref(reader, offset + done, &from, err);
+		size_t part = n > 0 ? MIN((size_t)n, length - done) : 0;
+
+		if (n < 0)
+			return n;
+		if (n == 0)
+			break;
+		memcpy((uint8_t *)buf + done, from, part);
 		done += part;
-		c.off = offset + done;
-		if (!part)
-			ret = prefixed(&c, api_call(reader->image, read_seek_fiber, &c));
-		if (ret < 0)
-			return ret;
 	}
 	return (int64_t)done;
 }

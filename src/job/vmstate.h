@@ -84,8 +84,8 @@ struct vmstate_reader;
 /* Home. */
 int vmstate_read_open(struct fiber *f, struct node *n, const struct snapshot_pick *pick, unsigned depth,
 		      struct vmstate_reader **ret, uint64_t *ret_len, struct varve_error *err);
-/* The caller's thread: copies what the buffer at hand has of it; 0: nothing, vmstate_read_seek() is needed. */
-size_t vmstate_copy(struct vmstate_reader *r, uint64_t off, void *buf, size_t len);
+/* The caller's thread: so many bytes of the buffer at hand; 0: off is not in it, vmstate_read_seek() is needed. */
+size_t vmstate_peek(struct vmstate_reader *r, uint64_t off, const void **ret);
 /* Home: the buffer at hand becomes the one with off in it, and what may be wanted next is sent for. */
 int vmstate_read_seek(struct fiber *f, struct vmstate_reader *r, uint64_t off, struct varve_error *err);
 void vmstate_read_close(struct fiber *f, struct vmstate_reader *r);

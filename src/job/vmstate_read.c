@@ -75,16 +75,15 @@ int vmstate_read_open(struct fiber *f, struct node *n, const struct snapshot_pic
 	return 0;
 }
 
-size_t vmstate_copy(struct vmstate_reader *r, uint64_t off, void *buf, size_t len)
+size_t vmstate_peek(struct vmstate_reader *r, uint64_t off, const void **ret)
 {
 	const struct read_buf *rb = &r->bufs[r->hand];
 	uint64_t in_block = off % VMSTATE_BUF_LEN;
 
 	if (off >= r->len || rb->block != off / VMSTATE_BUF_LEN)
 		return 0;
-	len = MIN(len, MIN(VMSTATE_BUF_LEN - in_block, r->len - off));
-	memcpy(buf, rb->b.mem + in_block, len);
-	return len;
+	*ret = rb->b.mem + in_block;
+	return MIN(VMSTATE_BUF_LEN - in_block, r->len - off);
 }
 
 /* Sends for a block. What fails at once fails when the block is asked for. */

@@ -264,3 +264,17 @@ def test_the_graph_shows_who_grew_out_of_whom(tmp_path):
     texts = [e.text for e in xml.etree.ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
     assert "4 a<b>&c" in texts and texts.count("the disk now") == 2
     assert img("snapshot", "--graph=dot", disk).rc == 1
+
+
+def test_a_backing_file_that_snapshots_need_stays(tmp_path):
+    base, disk = tmp_path / "base", tmp_path / "disk"
+    ok(img("create", "-q", "-f", "raw", base, "4M"))
+    ok(io(base, "write -q -P 7 0 4M", options=("-f", "raw")))
+    ok(img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk))
+    ok(img("snapshot", "-c", "one", disk))
+    refused(img("stream", "-q", disk), "snapshots", "backing file")
+    ok(img("snapshot", "-d", "one", disk))
+    ok(img("stream", "-q", disk))
+    base.unlink()
+    ok(io(disk, "read -q -P 7 0 4M"))
+    clean(disk)

@@ -117,6 +117,7 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 
 	if (!want)
 		return varve_error_errno(a->err, -ENOMEM, "header");
+	fiber_lock(f, &q->snapshot_mutex);
 	fiber_lock(f, &q->l1_mutex);
 	*want = q->h;
 	if (version != want->version)
@@ -129,6 +130,7 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 		want->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
 	ret = qcow2_header_change(f, q, want, a->err);
 	fiber_unlock(&q->l1_mutex);
+	fiber_unlock(&q->snapshot_mutex);
 	free(want);
 	return ret;
 }

@@ -30,17 +30,25 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 	struct qcow2_header *want;
 	int ret = check_names(q, name, format, err);
 
+	if (ret == 0 && !name && q->h.nr_snapshots)
+		ret = varve_error_set(err, -ENOTSUP,
+				      "the image has %u internal snapshots, which read from the backing file too: it stays "
+				      "until they are deleted",
+				      q->h.nr_snapshots);
 	if (ret < 0)
 		return ret;
 	want = malloc(sizeof(*want));
 	if (!want)
 		return varve_error_errno(err, -ENOMEM, "header");
-	fiber_lock(f, &q->l1_mutex); /* who changes the header's other fields holds it, too */
+	/* Who changes the header's other fields holds one of these, too. */
+	fiber_lock(f, &q->snapshot_mutex);
+	fiber_lock(f, &q->l1_mutex);
 	*want = q->h;
 	snprintf(want->backing_name, sizeof(want->backing_name), "%s", name ? name : "");
 	snprintf(want->backing_format, sizeof(want->backing_format), "%s", name && format ? format : "");
 	ret = qcow2_header_change(f, q, want, err);
 	fiber_unlock(&q->l1_mutex);
+	fiber_unlock(&q->snapshot_mutex);
 	free(want);
 	return ret;
 }

@@ -100,7 +100,7 @@ struct qcow2 {
 	bool packing;		   /* somebody writes compressed clusters: no mappings ahead */
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
-	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before l1_mutex */
+	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before locks of clusters, those before l1_mutex */
 	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 

@@ -113,16 +113,21 @@ static void draft_free(struct snapshot_draft *d)
 
 /*
  * With the disk drained: nothing is in flight under a mapping that said "may be written in place", and whoever asks next is
- * told otherwise.
+ * told otherwise. Jobs and a change of the length do not come in by the door: the lock of all clusters keeps their changes of
+ * the mapping out, and the grace period waits for what they have in flight.
  */
 static int freeze(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, struct varve_error *err)
 {
+	struct range all;
 	int ret;
 
 	node_drain_begin(f, d->want.door);
+	range_lock(f, &q->node->ranges, &all, 0, UINT64_MAX);
 	fiber_lock(f, &q->l1_mutex);
 	ret = freeze_locked(f, q, d, err);
 	fiber_unlock(&q->l1_mutex);
+	node_grace(f, q->node);
+	range_unlock(&q->node->ranges, &all);
 	node_drain_end(d->want.door);
 	return ret;
 }

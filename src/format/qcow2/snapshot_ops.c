@@ -253,10 +253,12 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 {
 	struct qcow2 *q = node_state(n);
 	struct l1_copy old = { 0 };
+	struct range all;
 	struct found fd;
 	int ret;
 
 	fiber_lock(f, &q->snapshot_mutex);
+	range_lock(f, &n->ranges, &all, 0, UINT64_MAX); /* who holds a part of it may want the next: this first */
 	fiber_lock(f, &q->l1_mutex);
 	ret = find(f, q, pick, &fd, err);
 	if (ret == 0 && copy_active(q, &old) < 0)
@@ -268,6 +270,7 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 	free(old.entries);
 	found_free(&fd);
 	fiber_unlock(&q->l1_mutex);
+	range_unlock(&n->ranges, &all);
 	fiber_unlock(&q->snapshot_mutex);
 	return ret;
 }

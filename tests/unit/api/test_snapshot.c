@@ -21,7 +21,7 @@ struct writer {
 	uint64_t first; /* bytes */
 	_Atomic bool stop;
 	_Atomic uint64_t done;
-	int error;
+	_Atomic int error;
 };
 
 static void *write_on(void *arg)
