@@ -13,6 +13,7 @@ const struct command *const img_commands[] = {
 	&cmd_check,
 	&cmd_commit,
 	&cmd_compare,
+	&cmd_convert,
 	&cmd_create,
 	&cmd_info,
 	&cmd_map,
@@ -25,7 +26,7 @@ const struct command *const img_commands[] = {
 };
 
 /* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "convert", "dd" };
+static const char *const missing[] = { "dd" };
 
 static void usage(void)
 {
