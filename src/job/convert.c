@@ -57,6 +57,7 @@ struct converter {
 	const struct convert_options *o;
 	struct varve_error *err;
 	uint64_t total, piece, granule;
+	bool in_order, one_by_one;
 	struct queue *q;
 
 	struct fiber_mutex taking;
@@ -293,14 +294,14 @@ static bool wait_for_turn(struct fiber *f, struct lane *l)
 {
 	struct converter *c = l->c;
 
-	while (c->o->in_order && c->turn != l->turn && !c->ret)
+	while (c->in_order && c->turn != l->turn && !c->ret)
 		waitlist_wait(f, &c->turns);
 	return !c->ret;
 }
 
 static void pass_turn(struct lane *l)
 {
-	if (!l->c->o->in_order)
+	if (!l->c->in_order)
 		return;
 	l->c->turn = l->turn + 1;
 	waitlist_wake_all(&l->c->turns);
@@ -394,10 +395,10 @@ static int convert_piece(struct fiber *f, struct lane *l)
 		ret = submit_writes(f, l);
 	else if (l->kind == KIND_ZERO)
 		lane_submit(l, &l->runs[0], o->target, REQ_ZERO, l->off, NULL, l->len, REQ_MAY_UNMAP);
-	if (o->one_by_one && ret == 0)
+	if (l->c->one_by_one && ret == 0)
 		ret = wrote(f, l);
 	pass_turn(l);
-	return ret < 0 || o->one_by_one ? ret : wrote(f, l);
+	return ret < 0 || l->c->one_by_one ? ret : wrote(f, l);
 }
 
 /* ---- the whole ---- */
@@ -464,6 +465,21 @@ static void geometry(struct converter *c)
 	c->piece = MAX(o->compress ? PACKED_PIECE_LEN : PIECE_LEN, MAX(cluster, c->granule));
 }
 
+/*
+ * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: side by side they only get
+ * into each other's way. What goes to a disk, or is compressed first, is better under way together.
+ */
+static void choose_order(struct converter *c)
+{
+	const struct convert_options *o = c->o;
+	const struct node *leaf = o->target;
+
+	while (leaf->file)
+		leaf = leaf->file;
+	c->one_by_one = o->one_by_one || (!o->compress && !(leaf->flags & NODE_DIRECT));
+	c->in_order = o->in_order || c->one_by_one;
+}
+
 int convert(struct fiber *f, const struct convert_options *o, struct varve_error *err)
 {
 	struct converter *c = calloc(1, sizeof(*c));
@@ -480,6 +496,7 @@ int convert(struct fiber *f, const struct convert_options *o, struct varve_error
 		c->total += node_len(o->sources[i].top);
 	}
 	geometry(c);
+	choose_order(c);
 	ret = lanes_make(c);
 	if (ret < 0)
 		varve_error_errno(err, ret, "%s", node_name(o->target));
