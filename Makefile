@@ -27,6 +27,7 @@ bench: all
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/run
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/order
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/cor
+	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/convert
 	VARVE_BUILD=$(CURDIR)/$(BUILD) bench/aio
 
 clean:

@@ -13,6 +13,7 @@ const struct command *const img_commands[] = {
 	&cmd_check,
 	&cmd_commit,
 	&cmd_compare,
+	&cmd_convert,
 	&cmd_create,
 	&cmd_dd,
 	&cmd_info,
@@ -24,9 +25,6 @@ const struct command *const img_commands[] = {
 	&cmd_stream,
 	NULL,
 };
-
-/* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "convert" };
 
 static void usage(void)
 {
@@ -40,8 +38,6 @@ static void usage(void)
 
 int img_main(int argc, char **argv)
 {
-	char what[64];
-
 	if (argc < 2)
 		return complain_usage("no command given");
 	if (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
@@ -58,12 +54,6 @@ int img_main(int argc, char **argv)
 	for (const struct command *const *c = img_commands; *c; c++) {
 		if (strcmp(argv[1], (*c)->name) == 0)
 			return (*c)->run(argc - 1, argv + 1);
-	}
-	for (size_t i = 0; i < ARRAY_LEN(missing); i++) {
-		if (strcmp(argv[1], missing[i]) == 0) {
-			snprintf(what, sizeof(what), "the command %s", missing[i]);
-			return complain_missing(what);
-		}
 	}
 	return complain_usage("no command '%s'", argv[1]);
 }

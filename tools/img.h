@@ -10,7 +10,8 @@
 #include "common.h"
 #include "options.h"
 
-extern const struct command cmd_amend, cmd_bench, cmd_bitmap, cmd_check, cmd_commit, cmd_compare, cmd_create, cmd_dd, cmd_info, cmd_map,
+extern const struct command cmd_amend, cmd_bench, cmd_bitmap, cmd_check, cmd_commit, cmd_compare, cmd_convert, cmd_create, cmd_dd,
+	cmd_info, cmd_map,
 	cmd_measure, cmd_rebase, cmd_resize, cmd_snapshot, cmd_stream;
 
 /* All of them, by name; NULL ends the list. */

@@ -230,6 +230,38 @@ VARVE_API int varve_image_copy(struct varve_image *dst, uint64_t dst_offset, str
 			       uint64_t src_offset, uint64_t length, unsigned flags, uint64_t *ret_offloaded,
 			       varve_progress_fn progress, void *user_data, struct varve_error *err);
 
+/* Called with one line for each thing that was found; may be NULL. */
+typedef void (*varve_report_fn)(void *user_data, const char *line);
+
+#define VARVE_CONVERT_COMPRESS (1u << 0)       /* as VARVE_REQ_COMPRESS */
+#define VARVE_CONVERT_TARGET_IS_ZERO (1u << 1) /* the target reads as zeroes everywhere: they are not written */
+#define VARVE_CONVERT_OUT_OF_ORDER (1u << 2)   /* writes need not be submitted in the order of the disk */
+#define VARVE_CONVERT_OFFLOAD (1u << 3)	       /* the kernel copies, where it can; zeroes in the data stay data */
+#define VARVE_CONVERT_SALVAGE (1u << 4)	       /* what cannot be read becomes zeroes, and is reported */
+/*
+ * The target has a backing image with the contents of the sources' own: what their first images do not hold is not copied.
+ */
+#define VARVE_CONVERT_OVER_BACKING (1u << 5)
+#define VARVE_CONVERT_CANONICAL (1u << 6) /* one write after the other: the same contents give the same file */
+#define VARVE_CONVERT_ALL_DATA (1u << 7)  /* zeroes and holes are written, too, as data */
+
+struct varve_convert_options {
+	unsigned flags;	   /* VARVE_CONVERT_* */
+	unsigned parallel; /* pieces under way at once, 1 .. 16; 0: 8 */
+	uint64_t sparse;   /* zeroes of that many bytes and more are not written as data; multiple of 512; 0: 4 KiB */
+	uint64_t rate;	   /* bytes a second at most, as an average; 0: no limit */
+	varve_report_fn report; /* with SALVAGE; may be NULL */
+};
+
+/*
+ * Copies the contents of the sources, one behind the other, to the start of the target, which must be long enough. All images
+ * were opened with the same home queue. Memory: a buffer of 1 MiB (or a cluster) for each piece. After an error the target
+ * holds a part. opts may be NULL. Stable after a flush of the target.
+ */
+VARVE_API int varve_convert(struct varve_image *target, struct varve_image *const *sources, unsigned nr_sources,
+			    const struct varve_convert_options *opts, varve_progress_fn progress, void *user_data,
+			    struct varve_error *err);
+
 /* One stretch of the image, as varve_image_map() finds it. */
 struct varve_extent {
 	uint64_t start;	     /* in the image */
@@ -268,8 +300,6 @@ struct varve_check_result {
 	uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
 
-/* Called with one line for each thing that check finds; may be NULL. */
-typedef void (*varve_report_fn)(void *user_data, const char *line);
 
 /* Examines the metadata; changes nothing. -ENOTSUP: the format has no check. */
 VARVE_API int varve_image_check(struct varve_image *image, struct varve_check_result *ret_result,

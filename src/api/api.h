@@ -7,6 +7,7 @@
  *   io.c       synchronous requests
  *   map.c      map and check
  *   info.c     ImageInfo and statistics as JSON
+ *   convert.c  contents of images into another one
  *   create.c   new images
  *   change.c   another length, another backing file, other options, no contents
  *   stream.c   pulling in a backing chain
@@ -88,6 +89,16 @@ void api_send(struct varve_image *image);
 
 /* Makes the descriptor of a queue readable if there are completions to reap. */
 void api_announce(struct varve_queue *queue);
+
+/* Can its format compress? */
+static inline bool api_packs(const struct varve_image *image)
+{
+	const struct node *n = image->top;
+
+	while (n->drv->kind == DRIVER_FILTER)
+		n = n->file;
+	return n->drv->pack;
+}
 
 /* Waits until none of the asynchronous requests in flight on the queue belongs to the image. */
 void api_finish(struct varve_queue *queue, struct varve_image *image);

@@ -88,3 +88,14 @@ def test_engines_beside_fio(tmp_path):
     for r in rows:
         assert r["sides"][f"varve {r['engine']}"]["iops"] > 0
         assert len(r["sides"]) >= 2 and all(s["iops"] > 0 for s in r["sides"].values())
+
+
+def test_convert_measures_both_sides(tmp_path):
+    target = tmp_path / "out.json"
+    p = subprocess.run([BENCH / "convert", "--smoke", "--rounds", "1", "--dir", tmp_path, "--json", target], capture_output=True,
+                       text=True, timeout=2 * TIMEOUT, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["out.json"]
+    for case in json.loads(target.read_text())["cases"]:
+        assert case["name"] in p.stdout
+        assert case["varve"]["bytes"] > 0 and case["qemu-img"]["bytes"] > 0 and case["varve"]["kib"] > 0

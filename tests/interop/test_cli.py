@@ -66,12 +66,6 @@ def test_two_dashes_end_the_options(tmp_path):
     assert (tmp_path / "-f").stat().st_size == 65536
 
 
-@pytest.mark.parametrize("command", ["convert"])
-def test_a_command_of_another_version_is_refused_by_name(command, disk):
-    r = img(command, disk)
-    assert r.rc == 1 and command in r.err and "not part of this version" in r.err, str(r)
-
-
 def test_options_of_another_version_are_refused_by_name(disk):
     for args in (["img", "-T", "x", "info", disk],
                  ["io", "--object", "secret,id=x", disk], ["io", "-T", "x", disk]):

@@ -12,9 +12,11 @@
 #include "format/qcow2/pack.h"
 
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/iov.h"
 
+#define JOBS_MAX 16
 #define KEPT_LEN MiB(2)
 #define KEPT_MIN 2
 #define KEPT_MAX 16
@@ -30,7 +32,9 @@ struct kept {
 };
 
 struct unpacker {
-	unsigned nr;
+	unsigned nr, max_jobs; /* set at open */
+	unsigned nr_jobs;
+	struct waitlist job_done;
 	uint64_t clock;
 	struct kept kept[KEPT_MAX];
 	struct waitlist loaded;
@@ -43,6 +47,7 @@ int unpack_open(struct qcow2 *q)
 	if (!u)
 		return -ENOMEM;
 	u->nr = (unsigned)MIN(MAX(KEPT_LEN >> q->cluster_bits, KEPT_MIN), KEPT_MAX);
+	u->max_jobs = (unsigned)MIN(MAX(sysconf(_SC_NPROCESSORS_ONLN), 1), JOBS_MAX);
 	q->unpacker = u;
 	return 0;
 }
@@ -90,6 +95,20 @@ static int unpack_run(void *arg)
 	return codec_unpack(w->codec, w->in, w->in_len, w->out, w->out_len);
 }
 
+/* As many at once as there are processors: more would only push each other aside. */
+static int unpack(struct fiber *f, struct unpacker *u, struct unpack_work *w)
+{
+	int ret;
+
+	while (u->nr_jobs >= u->max_jobs)
+		waitlist_wait(f, &u->job_done);
+	u->nr_jobs++;
+	ret = fiber_work(f, unpack_run, w);
+	u->nr_jobs--;
+	waitlist_wake_one(&u->job_done);
+	return ret;
+}
+
 static int load(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry, void *out)
 {
 	struct packed_place p = packed_place_of(q->cluster_bits, entry);
@@ -109,7 +128,7 @@ static int load(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry, 
 	w.in = in;
 	ret = node_read(f, q->file, p.off, in, w.in_len);
 	if (ret == 0) {
-		ret = fiber_work(f, unpack_run, &w);
+		ret = unpack(f, q->unpacker, &w);
 		if (ret == -EIO)
 			ret = qcow2_damaged(q, "guest offset 0x%llx: compressed bytes at host offset 0x%llx (0x%llx of them) "
 					    "do not make a cluster", (unsigned long long)off, (unsigned long long)p.off,

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * api/convert.c - the contents of images into another one
+ */
+#include "api/api.h"
+#include "job/convert.h"
+
+#include <stdlib.h>
+
+#define PARALLEL_DEFAULT 8
+#define SPARSE_DEFAULT 4096
+
+struct convert_call {
+	struct convert_options o;
+	struct varve_error *err;
+};
+
+static int convert_fiber(struct fiber *f, void *arg)
+{
+	struct convert_call *c = arg;
+
+	return convert(f, &c->o, c->err);
+}
+
+static int check_options(const struct varve_image *target, const struct varve_convert_options *o, struct varve_error *err)
+{
+	const unsigned known = VARVE_CONVERT_COMPRESS | VARVE_CONVERT_TARGET_IS_ZERO | VARVE_CONVERT_OUT_OF_ORDER |
+			       VARVE_CONVERT_OFFLOAD | VARVE_CONVERT_SALVAGE | VARVE_CONVERT_OVER_BACKING |
+			       VARVE_CONVERT_CANONICAL | VARVE_CONVERT_ALL_DATA;
+
+	if (o->flags & ~known)
+		return varve_error_set(err, -EINVAL, "convert: unknown flags 0x%x", o->flags & ~known);
+	if (o->parallel > CONVERT_PARALLEL_MAX)
+		return varve_error_set(err, -EINVAL, "convert: %u pieces at once are too many, at most %d", o->parallel,
+				       CONVERT_PARALLEL_MAX);
+	if (o->sparse > 1u << 30 || (o->sparse && o->sparse % 512))
+		return varve_error_set(err, -EINVAL,
+				       "convert: a sparse size of %llu bytes is no multiple of 512, or above 1 GiB",
+				       (unsigned long long)o->sparse);
+	if ((o->flags & VARVE_CONVERT_OFFLOAD) && (o->flags & (VARVE_CONVERT_COMPRESS | VARVE_CONVERT_SALVAGE)))
+		return varve_error_set(err, -EINVAL, "convert: what the kernel copies cannot be compressed or salvaged");
+	if ((o->flags & VARVE_CONVERT_CANONICAL) && (o->flags & VARVE_CONVERT_OUT_OF_ORDER))
+		return varve_error_set(err, -EINVAL, "convert: canonical and out of order contradict each other");
+	if ((o->flags & VARVE_CONVERT_TARGET_IS_ZERO) && (o->flags & VARVE_CONVERT_OVER_BACKING))
+		return varve_error_set(err, -EINVAL, "convert: a target with a backing image does not read as zeroes");
+	if ((o->flags & VARVE_CONVERT_COMPRESS) && !api_packs(target))
+		return varve_error_set(err, -ENOTSUP, "%s: %s images have no compressed clusters", node_name(target->top),
+				       target->top->drv->name);
+	return 0;
+}
+
+static int check_images(const struct varve_image *target, struct varve_image *const *sources, unsigned nr_sources,
+			struct varve_error *err)
+{
+	uint64_t total = 0;
+
+	if (!nr_sources || nr_sources > CONVERT_SOURCES_MAX)
+		return varve_error_set(err, -EINVAL, "convert: 1 .. %d sources, not %u", CONVERT_SOURCES_MAX, nr_sources);
+	for (unsigned i = 0; i < nr_sources; i++) {
+		if (sources[i]->home != target->home)
+			return varve_error_set(err, -EINVAL,
+					       "%s and %s: images are converted when they have the same home queue",
+					       node_name(sources[i]->top), node_name(target->top));
+		if (sources[i]->top->flags & NODE_NO_IO)
+			return varve_error_set(err, -EINVAL, "%s: opened for information only",
+					       node_name(sources[i]->top));
+		if (u64_add(total, node_len(sources[i]->top), &total))
+			return varve_error_set(err, -EFBIG, "convert: the sources are too long together");
+	}
+	if (!(target->top->flags & NODE_WRITABLE))
+		return varve_error_set(err, -EACCES, "%s: the image is open read-only", node_name(target->top));
+	if (total > node_len(target->top))
+		return varve_error_set(err, -EINVAL, "%s: %llu bytes do not fit the image of %llu bytes",
+				       node_name(target->top), (unsigned long long)total,
+				       (unsigned long long)node_len(target->top));
+	return 0;
+}
+
+int varve_convert(struct varve_image *target, struct varve_image *const *sources, unsigned nr_sources,
+		  const struct varve_convert_options *opts, varve_progress_fn progress, void *user_data,
+		  struct varve_error *err)
+{
+	static const struct varve_convert_options defaults;
+	const struct varve_convert_options *vo = opts ? opts : &defaults;
+	struct convert_call c = { .err = err };
+	int ret;
+
+	if (!target || !sources)
+		return varve_error_set(err, -EINVAL, "varve_convert: an image is missing");
+	ret = check_options(target, vo, err);
+	if (ret == 0)
+		ret = check_images(target, sources, nr_sources, err);
+	if (ret < 0)
+		return ret;
+	c.o = (struct convert_options){
+		.sources = calloc(nr_sources, sizeof(*c.o.sources)),
+		.nr_sources = nr_sources,
+		.target = target->top,
+		.parallel = vo->parallel ? vo->parallel : PARALLEL_DEFAULT,
+		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
+		.rate = vo->rate,
+		.reads_zero = vo->flags & VARVE_CONVERT_TARGET_IS_ZERO,
+		.over_backing = vo->flags & VARVE_CONVERT_OVER_BACKING,
+		.compress = vo->flags & VARVE_CONVERT_COMPRESS,
+		.in_order = !(vo->flags & VARVE_CONVERT_OUT_OF_ORDER),
+		.one_by_one = vo->flags & VARVE_CONVERT_CANONICAL,
+		.offload = vo->flags & VARVE_CONVERT_OFFLOAD,
+		.salvage = vo->flags & VARVE_CONVERT_SALVAGE,
+		.report = vo->report,
+		.progress = progress,
+		.user_data = user_data,
+	};
+	if (!c.o.sources)
+		return varve_error_errno(err, -ENOMEM, "convert");
+	for (unsigned i = 0; i < nr_sources; i++)
+		c.o.sources[i].top = sources[i]->top;
+	ret = api_call(target, convert_fiber, &c);
+	free(c.o.sources);
+	return ret;
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/img_convert_run.c - `varve img convert`: doing it
+ *
+ * Owns:    the queue that all images share, the images, and the target's file until it is whole: what is not is removed, so
+ *          that nobody takes it for an image. (A target that existed and was overwritten is emptied. A device stays.)
+ */
+#include "img_convert.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct conversion {
+	const struct convert_args *a;
+	struct varve_queue *queue;
+	struct varve_image **sources;
+	unsigned nr_open;
+	struct varve_image *target;
+	uint64_t len;
+	bool is_device;
+};
+
+/* The file that is being made; a signal that ends us takes it along. */
+static const char *volatile unfinished;
+
+static void on_end(int sig)
+{
+	if (unfinished)
+		unlink(unfinished);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
+static void watch_signals(void)
+{
+	static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
+	struct sigaction sa = { .sa_handler = on_end }, now;
+
+	sigemptyset(&sa.sa_mask);
+	for (unsigned i = 0; i < ARRAY_LEN(signals); i++) {
+		if (sigaction(signals[i], NULL, &now) == 0 && now.sa_handler != SIG_IGN)
+			sigaction(signals[i], &sa, NULL);
+	}
+}
+
+/* ---- opening ---- */
+
+static int open_sources(struct conversion *c)
+{
+	const struct convert_args *a = c->a;
+
+	for (; c->nr_open < a->nr_sources; c->nr_open++) {
+		struct varve_image *image =
+			img_open_snapshot(a->names[c->nr_open], &a->source, a->snapshot, 0, c->queue);
+
+		if (!image)
+			return 1;
+		c->sources[c->nr_open] = image;
+		c->len += varve_image_length(image); /* each at most 8 EiB: the library checks the sum */
+	}
+	return 0;
+}
+
+/* ---- the target ---- */
+
+static int make_target(struct conversion *c)
+{
+	const struct convert_args *a = c->a;
+	const char *name = a->names[a->nr_sources];
+	struct varve_error err;
+	struct stat st;
+
+	c->is_device = stat(name, &st) == 0 && S_ISBLK(st.st_mode);
+	if (a->no_create)
+		return 0;
+	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
+		complain("%s", err.message);
+		return 1;
+	}
+	if (stat(name, &st) == 0 && S_ISREG(st.st_mode))
+		unfinished = name;
+	return 0;
+}
+
+static int open_target(struct conversion *c)
+{
+	const struct convert_args *a = c->a;
+	const char *name = a->names[a->nr_sources];
+
+	c->target = open_image(name, &a->target, VARVE_OPEN_WRITABLE, c->queue);
+	return c->target ? 0 : 1;
+}
+
+/* ---- doing it ---- */
+
+static void report(void *user_data, const char *line)
+{
+	const struct convert_args *a = user_data;
+
+	if (!a->quiet)
+		complain("convert: warning: %s", line);
+}
+
+static void progress(void *user_data, uint64_t done, uint64_t total)
+{
+	(void)user_data;
+	progress_update(NULL, done, total);
+}
+
+static int copy(struct conversion *c)
+{
+	const struct convert_args *a = c->a;
+	struct varve_convert_options o = a->convert;
+	struct varve_error err;
+
+	/* A new image holds nothing yet, unless it is no more than a device. */
+	if (a->has_backing)
+		o.flags |= VARVE_CONVERT_OVER_BACKING;
+	else if (a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0)))
+		o.flags |= VARVE_CONVERT_TARGET_IS_ZERO;
+	o.report = report;
+	progress_start(a->progress && !a->quiet);
+	if (varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err) < 0) {
+		complain("convert: %s", err.message);
+		return 1;
+	}
+	return 0;
+}
+
+static int finish(struct conversion *c, int ret)
+{
+	if (c->target)
+		ret |= close_image(c->target);
+	while (c->nr_open)
+		ret |= close_image(c->sources[--c->nr_open]);
+	varve_queue_free(c->queue);
+	free(c->sources);
+	if (ret && unfinished && unlink(unfinished) < 0)
+		complain("%s: is not complete, and cannot be removed: %s", unfinished, strerror(errno));
+	unfinished = NULL;
+	if (ret == 0)
+		progress_end();
+	return ret ? 1 : finish_stdout();
+}
+
+int convert_run(const struct convert_args *a)
+{
+	struct conversion c = { .a = a, .sources = calloc(a->nr_sources, sizeof(*c.sources)) };
+	struct varve_error err;
+	int ret;
+
+	if (!c.sources) {
+		complain("convert: out of memory");
+		return 1;
+	}
+	if (varve_queue_new(&c.queue, NULL, &err) < 0) {
+		complain("convert: %s", err.message);
+		free(c.sources);
+		return 1;
+	}
+	watch_signals();
+	ret = open_sources(&c);
+	if (ret == 0)
+		ret = make_target(&c);
+	if (ret == 0)
+		ret = open_target(&c);
+	if (ret == 0)
+		ret = copy(&c);
+	return finish(&c, ret);
+}
