@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/qcow2/lazy.h"
 #include "format/qcow2/qcow2.h"
 
 struct amend {
@@ -209,6 +210,11 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 
 	if (ret == 0)
 		ret = check_wish(&a);
+	/* What changes tables and counts as a whole wants them on disk, all of them. */
+	if (ret == 0 && q->lazy && (ret = lazy_end(f, q)) < 0)
+		ret = varve_error_errno(err, ret, "refcounts that were held back cannot be written");
+	if (ret == 0)
+		lazy_close(q);
 	if (ret == 0 && a.version > q->h.version)
 		ret = change_version(f, &a);
 	if (ret == 0 && a.refcount_order != q->h.refcount_order)

@@ -121,6 +121,14 @@ static void finish_extensions(struct new_header *n, const struct qcow2_header *w
 		memcpy(n->sector + n->name_at, want->backing_name, n->name_len);
 }
 
+/* The dirty bit comes and goes with what is done meanwhile. */
+static uint64_t incompatible(const struct qcow2 *q, const struct qcow2_header *want)
+{
+	const uint64_t dirty = want->version < 3 ? 0 : QCOW2_INCOMPAT_DIRTY;
+
+	return (want->incompatible & ~dirty) | (q->h.incompatible & dirty);
+}
+
 /* What may have changed while we waited is taken from q->h: nothing waits between here and order_put(). */
 static void fill_fields(struct new_header *n, const struct qcow2 *q, const struct qcow2_header *want)
 {
@@ -129,7 +137,7 @@ static void fill_fields(struct new_header *n, const struct qcow2 *q, const struc
 
 	h.version = want->version;
 	h.header_len = want->header_len;
-	h.incompatible = want->incompatible;
+	h.incompatible = incompatible(q, want);
 	h.compatible = want->compatible;
 	h.autoclear = want->autoclear;
 	if (want->refcount_order != h.refcount_order) { /* new counts, in a table of their own */
@@ -163,9 +171,9 @@ static int write_out(struct fiber *f, struct qcow2 *q, struct new_header *n, con
 
 static void adopt(struct qcow2 *q, const struct qcow2_header *want)
 {
+	q->h.incompatible = incompatible(q, want);
 	q->h.version = want->version;
 	q->h.header_len = want->header_len;
-	q->h.incompatible = want->incompatible;
 	q->h.compatible = want->compatible;
 	q->h.autoclear = want->autoclear;
 	memcpy(q->h.backing_name, want->backing_name, sizeof(q->h.backing_name));
