@@ -2,10 +2,11 @@
 /*
  * aio/poll.c - spinning before sleeping
  *
- * A queue that has nothing to do may look around for a while before it goes to sleep: being woken costs more than a
- * short wait, on this side and on that of whoever wakes it. It costs a processor, too. So the time is either fixed, or
- * adapts itself: a sleep that turns out shorter than the longest spin would have been better spent spinning, and the next
- * spin becomes longer; a long one shows that nobody is there, and the time falls to nothing.
+ * A queue that has nothing to do may look around for a while before it goes to sleep: being woken costs more
+ * than a short wait, on this side and on that of whoever wakes it. It costs a processor, too. So the time is
+ * either fixed, or adapts itself: a sleep that turns out shorter than the longest spin would have been better
+ * spent spinning, and the next spin becomes longer; a long one shows that nobody is there, and the time falls
+ * to nothing.
  *
  * Owns:    the pollers, and how long the queue spins.
  * Assumes: a queue with a thread of its own.
@@ -72,7 +73,8 @@ static bool spin(struct queue *q)
 	while (q->now_ns < end) {
 		if (look(q))
 			return true;
-		/* Hands over what was submitted, and takes what the kernel has for us; no system call without either. */
+		/* Hands over what was submitted, and takes what the kernel has for us; no system call without
+		 * either. */
 		if (q->wait)
 			q->wait(q->wait_ctx, 0);
 		loop_work(q);

@@ -2,10 +2,10 @@
 /*
  * block/throttle.c - see throttle.h
  *
- * Each limit is one or two clocks: how long the requests that were let in so far would have taken at exactly that rate.
- * A request moves the clocks of its limits on by what it costs, at once, and so reserves its turn: it may go when they were
- * no further ahead of the time than the burst allows. So requests of several queues are served by the order in which they
- * came, a clock is one atomic number, and nobody asks twice.
+ * Each limit is one or two clocks: how long the requests that were let in so far would have taken at exactly
+ * that rate. A request moves the clocks of its limits on by what it costs, at once, and so reserves its turn:
+ * it may go when they were no further ahead of the time than the burst allows. So requests of several queues
+ * are served by the order in which they came, a clock is one atomic number, and nobody asks twice.
  *
  * What waits does so in the slot of its queue; a timer of that queue lets it go.
  *
@@ -51,8 +51,9 @@ struct throttle {
 };
 
 static const char *const names[THROTTLE_KINDS] = {
-	[THROTTLE_BPS_TOTAL] = "bps-total",   [THROTTLE_BPS_READ] = "bps-read",	  [THROTTLE_BPS_WRITE] = "bps-write",
-	[THROTTLE_IOPS_TOTAL] = "iops-total", [THROTTLE_IOPS_READ] = "iops-read", [THROTTLE_IOPS_WRITE] = "iops-write",
+	[THROTTLE_BPS_TOTAL] = "bps-total", [THROTTLE_BPS_READ] = "bps-read",
+	[THROTTLE_BPS_WRITE] = "bps-write", [THROTTLE_IOPS_TOTAL] = "iops-total",
+	[THROTTLE_IOPS_READ] = "iops-read", [THROTTLE_IOPS_WRITE] = "iops-write",
 };
 
 const char *throttle_kind_name(enum throttle_kind kind)
@@ -68,28 +69,32 @@ int throttle_check(const struct throttle_config *c, struct varve_error *err)
 		const struct throttle_limit *l = &c->limit[i];
 
 		if (l->avg > RATE_MAX || l->max > RATE_MAX)
-			return varve_error_set(err, -EINVAL, "throttling.%s: more than %llu a second is no limit",
-					       names[i], (unsigned long long)RATE_MAX);
+			return varve_error_set(err, -EINVAL,
+					       "throttling.%s: more than %llu a second is no limit", names[i],
+					       (unsigned long long)RATE_MAX);
 		if (l->max && !l->avg)
-			return varve_error_set(err, -EINVAL, "throttling.%s-max needs throttling.%s beside it", names[i],
+			return varve_error_set(err, -EINVAL,
+					       "throttling.%s-max needs throttling.%s beside it", names[i],
 					       names[i]);
 		if (l->max && l->max < l->avg)
-			return varve_error_set(err, -EINVAL, "throttling.%s-max (%llu) is less than throttling.%s (%llu)",
-					       names[i], (unsigned long long)l->max, names[i],
-					       (unsigned long long)l->avg);
+			return varve_error_set(
+				err, -EINVAL, "throttling.%s-max (%llu) is less than throttling.%s (%llu)",
+				names[i], (unsigned long long)l->max, names[i], (unsigned long long)l->avg);
 		if (!l->max_length || l->max_length > BURST_SECONDS_MAX)
-			return varve_error_set(err, -EINVAL,
-					       "throttling.%s-max-length: %llu seconds are not 1 .. %u", names[i],
-					       (unsigned long long)l->max_length, BURST_SECONDS_MAX);
+			return varve_error_set(
+				err, -EINVAL, "throttling.%s-max-length: %llu seconds are not 1 .. %u",
+				names[i], (unsigned long long)l->max_length, BURST_SECONDS_MAX);
 		if (l->max_length > 1 && !l->max)
-			return varve_error_set(err, -EINVAL, "throttling.%s-max-length needs throttling.%s-max beside it",
+			return varve_error_set(err, -EINVAL,
+					       "throttling.%s-max-length needs throttling.%s-max beside it",
 					       names[i], names[i]);
 	}
 	for (unsigned i = THROTTLE_BPS_TOTAL; i < THROTTLE_KINDS; i += 3) {
 		if (c->limit[i].avg && (c->limit[i + 1].avg || c->limit[i + 2].avg))
-			return varve_error_set(err, -EINVAL,
-					       "throttling.%s goes neither with throttling.%s nor with throttling.%s",
-					       names[i], names[i + 1], names[i + 2]);
+			return varve_error_set(
+				err, -EINVAL,
+				"throttling.%s goes neither with throttling.%s nor with throttling.%s",
+				names[i], names[i + 1], names[i + 2]);
 	}
 	return 0;
 }
@@ -283,7 +288,8 @@ void throttle_fired(struct timer *timer)
 		reserve_again(t, s, now);
 	}
 	for (unsigned i = 0; i < 2; i++) {
-		while ((r = TAILQ_FIRST(&s->throttled[i])) && (r->leaf_state <= now || atomic_load(&t->passing))) {
+		while ((r = TAILQ_FIRST(&s->throttled[i])) &&
+		       (r->leaf_state <= now || atomic_load(&t->passing))) {
 			TAILQ_REMOVE(&s->throttled[i], r, parked);
 			TAILQ_INSERT_TAIL(&go, r, parked);
 		}

@@ -2,12 +2,13 @@
 /*
  * block/throttle.h - limits of a disk: requests and bytes a second, with bursts
  *
- * Options among those of the image, by the names that QEMU gives them: throttling.iops-total, iops-read, iops-write, bps-total,
- * bps-read, bps-write; each with -max (the rate in a burst) and -max-length (seconds that a burst may last, 1 when not
- * given); throttling.iops-size (a request counts as one for each so many bytes begun). 0: no limit.
+ * Options among those of the image, by the names that QEMU gives them: throttling.iops-total, iops-read,
+ * iops-write, bps-total, bps-read, bps-write; each with -max (the rate in a burst) and -max-length (seconds
+ * that a burst may last, 1 when not given); throttling.iops-size (a request counts as one for each so many
+ * bytes begun). 0: no limit.
  *
- * All queues of the disk share the limits, and requests are let in by the order in which they came to the disk.
- * Flushes are free.
+ * All queues of the disk share the limits, and requests are let in by the order in which they came to the
+ * disk. Flushes are free.
  */
 #ifndef VARVE_BLOCK_THROTTLE_H
 #define VARVE_BLOCK_THROTTLE_H
@@ -47,7 +48,8 @@ int throttle_parse(struct opts *o, struct throttle_config *ret, struct varve_err
 /* Takes the options throttling.*; *ret_any: there was one, and *ret is set. */
 int throttle_options(struct opts *o, struct throttle_config *ret, bool *ret_any, struct varve_error *err);
 
-/* Any thread, one at a time for a node; the config has been checked. What waits is judged by the new limits. */
+/* Any thread, one at a time for a node; the config has been checked. What waits is judged by the new limits.
+ */
 int throttle_set(struct node *n, const struct throttle_config *c, struct varve_error *err);
 
 /* Any thread. All limits are 0 if there are none. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_disorder.c - messages of every kind, well formed, in any order and with any content: each is obeyed, refused, or ends
- * the session; the server, its other disk, and the next front end do not suffer
+ * test_disorder.c - messages of every kind, well formed, in any order and with any content: each is obeyed,
+ * refused, or ends the session; the server, its other disk, and the next front end do not suffer
  */
 #include <errno.h>
 #include <linux/virtio_config.h>
@@ -42,16 +42,42 @@ struct cast {
 
 static uint64_t some_number(void)
 {
-	static const uint64_t favourites[] = { 0, 1, 2, 3, 4, 7, 64, 128, 255, 256, 257, 1024, 4096, 65535, 65536, 1u << 20,
-					       UINT32_MAX, UINT64_MAX, UINT64_MAX - 4095, BIT(63), BIT(40) };
+	static const uint64_t favourites[] = { 0,
+					       1,
+					       2,
+					       3,
+					       4,
+					       7,
+					       64,
+					       128,
+					       255,
+					       256,
+					       257,
+					       1024,
+					       4096,
+					       65535,
+					       65536,
+					       1u << 20,
+					       UINT32_MAX,
+					       UINT64_MAX,
+					       UINT64_MAX - 4095,
+					       BIT(63),
+					       BIT(40) };
 
-	return roll(8) ? favourites[roll(sizeof(favourites) / sizeof(favourites[0]))] : roll(UINT32_MAX) << roll(32);
+	return roll(8) ? favourites[roll(sizeof(favourites) / sizeof(favourites[0]))]
+		       : roll(UINT32_MAX) << roll(32);
 }
 
 static int some_fd(const struct cast *c)
 {
-	const int fds[] = { c->f->ring[0].kick_fd, c->f->ring[0].call_fd, c->f->ring[1].kick_fd, c->f->mem.fd,
-			    c->channel[1],	    c->pipe[0],		     c->pipe[1],	      c->log };
+	const int fds[] = { c->f->ring[0].kick_fd,
+			    c->f->ring[0].call_fd,
+			    c->f->ring[1].kick_fd,
+			    c->f->mem.fd,
+			    c->channel[1],
+			    c->pipe[0],
+			    c->pipe[1],
+			    c->log };
 
 	return fds[roll(sizeof(fds) / sizeof(fds[0]))];
 }
@@ -59,7 +85,8 @@ static int some_fd(const struct cast *c)
 static struct vu_region_msg some_region(const struct cast *c)
 {
 	const struct vu_region *r = &c->f->mem.region[roll(c->f->mem.nr_regions)];
-	struct vu_region_msg m = { r->guest_addr, r->len, (uintptr_t)c->f->mem.base + r->file_off, r->file_off };
+	struct vu_region_msg m = { r->guest_addr, r->len, (uintptr_t)c->f->mem.base + r->file_off,
+				   r->file_off };
 
 	switch (roll(6)) {
 	case 0:
@@ -91,14 +118,37 @@ union body {
 };
 
 static const uint32_t kinds[] = {
-	VU_GET_FEATURES,	  VU_SET_FEATURES,	  VU_SET_OWNER,		VU_RESET_OWNER,
-	VU_SET_MEM_TABLE,	  VU_SET_LOG_BASE,	  VU_SET_LOG_FD,	VU_SET_VRING_NUM,
-	VU_SET_VRING_ADDR,	  VU_SET_VRING_BASE,	  VU_GET_VRING_BASE,	VU_SET_VRING_KICK,
-	VU_SET_VRING_CALL,	  VU_SET_VRING_ERR,	  VU_GET_PROTOCOL_FEATURES, VU_SET_PROTOCOL_FEATURES,
-	VU_GET_QUEUE_NUM,	  VU_SET_VRING_ENABLE,	  VU_SET_BACKEND_REQ_FD, VU_GET_CONFIG,
-	VU_SET_CONFIG,		  VU_GET_INFLIGHT_FD,	  VU_SET_INFLIGHT_FD,	VU_RESET_DEVICE,
-	VU_GET_MAX_MEM_SLOTS,	  VU_ADD_MEM_REG,	  VU_REM_MEM_REG,	VU_SET_STATUS,
-	VU_GET_STATUS,		  VU_SET_DEVICE_STATE_FD, VU_CHECK_DEVICE_STATE,
+	VU_GET_FEATURES,
+	VU_SET_FEATURES,
+	VU_SET_OWNER,
+	VU_RESET_OWNER,
+	VU_SET_MEM_TABLE,
+	VU_SET_LOG_BASE,
+	VU_SET_LOG_FD,
+	VU_SET_VRING_NUM,
+	VU_SET_VRING_ADDR,
+	VU_SET_VRING_BASE,
+	VU_GET_VRING_BASE,
+	VU_SET_VRING_KICK,
+	VU_SET_VRING_CALL,
+	VU_SET_VRING_ERR,
+	VU_GET_PROTOCOL_FEATURES,
+	VU_SET_PROTOCOL_FEATURES,
+	VU_GET_QUEUE_NUM,
+	VU_SET_VRING_ENABLE,
+	VU_SET_BACKEND_REQ_FD,
+	VU_GET_CONFIG,
+	VU_SET_CONFIG,
+	VU_GET_INFLIGHT_FD,
+	VU_SET_INFLIGHT_FD,
+	VU_RESET_DEVICE,
+	VU_GET_MAX_MEM_SLOTS,
+	VU_ADD_MEM_REG,
+	VU_REM_MEM_REG,
+	VU_SET_STATUS,
+	VU_GET_STATUS,
+	VU_SET_DEVICE_STATE_FD,
+	VU_CHECK_DEVICE_STATE,
 };
 
 /* Fills in a body and its descriptors; returns the body's length. */
@@ -123,12 +173,13 @@ static uint32_t compose(const struct cast *c, uint32_t request, union body *b, i
 	case VU_GET_VRING_BASE:
 	case VU_SET_VRING_ENABLE:
 		b->state.index = (uint32_t)roll(5);
-		b->state.num = request == VU_SET_VRING_ENABLE ? (uint32_t)roll(2) :
-			       request == VU_SET_VRING_NUM && roll(2) ? r->len : (uint32_t)some_number();
+		b->state.num = request == VU_SET_VRING_ENABLE		? (uint32_t)roll(2)
+			       : request == VU_SET_VRING_NUM && roll(2) ? r->len
+									: (uint32_t)some_number();
 		return sizeof(b->state);
 	case VU_SET_VRING_ADDR:
-		b->addr = (struct vu_vring_addr){ r->index, (uint32_t)roll(3), (uintptr_t)r->desc, (uintptr_t)r->used,
-						  (uintptr_t)r->avail, some_number() };
+		b->addr = (struct vu_vring_addr){ r->index,	      (uint32_t)roll(3),   (uintptr_t)r->desc,
+						  (uintptr_t)r->used, (uintptr_t)r->avail, some_number() };
 		if (!roll(4))
 			b->addr.used = some_number();
 		return sizeof(b->addr);
@@ -154,7 +205,8 @@ static uint32_t compose(const struct cast *c, uint32_t request, union body *b, i
 		*nr_fds = request == VU_ADD_MEM_REG;
 		return sizeof(b->reg);
 	case VU_SET_LOG_BASE:
-		b->log = (struct vu_log_msg){ roll(2) ? 1 << 20 : some_number(), roll(2) ? 0 : some_number() };
+		b->log =
+			(struct vu_log_msg){ roll(2) ? 1 << 20 : some_number(), roll(2) ? 0 : some_number() };
 		fds[(*nr_fds)++] = roll(8) ? c->log : some_fd(c);
 		return sizeof(b->log);
 	case VU_SET_LOG_FD:
@@ -209,8 +261,8 @@ static void disorder(struct vu_front *f, const struct cast *c)
 		int fds[8];
 
 		len = compose(c, request, &b, fds, &nr_fds);
-		if (vu_send(f->sock, request, VU_FLAG_VERSION | (roll(8) ? VU_FLAG_NEED_REPLY : 0), &b, len, fds, nr_fds,
-			    vu_deadline_ns(SERVED_MS), &f->err) < 0)
+		if (vu_send(f->sock, request, VU_FLAG_VERSION | (roll(8) ? VU_FLAG_NEED_REPLY : 0), &b, len,
+			    fds, nr_fds, vu_deadline_ns(SERVED_MS), &f->err) < 0)
 			return;
 		if (!roll(4)) {
 			const uint64_t one = 1;
@@ -220,7 +272,8 @@ static void disorder(struct vu_front *f, const struct cast *c)
 		if (!listen_to(f, 0))
 			return;
 	}
-	if (vu_send(f->sock, VU_GET_FEATURES, VU_FLAG_VERSION, NULL, 0, NULL, 0, vu_deadline_ns(SERVED_MS), &f->err) == 0)
+	if (vu_send(f->sock, VU_GET_FEATURES, VU_FLAG_VERSION, NULL, 0, NULL, 0, vu_deadline_ns(SERVED_MS),
+		    &f->err) == 0)
 		(void)listen_to(f, SERVED_MS);
 }
 
@@ -275,7 +328,8 @@ static void any_message_may_come_at_any_time(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(any_message_may_come_at_any_time, served_setup, served_teardown),
+		cmocka_unit_test_setup_teardown(any_message_may_come_at_any_time, served_setup,
+						served_teardown),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

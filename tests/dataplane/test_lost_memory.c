@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_lost_memory.c - a front end makes the file of its memory shorter: SIGBUS, which must not end the server
+ * test_lost_memory.c - a front end makes the file of its memory shorter: SIGBUS, which must not end the
+ * server
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_messages.c - memory slots, device status, the write cache, the back-end channel, pause, and front ends that know little
+ * test_messages.c - memory slots, device status, the write cache, the back-end channel, pause, and front ends
+ * that know little
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -75,7 +76,8 @@ static void memory_may_come_region_by_region(void **state)
 	assert_int_equal(slots, 509);
 	for (unsigned i = 5; i--;) {
 		const struct vu_region *r = &f.mem.region[i];
-		struct vu_region_msg m = { r->guest_addr, r->len, (uintptr_t)f.mem.base + r->file_off, r->file_off };
+		struct vu_region_msg m = { r->guest_addr, r->len, (uintptr_t)f.mem.base + r->file_off,
+					   r->file_off };
 
 		must(&f, vu_front_add_region(&f, &m, f.mem.fd));
 	}
@@ -119,7 +121,8 @@ static void what_no_region_can_be_is_refused(void **state)
 
 	(void)state;
 	connect_with(&f, 1, VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS);
-	must_be_refused(&f, vu_front_remove_region(&f, &m), "REM_MEM_REG: no memory region has guest address");
+	must_be_refused(&f, vu_front_remove_region(&f, &m),
+			"REM_MEM_REG: no memory region has guest address");
 	must(&f, vu_front_add_region(&f, &m, fd));
 	must_be_refused(&f, vu_front_add_region(&f, &m, fd), "ADD_MEM_REG: memory regions 1 and 2 overlap");
 	other = m;
@@ -137,7 +140,8 @@ static void what_no_region_can_be_is_refused(void **state)
 	must(&f, vu_front_remove_region(&f, &m));
 	served_io_works(&f, 0);
 	/* Where the rings are: the session goes on, the queue does not. */
-	other = (struct vu_region_msg){ f.mem.region[0].guest_addr, f.mem.region[0].len, (uintptr_t)f.mem.base, 0 };
+	other = (struct vu_region_msg){ f.mem.region[0].guest_addr, f.mem.region[0].len,
+					(uintptr_t)f.mem.base, 0 };
 	must(&f, vu_front_remove_region(&f, &other));
 	must(&f, vu_front_add_region(&f, &other, f.mem.fd));
 	served_io_works(&f, 0);
@@ -186,8 +190,9 @@ static void regions_of_huge_pages_are_mapped_whole(void **state)
 
 	(void)state;
 	m.len = MiB(2);
-	p = fd >= 0 && ftruncate(fd, MiB(4)) == 0 ? mmap(NULL, MiB(4), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-						    : MAP_FAILED;
+	p = fd >= 0 && ftruncate(fd, MiB(4)) == 0
+		    ? mmap(NULL, MiB(4), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+		    : MAP_FAILED;
 	if (p == MAP_FAILED) { /* the machine has no huge pages to give */
 		if (fd >= 0)
 			close(fd);
@@ -216,7 +221,8 @@ static void the_status_is_kept_and_zero_is_a_reset(void **state)
 	must(&f, vu_front_query_u64(&f, VU_GET_STATUS, NULL, 0, -1, &status));
 	assert_int_equal(status, 0xf);
 	status = 0x100;
-	must_be_refused(&f, vu_front_request(&f, VU_SET_STATUS, &status, 8, NULL, 0), "0x100 is not a device status");
+	must_be_refused(&f, vu_front_request(&f, VU_SET_STATUS, &status, 8, NULL, 0),
+			"0x100 is not a device status");
 	served_io_works(&f, 0);
 	for (unsigned i = 0; i < 3; i++) {
 		status = 0;
@@ -274,11 +280,13 @@ static void the_guest_switches_the_write_cache(void **state)
 	assert_int_equal(space[1], SERVED_LEN / 512 & 0xff);
 	vu_front_close(&f);
 
-	/* The next front end finds it as it was at first; one that does not know the feature cannot change it. */
+	/* The next front end finds it as it was at first; one that does not know the feature cannot change
+	 * it. */
 	o.features &= ~BIT(VIRTIO_BLK_F_CONFIG_WCE);
 	must(&f, vu_front_open(&f, &o));
 	assert_int_equal(write_cache(&f), 1);
-	must_be_refused(&f, vu_front_set_config(&f, WCE, &(uint8_t){ 0 }, 1, 0), "when CONFIG_WCE is negotiated");
+	must_be_refused(&f, vu_front_set_config(&f, WCE, &(uint8_t){ 0 }, 1, 0),
+			"when CONFIG_WCE is negotiated");
 	assert_int_equal(write_cache(&f), 1);
 	vu_front_close(&f);
 }
@@ -322,7 +330,8 @@ static void a_new_length_is_announced(void **state)
 	connect_with(&f, 1, VU_PROTOCOL_F_BACKEND_REQ);
 	resize(MiB(65)); /* nobody has asked to be told */
 	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
-	must_be_refused(&f, vu_front_request(&f, VU_SET_BACKEND_REQ_FD, NULL, 0, fds + 1, 1), "is not a socket");
+	must_be_refused(&f, vu_front_request(&f, VU_SET_BACKEND_REQ_FD, NULL, 0, fds + 1, 1),
+			"is not a socket");
 	close(fds[0]);
 	close(fds[1]);
 	for (unsigned i = 0; i < 2; i++) { /* the second one takes the place of the first */

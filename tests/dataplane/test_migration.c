@@ -48,7 +48,8 @@ static void drop_log(struct dirty *d)
 
 static bool is_dirty(const struct dirty *d, uint64_t guest_addr)
 {
-	return __atomic_load_n(&d->bits[guest_addr / PAGE / 8], __ATOMIC_SEQ_CST) >> (guest_addr / PAGE % 8) & 1;
+	return __atomic_load_n(&d->bits[guest_addr / PAGE / 8], __ATOMIC_SEQ_CST) >> (guest_addr / PAGE % 8) &
+	       1;
 }
 
 static unsigned nr_dirty(const struct dirty *d)
@@ -77,8 +78,12 @@ static void log_features(struct vu_front *f, bool on)
 static void log_ring(struct vu_front *f, unsigned q, bool on, uint64_t at)
 {
 	struct vu_ring *r = &f->ring[q];
-	struct vu_vring_addr a = { .index = q, .flags = on, .desc = (uintptr_t)r->desc, .avail = (uintptr_t)r->avail,
-				   .used = (uintptr_t)r->used, .log = at };
+	struct vu_vring_addr a = { .index = q,
+				   .flags = on,
+				   .desc = (uintptr_t)r->desc,
+				   .avail = (uintptr_t)r->avail,
+				   .used = (uintptr_t)r->used,
+				   .log = at };
 
 	must(f, vu_front_request(f, VU_SET_VRING_ADDR, &a, sizeof(a), NULL, 0));
 }
@@ -117,7 +122,8 @@ static void what_the_device_writes_is_logged(void **state)
 	log_ring(&f, 0, true, used);
 	clear(&d);
 
-	/* A read of four pages: those, the status byte, the used ring; nothing of what it read its header from. */
+	/* A read of four pages: those, the status byte, the used ring; nothing of what it read its header
+	 * from. */
 	if (vu_blk_open(&b, &f, 0, 1, 4 * PAGE) < 0)
 		fail_msg("%s", b.err.text);
 	io = vu_blk_get(&b);
@@ -196,8 +202,8 @@ static void expect_no_log(struct vu_log_msg m, int fd, const char *why)
 	struct vu_front f;
 
 	connect_logging(&f);
-	must(&f, vu_send(f.sock, VU_SET_LOG_BASE, VU_FLAG_VERSION, &m, sizeof(m), &fd, 1, vu_deadline_ns(SERVED_MS),
-			 &f.err));
+	must(&f, vu_send(f.sock, VU_SET_LOG_BASE, VU_FLAG_VERSION, &m, sizeof(m), &fd, 1,
+			 vu_deadline_ns(SERVED_MS), &f.err));
 	must(&f, vu_raw_wait_closed(&f, SERVED_MS));
 	if (!served_logged(why))
 		fail_msg("the log does not say \"%s\"", why);
@@ -365,7 +371,8 @@ static void the_area_of_requests_in_flight_goes_and_comes(void **state)
 	must(&f, vu_front_connect(&f));
 	must(&f, vu_front_negotiate(&f));
 	assert_true(vu_has(f.protocol_features, VU_PROTOCOL_F_INFLIGHT_SHMFD));
-	for (unsigned len = VU_INFLIGHT_LEN; len <= 24; len += 4) { /* as described, and as compilers pad it */
+	for (unsigned len = VU_INFLIGHT_LEN; len <= 24;
+	     len += 4) { /* as described, and as compilers pad it */
 		uint8_t padded[24] = { 0 };
 		struct stat st;
 
@@ -386,8 +393,9 @@ static void the_area_of_requests_in_flight_goes_and_comes(void **state)
 	served_io_works(&f, 0);
 	/* One that is shorter than it should be. */
 	reply.inflight.mmap_len = UINT64_MAX;
-	assert_int_equal(vu_front_request(&f, VU_SET_INFLIGHT_FD, &reply.inflight, VU_INFLIGHT_LEN, reply.fds, 1),
-			 -EREMOTEIO);
+	assert_int_equal(
+		vu_front_request(&f, VU_SET_INFLIGHT_FD, &reply.inflight, VU_INFLIGHT_LEN, reply.fds, 1),
+		-EREMOTEIO);
 	assert_int_equal(served_logged("SET_INFLIGHT_FD: "), 1);
 	served_io_works(&f, 0);
 	vu_msg_close_fds(&reply);

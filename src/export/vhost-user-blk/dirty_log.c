@@ -11,7 +11,8 @@
 
 #include "export/vhost-user-blk/memguard.h"
 
-int memlog_open(struct memlog *l, int fd, uint64_t len, uint64_t off, _Atomic bool *lost, struct varve_error *err)
+int memlog_open(struct memlog *l, int fd, uint64_t len, uint64_t off, _Atomic bool *lost,
+		struct varve_error *err)
 {
 	struct memlog fresh = { .len = len };
 	uint64_t unit, start, end;
@@ -66,15 +67,16 @@ int memlog_covers_all(const struct memlog *l, const struct gmem *mem, struct var
 
 		if (!memlog_covers(l, r->guest_addr, r->len))
 			return varve_error_set(err, -EINVAL,
-					       "a dirty log of 0x%" PRIx64 " bytes has no bits for memory up to 0x%" PRIx64,
+					       "a dirty log of 0x%" PRIx64
+					       " bytes has no bits for memory up to 0x%" PRIx64,
 					       l->len, r->guest_addr + r->len);
 	}
 	return 0;
 }
 
 /*
- * The bit is set even if it is set already: only that orders what was written before against the front end, which clears
- * the bit and then copies the page. Pairs with its atomic exchange.
+ * The bit is set even if it is set already: only that orders what was written before against the front end,
+ * which clears the bit and then copies the page. Pairs with its atomic exchange.
  */
 void memlog_mark(const struct memlog *l, uint64_t guest_addr, uint64_t len)
 {

@@ -2,8 +2,9 @@
 /*
  * vhost-user-blk/dirty_log.h - the front end's record of which pages of the guest we have written
  *
- * While a virtual machine moves to another host, its memory is copied as it runs; a page written after it was copied must be
- * copied again. The front end shares a bitmap, one bit for a page of 4 KiB, and we set bits after we have written.
+ * While a virtual machine moves to another host, its memory is copied as it runs; a page written after it was
+ * copied must be copied again. The front end shares a bitmap, one bit for a page of 4 KiB, and we set bits
+ * after we have written.
  *
  * Owns:    the mapping of the bitmap.
  * Assumes: opened and closed while no ring runs; any ring's thread marks.
@@ -26,8 +27,10 @@ struct memlog {
 	int guard;
 };
 
-/* Replaces the bitmap that *l has, if any; on failure it is kept. *lost: see memguard.h. The descriptor stays the caller's. */
-int memlog_open(struct memlog *l, int fd, uint64_t len, uint64_t off, _Atomic bool *lost, struct varve_error *err);
+/* Replaces the bitmap that *l has, if any; on failure it is kept. *lost: see memguard.h. The descriptor stays
+ * the caller's. */
+int memlog_open(struct memlog *l, int fd, uint64_t len, uint64_t off, _Atomic bool *lost,
+		struct varve_error *err);
 void memlog_close(struct memlog *l);
 
 /* Has the bitmap a bit for each of these bytes? */

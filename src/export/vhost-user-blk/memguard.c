@@ -2,9 +2,9 @@
 /*
  * vhost-user-blk/memguard.c - see memguard.h
  *
- * The handler reads the table without a lock, while other threads may change entries of ranges that are none of its
- * business: an entry is empty (len 0) while it is being changed, and looked at twice. The entry that matters to a fault
- * cannot change meanwhile, because the faulting thread is using the range.
+ * The handler reads the table without a lock, while other threads may change entries of ranges that are none
+ * of its business: an entry is empty (len 0) while it is being changed, and looked at twice. The entry that
+ * matters to a fault cannot change meanwhile, because the faulting thread is using the range.
  */
 #include "export/vhost-user-blk/memguard.h"
 
@@ -31,8 +31,8 @@ static struct sigaction before; /* what our handler took the place of; written b
 static struct sigaction over;	/* what somebody had put over ours when we wanted to take it away */
 
 /*
- * `before` is the same as `over`: it was put over ours and may lead to ours, and ours to it, round and round. (Only then
- * is passing_on looked at: a handler may leave by longjmp(), and never come back to clear it.)
+ * `before` is the same as `over`: it was put over ours and may lead to ours, and ours to it, round and round.
+ * (Only then is passing_on looked at: a handler may leave by longjmp(), and never come back to clear it.)
  */
 static bool may_circle;
 static _Thread_local __attribute__((tls_model("initial-exec"))) bool passing_on;
@@ -65,7 +65,8 @@ bool memguard_fault(void *addr)
 		if (mmap((void *)page, unit, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
 			break;
-		atomic_store_explicit(atomic_load_explicit(&g->lost, memory_order_relaxed), true, memory_order_relaxed);
+		atomic_store_explicit(atomic_load_explicit(&g->lost, memory_order_relaxed), true,
+				      memory_order_relaxed);
 		repaired = true;
 	}
 	errno = saved;
@@ -159,7 +160,8 @@ int memguard_add(void *start, size_t len, size_t unit, _Atomic bool *lost, struc
 		atomic_store_explicit(&g->len, len, memory_order_release); /* pairs with covers() */
 		nr_guards++;
 	} else if (ret == 0) {
-		ret = varve_error_set(err, -ENOSPC, "this process has mapped %d regions of guest memory already",
+		ret = varve_error_set(err, -ENOSPC,
+				      "this process has mapped %d regions of guest memory already",
 				      MEMGUARD_MAX);
 	}
 	if (!nr_guards)

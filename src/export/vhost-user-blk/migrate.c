@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vhost-user-blk/migrate.c - messages that help a virtual machine to move, and this program to come back after its death
+ * vhost-user-blk/migrate.c - messages that help a virtual machine to move, and this program to come back
+ * after its death
  *
- * Owns:    see session.h: the dirty log, the area of requests in flight, the descriptor of a state on its way.
- * Assumes: as requests.c.
- * Never:   waits for the other end of a descriptor that it was given.
+ * Owns:    see session.h: the dirty log, the area of requests in flight, the descriptor of a state on its
+ * way. Assumes: as requests.c. Never:   waits for the other end of a descriptor that it was given.
  *
- * The state of the device that is nowhere else: whether the guest has switched the write cache off. Lost on the way to
- * another host, the guest would believe its writes to be stable there, and they would not be.
+ * The state of the device that is nowhere else: whether the guest has switched the write cache off. Lost on
+ * the way to another host, the guest would believe its writes to be stable there, and they would not be.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -24,16 +24,20 @@ static int log_fits(struct session *s, const struct memlog *l)
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		const struct ring *r = &s->rings[i];
 
-		if (r->log_used && r->num && !memlog_covers(l, r->log_addr, vring_used_len(r->num, s->features >> BLK_F_RING_PACKED & 1)))
-			return varve_error_set(&s->err, -EINVAL,
-					       "a dirty log of 0x%" PRIx64
-					       " bytes has no bits for the used ring of queue %u at 0x%" PRIx64,
-					       l->len, i, r->log_addr);
+		if (r->log_used && r->num &&
+		    !memlog_covers(l, r->log_addr,
+				   vring_used_len(r->num, s->features >> BLK_F_RING_PACKED & 1)))
+			return varve_error_set(
+				&s->err, -EINVAL,
+				"a dirty log of 0x%" PRIx64
+				" bytes has no bits for the used ring of queue %u at 0x%" PRIx64,
+				l->len, i, r->log_addr);
 	}
 	return memlog_covers_all(l, &s->mem, &s->err);
 }
 
-/* Refused or not, there is no log of before: a front end that sends this is not looking at that one any more. */
+/* Refused or not, there is no log of before: a front end that sends this is not looking at that one any more.
+ */
 int session_set_log_base(struct session *s)
 {
 	const struct umsg_log *m = &s->msg.payload.log;
@@ -49,7 +53,8 @@ int session_set_log_base(struct session *s)
 	return 0;
 }
 
-/* An eventfd to signal changes of the log with, if the back end likes to. Who reads the log does so when it needs it. */
+/* An eventfd to signal changes of the log with, if the back end likes to. Who reads the log does so when it
+ * needs it. */
 int session_set_log_fd(struct session *s)
 {
 	(void)s; /* the descriptor is closed with the message */
@@ -76,8 +81,8 @@ int session_get_inflight_fd(struct session *s)
 int session_set_inflight_fd(struct session *s)
 {
 	const struct umsg_inflight *d = &s->msg.payload.inflight;
-	int ret = inflight_map(&s->inflight, s->msg.fds[0], d->mmap_len, d->mmap_off, d->nr_queues, d->queue_size,
-			       &s->err);
+	int ret = inflight_map(&s->inflight, s->msg.fds[0], d->mmap_len, d->mmap_off, d->nr_queues,
+			       d->queue_size, &s->err);
 
 	return ret < 0 ? varve_error_prefix(&s->err, ret, "SET_INFLIGHT_FD: ") : 0;
 }
@@ -134,8 +139,9 @@ static int refuse_transfer(struct session *s, const char *why)
 }
 
 /*
- * Whatever the state is, it is written or read in one go: 16 bytes, which any pipe holds. So the direction "save" is done
- * when this is answered, and "load" when the front end has closed its end and asks how it went.
+ * Whatever the state is, it is written or read in one go: 16 bytes, which any pipe holds. So the direction
+ * "save" is done when this is answered, and "load" when the front end has closed its end and asks how it
+ * went.
  */
 int session_set_device_state_fd(struct session *s)
 {

@@ -288,7 +288,8 @@ static int set_vring_addr(struct session *s)
 	if (a->flags & ~UMSG_VRING_LOG)
 		return varve_error_set(&s->err, -EINVAL, "SET_VRING_ADDR: queue %u: unknown flags 0x%x", r->index,
 				       a->flags & ~UMSG_VRING_LOG);
-	if (a->flags && s->log.bits && r->num && !memlog_covers(&s->log, a->log, vring_used_len(r->num, s->features >> BLK_F_RING_PACKED & 1)))
+	if (a->flags && s->log.bits && r->num &&
+	    !memlog_covers(&s->log, a->log, vring_used_len(r->num, s->features >> BLK_F_RING_PACKED & 1)))
 		return varve_error_set(&s->err, -EINVAL,
 				       "SET_VRING_ADDR: queue %u: the dirty log has no bits for a used ring at 0x%" PRIx64,
 				       r->index, a->log);

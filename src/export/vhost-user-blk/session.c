@@ -59,8 +59,8 @@ static int watch_for(struct session *s, uint32_t events)
 
 static bool ring_ready(const struct session *s, const struct ring *r)
 {
-	return !s->paused && r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num && !r->broken && s->has_features &&
-	       s->mem.nr_regions;
+	return !s->paused && r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num &&
+	       !r->broken && s->has_features && s->mem.nr_regions;
 }
 
 static void stop_ring(struct session *s, struct ring *r)

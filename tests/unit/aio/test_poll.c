@@ -101,7 +101,9 @@ static int del_box(struct fiber *f, void *arg)
 static void what_a_poller_finds_is_never_slept_over(void **state)
 {
 	for (unsigned adaptive = 0; adaptive < 2; adaptive++) {
-		struct queue_opts opts = { .own_thread = true, .poll_ns = 20 * US, .poll_adaptive = adaptive };
+		struct queue_opts opts = { .own_thread = true,
+					   .poll_ns = 20 * US,
+					   .poll_adaptive = adaptive };
 		struct box b = { .put = 0 };
 		struct queue *q;
 
@@ -116,7 +118,8 @@ static void what_a_poller_finds_is_never_slept_over(void **state)
 				queue_kick(q);
 			if (i % 100)
 				continue;
-			/* Would hang here, if it slept with something in the box. A kick alone makes it look. */
+			/* Would hang here, if it slept with something in the box. A kick alone makes it look.
+			 */
 			while (atomic_load(&b.taken) != atomic_load(&b.put))
 				sched_yield();
 		}
@@ -136,7 +139,9 @@ static int where(struct fiber *f, void *arg)
 
 static void a_thread_runs_where_it_is_told(void **state)
 {
-	static const char *const bad[] = { "", "x", "0-", "-1", "1-0", "0,", "0;1", "99999", "0-99999999999999999999", " 0" };
+	static const char *const bad[] = {
+		"", "x", "0-", "-1", "1-0", "0,", "0;1", "99999", "0-99999999999999999999", " 0"
+	};
 	struct queue_opts opts = { .own_thread = true, .cpus = "0" };
 	struct varve_error err;
 	struct queue *q;

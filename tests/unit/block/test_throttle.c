@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * unit/block/test_throttle.c - throttling.*: how many requests come through in a time, on a clock that the test turns
+ * unit/block/test_throttle.c - throttling.*: how many requests come through in a time, on a clock that the
+ * test turns
  */
 #include "fake.h"
 
@@ -44,7 +45,8 @@ static void open_with(struct image *img, const struct throttle_config *c)
 static void start(struct image *img, unsigned from, unsigned to, enum req_op op, uint64_t len)
 {
 	for (unsigned i = from; i < to; i++)
-		io_start(&ios[i], img->l.n, img->l.q, op, 0, op == REQ_READ || op == REQ_WRITE ? buf : NULL, len, 0);
+		io_start(&ios[i], img->l.n, img->l.q, op, 0, op == REQ_READ || op == REQ_WRITE ? buf : NULL,
+			 len, 0);
 	turns(img->l.q, 4);
 }
 
@@ -124,7 +126,7 @@ static void a_burst_lasts_as_long_as_it_may(void **state)
 	open_with(&img, &c);
 	start(&img, 0, NR, REQ_WRITE, 512);
 	assert_in_range(done(0, NR), 20, 60);
-	assert_in_range(ms_until(&img, 0, NR, 500), 880, 1000); /* 500 a second ... */
+	assert_in_range(ms_until(&img, 0, NR, 500), 880, 1000);	  /* 500 a second ... */
 	assert_in_range(ms_until(&img, 0, NR, 1500), 1950, 2100); /* ... for three seconds, then 100 */
 	assert_in_range(ms_until(&img, 0, NR, 1600), 800, 1010);
 	assert_in_range(ms_until(&img, 0, NR, NR), 3900, 4010);
@@ -235,9 +237,12 @@ static void limits_that_cannot_be_are_refused(void **state)
 	} bad[] = {
 		{ "throttling.iops-total-max=5", "needs throttling.iops-total beside it" },
 		{ "throttling.bps-read=9,throttling.bps-read-max=5", "is less than" },
-		{ "throttling.bps-read=9,throttling.bps-read-max-length=5", "needs throttling.bps-read-max beside" },
-		{ "throttling.bps-read=9,throttling.bps-read-max=10,throttling.bps-read-max-length=0", "are not 1 .." },
-		{ "throttling.bps-read=9,throttling.bps-read-max=10,throttling.bps-read-max-length=86401", "are not 1 .." },
+		{ "throttling.bps-read=9,throttling.bps-read-max-length=5",
+		  "needs throttling.bps-read-max beside" },
+		{ "throttling.bps-read=9,throttling.bps-read-max=10,throttling.bps-read-max-length=0",
+		  "are not 1 .." },
+		{ "throttling.bps-read=9,throttling.bps-read-max=10,throttling.bps-read-max-length=86401",
+		  "are not 1 .." },
 		{ "throttling.iops-total=9,throttling.iops-write=5", "goes neither" },
 		{ "throttling.bps-total=9,throttling.bps-read=5", "goes neither" },
 		{ "throttling.iops-total=2P", "is no limit" },
@@ -259,11 +264,13 @@ static void limits_that_cannot_be_are_refused(void **state)
 		opts_free(o);
 	}
 	o = opts_new();
-	assert_int_equal(opts_parse(o,
-				    "throttling.iops-total=100,throttling.iops-total-max=1k,"
-				    "throttling.iops-total-max-length=60,throttling.bps-read=1M,throttling.iops-size=4k",
-				    NULL),
-			 0);
+	assert_int_equal(
+		opts_parse(
+			o,
+			"throttling.iops-total=100,throttling.iops-total-max=1k,"
+			"throttling.iops-total-max-length=60,throttling.bps-read=1M,throttling.iops-size=4k",
+			NULL),
+		0);
 	assert_int_equal(throttle_options(o, &c, &any, &err), 0);
 	assert_true(any);
 	assert_int_equal(c.limit[THROTTLE_IOPS_TOTAL].avg, 100);
