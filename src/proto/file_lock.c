@@ -77,11 +77,16 @@ static int byte_is_locked(int fd, off_t off)
 	return fl.l_type != F_UNLCK;
 }
 
-/* The words are those that people and scripts look for; who it is comes behind them. */
-static int tell_conflict(int fd, const char *name, unsigned p, bool refused, struct varve_error *err)
+/*
+ * The words are those that people and scripts look for; who it is comes behind them, after the last try: on a
+ * busy machine the search takes longer than all the waiting.
+ */
+static int tell_conflict(int fd, const char *name, unsigned p, bool refused, bool last,
+			 struct varve_error *err)
 {
 	char holder[128];
-	bool known = file_find_holder(fd, (refused ? LOCK_UNSHARED : LOCK_HELD) + p, holder, sizeof(holder));
+	bool known = last &&
+		     file_find_holder(fd, (refused ? LOCK_UNSHARED : LOCK_HELD) + p, holder, sizeof(holder));
 
 	return varve_error_set(err, -EAGAIN,
 			       "Failed to get %s\"%s\" lock. Is another process using the image [%s]?%s%s%s",
@@ -90,7 +95,7 @@ static int tell_conflict(int fd, const char *name, unsigned p, bool refused, str
 }
 
 /* Our locks are in place: does anything that others have locked contradict them? */
-static int lock_check(int fd, const char *name, unsigned held, struct varve_error *err)
+static int lock_check(int fd, const char *name, unsigned held, bool last, struct varve_error *err)
 {
 	for (unsigned p = 0; p < PERMS; p++) {
 		int refused = held & BIT(p) ? byte_is_locked(fd, LOCK_UNSHARED + (off_t)p) : 0;
@@ -100,12 +105,12 @@ static int lock_check(int fd, const char *name, unsigned held, struct varve_erro
 			return varve_error_errno(err, refused < 0 ? refused : used,
 						 "cannot look at image locks");
 		if (refused || used)
-			return tell_conflict(fd, name, p, refused, err);
+			return tell_conflict(fd, name, p, refused, last, err);
 	}
 	return 0;
 }
 
-static int lock_once(int fd, const char *name, bool writable, enum file_locking locking,
+static int lock_once(int fd, const char *name, bool writable, enum file_locking locking, bool last,
 		     struct varve_error *err)
 {
 	unsigned held = writable ? HELD_WRITER : HELD_READER;
@@ -121,15 +126,16 @@ static int lock_once(int fd, const char *name, bool writable, enum file_locking 
 			return 0; /* no such locks here: nobody else can have one either */
 		return varve_error_errno(err, ret, "cannot lock the image (locking=off opens it without)");
 	}
-	ret = lock_check(fd, name, held, err);
+	ret = lock_check(fd, name, held, last, err);
 	if (ret < 0)
 		file_unlock(fd);
 	return ret;
 }
 
 /*
- * A process that was killed may hold its locks a little longer than it lives: the kernel closes its files
- * when the last request of its io_uring has ended. Whoever starts it again must not be refused for that.
+ * A process that was killed may hold its locks a little longer than it lives: the kernel closes files that
+ * are registered with its io_uring when the last request has ended and the ring is taken down. Whoever starts
+ * it again must not be refused for that.
  */
 int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err)
 {
@@ -138,7 +144,7 @@ int file_lock(int fd, const char *name, bool writable, enum file_locking locking
 	if (locking == FILE_LOCKING_OFF)
 		return 0;
 	for (unsigned i = 0;; i++) {
-		ret = lock_once(fd, name, writable, locking, err);
+		ret = lock_once(fd, name, writable, locking, i == LOCK_TRIES, err);
 		if (ret != -EAGAIN || i == LOCK_TRIES)
 			return ret;
 		nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
