@@ -88,10 +88,6 @@ static inline bool engine_works(const struct aio_engine *engine)
 
 	if (!engine)
 		return true;
-	/* The C library makes its AIO threads behind the back of the thread sanitizer, which crashes in them.
-	 */
-	if (TEST_TSAN && engine == &aio_engine_posix)
-		return false;
 	CHECK(queue_new(&q, NULL, NULL) == 0);
 	ret = aio_attach(q, engine, &err);
 	if (ret < 0)
