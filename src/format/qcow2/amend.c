@@ -186,6 +186,19 @@ static int remove_zero_entries(struct fiber *f, struct amend *a)
 	return ret < 0 ? varve_error_errno(a->err, ret, "clusters of zeroes cannot be written as such") : 0;
 }
 
+/* From here on counts are exact, so that no step needs the dirty bit, which version 2 does not have. */
+static int end_lazy(struct fiber *f, struct amend *a)
+{
+	int ret = a->q->lazy ? order_flush(f, a->q->order) : 0;
+
+	if (ret == 0 && a->q->lazy)
+		ret = lazy_end(f, a->q);
+	if (ret < 0)
+		return varve_error_errno(a->err, ret, "counts that are behind cannot be written");
+	lazy_close(a->q);
+	return 0;
+}
+
 static int change_version(struct fiber *f, struct amend *a)
 {
 	int ret = a->version < a->q->h.version ? remove_zero_entries(f, a) : 0;
@@ -208,13 +221,12 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 			   .err = err };
 	int ret = q->writable ? get_wish(&a, o) : varve_error_set(err, -EACCES, "open read-only, its options cannot change");
 
+	if (ret == 0 && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
+		ret = varve_error_set(err, -EBUSY, "in use with a state directory, whose journal knows the image as it is");
 	if (ret == 0)
 		ret = check_wish(&a);
-	/* What changes tables and counts as a whole wants them on disk, all of them. */
-	if (ret == 0 && q->lazy && (ret = lazy_end(f, q)) < 0)
-		ret = varve_error_errno(err, ret, "refcounts that were held back cannot be written");
 	if (ret == 0)
-		lazy_close(q);
+		ret = end_lazy(f, &a);
 	if (ret == 0 && a.version > q->h.version)
 		ret = change_version(f, &a);
 	if (ret == 0 && a.refcount_order != q->h.refcount_order)
