@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -228,6 +229,23 @@ class StreamBackend(VarveBackend):
         return super().argv() + ["--stream", "--copy-on-read"]
 
 
+class KilledBackend(VarveBackend):
+    """Is killed while the guest is at work, and started again; what it had queued is in its state directory."""
+
+    def argv(self):
+        return super().argv() + ["--state-dir", os.path.join(self.folder, "state")]
+
+    def kill_and_restart(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
+        self._wait_ready()
+
+    def _listening(self):
+        # The dead process's socket may still be in the table; the new one's has another inode.
+        return self.proc.poll() is None and super()._listening()
+
+
 class QsdBackend(Backend):
     """Another implementation in varve's place: what fails here as well is the test's own fault."""
     name = "qemu-storage-daemon"
@@ -314,7 +332,8 @@ class Guest:
                     f"read-only={ro}", "-blockdev",
                     f"driver={disk.fmt},node-name=disk,file=file,discard=unmap,read-only={ro}",
                     "-device", f"virtio-blk-pci,drive=disk,num-queues={disk.queues}"]
-        return ["-chardev", f"socket,id=disk,path={disk.socket}",
+        reconnect = ",reconnect=1" if isinstance(disk, KilledBackend) else ""
+        return ["-chardev", f"socket,id=disk,path={disk.socket}{reconnect}",
                 "-device", f"vhost-user-blk-pci,chardev=disk,num-queues={disk.queues}"]
 
     def argv(self, initrd):
@@ -357,6 +376,47 @@ class Guest:
             os.unlink(initrd)
         console = re.sub(r"\x1b(\[[?0-9;]*[A-Za-z]|c)|\r", "", out.decode(errors="replace"))
         return Outcome(console, proc.returncode, time.monotonic() - start)
+
+
+class KilledGuest(Guest):
+    """A guest whose back end is killed, `kills` times at most, from one line of its console to another."""
+
+    def __init__(self, *args, first, last, kills, rng, **kw):
+        super().__init__(*args, **kw)
+        self.first, self.last, self.kills, self.rng = first, last, kills, rng
+        self.killed = 0
+
+    def _console(self, proc, deadline):
+        output, over = bytearray(), threading.Event()
+        begun = threading.Event()
+
+        def read():
+            while block := proc.stdout.read1(4096):
+                output.extend(block)
+                if self.first.encode() in output:
+                    begun.set()
+                if self.last.encode() in output:
+                    over.set()
+            begun.set()
+            over.set()
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            begun.wait(deadline - time.monotonic())
+            # QEMU looks for a back end that went away once a second.
+            while self.killed < self.kills and not over.wait(1.2 + self.rng.random()):
+                self.disk.kill_and_restart()
+                self.killed += 1
+            proc.wait(max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            output.extend(b"\n(QEMU killed: out of time)\n")
+        finally:
+            if proc.poll() is None:
+                proc.kill()
+            reader.join()
+            proc.wait()
+        return bytes(output)
 
 
 def qemu_check(disk):

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""test_restart - servers that are killed, or replaced, under verified load: varve serve and varve daemon
+
+varve blkload writes, reads back and compares, keeps the area of requests in flight, and looks for a server that went away.
+Seeds are printed by it when something is wrong.
+
+Never: leaves a process behind.
+"""
+import json
+import os
+import pathlib
+import random
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+BUILD = pathlib.Path(os.environ.get("VARVE_BUILD", "build")).absolute()
+VARVE = BUILD / "tools/varve"
+SECONDS = 120  # nothing here may take longer
+KILLS = 20
+
+
+def varve(*args, code=0):
+    done = subprocess.run([VARVE, *map(str, args)], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == code, f"varve {' '.join(map(str, args))}: {done.returncode}: {done.stderr}"
+    return done
+
+
+class Process:
+    """A server in the folder: started again as often as one likes, dead at the end of the with block."""
+
+    def __init__(self, folder, *argv, sockets=("s.sock",)):
+        self.folder, self.sockets = folder, [folder / s for s in sockets]
+        self.argv = [str(VARVE), *map(str, argv)]
+        self.log = open(folder / "server.log", "w+")
+        self.process = None
+
+    def start(self, *more):
+        self.process = subprocess.Popen([*self.argv, *more], cwd=self.folder, stdout=self.log, stderr=self.log)
+        self.wait_ready()
+
+    def listening(self):
+        with open("/proc/net/unix") as f:
+            rows = [line.split() for line in f.readlines()[1:]]
+        return all(any(len(r) == 8 and r[7] == str(s) and int(r[3], 16) & 0x10000 for r in rows) for s in self.sockets)
+
+    def wait_ready(self):
+        deadline = time.monotonic() + SECONDS
+        while not self.listening():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.text()
+            time.sleep(0.005)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(SECONDS) == 0, self.text()
+
+    def text(self):
+        self.log.flush()
+        return pathlib.Path(self.log.name).read_text()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.kill()
+        self.log.close()
+
+
+class Load:
+    """varve blkload in the background, for some seconds; then it reads back what it wrote."""
+
+    def __init__(self, socket, seconds, *options):
+        self.process = subprocess.Popen(
+            [str(VARVE), "blkload", "--socket", str(socket), "--output", "json", "--verify", "--runtime", str(seconds),
+             "--reconnect", "60", "--timeout", "60000", *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def running(self):
+        return self.process.poll() is None
+
+    def end(self):
+        """The report."""
+        out, err = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode == 0, f"{self.process.returncode}: {err}\n{out}"
+        report = json.loads(out)
+        assert report["errors"] == 0 and report["verified_sectors"] > 0 and report["mismatched_sectors"] == 0
+        return report
+
+
+MIXED = ["--rw", "randrw", "--read-percent", 30, "--flush-every", 3000, "--discard-percent", 1, "--queues", 2, "--depth", 16]
+
+
+def make_disk(folder, fmt, size="192M"):
+    varve("img", "create", "-q", "-f", fmt, folder / "disk", size)
+    return folder / "disk"
+
+
+def require_sound(disk, fmt):
+    if fmt == "raw":
+        return
+    found = varve("img", "check", "--output=json", "-f", fmt, disk, code=0) if fmt == "qed" else \
+        subprocess.run([VARVE, "img", "check", "--output=json", "-f", fmt, disk], capture_output=True, text=True, timeout=SECONDS)
+    found = json.loads(found.stdout)
+    assert not found.get("corruptions") and not found["check-errors"]
+
+
+@pytest.mark.parametrize("fmt, packed", [("qcow2", "off"), ("raw", "on"), ("qed", "on")])
+def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed):
+    disk = make_disk(tmp_path, fmt)
+    rng = random.Random(fmt)
+    kills = KILLS if fmt != "qed" else 5
+    with Process(tmp_path, "serve", disk, "-f", fmt, "--vhost-user", tmp_path / "s.sock", "--num-queues", 2,
+                 "--state-dir", tmp_path / "state") as server:
+        done = reconnects = 0
+        while done < kills:  # on a slow machine more than one load is needed for so many
+            with Load(tmp_path / "s.sock", 5 if kills == KILLS else 2, *MIXED, "--packed", packed) as load:
+                while load.running() and done < kills:
+                    time.sleep(0.05 + rng.random() / 5)  # in the middle of whatever it does then
+                    server.kill()
+                    server.start()
+                    done += 1
+                reconnects += load.end()["reconnects"]
+        assert reconnects >= kills // 2  # some die before they were found
+        server.stop()
+        if fmt != "raw":
+            assert "written out from state file" in server.text()
+    require_sound(disk, fmt)
+    state = tmp_path / "state"
+    assert not state.exists() or not list(state.iterdir())
+
+
+def test_a_new_server_takes_over_under_load(tmp_path):
+    disk = make_disk(tmp_path, "qcow2")
+    with Process(tmp_path, "serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--num-queues", 2, "--pidfile",
+                 tmp_path / "pid", "--takeover", "--state-dir", tmp_path / "state") as server, \
+            Load(tmp_path / "s.sock", 4, *MIXED) as load:
+        for _ in range(3):
+            old = server.process
+            time.sleep(0.3)
+            server.process = subprocess.Popen(server.argv, cwd=tmp_path, stdout=server.log, stderr=server.log)
+            assert old.wait(SECONDS) == 0, "the old one did not end in order"
+            server.wait_ready()
+            deadline = time.monotonic() + SECONDS
+            pid = tmp_path / "pid"
+            while not pid.exists() or pid.read_text().strip() != str(server.process.pid):
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        report = load.end()
+        assert 1 <= report["reconnects"] <= 3
+        server.stop()
+    require_sound(disk, "qcow2")
+
+
+def daemon_argv(folder, *more):
+    return ["daemon",
+            "--blockdev", "driver=file,node-name=f0,filename=disk", "--blockdev", "driver=qcow2,node-name=d0,file=f0,discard=unmap",
+            "--blockdev", json.dumps({"driver": "raw", "node-name": "d1", "file": {"driver": "file", "filename": "second"}}),
+            "--object", "iothread,id=t0",
+            "--export", f"vhost-user-blk,id=e0,node-name=d0,addr.type=unix,addr.path={folder}/e0.sock,writable=on,num-queues=2",
+            "--export", json.dumps({"type": "vhost-user-blk", "id": "e1", "node-name": "d1", "writable": True, "iothread": "t0",
+                                    "num-queues": 2, "addr": {"type": "unix", "path": f"{folder}/e1.sock"}}),
+            "--state-dir", str(folder / "state"), *more]
+
+
+def test_a_daemon_of_two_disks_is_killed(tmp_path):
+    disk = make_disk(tmp_path, "qcow2")
+    varve("img", "create", "-q", "-f", "raw", tmp_path / "second", "64M")
+    with Process(tmp_path, *daemon_argv(tmp_path), sockets=("e0.sock", "e1.sock")) as server, \
+            Load(tmp_path / "e0.sock", 3, *MIXED) as first, Load(tmp_path / "e1.sock", 3, *MIXED) as second:
+        for _ in range(4):
+            time.sleep(0.3)
+            server.kill()
+            server.start()
+        for load in (first, second):
+            assert load.end()["reconnects"] >= 1
+        server.stop()
+    require_sound(disk, "qcow2")
+
+
+def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
+    make_disk(tmp_path, "qcow2")
+    varve("img", "create", "-q", "-f", "raw", tmp_path / "second", "64M")
+    link = tmp_path / "qemu-storage-daemon"
+    link.symlink_to(VARVE)
+    argv = [link, *daemon_argv(tmp_path, "--pidfile", str(tmp_path / "pid"), "--daemonize")[1:]]
+    done = subprocess.run(argv, cwd=tmp_path, timeout=SECONDS, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    pid = int((tmp_path / "pid").read_text())
+    watch = os.pidfd_open(pid)
+    try:
+        loaded = subprocess.run([VARVE, "blkload", "--socket", tmp_path / "e1.sock", "--rw", "randrw", "--verify", "--ops", "500"],
+                                capture_output=True, text=True, timeout=SECONDS)
+        assert loaded.returncode == 0, loaded.stderr
+        # Another one finds the images in use, and says so on the terminal although it wants to go to the background.
+        again = subprocess.run(argv, cwd=tmp_path, timeout=SECONDS, capture_output=True, text=True)
+        assert again.returncode == 1 and "lock" in again.stderr
+        signal.pidfd_send_signal(watch, signal.SIGTERM)
+        poll = select.poll()
+        poll.register(watch, select.POLLIN)
+        assert poll.poll(SECONDS * 1000), "it does not end"
+        assert not (tmp_path / "pid").exists() and not (tmp_path / "e0.sock").exists()
+    finally:
+        try:
+            signal.pidfd_send_signal(watch, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.close(watch)
+
+
+@pytest.mark.parametrize("argv, words", [
+    (["--monitor", "chardev=c"], "the QMP monitor"),
+    (["--chardev", "stdio,id=c"], "the QMP monitor"),
+    (["-T", "all"], "--trace is not part"),
+    (["--nbd-server", "addr.type=unix"], "--nbd-server is not part"),
+    (["--object", "throttle-group,id=a"], "type 'throttle-group' is not part"),
+    (["--object", "iothread"], "'id' is missing"),
+    (["--export", "nbd,id=a,node-name=b"], "type 'nbd' is not part"),
+    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=fd,addr.str=3"], "addr.type=fd"),
+    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x"], "there is no node of that name"),
+    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x,num-queues=0"], "num-queues must be"),
+    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x,logical-block-size=4096"], "only 512"),
+    (["--blockdev", "node-name=a"], "'driver' is missing"),
+    (["--blockdev", "driver=null-co"], "'node-name' is missing"),
+    (["--blockdev", "driver=null-co,node-name=1 2"], "is no name of"),
+    (["--blockdev", "driver=null-co,node-name=a", "--blockdev", "driver=null-co,node-name=a"], "there is a node-name=a already"),
+    (["--blockdev", "driver=qcow2,node-name=a,file=b"], "file=b: there is no node"),
+    (["--blockdev", "driver=qcow2,node-name=a,file=b", "--blockdev", "driver=raw,node-name=b,file=a"], "lead in a circle"),
+    (["--blockdev", "driver=qcow2,node-name=a,file=b,file.filename=c"], "given as a name and as a group"),
+    (["--blockdev", "{\"driver\": 1"], "not JSON"),
+    (["--blockdev", "driver=null-co,node-name=a,size=1M,no-such-option=1"], "no-such-option"),
+    (["--blockdev", "driver=throttle,node-name=a,file.driver=null-co"], "'throttle' is not known"),
+    (["--takeover"], "--takeover needs --pidfile"),
+    (["--state-dir", "/proc/none", "--blockdev", "driver=qcow2,node-name=a,file.driver=file,file.filename={disk}"],
+     "state directory /proc/none"),
+    (["disk.qcow2"], "unexpected argument"),
+])
+def test_what_a_daemon_refuses_it_names(tmp_path, argv, words):
+    disk = make_disk(tmp_path, "qcow2", "1M")
+    done = varve("daemon", *[a.replace("{disk}", str(disk)) if a.startswith("driver") else a for a in argv], code=1)
+    assert words in done.stderr, done.stderr
+    assert len([line for line in done.stderr.splitlines() if not line.startswith("Help: ")]) == 1
