@@ -165,7 +165,8 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 	if (ret < 0)
 		return ret;
 	assert(!o->journal);
-	ret = order_flush(f, o); /* what is queued already is in no journal */
+	/* What is queued already is in no journal. Else no sync: it may have to fail, with an error that was inherited. */
+	ret = TAILQ_EMPTY(&o->sections) ? 0 : order_flush(f, o);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "%s: flush", node_name(o->file));
 	w.j = calloc(1, sizeof(*w.j));
