@@ -210,6 +210,12 @@ static void qcow2_of_small_clusters_survives_kills(void **state)
 	survives("qcow2", "cluster_size=4k", "");
 }
 
+/* Counts that were never written are made anew; the entries are what must not be lost. */
+static void qcow2_with_lazy_refcounts_survives_kills(void **state)
+{
+	survives("qcow2", "lazy_refcounts=on", "");
+}
+
 static void qed_survives_kills(void **state)
 {
 	survives("qed", NULL, "");
@@ -281,6 +287,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(qcow2_survives_kills),
 		cmocka_unit_test(qcow2_of_small_clusters_survives_kills),
+		cmocka_unit_test(qcow2_with_lazy_refcounts_survives_kills),
 		cmocka_unit_test(qed_survives_kills),
 		cmocka_unit_test(raw_survives_kills),
 		cmocka_unit_test(without_it_acknowledged_writes_are_lost),
