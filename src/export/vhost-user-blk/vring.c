@@ -67,9 +67,11 @@ static int open_parts(struct parts *p, const struct gmem *mem, const struct vrin
 	if (!p->avail)
 		return -EFAULT;
 	if (packed)
-		p->used = open_part(mem, "device event structure", addr->used, vring_used_len((unsigned)num, true), 4, err);
+		p->used = open_part(mem, "device event structure", addr->used,
+				    vring_used_len((unsigned)num, true), 4, err);
 	else
-		p->used = open_part(mem, "used ring", addr->used, vring_used_len((unsigned)num, false), 4, err);
+		p->used =
+			open_part(mem, "used ring", addr->used, vring_used_len((unsigned)num, false), 4, err);
 	return p->used ? 0 : -EFAULT;
 }
 
@@ -153,35 +155,39 @@ uint32_t vring_base(const struct vring *v)
 
 /* ---- buffers ---- */
 
-/* Finds the region of a buffer; it may reach into the next ones. */
-__attribute__((noinline)) int gather_far(struct vring *v, struct gather *g, uint64_t addr, uint32_t len)
+__attribute__((noinline)) struct iovec *gather_far(struct vring *v, struct iovec *iov, struct iovec *next,
+						   struct iovec *end, uint64_t addr, uint32_t len)
 {
-	uint64_t at = addr, left = len, off, end;
+	uint64_t at = addr, left = len, off, sum;
 
-	if (u64_add(addr, len, &end))
-		return vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " wraps around", len, addr);
+	if (u64_add(addr, len, &sum)) {
+		vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " wraps around", len, addr);
+		return NULL;
+	}
 	while (left) {
 		const struct gmem_region *r = gmem_region_at(v->mem, at, &off);
 		uint64_t part;
 
-		if (!r)
-			return vring_fault(
-				v, "a buffer of %u bytes at 0x%" PRIx64 " is not in the guest's memory", len,
-				addr);
-		if (g->nr == g->max)
-			return vring_fault(v, "a request of more than %u buffers", g->max);
+		if (!r) {
+			vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " is not in the guest's memory",
+				    len, addr);
+			return NULL;
+		}
+		if (next == end) {
+			vring_fault(v, "a request of more than %u buffers", (unsigned)(end - iov));
+			return NULL;
+		}
 		part = MIN(left, r->len - off);
-		g->iov[g->nr].iov_base = r->host + off;
-		g->iov[g->nr++].iov_len = part;
-		g->region = r;
+		next->iov_base = r->host + off;
+		next++->iov_len = part;
 		v->region = (unsigned)(r - v->mem->region);
 		at += part;
 		left -= part;
 	}
-	return 0;
+	return next;
 }
 
-const uint8_t *indirect_table(struct vring *v, uint64_t addr, uint32_t len, bool has_next, uint32_t *ret_nr)
+const uint8_t *far_table(struct vring *v, uint64_t addr, uint32_t len, bool has_next)
 {
 	const struct gmem_region *r;
 	uint64_t off;
@@ -197,9 +203,7 @@ const uint8_t *indirect_table(struct vring *v, uint64_t addr, uint32_t len, bool
 			    "an indirect table of %u bytes at 0x%" PRIx64
 			    " is not in one region of the guest's memory",
 			    len, addr);
-	else {
-		*ret_nr = len / DESC_LEN;
+	else
 		return r->host + off;
-	}
 	return NULL;
 }

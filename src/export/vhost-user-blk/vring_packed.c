@@ -60,12 +60,13 @@ int packed_next(struct vring *v, uint16_t *ret_slot)
 }
 
 /* Adds the buffers of an indirect table. Of a descriptor in it only address, length and direction count. */
-static int add_table(struct vring *v, struct gather *g, const struct desc *d)
+static inline __attribute__((always_inline)) int add_table(struct vring *v, struct gather *g,
+							   const struct desc *d)
 {
-	uint32_t nr;
-	const uint8_t *table = indirect_table(v, d->addr, d->len, d->w7 & DESC_NEXT, &nr);
+	const uint8_t *table = indirect_table(v, g, d->addr, d->len, d->w7 & DESC_NEXT);
+	uint32_t nr = d->len / DESC_LEN;
 
-	if (!table)
+	if (unlikely(!table))
 		return -EPROTO;
 	/* Bounded by the iovec array: each descriptor takes an element of it, or is a fault. */
 	for (uint32_t i = 0; i < nr; i++) {
@@ -79,7 +80,8 @@ static int add_table(struct vring *v, struct gather *g, const struct desc *d)
 	return 0;
 }
 
-static inline int add_desc(struct vring *v, struct gather *g, const struct desc *d)
+static inline __attribute__((always_inline)) int add_desc(struct vring *v, struct gather *g,
+							  const struct desc *d)
 {
 	if (d->w7 & DESC_INDIRECT)
 		return add_table(v, g, d);

@@ -52,58 +52,82 @@ static inline struct desc copy_desc(const uint8_t *p)
 	return (struct desc){ le64toh(addr), (uint32_t)rest, (uint16_t)(rest >> 32), (uint16_t)(rest >> 48) };
 }
 
-/* The buffers found so far. */
+/* The buffers found so far. No pointer to one is ever taken where speed counts: it lives in registers. */
 struct gather {
 	const struct gmem_region *region; /* of the last one */
-	struct iovec *iov;
-	unsigned nr, max, nr_out;
-	uint64_t len, out_len; /* no overflow: less than 2^32 for each of at most max buffers */
-	bool in;
+	struct iovec *iov, *next, *end;
+	uint64_t len;	  /* no overflow: less than 2^32 for each of a few hundred buffers */
+	bool in;	  /* the last one is writable, and since then: */
+	uint64_t out_len; /* bytes before the first writable one */
+	unsigned nr_out;
 };
 
 static inline struct gather gather_begin(const struct vring *v, struct iovec *iov, unsigned max)
 {
-	return (struct gather){ .region = &v->mem->region[v->region], .iov = iov, .max = max };
+	return (struct gather){
+		.region = &v->mem->region[v->region], .iov = iov, .next = iov, .end = iov + max
+	};
 }
 
-/* A buffer that the region of the last one does not hold. */
-int gather_far(struct vring *v, struct gather *g, uint64_t addr, uint32_t len);
+/*
+ * A buffer that the region of the last one does not hold, or for which there is no place: puts it into
+ * next[0] and those behind. Returns what is next then, or NULL: a fault. v->region is the last one's.
+ */
+struct iovec *gather_far(struct vring *v, struct iovec *iov, struct iovec *next, struct iovec *end,
+			 uint64_t addr, uint32_t len);
 
-static inline int gather_add(struct vring *v, struct gather *g, uint64_t addr, uint32_t len, bool in)
+static inline __attribute__((always_inline)) int gather_add(struct vring *v, struct gather *g, uint64_t addr,
+							    uint32_t len, bool in)
 {
 	uint64_t off;
 
 	if (unlikely(!len))
 		return vring_fault(v, "a buffer of no bytes");
-	if (unlikely(g->in && !in))
-		return vring_fault(v, "a readable buffer behind a writable one");
-	g->in = in;
-	g->len += len;
-	if (likely(gmem_region_has(g->region, addr, &off) && len <= g->region->len - off && g->nr < g->max)) {
-		g->iov[g->nr].iov_base = g->region->host + off;
-		g->iov[g->nr++].iov_len = len;
-	} else if (gather_far(v, g, addr, len) < 0) {
-		return -EPROTO;
-	}
-	if (!in) {
-		g->nr_out = g->nr;
+	if (in != g->in) {
+		if (unlikely(!in))
+			return vring_fault(v, "a readable buffer behind a writable one");
+		g->in = true;
 		g->out_len = g->len;
+		g->nr_out = (unsigned)(g->next - g->iov);
 	}
-	return 0;
+	g->len += len;
+	if (likely(gmem_region_has(g->region, addr, &off) && len <= g->region->len - off &&
+		   g->next < g->end)) {
+		g->next->iov_base = g->region->host + off;
+		g->next++->iov_len = len;
+		return 0;
+	}
+	g->next = gather_far(v, g->iov, g->next, g->end, addr, len);
+	g->region = &v->mem->region[v->region];
+	return g->next ? 0 : -EPROTO;
 }
 
-static inline int gather_end(struct vring *v, const struct gather *g, struct vring_chain *ret_chain)
+static inline __attribute__((always_inline)) int gather_end(struct vring *v, const struct gather *g,
+							    struct vring_chain *ret_chain)
 {
+	unsigned nr = (unsigned)(g->next - g->iov);
+
 	if (unlikely(g->len > VRING_CHAIN_LEN_MAX))
 		return vring_fault(v, "a request of more than 2^32 - 1 bytes");
-	ret_chain->nr_out = g->nr_out;
-	ret_chain->nr_in = g->nr - g->nr_out;
-	ret_chain->out_len = (uint32_t)g->out_len;
-	ret_chain->in_len = (uint32_t)(g->len - g->out_len);
+	ret_chain->nr_out = g->in ? g->nr_out : nr;
+	ret_chain->nr_in = nr - ret_chain->nr_out;
+	ret_chain->out_len = (uint32_t)(g->in ? g->out_len : g->len);
+	ret_chain->in_len = (uint32_t)g->len - ret_chain->out_len;
 	return 0;
 }
 
-/* The table that an indirect descriptor points to: sets *ret_nr. NULL: a fault. */
-const uint8_t *indirect_table(struct vring *v, uint64_t addr, uint32_t len, bool has_next, uint32_t *ret_nr);
+/* The len bytes of the table that an indirect descriptor points to, of whole descriptors. NULL: a fault. */
+const uint8_t *far_table(struct vring *v, uint64_t addr, uint32_t len, bool has_next);
+
+static inline const uint8_t *indirect_table(struct vring *v, const struct gather *g, uint64_t addr,
+					    uint32_t len, bool has_next)
+{
+	uint64_t off;
+
+	if (likely(v->indirect && !has_next && len && !(len % DESC_LEN) &&
+		   gmem_region_has(g->region, addr, &off) && len <= g->region->len - off))
+		return g->region->host + off;
+	return far_table(v, addr, len, has_next);
+}
 
 #endif

@@ -64,37 +64,34 @@ int split_chain(struct vring *v, uint16_t head, struct iovec *iov, unsigned max,
 	bool nested = false; /* not to be told from the address: a guest may pass its ring off as a table */
 
 	for (;;) {
-		struct desc d;
-		uint16_t flags;
+		struct desc d = copy_desc(table + (size_t)i * DESC_LEN);
+		uint16_t flags = d.w6;
 
-		/* A chain as long as its table that does not end has met one of its descriptors twice. */
-		if (unlikely(!left--))
-			return vring_fault(
-				v, "a chain that loops, or is longer than its table of %u descriptors",
-				table_len);
-		d = copy_desc(table + (size_t)i * DESC_LEN);
-		flags = d.w6;
 		if (flags & DESC_INDIRECT) {
 			if (unlikely(nested))
 				return vring_fault(v, "an indirect descriptor inside an indirect table");
-			table = indirect_table(v, d.addr, d.len, flags & DESC_NEXT, &table_len);
-			if (!table)
+			table = indirect_table(v, &g, d.addr, d.len, flags & DESC_NEXT);
+			if (unlikely(!table))
 				return -EPROTO;
 			nested = true;
-			left = table_len;
+			left = table_len = d.len / DESC_LEN;
 			i = 0;
 			continue;
 		}
 		if (unlikely(gather_add(v, &g, d.addr, d.len, flags & DESC_WRITE) < 0))
 			return -EPROTO;
 		if (!(flags & DESC_NEXT))
-			break;
+			return gather_end(v, &g, ret_chain);
 		i = d.w7;
 		if (unlikely(i >= table_len))
 			return vring_fault(v, "a descriptor is followed by number %u in a table of %u", i,
 					   table_len);
+		/* A chain as long as its table that does not end has met one of its descriptors twice. */
+		if (unlikely(!--left))
+			return vring_fault(
+				v, "a chain that loops, or is longer than its table of %u descriptors",
+				table_len);
 	}
-	return gather_end(v, &g, ret_chain);
 }
 
 /* ---- giving back ---- */
