@@ -288,9 +288,9 @@ class Outcome:
 class Guest:
     """One boot. The disk is a Backend that has been entered, or a PlainDisk."""
 
-    def __init__(self, kernel, job, disk, folder, cpus=1, memory="256M"):
+    def __init__(self, kernel, job, disk, folder, cpus=1, memory="256M", packed=False):
         self.kernel, self.job, self.disk = kernel, job, disk
-        self.folder, self.cpus, self.memory = folder, cpus, memory
+        self.folder, self.cpus, self.memory, self.packed = folder, cpus, memory, packed
 
     def _initrd(self):
         """The initramfs with the job's files after it: the kernel unpacks archives in a row."""
@@ -315,7 +315,7 @@ class Guest:
                     f"driver={disk.fmt},node-name=disk,file=file,discard=unmap,read-only={ro}",
                     "-device", f"virtio-blk-pci,drive=disk,num-queues={disk.queues}"]
         return ["-chardev", f"socket,id=disk,path={disk.socket}",
-                "-device", f"vhost-user-blk-pci,chardev=disk,num-queues={disk.queues}"]
+                "-device", f"vhost-user-blk-pci,chardev=disk,num-queues={disk.queues}{',packed=on' if self.packed else ''}"]
 
     def argv(self, initrd):
         return ["qemu-system-x86_64", "-machine", "q35,memory-backend=mem",

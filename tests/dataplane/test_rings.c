@@ -4,6 +4,7 @@
  * while the other rings of the disk, and another disk on the same threads, go on
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,6 +21,7 @@
 static struct vu_ring *ring;
 static uint64_t room_addr;
 static uint8_t *room; /* 64 KiB */
+static const struct vu_mem *memory;
 
 #define HEADER (room_addr + 0x100)
 #define STATUS (room_addr + 0x200)
@@ -118,6 +120,21 @@ static void no_status(void)
 	vu_raw_offer(ring, 0);
 }
 
+static void read_only_status(void)
+{
+	memset(room + 0x100, 0, 16);
+	room[0x100] = 1; /* a write: all of it is readable, the byte for the status too */
+	vu_raw_desc(ring, 1, DATA, 512, NEXT, 2);
+	vu_raw_desc(ring, 2, STATUS, 1, 0, 0);
+	vu_raw_offer(ring, 0);
+}
+
+static void ring_as_its_table(void)
+{
+	vu_raw_desc(ring, 0, vu_mem_guest(memory, ring->desc), 16, INDIRECT, 0);
+	vu_raw_offer(ring, 0);
+}
+
 static void short_header(void)
 {
 	vu_raw_desc(ring, 0, HEADER, 15, NEXT, 2);
@@ -202,6 +219,8 @@ static const struct lie {
 	{ "a buffer of no bytes", buffer_of_nothing, "no bytes" },
 	{ "a readable buffer behind a writable one", readable_behind_writable, "behind a writable one" },
 	{ "no place for a status", no_status, "status" },
+	{ "a read-only status byte", read_only_status, "status" },
+	{ "the ring as its own indirect table", ring_as_its_table, "inside an indirect table" },
 	{ "a short header", short_header, "header" },
 	{ "no header", no_header, "header" },
 	{ "an indirect table of odd length", indirect_of_odd_length, "indirect table of 24 bytes" },
@@ -217,6 +236,7 @@ static const struct lie {
 static void prepare(struct vu_front *f, unsigned q)
 {
 	ring = &f->ring[q];
+	memory = &f->mem;
 	room = vu_mem_alloc(&f->mem, 0x10000, 4096, &room_addr);
 	assert_non_null(room);
 	honest_request();
@@ -353,6 +373,59 @@ static void a_guest_that_scribbles_all_the_time_harms_only_itself(void **state)
 	vu_front_close(&other);
 }
 
+/* ---- descriptors that change while they are read ---- */
+
+static bool enough;
+
+/* Every word of a request, between good and bad, as fast as it goes. */
+static void *change_all_the_time(void *arg)
+{
+	struct vring_desc *t = arg;
+	uint64_t seed = 11;
+
+	while (!__atomic_load_n(&enough, __ATOMIC_RELAXED)) {
+		uint64_t x = vu_random(&seed);
+
+		vu_raw_table_desc(t, 0, x & 1 ? HEADER : x, x & 2 ? 16 : (uint32_t)x, NEXT | (x & 12), 1);
+		vu_raw_table_desc(t, 1, x & 16 ? DATA : ~x, x & 32 ? 512 : (uint32_t)(x >> 8), NEXT | WRITE,
+				  (uint16_t)(x & 64 ? 2 : x));
+		vu_raw_table_desc(t, 2, STATUS, 1, WRITE | (x & 128 ? 0 : NEXT), (uint16_t)(x >> 32));
+	}
+	return NULL;
+}
+
+static void descriptors_that_change_while_they_are_read(void **state)
+{
+	uint64_t until = vu_deadline_ns(500);
+	struct vu_front f, other;
+	unsigned rounds = 0;
+	pthread_t guest;
+
+	(void)state;
+	served_connect(&f, 0, 2);
+	served_connect(&other, 1, 2);
+	prepare(&f, 0);
+	enough = false;
+	assert_int_equal(pthread_create(&guest, NULL, change_all_the_time, table()), 0);
+	for (; vu_ms_left(until) && rounds < 500; rounds++) {
+		/* In the ring itself, and in an indirect table that is not the same for two looks. */
+		vu_raw_desc(ring, 0, TABLE, 48, INDIRECT, 0);
+		vu_raw_offer(ring, 0);
+		vu_raw_kick(ring);
+		if (rounds % 25 == 0) {
+			served_io_works(&f, 1);
+			served_io_works(&other, 0);
+		}
+		reset(&f, 0);
+	}
+	__atomic_store_n(&enough, true, __ATOMIC_RELAXED);
+	pthread_join(guest, NULL);
+	assert_true(rounds > 1 && served_logged("is broken") > 0);
+	served_io_works(&f, 0);
+	vu_front_close(&f);
+	vu_front_close(&other);
+}
+
 static void fill_and_block(int fd)
 {
 	uint64_t count = UINT64_MAX - 1;
@@ -369,6 +442,7 @@ static void fill_and_block(int fd)
  */
 static void a_call_descriptor_that_blocks_holds_up_nobody(void **state)
 {
+	uint64_t deadline = vu_deadline_ns(SERVED_MS);
 	struct vu_front f, other;
 
 	(void)state;
@@ -388,6 +462,9 @@ static void a_call_descriptor_that_blocks_holds_up_nobody(void **state)
 		served_io_works(&f, 3);
 		served_io_works(&other, 0);
 		served_io_works(&other, 1);
+		/* The line is written after the thread was let go. */
+		while (!served_logged("was full and in blocking mode") && vu_ms_left(deadline))
+			sched_yield();
 		assert_int_equal(served_logged("was full and in blocking mode"), 1);
 		assert_int_equal(fcntl(ring->call_fd, F_SETFL, O_NONBLOCK), 0);
 		reset(&f, 2);
@@ -424,6 +501,7 @@ int main(void)
 		TEST(a_broken_ring_stays_so_until_it_is_reset),
 		TEST(a_descriptor_in_flight_cannot_be_offered_again),
 		TEST(a_guest_that_scribbles_all_the_time_harms_only_itself),
+		TEST(descriptors_that_change_while_they_are_read),
 		TEST(a_call_descriptor_that_blocks_holds_up_nobody),
 		TEST(breaking_a_ring_all_day_does_not_fill_the_log),
 	};

@@ -107,6 +107,12 @@ static void no_status(void)
 	put(0, HEADER, 16, 0);
 }
 
+static void read_only_status(void)
+{
+	request_but(2, STATUS, 1, 0);
+	put(1, DATA, 512, NEXT); /* a write: all of it is readable */
+}
+
 static void short_header(void)
 {
 	request_but(0, HEADER, 15, NEXT);
@@ -178,6 +184,7 @@ static const struct lie {
 	{ "a buffer of no bytes", buffer_of_nothing, "no bytes" },
 	{ "a readable buffer behind a writable one", readable_behind_writable, "behind a writable one" },
 	{ "no place for a status", no_status, "status" },
+	{ "a read-only status byte", read_only_status, "for its status" },
 	{ "a short header", short_header, "header" },
 	{ "no header", no_header, "header" },
 	{ "a chain without an end", chain_without_end, "longer than what the ring of 128 has left" },

@@ -313,6 +313,14 @@ static bool step_and_kill(pid_t child)
 	return may;
 }
 
+/* With sanitizers an instruction of the device is a hundred: what is drawn here would not end its first turn.
+ */
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
 static void kill_and_look(bool packed)
 {
 	const char *given = getenv("VARVE_SEED");
@@ -320,6 +328,8 @@ static void kill_and_look(bool packed)
 	unsigned rounds = kills ? (unsigned)strtoul(kills, NULL, 0) : ROUNDS;
 	struct timespec now;
 
+	if (SANITIZED)
+		skip();
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	seed = given ? strtoull(given, NULL, 0) : (uint64_t)now.tv_nsec;
 	print_message("# VARVE_SEED=%llu\n", (unsigned long long)seed);
