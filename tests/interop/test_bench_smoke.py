@@ -99,3 +99,14 @@ def test_convert_measures_both_sides(tmp_path):
     for case in json.loads(target.read_text())["cases"]:
         assert case["name"] in p.stdout
         assert case["varve"]["bytes"] > 0 and case["qemu-img"]["bytes"] > 0 and case["varve"]["kib"] > 0
+
+
+def test_data_plane_beside_the_peers_daemon(tmp_path):
+    target = tmp_path / "out.json"
+    p = subprocess.run([BENCH / "dataplane", "--smoke", "--only", "(null|qcow2) 32 2", "--dir", tmp_path, "--json", target],
+                       capture_output=True, text=True, timeout=2 * TIMEOUT, check=False)
+    assert p.returncode == 0, p.stdout + p.stderr
+    rows = json.loads(target.read_text())["rows"]
+    assert [r["disk"] for r in rows] == ["null", "qcow2"]
+    for r in rows:
+        assert "varve" in r["sides"] and all(s["iops"] > 0 and s["p99_9_us"] > 0 for s in r["sides"].values())
