@@ -20,6 +20,11 @@
 #include <string.h>
 
 #include "format/qcow2/sites.h"
+#include "format/qcow2/stock.h"
+
+/* A long state gets space for as much again, in this range. */
+#define AHEAD_LEN_MIN MiB(32)
+#define AHEAD_LEN_MAX MiB(128)
 
 struct snapshot_draft {
 	char *name, *id; /* id NULL: the next number */
@@ -31,6 +36,7 @@ struct snapshot_draft {
 
 	uint64_t *tables; /* host_off of the state's L2 tables that are written */
 	uint32_t nr_tables;
+	uint64_t state_len;  /* that has got space */
 	be64 *table;	     /* the one that grows */
 	uint32_t nr_entries; /* in it */
 };
@@ -248,6 +254,8 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 		ret = -EFBIG;
 	if (ret < 0)
 		return ret;
+	if (d->state_len >= AHEAD_LEN_MIN)
+		stock_lengthen(f, q, MIN(d->state_len, AHEAD_LEN_MAX));
 	nr = MIN(nr, (uint64_t)(q->l2_entries - d->nr_entries));
 	ret = alloc_clusters(f, q, nr, &host_off, &nr, &fresh, &mark);
 	if (ret < 0)
@@ -255,6 +263,7 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 	/* Not COPIED: these tables are never those of the active disk. */
 	for (uint64_t i = 0; i < nr; i++)
 		d->table[d->nr_entries++] = be64_put(host_off + (i << q->cluster_bits));
+	d->state_len += nr << q->cluster_bits;
 	*ret_extent = (struct extent){
 		.kind = EXTENT_DATA, .node = n->file, .host_off = host_off, .len = nr << q->cluster_bits
 	};

@@ -225,6 +225,19 @@ int stock_refill(struct fiber *f, struct qcow2 *q)
 	return err;
 }
 
+void stock_lengthen(struct fiber *f, struct qcow2 *q, uint64_t len)
+{
+	struct stock *s = q->stock;
+	uint64_t end = (q->end_cluster + stock_nr(q)) << q->cluster_bits;
+
+	if (s->off || s->ended || end + STOCK_LEN_MAX + q->cluster_len <= node_len(q->leaf))
+		return;
+	fiber_lock(f, &q->refcounts->grow);
+	s->grown = true;
+	(void)node_extend(f, q->file, end + STOCK_LEN_MAX + len); /* if not, the next batch finds out why */
+	fiber_unlock(&q->refcounts->grow);
+}
+
 void stock_drop(struct fiber *f, struct qcow2 *q)
 {
 	struct stock *s = q->stock;

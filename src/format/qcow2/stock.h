@@ -30,6 +30,11 @@ int stock_refill(struct fiber *f, struct qcow2 *q);
 void stock_note(const struct qcow2 *q);
 /* Takes over that of a process that died (q->stock_left), if all of it is as that one left it. */
 void stock_adopt(struct fiber *f, struct qcow2 *q);
+/*
+ * Somebody goes on to take stock, len bytes at least: the file is made so much longer at once. With O_DIRECT each time that
+ * its space grows waits for all that is in flight. What is not used is cut off on closing.
+ */
+void stock_lengthen(struct fiber *f, struct qcow2 *q, uint64_t len);
 /* Gives the stock back: under grow, before the frontier is used for something else. */
 void stock_drop(struct fiber *f, struct qcow2 *q);
 /* Gives it back for good: the image closes. */
