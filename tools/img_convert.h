@@ -3,6 +3,7 @@
  * tools/img_convert.h - what the files of `varve img convert` share
  *
  *   img_convert.c      options, and which of them go together
+ *   img_convert_pipe.c raw bytes into a pipe
  *   img_convert_run.c  opens the sources, makes the target, converts; what failed half way is removed
  */
 #ifndef VARVE_TOOLS_IMG_CONVERT_H
@@ -24,5 +25,12 @@ struct convert_args {
 
 /* The exit status. */
 int convert_run(const struct convert_args *a);
+
+/* Does the target take bytes in one direction only ("-": standard output)? */
+bool convert_is_pipe(const char *name);
+/* Can what is asked for go into one? 0, or 1 after a message. */
+int convert_pipe_check(const struct convert_args *a);
+/* The sources' bytes. 0, or 1 after a message. */
+int convert_pipe(struct varve_image *const *sources, unsigned nr_sources, const char *name);
 
 #endif

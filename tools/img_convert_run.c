@@ -26,11 +26,17 @@ struct conversion {
 
 /* The file that is being made; a signal that ends us takes it along. */
 static const char *volatile unfinished;
+static volatile sig_atomic_t existed; /* before: then it is emptied, and stays (it may be a link, /dev/stdout even) */
+
+static int give_up_file(const char *name)
+{
+	return existed ? truncate(name, 0) : unlink(name);
+}
 
 static void on_end(int sig)
 {
-	if (unfinished)
-		unlink(unfinished);
+	if (unfinished && give_up_file(unfinished) < 0)
+		(void)!write(STDERR_FILENO, "the target is not complete\n", 27);
 	signal(sig, SIG_DFL);
 	raise(sig);
 }
@@ -74,7 +80,8 @@ static int make_target(struct conversion *c)
 	struct varve_error err;
 	struct stat st;
 
-	c->is_device = stat(name, &st) == 0 && S_ISBLK(st.st_mode);
+	existed = stat(name, &st) == 0;
+	c->is_device = existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
 		return 0;
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
@@ -139,16 +146,26 @@ static int finish(struct conversion *c, int ret)
 		ret |= close_image(c->sources[--c->nr_open]);
 	varve_queue_free(c->queue);
 	free(c->sources);
-	if (ret && unfinished && unlink(unfinished) < 0)
-		complain("%s: is not complete, and cannot be removed: %s", unfinished, strerror(errno));
+	if (ret && unfinished && give_up_file(unfinished) < 0)
+		complain("%s: is not complete, and cannot be %s: %s", unfinished, existed ? "emptied" : "removed", strerror(errno));
 	unfinished = NULL;
 	if (ret == 0)
 		progress_end();
 	return ret ? 1 : finish_stdout();
 }
 
+static int convert_to_file(struct conversion *c)
+{
+	int ret = make_target(c);
+
+	if (ret == 0)
+		ret = open_target(c);
+	return ret == 0 ? copy(c) : ret;
+}
+
 int convert_run(const struct convert_args *a)
 {
+	const char *target = a->names[a->nr_sources];
 	struct conversion c = { .a = a, .sources = calloc(a->nr_sources, sizeof(*c.sources)) };
 	struct varve_error err;
 	int ret;
@@ -164,11 +181,9 @@ int convert_run(const struct convert_args *a)
 	}
 	watch_signals();
 	ret = open_sources(&c);
-	if (ret == 0)
-		ret = make_target(&c);
-	if (ret == 0)
-		ret = open_target(&c);
-	if (ret == 0)
-		ret = copy(&c);
+	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
+		ret = convert_pipe(c.sources, c.nr_open, target);
+	else if (ret == 0)
+		ret = convert_to_file(&c);
 	return finish(&c, ret);
 }
