@@ -140,8 +140,10 @@ static int copy(struct conversion *c)
 
 static int finish(struct conversion *c, int ret)
 {
-	if (c->target)
-		ret |= close_image(c->target);
+	if (c->target && ret)
+		(void)varve_image_close(c->target, NULL); /* it is given up: what else fails is no news */
+	else if (c->target)
+		ret = close_image(c->target);
 	while (c->nr_open)
 		ret |= close_image(c->sources[--c->nr_open]);
 	varve_queue_free(c->queue);

@@ -214,3 +214,13 @@ def test_a_guest_is_told_of_a_failed_flush_and_so_is_the_operator(tmp_path, fmt)
             assert all("Input/output error" in line and str(fs.disk) in line for line in err.splitlines()), err
         fs.tell("clear")
         consistent(fmt, fs.disk)
+
+
+@pytest.mark.parametrize("args", [["-O", "raw"], ["-O", "qcow2"], ["-O", "qcow2", "-c"]])
+def test_a_conversion_that_does_not_fit_leaves_nothing(tmp_path, args):
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(12 * MIB))
+    with small_file_system("tmpfs", tmp_path, 8 * MIB) as where:
+        r = img("convert", "-f", "raw", *args, source, where / "out")
+        assert r.rc == 1 and FULL in r.err and len(r.err.splitlines()) == 1, str(r)
+        assert list(where.iterdir()) == []
