@@ -123,8 +123,10 @@ void map_submit(struct node *n, struct req *r)
 	if (unlikely(n->flags & NODE_FORCE_COLD) && !(r->flags & REQ_REPAIRED)) {
 		if (r->op == REQ_READ || r->op == REQ_FLUSH || !n->drv->alloc)
 			go_cold(n, r, r->op != REQ_READ ? cold_detour : n->cor ? cor_read : cold_read);
+		else if (r->op == REQ_WRITE)
+			go_cold(n, r, r->flags & REQ_COMPRESS ? cold_pack : cold_write);
 		else
-			go_cold(n, r, r->op == REQ_WRITE ? cold_write : cold_unmap);
+			go_cold(n, r, cold_unmap);
 		return;
 	}
 	switch (r->op) {
