@@ -2,7 +2,7 @@
 # Thin: Meson builds, scripts/ does the rest. BUILD names the build directory.
 BUILD ?= build
 
-.PHONY: all demo test bench clean
+.PHONY: all install install-compat demo test bench clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -10,6 +10,14 @@ all: $(BUILD)/build.ninja
 $(BUILD)/build.ninja:
 	scripts/install-packages build
 	meson setup $(BUILD)
+
+# PREFIX is chosen by meson setup (-Dprefix=...); DESTDIR is honoured.
+install: all
+	meson install -C $(BUILD) --no-rebuild
+
+# Links qemu-img, qemu-io and qemu-storage-daemon beside the installed varve; what is there already is not replaced.
+install-compat:
+	scripts/install-compat $(BUILD)
 
 # Installs what is missing, builds, serves a disk, loads it, checks it. Under three minutes.
 demo: all

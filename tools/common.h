@@ -6,6 +6,7 @@
  *   common.c       messages, numbers, opening images
  *   options.h      the options of a command as a table: parser, help, completions, grammar
  *   objects.c      --object
+ *   completion.c   that table for shells and the manual
  *   progress.c     how far a long operation is: -p, SIGUSR1
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
@@ -141,6 +142,7 @@ int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int daemon_main(int argc, char **argv);
 int crashtest_main(int argc, char **argv);
+int completion_main(int argc, char **argv);
 int blkload_main(int argc, char **argv);
 int vmstate_main(int argc, char **argv);
 

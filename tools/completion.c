@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/completion.c - `varve completion`: the grammar of `varve img`, for shells and for the manual
+ *
+ * Made from the tables that the parser reads (options.h): bash, zsh and fish complete what is understood, and the page
+ * docs/guide/grammar.md lists it.
+ */
+#include <string.h>
+
+#include "img.h"
+
+static bool has_letter(const struct option_row *row)
+{
+	return row->id > 0 && row->id < 256;
+}
+
+/* A value in an argument of its own, or behind '='; not the one that may be left out. */
+static bool needs_value(const struct option_row *row)
+{
+	return row->arg && *row->arg != '=';
+}
+
+static void print_words(const struct command *c)
+{
+	for (const struct option_row *row = c->options; row->id; row++) {
+		if (has_letter(row))
+			printf(" -%c", row->id);
+		if (row->name)
+			printf(" --%s", row->name);
+	}
+	printf(" -h --help --errors");
+}
+
+/* ---- bash ---- */
+
+static void bash(void)
+{
+	printf("# bash completion for varve img and qemu-img; made by: varve completion bash\n"
+	       "_varve_img()\n{\n"
+	       "\tlocal cur=${COMP_WORDS[COMP_CWORD]} at=1 words\n"
+	       "\t[[ ${COMP_WORDS[0]##*/} == varve ]] && at=2\n"
+	       "\tif (( COMP_CWORD == at )); then\n"
+	       "\t\tCOMPREPLY=($(compgen -W \"");
+	for (const struct command *const *c = img_commands; *c; c++)
+		printf("%s%s", c == img_commands ? "" : " ", (*c)->name);
+	printf("\" -- \"$cur\"))\n\t\treturn\n\tfi\n"
+	       "\tcase ${COMP_WORDS[at]} in\n");
+	for (const struct command *const *c = img_commands; *c; c++) {
+		printf("\t%s) words=\"", (*c)->name);
+		print_words(*c);
+		printf("\" ;;\n");
+	}
+	printf("\t*) return ;;\n\tesac\n"
+	       "\tif [[ $cur == -* ]]; then\n"
+	       "\t\tCOMPREPLY=($(compgen -W \"$words\" -- \"$cur\"))\n"
+	       "\telse\n\t\tCOMPREPLY=($(compgen -f -- \"$cur\"))\n\tfi\n}\n"
+	       "_varve()\n{\n"
+	       "\tif (( COMP_CWORD == 1 )); then\n"
+	       "\t\tCOMPREPLY=($(compgen -W \"img io serve daemon vmstate blkload crashtest completion\" -- \"${COMP_WORDS[1]}\"))\n"
+	       "\telif [[ ${COMP_WORDS[1]} == img ]]; then\n\t\t_varve_img\n"
+	       "\telse\n\t\tCOMPREPLY=($(compgen -f -- \"${COMP_WORDS[COMP_CWORD]}\"))\n\tfi\n}\n"
+	       "complete -o filenames -F _varve varve\n"
+	       "complete -o filenames -F _varve_img qemu-img\n");
+}
+
+/* ---- zsh ---- */
+
+/* In single quotes, within brackets: what would end them is left out of the words, which are our own. */
+static void print_zsh_text(const char *text)
+{
+	for (; *text; text++) {
+		if (*text == '\'')
+			printf("'\\''");
+		else if (*text == '[' || *text == ']' || *text == ':')
+			printf("\\%c", *text);
+		else
+			putchar(*text);
+	}
+}
+
+static void print_zsh_option(const struct option_row *row, bool letter)
+{
+	printf("\t\t\t'*%s", letter ? "-" : "--");
+	if (letter)
+		putchar(row->id);
+	else
+		printf("%s%s", row->name, needs_value(row) ? "=" : row->arg ? "=-" : "");
+	putchar('[');
+	print_zsh_text(row->what ? row->what : "");
+	putchar(']');
+	if (row->arg) {
+		printf("%s", *row->arg == '=' && !letter ? "::" : ":");
+		print_zsh_text(row->arg + (*row->arg == '='));
+		printf(":_files");
+	}
+	printf("' \\\n");
+}
+
+static void zsh(void)
+{
+	printf("#compdef varve qemu-img\n# zsh completion; made by: varve completion zsh\n"
+	       "_varve_img()\n{\n"
+	       "\tlocal -a commands\n\tcommands=(\n");
+	for (const struct command *const *c = img_commands; *c; c++) {
+		printf("\t\t'%s:", (*c)->name);
+		print_zsh_text((*c)->what);
+		printf("'\n");
+	}
+	printf("\t)\n\tif (( CURRENT == 2 )); then\n\t\t_describe command commands\n\t\treturn\n\tfi\n"
+	       "\tlocal command=$words[2]\n\tshift words\n\t(( CURRENT-- ))\n\tcase $command in\n");
+	for (const struct command *const *c = img_commands; *c; c++) {
+		printf("\t%s)\n\t\t_arguments \\\n", (*c)->name);
+		for (const struct option_row *row = (*c)->options; row->id; row++) {
+			/* The value that may be left out is never behind a letter. */
+			if (has_letter(row) && (!row->arg || needs_value(row)))
+				print_zsh_option(row, true);
+			else if (has_letter(row))
+				printf("\t\t\t'*-%c' \\\n", row->id);
+			if (row->name)
+				print_zsh_option(row, false);
+		}
+		printf("\t\t\t'*:file:_files'\n\t\t;;\n");
+	}
+	printf("\tesac\n}\n"
+	       "if [[ $service == varve ]]; then\n"
+	       "\tif (( CURRENT == 2 )); then\n"
+	       "\t\tcompadd img io serve daemon vmstate blkload crashtest completion\n"
+	       "\telif [[ $words[2] == img ]]; then\n\t\tshift words\n\t\t(( CURRENT-- ))\n\t\t_varve_img\n"
+	       "\telse\n\t\t_files\n\tfi\nelse\n\t_varve_img\nfi\n");
+}
+
+/* ---- fish ---- */
+
+static void print_fish_text(const char *text)
+{
+	putchar('\'');
+	for (; *text; text++) {
+		if (*text == '\'' || *text == '\\')
+			putchar('\\');
+		putchar(*text);
+	}
+	putchar('\'');
+}
+
+static void fish_for(const char *program, const char *none, const char *under)
+{
+	for (const struct command *const *c = img_commands; *c; c++) {
+		printf("complete -c %s -n '%s' -a %s -d ", program, none, (*c)->name);
+		print_fish_text((*c)->what);
+		putchar('\n');
+		for (const struct option_row *row = (*c)->options; row->id; row++) {
+			printf("complete -c %s -n '%s__fish_seen_subcommand_from %s'", program, under, (*c)->name);
+			if (has_letter(row))
+				printf(" -s %c", row->id);
+			if (row->name)
+				printf(" -l %s", row->name);
+			if (needs_value(row))
+				printf(" -r");
+			printf(" -d ");
+			print_fish_text(row->what ? row->what : "");
+			putchar('\n');
+		}
+	}
+}
+
+static void fish(void)
+{
+	printf("# fish completion; made by: varve completion fish\n"
+	       "complete -c varve -n __fish_use_subcommand -a 'img io serve daemon vmstate blkload crashtest completion'\n");
+	fish_for("varve", "__fish_seen_subcommand_from img; and test (count (commandline -opc)) -eq 2",
+		 "__fish_seen_subcommand_from img; and ");
+	fish_for("qemu-img", "__fish_use_subcommand", "");
+}
+
+/* ---- the page of the manual ---- */
+
+static void print_markdown_text(const char *text)
+{
+	for (; *text; text++) {
+		if (strchr("|<>*_\\", *text))
+			putchar('\\');
+		putchar(*text);
+	}
+}
+
+static void markdown(void)
+{
+	printf("# Grammar of varve img\n\n"
+	       "Made from the tables of the option parser by `varve completion markdown`; a test compares.\n"
+	       "Options and names may come in any order, `--` ends the options, a long name may be shortened as long as one is meant.\n"
+	       "Every command has `-h`, `--help` and `--errors=text|json`. varve-img(1) says what the commands do.\n");
+	for (const struct command *const *c = img_commands; *c; c++) {
+		printf("\n## %s\n", (*c)->name);
+		print_markdown_text((*c)->what);
+		printf(": `%s [OPTION]... %s`\n\n| option | | value | |\n|---|---|---|---|\n", (*c)->name, (*c)->args);
+		for (const struct option_row *row = (*c)->options; row->id; row++) {
+			if (has_letter(row))
+				printf("| `-%c` ", row->id);
+			else
+				printf("| ");
+			printf("| %s%s%s | ", row->name ? "`--" : "", row->name ? row->name : "", row->name ? "`" : "");
+			print_markdown_text(row->arg ? row->arg : "");
+			printf(" | ");
+			print_markdown_text(row->what ? row->what : "");
+			printf(" |\n");
+		}
+	}
+}
+
+int completion_main(int argc, char **argv)
+{
+	static const struct {
+		const char *name;
+		void (*print)(void);
+	} forms[] = { { "bash", bash }, { "zsh", zsh }, { "fish", fish }, { "markdown", markdown } };
+
+	if (argc == 2 && (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0)) {
+		printf("Usage: %s bash|zsh|fish|markdown\n\nPrints what the shell needs to complete the commands of varve img, or\n"
+		       "their grammar as a page.\n",
+		       prog);
+		return finish_stdout();
+	}
+	for (size_t i = 0; argc == 2 && i < ARRAY_LEN(forms); i++) {
+		if (strcmp(argv[1], forms[i].name) == 0) {
+			forms[i].print();
+			return finish_stdout();
+		}
+	}
+	return complain_usage("one of bash, zsh, fish, markdown is needed");
+}
