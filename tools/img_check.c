@@ -10,11 +10,14 @@
 
 #include "img.h"
 
+enum { ID_DRY_RUN = LONG_COMMAND };
+
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	OPT_CACHE('T'),
 	{ 'r', "repair", "WHAT", "leaks: give lost space back; all: also counts that are wrong; then check again" },
+	{ ID_DRY_RUN, "dry-run", NULL, "with -r: change nothing, list what would be repaired" },
 	OPT_FORCE_SHARE,
 	OPT_OUTPUT,
 	OPT_OBJECT,
@@ -27,7 +30,7 @@ enum { CHECK_CLEAN = 0, CHECK_FAILED = 1, CHECK_CORRUPT = 2, CHECK_LEAKS = 3, CH
 struct check_args {
 	struct open_args open;
 	enum output output;
-	bool quiet;
+	bool quiet, dry_run;
 	enum { REPAIR_NONE, REPAIR_LEAKS, REPAIR_ALL } repair;
 };
 
@@ -130,6 +133,16 @@ static int examine(const char *name, struct check_args *a, struct varve_check_re
 	return ret;
 }
 
+/* The lines of the examination have listed them one by one. */
+static void print_dry_run(const struct check_args *a, const struct varve_check_result *found)
+{
+	if (found->corruptions && a->repair == REPAIR_LEAKS)
+		printf("-r leaks would repair nothing: there is more than leaks; -r all would try.\n\n");
+	else
+		printf("To be repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions, unless no crash explains them\n\n",
+		       found->leaks, found->corruptions);
+}
+
 /* 0, or the exit status: then nothing was changed. */
 static int repair(const char *name, const struct check_args *a, const struct varve_check_result *found)
 {
@@ -156,7 +169,9 @@ static int check(const char *name, struct check_args *a)
 	if (ret)
 		return ret;
 	before = r;
-	if (a->repair && (r.leaks || r.corruptions)) {
+	if (a->dry_run && !a->quiet && a->output == OUTPUT_HUMAN && (r.leaks || r.corruptions))
+		print_dry_run(a, &r);
+	if (a->repair && !a->dry_run && (r.leaks || r.corruptions)) {
 		ret = repair(name, a, &r);
 		if (ret)
 			return ret;
@@ -183,6 +198,9 @@ static int img_check(int argc, char **argv)
 		case 'q':
 			a.quiet = true;
 			break;
+		case ID_DRY_RUN:
+			a.dry_run = true;
+			break;
 		case 'r':
 			if (!strcmp(p.value, "leaks"))
 				a.repair = REPAIR_LEAKS;
@@ -200,6 +218,8 @@ static int img_check(int argc, char **argv)
 	}
 	if (ret || id < 0)
 		return ret ? ret : p.status;
+	if (a.dry_run && !a.repair)
+		return complain_usage("check: --dry-run says what -r would do, but there is no -r");
 	if (a.repair && a.open.force_share)
 		return complain_usage("check: -r writes to the image, which -U does not allow");
 	if (p.nr_args != 1)

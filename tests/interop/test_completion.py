@@ -34,7 +34,6 @@ def test_the_page_of_the_grammar_is_what_the_parser_reads():
 
 def test_the_commands_of_qemu_img_are_there():
     theirs = set(re.findall(r"^  (\w+) ", ok(qimg("--help")).out.split("Command syntax:")[1].split("Command parameters")[0], re.M))
-    theirs -= {"convert"} - set(commands())  # not yet on every branch
     assert theirs <= set(commands())
 
 
@@ -42,8 +41,9 @@ def test_help_and_parser_agree():
     for command in commands():
         text = ok(img(command, "--help")).out
         section = COMMANDS.split(f"\n## {command}\n")[1].split("\n## ")[0]
-        for letter, name in re.findall(r"^\| (?:`-(.)`)? ?\| (?:`--([\w-]+)`)?", section, re.M):
-            assert (not letter or re.search(rf"^  -{letter}", text, re.M)) and (not name or f"--{name}" in text), (command, letter, name)
+        for letter, name, what in re.findall(r"^\| (?:`-(.)`)? ?\| (?:`--([\w-]+)`)? \|[^|]*\| (.*) \|$", section, re.M):
+            # Without a word for people, help does not show it.
+            assert not what or (not letter or re.search(rf"^  -{letter}", text, re.M)) and (not name or f"--{name}" in text), (command, letter, name)
             if name:
                 r = img(command, f"--{name}", "--no-such-option")
                 assert f"--{name}'" not in r.err or "unknown" not in r.err, str(r)

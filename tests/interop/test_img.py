@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tool import KIB, MIB, img, io, ok, qimg, qio, sanitized, varve_path
+from tool import KIB, MIB, img, io, ok, qimg, qio, refused, sanitized, varve_path
 
 
 def info(path, *args):
@@ -233,6 +233,22 @@ def test_check_finds_leaks(disk):
     assert (ours.rc, theirs.rc) == (3, 3)
     assert "1 leaked clusters" in ours.out and hex(cluster * 65536) in ours.err
     assert img("check", "--output=json", disk).json["leaks"] == 1
+
+
+def test_check_dry_run_lists_and_changes_nothing(disk):
+    cluster = os.stat(disk).st_size // 65536
+    os.truncate(disk, (cluster + 1) * 65536)
+    corrupt(disk, 2 * 65536 + 2 * cluster, b"\0\1")
+    before = disk.read_bytes()
+    r = img("check", "-r", "all", "--dry-run", disk)
+    assert r.rc == 3 and "To be repaired:\n\n    1 leaked clusters\n    0 corruptions" in r.out, str(r)
+    assert hex(cluster * 65536) in r.err
+    assert img("check", "-r", "leaks", "--dry-run", "--output=json", disk).json["leaks"] == 1
+    assert disk.read_bytes() == before
+    corrupt(disk, 2 * 65536 + 2 * 5, b"\0\0")
+    r = img("check", "-r", "leaks", "--dry-run", disk)
+    assert r.rc == 2 and "-r leaks would repair nothing" in r.out, str(r)
+    refused(img("check", "--dry-run", disk), "-r")
 
 
 def test_check_finds_corruptions(disk):
