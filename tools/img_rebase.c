@@ -38,6 +38,7 @@ struct rebase {
 	struct open_args backing_open;
 	const char *backing; /* NULL: not given; "": none */
 	bool unsafe, progress, quiet;
+	unsigned write_flags;
 
 	struct varve_image *image, *backing_image; /* NULL: none */
 	uint64_t len, backing_len, unit;
@@ -102,7 +103,7 @@ static int write_differences(struct rebase *r, uint64_t off, size_t len, struct 
 		if (all_zero(r->old_bytes + at, end - at))
 			ret = varve_image_write_zeroes(r->image, off + at, end - at, VARVE_REQ_MAY_UNMAP, err);
 		else
-			ret = varve_image_write(r->image, off + at, r->old_bytes + at, end - at, 0, err);
+			ret = varve_image_write(r->image, off + at, r->old_bytes + at, end - at, r->write_flags, err);
 		at = end;
 	}
 	return ret;
@@ -256,7 +257,8 @@ static int take_option(struct rebase *r, int id, const char *value)
 		r->unsafe = true;
 		return 0;
 	case 'c':
-		return complain_missing("rebase -c (compression of what is copied)");
+		r->write_flags = VARVE_REQ_COMPRESS;
+		return 0;
 	case 'T':
 		r->backing_open.cache = value;
 		return 0;
@@ -291,6 +293,8 @@ static int img_rebase(int argc, char **argv)
 		return complain_usage("rebase: -b is needed: the new backing file, or \"\" for none");
 	if (*r.backing && !r.backing_open.format)
 		return complain_usage("rebase: the format of the new backing file %s is not given (-F); it is never guessed", r.backing);
+	if (r.unsafe && r.write_flags)
+		return complain_usage("rebase: -c compresses what is copied, but with -u nothing is");
 	if (!*r.backing && r.backing_open.format)
 		return complain_usage("rebase: a backing format is given (-F), but no backing file");
 	if (r.quiet)

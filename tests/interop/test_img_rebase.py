@@ -132,6 +132,23 @@ def test_with_snapshots_and_qed(tmp_path):
         clean(top)
 
 
+def test_what_is_copied_can_be_compressed(tmp_path):
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", str(4 * MIB + 512)))
+    ok(qio(tmp_path / "base", "write -P 5 0 3M", "write -P 6 4M 512", options=("-f", "raw")))
+    top = tmp_path / "top"
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", top))
+    before = content(top, "qcow2", tmp_path / "before")
+    ok(img("rebase", "-c", "-b", "", top))
+    assert content(top, "qcow2", tmp_path / "after") == before
+    own = [e for e in ok(img("map", "--output=json", top)).json if e["data"]]
+    assert own and all(e["compressed"] for e in own if e["length"] >= 65536), own
+    assert os.path.getsize(top) < MIB
+    clean(top)
+    raw = tmp_path / "qed"
+    ok(qimg("create", "-q", "-f", "qed", "-b", "base", "-F", "raw", raw))
+    refused(img("rebase", "-c", "-b", "", raw))
+
+
 def test_progress(tmp_path):
     ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "4M"))
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top"))
@@ -149,7 +166,7 @@ def test_what_is_wrong_changes_nothing(tmp_path):
     before = top.read_bytes()
     for words, args in ((["-b"], []), (["-F"], ["-b", "base"]), (["-F"], ["-F", "raw", "-b", ""]), (["what"], ["-b", "base", "-F", "what"]),
                         (["what"], ["-u", "-b", "base", "-F", "what"]), (["none"], ["-b", "none", "-F", "raw"]),
-                        (["lock"], ["-b", "top", "-F", "qcow2"]), (["-c"], ["-c", "-b", "base", "-F", "raw"]),
+                        (["lock"], ["-b", "top", "-F", "qcow2"]), (["-c", "-u"], ["-c", "-u", "-b", "base", "-F", "raw"]),
                         (["cache"], ["-t", "fast", "-b", "base", "-F", "raw"])):
         refused(img("rebase", *args, top), *words)
         assert top.read_bytes() == before
