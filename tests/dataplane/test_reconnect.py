@@ -29,12 +29,18 @@ def test_a_killed_server_loses_no_request(tmp_path, rings):
     rng = random.Random(seed)
     disk, fmt = make_disk(tmp_path, "raw")
     with Server(tmp_path, disk, "-f", fmt, "--num-queues", 2) as s:
+        alone = s.fds()
         load = subprocess.Popen(
             list(map(str, [VARVE, "blkload", "--socket", s.socket, "--output", "json", "--rw", "randrw", "--verify",
                            "--queues", 2, "--depth", 32, "--flush-every", 50, "--discard-percent", 2, "--runtime",
                            KILLS // 4 + 1, "--reconnect", SECONDS, "--seed", seed, *rings])),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
+            # The socket, and three descriptors for each queue: from here on the front end looks for the next server.
+            deadline = time.monotonic() + SECONDS
+            while s.fds() < alone + 7:
+                assert load.poll() is None and time.monotonic() < deadline, load.communicate()
+                time.sleep(0.005)
             for _ in range(KILLS):
                 # The moment of the kill is drawn, not waited for.
                 time.sleep(rng.uniform(0.02, 0.2))
