@@ -9,9 +9,8 @@
  * Where it can, the queue waits in io_getevents(): a turn is one io_submit() and one io_getevents(). What
  * else can wake the queue is in its epoll set, and a poll of that set (IOCB_CMD_POLL, Linux 4.19) is in the
  * context. Where it cannot - an old kernel, valgrind, or a queue that waits in io_uring already - the kernel
- * signals each completion to an event fd in the epoll set (edge-triggered: it need not be read). The event fd
- * is signalled in either case, so that who waits can change while operations are under way, and so that the
- * queue can be embedded.
+ * signals each completion to an event fd in the epoll set (edge-triggered: it need not be read). A queue that
+ * may be embedded is signalled in either case.
  */
 #include <errno.h>
 #include <linux/aio_abi.h>
@@ -40,7 +39,9 @@ struct native {
 	unsigned nr_max, nr_kernel; /* operations the context has room for, and holds */
 	bool waits;		    /* the queue waits in native_wait() */
 	bool epoll_armed;
-	bool ready; /* the event fd says: there are completions */
+	bool silent;	    /* operations do not signal the event fd: nobody would look at it */
+	unsigned nr_silent; /* of those, under way since the queue waits elsewhere */
+	bool ready;	    /* the event fd says: there are completions */
 	struct watch watch;
 	struct aio_op *head, **tail;	    /* not yet in the kernel, in order of arrival */
 	struct aio_op *refused, **ref_tail; /* io_submit() said no; res says why */
@@ -59,7 +60,7 @@ static void iocb_fill(const struct native *n, struct iocb *cb, struct aio_op *op
 
 	cb->aio_data = (uintptr_t)op;
 	cb->aio_fildes = (uint32_t)op->file->fd;
-	cb->aio_flags = IOCB_FLAG_RESFD;
+	cb->aio_flags = n->silent ? 0 : IOCB_FLAG_RESFD;
 	cb->aio_resfd = (uint32_t)n->watch.fd;
 	cb->aio_rw_flags = 0;
 	if (op->opcode == AIO_FLUSH) {
@@ -149,17 +150,23 @@ static bool submit_batch(struct native *n)
 	n->nr_kernel += (unsigned)ret;
 	n->q->nr_outside += (unsigned)ret;
 	while (ret--)
-		take(n);
+		take(n)->res = n->silent;
 	return n->head;
 }
 
-/* io_uring was attached to the queue after this engine, and waits now: hear of completions through epoll. */
+/*
+ * io_uring was attached to the queue after this engine, and waits now: hear of completions through epoll.
+ * What is under way without a word to the event fd is asked for until it has ended.
+ */
 static void give_up_wait(struct native *n)
 {
 	int ret = watch_add(n->q, &n->watch);
 
 	assert(ret == 0 && "no memory to watch the event fd of Linux AIO");
 	(void)ret;
+	n->nr_silent = n->silent ? n->nr_kernel : 0;
+	n->q->nr_polled += n->nr_silent > 0;
+	n->silent = false;
 	n->waits = false;
 	n->ready = true;
 }
@@ -233,7 +240,7 @@ static unsigned native_reap(void *ctx)
 
 	if (unlikely(n->refused))
 		nr = deliver_refused(n);
-	if (n->event_pos == n->nr_events && n->ready && !n->waits) {
+	if (n->event_pos == n->nr_events && (n->ready || n->nr_silent) && !n->waits) {
 		n->ready = false;
 		if (n->nr_kernel) {
 			fetch(n, false, 0);
@@ -250,6 +257,8 @@ static unsigned native_reap(void *ctx)
 			continue;
 		}
 		n->nr_kernel--;
+		if (unlikely(n->nr_silent) && ((struct aio_op *)(uintptr_t)ev->data)->res && !--n->nr_silent)
+			n->q->nr_polled--;
 		op_complete(n, (struct aio_op *)(uintptr_t)ev->data, ev->res);
 	}
 	return nr;
@@ -381,6 +390,7 @@ static int native_attach(struct queue *q, void **ret_ctx, struct varve_error *er
 	if (ret < 0)
 		goto fail_fd;
 	n->waits = take_wait(n);
+	n->silent = n->waits && (q->own_thread || q->only);
 	if (!n->waits) {
 		ret = watch_add(q, &n->watch);
 		if (ret < 0) {

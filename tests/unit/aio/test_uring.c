@@ -566,6 +566,71 @@ static void a_ring_that_is_not_waited_in_wakes_its_queue(void **state)
 	}
 }
 
+struct crowd {
+	struct aio_op ops[64];
+	struct iovec iov[64];
+	_Atomic unsigned nr_done;
+};
+
+static struct crowd crowd;
+
+static void crowd_done(struct aio_op *op, int64_t res)
+{
+	(void)op;
+	CHECK(res == PAGE);
+	crowd.nr_done++;
+}
+
+static int crowd_fiber(struct fiber *f, void *arg)
+{
+	(void)arg;
+	for (unsigned i = 0; i < ARRAY_LEN(crowd.ops); i++)
+		aio_submit(fiber_queue(f), &crowd.ops[i]);
+	return 0;
+}
+
+/* Linux AIO has waited for the queue until now; what it has under way is heard of all the same. */
+static void requests_under_way_are_heard_of_when_another_engine_takes_over_the_wait(void **state)
+{
+	struct aio_file file = {
+		.engine = &aio_engine_native, .fd = make_file(), .direct = true, .name = "test"
+	};
+	uint8_t *buf;
+
+	(void)state;
+	if (!engine_works(&aio_engine_uring) || !engine_works(&aio_engine_native))
+		skip();
+	CHECK(posix_memalign((void **)&buf, PAGE, ARRAY_LEN(crowd.ops) * PAGE) == 0);
+	memset(buf, 1, ARRAY_LEN(crowd.ops) * PAGE);
+	CHECK(write(file.fd, buf, ARRAY_LEN(crowd.ops) * PAGE) == (ssize_t)(ARRAY_LEN(crowd.ops) * PAGE));
+	CHECK(fsync(file.fd) == 0);
+	(void)fcntl(file.fd, F_SETFL, O_DIRECT); /* where it cannot, the requests end at once */
+	for (unsigned round = 0; round < 30; round++) {
+		struct queue *q = make_queue(true, &aio_engine_native);
+
+		for (unsigned i = 0; i < ARRAY_LEN(crowd.ops); i++) {
+			crowd.iov[i] = (struct iovec){ buf + i * PAGE, PAGE };
+			crowd.ops[i] = (struct aio_op){ .file = &file,
+							.opcode = AIO_READ,
+							.iov = &crowd.iov[i],
+							.nr_iov = 1,
+							.off = i * PAGE,
+							.len = PAGE,
+							.done = crowd_done };
+		}
+		crowd.nr_done = 0;
+		fiber_call(q, crowd_fiber, NULL);
+		CHECK(fiber_call(q, attach_fn, (void *)(uintptr_t)&aio_engine_uring) == 0);
+		for (unsigned ms = 0; crowd.nr_done < ARRAY_LEN(crowd.ops); ms++) {
+			CHECK(ms < 20000);
+			poll(NULL, 0, 1); /* nothing that would wake the queue */
+		}
+		queue_free(q);
+	}
+	free(buf);
+	close(file.fd);
+}
+
 /* With O_DIRECT the ring itself polls, where the file system can; aligned, because it is O_DIRECT. */
 static void polled_reads_and_writes_complete(void **state)
 {
@@ -682,6 +747,7 @@ int main(void)
 		ON(bounce_buffers_never_run_out, uring),
 		ON(bounce_buffers_never_run_out, threads),
 		cmocka_unit_test(a_ring_that_is_not_waited_in_wakes_its_queue),
+		cmocka_unit_test(requests_under_way_are_heard_of_when_another_engine_takes_over_the_wait),
 		cmocka_unit_test(several_rings_on_one_queue_all_complete),
 		{ "polled_reads_and_writes_complete", polled_reads_and_writes_complete, NULL, NULL, NULL },
 		{ "polled_reads_and_writes_complete (own thread)", polled_reads_and_writes_complete, NULL,
