@@ -13,6 +13,7 @@
 #include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -49,8 +50,18 @@ static const char *type_name(mode_t mode)
 				: "of an unknown type";
 }
 
-static int check_type(const struct open_work *w, mode_t mode)
+/* A backing file of no length; nothing can be read of it, and nothing waits. */
+static bool is_null_device(const struct open_work *w, const struct stat *st)
 {
+	return S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3) && !(w->flags & NODE_WRITABLE) && !w->want_device;
+}
+
+static int check_type(const struct open_work *w, const struct stat *st)
+{
+	mode_t mode = st->st_mode;
+
+	if (is_null_device(w, st))
+		return 0;
 	if (w->want_device && !S_ISBLK(mode))
 		return varve_error_set(w->err, -ENOTBLK, "is %s; driver host_device takes block devices",
 				       type_name(mode));
@@ -131,7 +142,7 @@ static int look_at_fd(struct open_work *w)
 
 	if (fstat(w->fd, &st) < 0)
 		return varve_error_errno(w->err, -errno, "cannot look at the open file");
-	ret = check_type(w, st.st_mode);
+	ret = check_type(w, &st);
 	if (ret < 0)
 		return ret;
 	/* O_NONBLOCK has done its duty; io_uring would answer EAGAIN with it, not wait for the disk. */
@@ -168,7 +179,7 @@ static int open_work(void *arg)
 
 	if (stat(w->filename, &st) < 0)
 		return varve_error_errno(w->err, -errno, "cannot open");
-	ret = check_type(w, st.st_mode);
+	ret = check_type(w, &st);
 	if (!ret)
 		ret = open_fd(w);
 	if (ret < 0)

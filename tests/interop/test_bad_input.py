@@ -265,7 +265,7 @@ def test_things_that_hold_no_image(tmp_path):
     os.mkfifo(fifo)
     with socket.socket(socket.AF_UNIX) as s:
         s.bind(str(sock))
-        for path in (folder, fifo, sock, "/dev/null"):
+        for path in (folder, fifo, sock, "/dev/zero"):
             with unchanged(tmp_path):
                 refused(io(path), path)
                 refused(img("info", path), path)
