@@ -7,7 +7,6 @@
 
 #include <stdlib.h>
 
-#define PARALLEL_DEFAULT 8
 #define SPARSE_DEFAULT 4096
 
 struct convert_call {
@@ -96,7 +95,7 @@ int varve_convert(struct varve_image *target, struct varve_image *const *sources
 		.sources = calloc(nr_sources, sizeof(*c.o.sources)),
 		.nr_sources = nr_sources,
 		.target = target->top,
-		.parallel = vo->parallel ? vo->parallel : PARALLEL_DEFAULT,
+		.parallel = vo->parallel,
 		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
 		.rate = vo->rate,
 		.reads_zero = vo->flags & VARVE_CONVERT_TARGET_IS_ZERO,

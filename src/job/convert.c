@@ -27,6 +27,8 @@
 #define ZEROES_LEN GiB(1)	 /* at once, of what is known without reading */
 #define GRANULE_MAX KiB(64)	 /* shorter runs of zeroes inside of a cluster are not worth a request */
 #define RUNS_MAX 32
+#define LANES_MANY 8
+#define LANES_CACHED 2
 #define SALVAGE_LEN KiB(4)
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
@@ -58,6 +60,7 @@ struct converter {
 	struct varve_error *err;
 	uint64_t total, piece, granule;
 	bool in_order, one_by_one;
+	unsigned nr_lanes;
 	struct queue *q;
 
 	struct fiber_mutex taking;
@@ -346,7 +349,7 @@ static int submit_writes(struct fiber *f, struct lane *l)
 		len = run_len(l, pos, &zero);
 		if (zero && o->reads_zero)
 			continue;
-		if (nr == RUNS_MAX) {
+		if (nr == (o->one_by_one ? 1 : RUNS_MAX)) { /* side by side, which run gets its space first is chance */
 			int ret = wrote(f, l);
 
 			if (ret < 0)
@@ -429,7 +432,7 @@ static void lane_run(struct fiber *f, struct fiber_job *job)
 
 static int lanes_make(struct converter *c)
 {
-	for (unsigned i = 0; i < c->o->parallel; i++) {
+	for (unsigned i = 0; i < c->nr_lanes; i++) {
 		struct lane *l = &c->lanes[i];
 
 		l->c = c;
@@ -443,7 +446,7 @@ static int lanes_make(struct converter *c)
 
 static void lanes_free(struct converter *c)
 {
-	for (unsigned i = 0; i < c->o->parallel; i++) {
+	for (unsigned i = 0; i < c->nr_lanes; i++) {
 		free(c->lanes[i].runs);
 		free(c->lanes[i].buf);
 	}
@@ -465,6 +468,13 @@ static void geometry(struct converter *c)
 	c->piece = MAX(o->compress ? PACKED_PIECE_LEN : PIECE_LEN, MAX(cluster, c->granule));
 }
 
+static const struct node *leaf_of(const struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
 /*
  * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: side by side they only get
  * into each other's way. What goes to a disk, or is compressed first, is better under way together.
@@ -472,12 +482,30 @@ static void geometry(struct converter *c)
 static void choose_order(struct converter *c)
 {
 	const struct convert_options *o = c->o;
-	const struct node *leaf = o->target;
 
-	while (leaf->file)
-		leaf = leaf->file;
-	c->one_by_one = o->one_by_one || (!o->compress && !(leaf->flags & NODE_DIRECT));
+	c->one_by_one = o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
 	c->in_order = o->in_order || c->one_by_one;
+}
+
+/*
+ * Between the page cache and the page cache, one piece is read while another is written: more buffers would only push each
+ * other out of the processor's caches. Who waits for a disk or a server, or compresses, wants many.
+ */
+static unsigned choose_lanes(const struct converter *c)
+{
+	const struct convert_options *o = c->o;
+
+	if (o->parallel)
+		return o->parallel;
+	if (!c->one_by_one)
+		return LANES_MANY;
+	for (unsigned i = 0; i < o->nr_sources; i++) {
+		const struct node *leaf = leaf_of(o->sources[i].top);
+
+		if ((leaf->flags & NODE_DIRECT) || !leaf->file_id[1]) /* 0, 0: no local file */
+			return LANES_MANY;
+	}
+	return LANES_CACHED;
 }
 
 int convert(struct fiber *f, const struct convert_options *o, struct varve_error *err)
@@ -497,10 +525,11 @@ int convert(struct fiber *f, const struct convert_options *o, struct varve_error
 	}
 	geometry(c);
 	choose_order(c);
+	c->nr_lanes = choose_lanes(c);
 	ret = lanes_make(c);
 	if (ret < 0)
 		varve_error_errno(err, ret, "%s", node_name(o->target));
-	c->nr_running = ret == 0 ? o->parallel : 0;
+	c->nr_running = ret == 0 ? c->nr_lanes : 0;
 	for (unsigned i = 0; i < c->nr_running; i++)
 		fiber_start(c->q, &c->lanes[i].job, FIBER_LEVELS - 1);
 	while (c->nr_running)

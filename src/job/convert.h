@@ -19,7 +19,7 @@ struct convert_options {
 	struct convert_source *sources; /* of the same home queue as the target */
 	unsigned nr_sources;
 	struct node *target;
-	unsigned parallel; /* pieces under way at once, 1 .. CONVERT_PARALLEL_MAX */
+	unsigned parallel; /* pieces under way at once, 1 .. CONVERT_PARALLEL_MAX; 0: what suits the files */
 	uint64_t sparse;   /* runs of zeroes of that length are not written as data; 0: all is written, holes too */
 	uint64_t rate;	   /* bytes a second at most, as an average; 0: no limit */
 	bool reads_zero;   /* the target reads as zeroes everywhere: they need not be written */
