@@ -148,7 +148,7 @@ static void a_cut_off_dirty_log_breaks_the_device(void **state)
 
 /* ---- an embedding program with a handler of its own ---- */
 
-static volatile sig_atomic_t theirs;
+static _Atomic int theirs;
 static sigjmp_buf back;
 
 static void their_handler(int sig, siginfo_t *info, void *context)
@@ -208,7 +208,7 @@ static void faults_of_others_go_to_the_handler_that_was_there(void **state)
 	assert_int_equal(served_start(0, &err), 0);
 }
 
-static volatile sig_atomic_t repaired;
+static _Atomic int repaired;
 
 static void calling_handler(int sig, siginfo_t *info, void *context)
 {

@@ -255,7 +255,9 @@ def test_the_source_is_not_overwritten(here):
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_ended_half_way_nothing_is_left(here, sig):
-    with subprocess.Popen([varve_path(), "img", "convert", "-r", "1M", "-O", "qcow2", "src.raw", "out"]) as p:
+    # Who runs the tests in the background may have SIGINT ignored, and children inherit that.
+    with subprocess.Popen([varve_path(), "img", "convert", "-r", "1M", "-O", "qcow2", "src.raw", "out"],
+                          preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL)) as p:
         timer = threading.Timer(TIMEOUT, p.kill)
         timer.start()
         try:
