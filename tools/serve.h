@@ -26,7 +26,7 @@ struct serve_disk {
 	bool read_only;
 	const char *cpus; /* a list for each queue, parted by ':' */
 	unsigned poll_us;
-	bool poll_adaptive;
+	bool poll_adaptive, poll_given;
 	char *image_options; /* what open.options points to */
 	struct varve_stream_options stream_options;
 	bool stream_wanted, stream_given, prefetch;

@@ -5,6 +5,7 @@
  * Each disk has a group of words of its own; groups are parted by --and.
  */
 #include <getopt.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,8 +26,8 @@ static const char serve_help[] =
 	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
 	"      --cpus LIST          processors for the queues' threads: 0-3, or one list for each queue in turn: 2:3:4-5\n"
-	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps (default 0); auto: up to 50,\n"
-	"                           as long as it pays\n"
+	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps; auto: up to 50, as long as\n"
+	"                           it pays (default, where each queue has two processors, else 0)\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --in-order           offer the guest that requests of a queue end in order (slower; off)\n"
 	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
@@ -138,6 +139,7 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->cpus = optarg;
 		return 0;
 	case POLL_US:
+		d->poll_given = true;
 		d->poll_adaptive = !strcmp(optarg, "auto");
 		if (d->poll_adaptive)
 			d->poll_us = POLL_AUTO_US;
@@ -266,6 +268,27 @@ static int name_disk(struct serve *s, struct serve_disk *d)
 	return 0;
 }
 
+/*
+ * What is not said about spinning. A queue that spins takes a processor from nobody only if there is one for whoever sends it
+ * requests as well: with fewer, the guest would wait for the processor that looks for its requests.
+ */
+static void default_polling(struct serve *s)
+{
+	unsigned queues = 0, cpus = 1;
+	cpu_set_t set;
+
+	for (unsigned i = 0; i < s->nr_disks; i++)
+		queues += s->disk[i].export.nr_queues;
+	if (sched_getaffinity(0, sizeof(set), &set) == 0)
+		cpus = (unsigned)CPU_COUNT(&set);
+	for (unsigned i = 0; i < s->nr_disks && queues * 2 <= cpus; i++) {
+		if (s->disk[i].poll_given)
+			continue;
+		s->disk[i].poll_adaptive = true;
+		s->disk[i].poll_us = POLL_AUTO_US;
+	}
+}
+
 int serve_parse(int argc, char **argv, struct serve *s)
 {
 	int start = 0;
@@ -290,6 +313,7 @@ int serve_parse(int argc, char **argv, struct serve *s)
 		s->nr_disks++;
 		start = i;
 	}
+	default_polling(s);
 	if (s->takeover && !s->pidfile)
 		return complain_usage("--takeover needs --pidfile, which names the process to take over from");
 	return 0;
