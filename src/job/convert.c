@@ -65,6 +65,7 @@ struct converter {
 
 	struct fiber_mutex taking;
 	uint64_t next;
+	uint64_t data_off, data_end; /* known to be data */
 	uint64_t nr_taken, turn;
 	struct waitlist turns, ended;
 	unsigned nr_running;
@@ -111,8 +112,11 @@ static enum kind kind_of(const struct converter *c, const struct extent *e, unsi
 	return c->o->reads_zero ? KIND_SKIP : KIND_ZERO;
 }
 
-/* What the map says about off, and for how long. Unreadable metadata is data: reading it tells. */
-static int look(struct fiber *f, const struct converter *c, uint64_t off, enum kind *ret_kind, uint64_t *ret_len)
+/*
+ * What the map says about off, and for how long. Unreadable metadata is data: reading it tells. That there is data is remembered
+ * as far as it goes: a file system may look at all of a file's pages, each time, to find the next hole.
+ */
+static int look(struct fiber *f, struct converter *c, uint64_t off, enum kind *ret_kind, uint64_t *ret_len)
 {
 	const struct convert_source *s = source_at(c, off);
 	uint64_t in_source = off - s->start, len = MIN(node_len(s->top) - in_source, ZEROES_LEN);
@@ -126,6 +130,11 @@ static int look(struct fiber *f, const struct converter *c, uint64_t off, enum k
 		*ret_len = len;
 		return 0;
 	}
+	if (off >= c->data_off && off < c->data_end) {
+		*ret_kind = KIND_DATA;
+		*ret_len = c->data_end - off;
+		return 0;
+	}
 	ret = graph_map(f, s->top, in_source, len, &e, &depth, &present);
 	if (ret < 0 && c->o->salvage) {
 		e = (struct extent){ .kind = EXTENT_ERROR, .len = MIN(len, SALVAGE_LEN) };
@@ -136,6 +145,10 @@ static int look(struct fiber *f, const struct converter *c, uint64_t off, enum k
 		return ret;
 	*ret_kind = kind_of(c, &e, depth);
 	*ret_len = e.len;
+	if (*ret_kind == KIND_DATA) {
+		c->data_off = off;
+		c->data_end = off + e.len;
+	}
 	return 0;
 }
 
