@@ -26,6 +26,7 @@
 #define PACKED_PIECE_LEN KiB(64) /* compressing is what takes long: each by a worker of its own */
 #define ZEROES_LEN GiB(1)	 /* at once, of what is known without reading */
 #define GRANULE_MAX KiB(64)	 /* shorter runs of zeroes inside of a cluster are not worth a request */
+#define CACHED_WRITE_LEN KiB(128)
 #define RUNS_MAX 32
 #define LANES_MANY 8
 #define LANES_CACHED 2
@@ -58,7 +59,7 @@ struct lane {
 struct converter {
 	const struct convert_options *o;
 	struct varve_error *err;
-	uint64_t total, piece, granule;
+	uint64_t total, piece, granule, write_max;
 	bool in_order, one_by_one;
 	unsigned nr_lanes;
 	struct queue *q;
@@ -362,6 +363,8 @@ static int submit_writes(struct fiber *f, struct lane *l)
 		len = run_len(l, pos, &zero);
 		if (zero && o->reads_zero)
 			continue;
+		if (!zero)
+			len = MIN(len, l->c->write_max - (l->off + pos) % l->c->write_max);
 		if (nr == (o->one_by_one ? 1 : RUNS_MAX)) { /* side by side, which run gets its space first is chance */
 			int ret = wrote(f, l);
 
@@ -465,6 +468,13 @@ static void lanes_free(struct converter *c)
 	}
 }
 
+static const struct node *leaf_of(const struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
 static void geometry(struct converter *c)
 {
 	const struct convert_options *o = c->o;
@@ -479,13 +489,11 @@ static void geometry(struct converter *c)
 	if (o->compress)
 		c->granule = MAX(cluster, c->granule);
 	c->piece = MAX(o->compress ? PACKED_PIECE_LEN : PIECE_LEN, MAX(cluster, c->granule));
-}
-
-static const struct node *leaf_of(const struct node *n)
-{
-	while (n->file)
-		n = n->file;
-	return n;
+	/*
+	 * The page cache takes memory in blocks as long as the write. Long ones are what a hypervisor takes back from an idle
+	 * machine, and gives again page by page: a new file by shorter writes costs a third.
+	 */
+	c->write_max = leaf_of(n)->flags & NODE_DIRECT ? c->piece : MAX(CACHED_WRITE_LEN, cluster);
 }
 
 /*
