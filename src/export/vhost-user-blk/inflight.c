@@ -11,8 +11,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/math.h"
@@ -74,6 +76,7 @@ int inflight_create(unsigned nr_queues, unsigned queue_size, int *ret_fd, uint64
 static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varve_error *err)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
+	struct statfs fs;
 	struct stat st;
 	uint64_t end;
 
@@ -82,6 +85,10 @@ static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varv
 			err, -EINVAL,
 			"the in-flight area is not a memfd that is sealed against shrinking, as "
 			"GET_INFLIGHT_FD makes them");
+	/* Huge pages come from a pool: a seal does not keep one there that was given back, and never was one for each. */
+	if (fstatfs(fd, &fs) < 0 || fs.f_type == HUGETLBFS_MAGIC)
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area is in huge pages, of which there may be too few when one is touched");
 	if (fstat(fd, &st) < 0)
 		return varve_error_errno(err, -errno, "in-flight area: fstat");
 	if (u64_add(mmap_off, mmap_size, &end) || end > (uint64_t)st.st_size)
