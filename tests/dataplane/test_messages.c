@@ -359,6 +359,38 @@ static void the_guest_switches_the_write_cache(void **state)
 	vu_front_close(&f);
 }
 
+/*
+ * QEMU before 8.0 stops a device, because its machine is stopped or moves elsewhere, by status 0 and asks only then where each
+ * ring was: the next one goes on there. The guest has noticed nothing, so what it chose stays, too.
+ */
+static void a_machine_that_is_stopped_goes_on_where_it_was(void **state)
+{
+	struct vu_front f;
+	uint64_t status = 0, set;
+
+	(void)state;
+	connect_with(&f, 2, VU_PROTOCOL_F_STATUS);
+	must(&f, vu_front_set_config(&f, WCE, &(uint8_t){ 0 }, 1, 0));
+	for (unsigned i = 0; i < 3; i++) {
+		uint32_t base;
+
+		for (unsigned q = 0; q < 2; q++)
+			served_io_works(&f, q);
+		status = 0;
+		must(&f, vu_front_request(&f, VU_SET_STATUS, &status, 8, NULL, 0));
+		for (unsigned q = 0; q < 2; q++) {
+			must(&f, vu_front_stop_queue(&f, q, &base));
+			assert_int_equal(base, vu_ring_end(&f.ring[q]));
+		}
+		set = f.features | BIT(VU_F_PROTOCOL_FEATURES);
+		must(&f, vu_front_request(&f, VU_SET_FEATURES, &set, sizeof(set), NULL, 0));
+		for (unsigned q = 0; q < 2; q++)
+			must(&f, vu_front_start_queue(&f, q));
+		assert_int_equal(write_cache(&f), 0);
+	}
+	vu_front_close(&f);
+}
+
 /* ---- the back-end channel ---- */
 
 struct truncate_call {
@@ -548,6 +580,7 @@ int main(void)
 		TEST(regions_of_huge_pages_are_mapped_whole),
 		TEST(huge_pages_that_are_taken_back_break_one_device),
 		TEST(the_status_is_kept_and_zero_is_a_reset),
+		TEST(a_machine_that_is_stopped_goes_on_where_it_was),
 		TEST(the_guest_switches_the_write_cache),
 		TEST(a_new_length_is_announced),
 		TEST(a_paused_disk_answers_messages_and_takes_no_request),
