@@ -240,6 +240,13 @@ class ControlledBackend(VarveBackend):
         return answer["return"]
 
 
+class LentBackend(ControlledBackend):
+    """Has the image only while its machine runs: two of them serve one disk, one after the other."""
+
+    def argv(self):
+        return super().argv() + ["--hand-over"]
+
+
 class CopyOnReadBackend(VarveBackend):
     def argv(self):
         return super().argv() + ["--copy-on-read"]
@@ -491,9 +498,10 @@ class Qmp:
 
 
 class MigratedGuest(Guest):
-    """A guest that moves, while it is at work, to another QEMU whose disk another back end serves; and back, if need be.
+    """A guest that moves, while it is at work, to another QEMU whose disk another back end serves.
 
-    It moves when its console shows the line `first`, from self.disk to `to`. What it prints is taken from both.
+    It moves when its console shows the line `first`, from self.disk to `to`; before that it is stopped for a moment. What it
+    prints is taken from both.
     """
 
     def __init__(self, *args, to, first, **kw):
@@ -546,6 +554,8 @@ class MigratedGuest(Guest):
                 logs.append(log)
                 monitors.append(Qmp(qmp, deadline))
             self._wait_line(procs[0], logs[0], deadline)
+            monitors[0]("stop")
+            monitors[0]("cont")
             self._move(*monitors, os.path.join(self.to.folder, "migration"))
             monitors[0]("quit")
             procs[0].wait(max(1, deadline - time.monotonic()))
