@@ -154,10 +154,16 @@ static void reset_rings(struct session *s)
 	s->status = 0;
 }
 
+void session_set_writeback(struct session *s, bool writeback)
+{
+	s->writeback = writeback;
+	inflight_note_writethrough(&s->inflight, !writeback);
+}
+
 int session_reset_device(struct session *s)
 {
 	reset_rings(s);
-	s->writeback = true;
+	session_set_writeback(s, true);
 	return 0;
 }
 
@@ -454,7 +460,7 @@ static int set_config(struct session *s)
 	const uint8_t *field = writeback_field(s);
 
 	if (field && *field <= 1 && (c->flags == UMSG_CONFIG_MIGRATION || (c->flags == 0 && c->len == 1))) {
-		s->writeback = *field;
+		session_set_writeback(s, *field);
 		return 0;
 	}
 	if (c->flags == UMSG_CONFIG_MIGRATION && !field)
