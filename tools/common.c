@@ -304,8 +304,8 @@ const char *state_directory(const char *text)
 	return path;
 }
 
-struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
-			       struct varve_queue *home)
+struct varve_image *try_open_image(const char *name, const struct open_args *args, unsigned flags,
+				   struct varve_queue *home, struct varve_error *err)
 {
 	struct varve_open_options oo = {
 		.flags = flags,
@@ -316,13 +316,15 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 		.home = home,
 	};
 	struct varve_image *image = NULL;
-	struct varve_error err;
 	char *spec = NULL;
 
 	if (args->options) {
 		spec = open_spec(name, args);
-		if (!spec)
+		if (!spec) {
+			err->code = -EINVAL;
+			*err->message = 0; /* it was said */
 			return NULL;
+		}
 		oo.format = NULL; /* it is in there */
 	}
 	if (args->image_opts || spec)
@@ -331,11 +333,20 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 		oo.flags |= VARVE_OPEN_FORCE_SHARE;
 	if (args->copy_on_read)
 		oo.flags |= VARVE_OPEN_COPY_ON_READ;
-	if (varve_image_open(&image, spec ? spec : name, &oo, &err) < 0) {
-		complain("%s", err.message);
+	if (varve_image_open(&image, spec ? spec : name, &oo, err) < 0)
 		image = NULL;
-	}
 	free(spec);
+	return image;
+}
+
+struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
+			       struct varve_queue *home)
+{
+	struct varve_error err;
+	struct varve_image *image = try_open_image(name, args, flags, home, &err);
+
+	if (!image && *err.message)
+		complain("%s", err.message);
 	return image;
 }
 

@@ -98,6 +98,9 @@ char *open_spec(const char *name, const struct open_args *args);
 const char *state_directory(const char *text);
 
 /* NULL, after a message. flags: VARVE_OPEN_* beside what args says. */
+/* The same without the message, which is in *err. */
+struct varve_image *try_open_image(const char *name, const struct open_args *args, unsigned flags,
+				   struct varve_queue *home, struct varve_error *err);
 struct varve_image *open_image(const char *name, const struct open_args *args, unsigned flags,
 			       struct varve_queue *home);
 /* Closes; a message and 1 if acknowledged data may be lost. */

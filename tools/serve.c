@@ -107,14 +107,15 @@ static int print_qemu_args(const struct serve *s)
 	return finish_stdout();
 }
 
-static int start_disk(const struct serve *s, struct serve_disk *d)
+static int start_disk(struct serve *s, struct serve_disk *d)
 {
 	struct varve_error err;
 
 	if (start_queues(s, d))
 		return 1;
 	d->open.state_dir = s->state_dir;
-	d->image = open_image(d->file, &d->open, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0]);
+	d->image = d->hand_over ? serve_lent(s, d) :
+				  open_image(d->file, &d->open, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0]);
 	if (!d->image)
 		return 1;
 	d->export.writable = !d->read_only;
@@ -162,6 +163,7 @@ static int stop_disk(struct serve_disk *d)
 	for (unsigned i = 0; i < d->export.nr_queues; i++)
 		varve_queue_free(d->queues[i]);
 	free(d->name);
+	free(d->limits);
 	free(d->image_options);
 	return failed;
 }
@@ -174,6 +176,8 @@ static int stop(struct serve *s)
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
 		failed |= stop_disk(&s->disk[i]);
 	varve_queue_free(s->control);
+	if (s->wake_fd >= 0)
+		close(s->wake_fd);
 	pidfile_remove(&s->held);
 	return failed;
 }
@@ -183,7 +187,7 @@ static int serve_until(struct serve *s, const sigset_t *ends)
 {
 	int fd, sig;
 
-	if (!s->control_path) {
+	if (!s->control_path && s->wake_fd < 0) {
 		sigwait(ends, &sig);
 		return 0;
 	}
@@ -192,7 +196,7 @@ static int serve_until(struct serve *s, const sigset_t *ends)
 		complain("signalfd: %s", strerror(errno));
 		return 1;
 	}
-	serve_control_run(s->asked, fd);
+	serve_control_run(s, fd);
 	close(fd);
 	return 0;
 }
@@ -203,6 +207,7 @@ int serve_main(int argc, char **argv)
 	sigset_t ends;
 	int ret;
 
+	s.wake_fd = -1;
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
 		stop(&s); /* names */

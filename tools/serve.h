@@ -7,9 +7,12 @@
  *   serve_control.c  the control socket: connections, lines
  *   serve_command.c  what can be asked there
  *   serve_state.c    the state of a machine on its way into a snapshot
+ *   serve_hand_over.c  the image is held only while the machine runs
  */
 #ifndef VARVE_TOOLS_SERVE_H
 #define VARVE_TOOLS_SERVE_H
+
+#include <stdatomic.h>
 
 #include "common.h"
 #include "pidfile.h"
@@ -24,6 +27,7 @@ struct serve_disk {
 	const char *file;
 	char *name; /* on the control socket */
 	bool read_only;
+	bool hand_over;
 	const char *cpus; /* a list for each queue, parted by ':' */
 	unsigned poll_us;
 	bool poll_adaptive, poll_given;
@@ -37,7 +41,14 @@ struct serve_disk {
 	struct varve_stream *stream;
 	struct varve_export *exp;
 	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
-	bool paused;
+	bool paused;	/* by the control socket */
+	char *limits;	/* set there; NULL: those of the command line */
+
+	/* with hand_over */
+	_Atomic bool wanted; /* the front end wants its queues to run */
+	bool held;	     /* image is open for writing; else it is a stand-in */
+	bool told;	     /* that something is in the way */
+	int wake_fd;	     /* of struct serve */
 };
 
 struct serve {
@@ -51,6 +62,7 @@ struct serve {
 	struct varve_queue *control;
 	struct serve_control *asked;
 	struct pidfile held;
+	int wake_fd; /* readable when the main thread is to look at its disks; -1: it never is */
 };
 
 /* 0; 1: failed, told; -1: done (help, version). */
@@ -65,8 +77,16 @@ int serve_parse(int argc, char **argv, struct serve *s);
 int serve_state_start(struct serve_disk *d, const char *name, const char *path, struct varve_error *err);
 /* {"state": "saving" | "done" | "failed", "name": ..., "bytes": ..., "error": ...}; none yet: {"state": "none"} */
 json_t *serve_state_tell(struct serve_disk *d);
+bool serve_state_busy(const struct serve_disk *d);
 /* No snapshot if it has not ended. */
 void serve_state_stop(struct serve_disk *d);
+
+/* ---- --hand-over ---- */
+
+/* A stand-in for d's image, and what start_disk() needs to serve it. NULL, after a message. */
+struct varve_image *serve_lent(struct serve *s, struct serve_disk *d);
+/* Takes images that are wanted, gives away those that are not. Milliseconds until it wants to be called again; -1: no need. */
+int serve_hand_over(struct serve *s);
 
 /* ---- the control socket ---- */
 
@@ -74,8 +94,8 @@ struct serve_control;
 
 /* Listens on s->control_path. NULL, after a message. */
 struct serve_control *serve_control_new(struct serve *s);
-/* Answers whoever asks, until signal_fd is readable. */
-void serve_control_run(struct serve_control *c, int signal_fd);
+/* Answers whoever asks (nobody, if there is no s->asked) and hands images over, until signal_fd is readable. */
+void serve_control_run(struct serve *s, int signal_fd);
 /* Removes the socket. Takes NULL. */
 void serve_control_free(struct serve_control *c);
 

@@ -42,9 +42,10 @@ static json_t *cmd_disks(struct call *c)
 
 	for (unsigned i = 0; i < c->s->nr_disks; i++) {
 		const struct serve_disk *d = &c->s->disk[i];
-		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:i}", "format", varve_image_format(d->image), "length",
+		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", varve_image_format(d->image), "length",
 				      (json_int_t)varve_image_length(d->image), "read-only", d->read_only, "paused",
-				      d->paused, "queues", (int)d->export.nr_queues);
+				      d->paused, "held", !d->hand_over || d->held, "queues",
+				      (int)d->export.nr_queues);
 
 		/* Words of the command line, which may be no UTF-8. */
 		json_object_set_new(o, "disk", json_string(d->name));
@@ -137,6 +138,10 @@ static json_t *cmd_throttle(struct call *c)
 	if (limits && !json_is_string(limits))
 		return fail(c, "\"limits\" must be a string, as \"iops-total=500,bps-total=10M\"");
 	ret = limits ? varve_image_set_limits(c->d->image, json_string_value(limits), &err) : 0;
+	if (limits && ret == 0) {
+		free(c->d->limits);
+		c->d->limits = strdup(json_string_value(limits)); /* for the image when it is opened again */
+	}
 	if (ret == 0)
 		ret = varve_image_limits(c->d->image, &text, &err);
 	return parsed(c, ret, text, &err);

@@ -216,23 +216,27 @@ static void accept_one(struct serve_control *c)
 		close(fd);
 }
 
-void serve_control_run(struct serve_control *c, int signal_fd)
+void serve_control_run(struct serve *s, int signal_fd)
 {
-	struct pollfd p[CLIENTS_MAX + 2];
+	struct serve_control *c = s->asked;
+	static const struct client nobody = { .fd = -1 };
+	struct pollfd p[CLIENTS_MAX + 3];
 
 	for (;;) {
+		int timeout = serve_hand_over(s);
 		unsigned nr_clients = 0;
 
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
-			const struct client *cl = &c->client[i];
+			const struct client *cl = c ? &c->client[i] : &nobody;
 
 			nr_clients += cl->fd >= 0;
 			p[i] = (struct pollfd){ .fd = cl->fd, .events = cl->out ? POLLOUT : POLLIN };
 		}
 		/* Who finds no place waits in the backlog. */
-		p[CLIENTS_MAX] = (struct pollfd){ .fd = nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
+		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
 		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = signal_fd, .events = POLLIN };
-		if (poll(p, CLIENTS_MAX + 2, -1) < 0 && errno != EINTR) {
+		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
+		if (poll(p, CLIENTS_MAX + 3, timeout) < 0 && errno != EINTR) {
 			complain("poll: %s", strerror(errno));
 			return;
 		}

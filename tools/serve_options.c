@@ -37,6 +37,8 @@ static const char serve_help[] =
 	"      --control SOCKET     answer commands (one JSON object a line) on this unix socket, which is made\n"
 	"      --state-dir DIR      keep queued metadata in files of DIR (on a tmpfs; auto: /run/varve), where the next server\n"
 	"                           of a disk finds it if this one is killed: acknowledged writes are not lost then\n"
+	"      --hand-over          the image is open for writing only while the machine runs: another server of it may have it\n"
+	"                           when the machine is stopped, or has moved there (live migration)\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
 	"      --takeover           first let the process that holds the pidfile finish and end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
@@ -66,6 +68,7 @@ enum {
 	STREAM,
 	STREAM_RATE,
 	PREFETCH,
+	HAND_OVER,
 };
 
 static int parse_count(const char *option, const char *text, unsigned max, unsigned *ret)
@@ -135,6 +138,9 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->prefetch = d->stream_wanted = d->open.copy_on_read = true;
 		d->stream_options.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
 		return 0;
+	case HAND_OVER:
+		d->hand_over = true;
+		return 0;
 	case CPUS:
 		d->cpus = optarg;
 		return 0;
@@ -199,6 +205,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		{ "stream", optional_argument, NULL, STREAM },
 		{ "stream-rate", required_argument, NULL, STREAM_RATE },
 		{ "prefetch", no_argument, NULL, PREFETCH },
+		{ "hand-over", no_argument, NULL, HAND_OVER },
 		{ "verbose", no_argument, NULL, 'v' },
 		{ NULL, 0, NULL, 0 },
 	};
@@ -248,6 +255,8 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 	d->file = argv[optind];
 	if (d->prefetch && d->stream_given)
 		return complain_usage("--stream and --prefetch exclude each other");
+	if (d->hand_over && (d->read_only || d->stream_wanted))
+		return complain_usage("--hand-over is for disks that are written, without --stream and --prefetch");
 	if (!d->export.socket_path)
 		return complain_usage("%s: --vhost-user SOCKET is needed", d->file);
 	return 0;

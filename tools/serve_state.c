@@ -117,10 +117,13 @@ static void state_free(struct serve_state *st)
 	free(st);
 }
 
-static bool is_saving(struct serve_state *st)
+bool serve_state_busy(const struct serve_disk *d)
 {
+	struct serve_state *st = d->state;
 	bool saving;
 
+	if (!st)
+		return false;
 	pthread_mutex_lock(&st->lock);
 	saving = st->state == SAVING;
 	pthread_mutex_unlock(&st->lock);
@@ -153,7 +156,7 @@ int serve_state_start(struct serve_disk *d, const char *name, const char *path, 
 	struct serve_state *st;
 	int ret;
 
-	if (d->state && is_saving(d->state))
+	if (serve_state_busy(d))
 		return failed(err, -EBUSY, "another state is on its way");
 	serve_state_stop(d);
 	st = calloc(1, sizeof(*st));

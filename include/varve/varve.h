@@ -553,6 +553,15 @@ struct varve_vhost_user_blk_options {
 	const char *serial;	 /* at most 20 bytes; NULL: "varve" */
 	bool in_order;		 /* offer to complete the requests of a queue in order: slower, for drivers that want it */
 	bool own_sigbus;	 /* the program handles SIGBUS itself, see varve_handle_sigbus() */
+	bool fixed_cache;	 /* the guest cannot switch the write cache off: nobody carries that to where it moves */
+	bool paused;		 /* begins as after varve_export_pause(); see varve_export_set_image() */
+	/*
+	 * Called, by the control queue's thread, when the front end wants queues to run (it has set one up and started it) and
+	 * when it wants none any more (the machine is stopped, reset, or gone), also while the export is paused. Must return
+	 * soon and call nothing of the library. NULL: nobody wants to know.
+	 */
+	void (*demand)(void *user_data, bool wanted);
+	void *user_data;
 };
 
 /*
@@ -571,6 +580,15 @@ VARVE_API int varve_export_vhost_user_blk(struct varve_export **ret_export, stru
  */
 VARVE_API void varve_export_pause(struct varve_export *exp);
 VARVE_API void varve_export_resume(struct varve_export *exp);
+
+/*
+ * Another image takes the place of the one that a paused export serves; that one may then be closed. So an image can be held
+ * open for writing only while a machine runs, and be somebody else's at other times: during a live migration two servers serve
+ * it, one after the other. A paused export of a writable disk may have an image that is open read-only (then it need not be
+ * locked: VARVE_OPEN_FORCE_SHARE), for its length; with such an image varve_export_resume() does nothing. The image's home
+ * is one of the export's queues. If the length is another one, the front end is told. On failure the old image stays.
+ */
+VARVE_API int varve_export_set_image(struct varve_export *exp, struct varve_image *image, struct varve_error *err);
 
 /*
  * What the export has done, as one JSON object: for each virtqueue the requests of each kind, with their latencies.

@@ -20,6 +20,8 @@ struct varve_export {
 	struct vublk *vublk;
 	struct varve_image *image;
 	struct varve_queue *control;
+	bool writable;
+	bool paused; /* by whoever calls pause and resume, one at a time */
 	unsigned nr_queues;
 	struct varve_queue *queues[];
 };
@@ -58,7 +60,7 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 	ret = check_queues(image, control, queues, nr_queues, err);
 	if (ret < 0)
 		return ret;
-	if (opts->writable && !varve_image_writable(image))
+	if (opts->writable && !opts->paused && !varve_image_writable(image))
 		return varve_error_set(err, -EACCES, "export: %s is open read-only and cannot be served writable",
 				       node_name(image->top));
 	e = calloc(1, sizeof(*e) + nr_queues * sizeof(e->queues[0]));
@@ -66,6 +68,8 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 		return varve_error_errno(err, -ENOMEM, "export");
 	e->image = image;
 	e->control = control;
+	e->writable = opts->writable;
+	e->paused = opts->paused;
 	e->nr_queues = nr_queues;
 	for (unsigned i = 0; i < nr_queues; i++) {
 		e->queues[i] = queues[i];
@@ -88,11 +92,35 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 void varve_export_pause(struct varve_export *e)
 {
 	vublk_pause(e->vublk);
+	e->paused = true;
 }
 
 void varve_export_resume(struct varve_export *e)
 {
+	if (e->writable && !varve_image_writable(e->image))
+		return; /* a stand-in: what the guest writes would be refused */
 	vublk_resume(e->vublk);
+	e->paused = false;
+}
+
+int varve_export_set_image(struct varve_export *e, struct varve_image *image, struct varve_error *err)
+{
+	int ret;
+
+	if (!e->paused)
+		return varve_error_set(err, -EBUSY, "%s: the export must be paused before it gets another image",
+				       node_name(e->image->top));
+	if (image == e->image)
+		return 0;
+	ret = check_queues(image, e->control, e->queues, e->nr_queues, err);
+	if (ret == 0)
+		ret = vublk_set_node(e->vublk, image->top, err);
+	if (ret < 0)
+		return ret;
+	atomic_fetch_add(&image->users, 1);
+	atomic_fetch_sub(&e->image->users, 1);
+	e->image = image;
+	return 0;
 }
 
 bool varve_handle_sigbus(void *address)

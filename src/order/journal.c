@@ -254,6 +254,11 @@ const char *journal_header_fault(const void *map, size_t len)
 	return NULL;
 }
 
+bool journal_segment_used(const void *map, unsigned i)
+{
+	return atomic_load_explicit(&table_of(map)[i].first, memory_order_acquire) != 0;
+}
+
 struct replay {
 	const void *map;
 	const struct journal_header *h;

@@ -36,6 +36,7 @@
 #define JOURNAL_VERSION 1
 #define JOURNAL_SEGMENT_LEN KiB(256)
 #define JOURNAL_SEGMENTS 512
+#define JOURNAL_AT_FIRST 4 /* segments that have memory from the beginning: enough to go on with when there is no more */
 #define JOURNAL_FIRST KiB(16) /* where segments begin */
 #define JOURNAL_LEN (JOURNAL_FIRST + JOURNAL_SEGMENTS * JOURNAL_SEGMENT_LEN)
 #define JOURNAL_NAME_MAX 1024
@@ -112,6 +113,9 @@ static inline uint64_t journal_used(const struct journal *j)
 
 /* Text that follows "state file X: ", or NULL: header and owner's sum are right. */
 const char *journal_header_fault(const void *map, size_t len);
+
+/* Is there something in segment i? */
+bool journal_segment_used(const void *map, unsigned i);
 
 /*
  * Calls fn for every record that is not durable, in the order of the puts. A negative result of fn ends it. -EUCLEAN: the

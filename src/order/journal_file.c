@@ -165,6 +165,26 @@ static int check_owner(const struct journal_search *s)
 	return 0;
 }
 
+/*
+ * What is going to be read has memory: a hole in it (a copy that left zeroes out, damage) takes memory when it is touched, and
+ * on a file system that is full that is a SIGBUS.
+ */
+static int fill_holes(const struct journal_search *s, off_t at, off_t len)
+{
+	return fallocate(s->fd, 0, at, len) < 0 ? varve_error_errno(s->err, -errno, "state file %s", s->path) : 0;
+}
+
+static int fill_segments(const struct journal_search *s)
+{
+	int ret = 0;
+
+	for (unsigned i = 0; i < JOURNAL_SEGMENTS && ret == 0; i++) {
+		if (journal_segment_used(s->map, i))
+			ret = fill_holes(s, (off_t)(JOURNAL_FIRST + i * JOURNAL_SEGMENT_LEN), (off_t)JOURNAL_SEGMENT_LEN);
+	}
+	return ret;
+}
+
 static int look(struct journal_search *s, const struct stat *st)
 {
 	const char *fault;
@@ -172,8 +192,13 @@ static int look(struct journal_search *s, const struct stat *st)
 
 	if (!S_ISREG(st->st_mode) || st->st_uid != geteuid())
 		return refuse(s, "it is not a file of the user of this process");
+	if (st->st_mode & 022)
+		return refuse(s, "others may write to it");
 	if ((uint64_t)st->st_size != JOURNAL_LEN)
 		return refuse(s, journal_header_fault(NULL, (size_t)st->st_size));
+	ret = fill_holes(s, 0, (off_t)JOURNAL_FIRST);
+	if (ret < 0)
+		return ret;
 	s->map = mmap(NULL, JOURNAL_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
 	if (s->map == MAP_FAILED) {
 		s->map = NULL;
@@ -184,7 +209,7 @@ static int look(struct journal_search *s, const struct stat *st)
 		return refuse(s, fault);
 	ret = check_owner(s);
 	if (ret <= 0)
-		return ret;
+		return ret < 0 ? ret : fill_segments(s);
 	/* A power cut ends with a reboot: what was not flushed is void then, as with any disk. */
 	log_warning("state file %s is of an earlier boot and was removed", s->path);
 	journal_unmap(s->map, s->fd, s->path, true);
@@ -227,7 +252,7 @@ static int make(struct journal_search *s, const char *temporary, struct journal 
 	if (s->fd < 0)
 		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
 	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0 || ftruncate(s->fd, (off_t)JOURNAL_LEN) < 0 ||
-	    fallocate(s->fd, 0, 0, (off_t)(JOURNAL_FIRST + JOURNAL_SEGMENT_LEN)) < 0 ||
+	    fallocate(s->fd, 0, 0, (off_t)(JOURNAL_FIRST + JOURNAL_AT_FIRST * JOURNAL_SEGMENT_LEN)) < 0 ||
 	    getrandom(&key, sizeof(key), 0) != sizeof(key)) {
 		ret = varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
 		goto fail;
@@ -239,7 +264,8 @@ static int make(struct journal_search *s, const char *temporary, struct journal 
 		goto fail;
 	}
 	journal_format(j, s->map, key, &s->owner);
-	j->reserved[0] = j->nr_reserved = 1;
+	j->reserved[0] = (1u << JOURNAL_AT_FIRST) - 1;
+	j->nr_reserved = JOURNAL_AT_FIRST;
 	/* Not over one that another process has made meanwhile: it would go on with one that nobody finds. */
 	if (link(temporary, s->path) < 0) {
 		ret = varve_error_errno(s->err, -errno, "state file %s: cannot make it", s->path);

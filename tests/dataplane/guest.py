@@ -240,6 +240,13 @@ class ControlledBackend(VarveBackend):
         return answer["return"]
 
 
+class LentBackend(ControlledBackend):
+    """Has the image only while its machine runs: two of them serve one disk, one after the other."""
+
+    def argv(self):
+        return super().argv() + ["--hand-over"]
+
+
 class CopyOnReadBackend(VarveBackend):
     def argv(self):
         return super().argv() + ["--copy-on-read"]
@@ -440,6 +447,134 @@ class KilledGuest(Guest):
             reader.join()
             proc.wait()
         return bytes(output)
+
+
+class Qmp:
+    """A machine's monitor; events that come before they are waited for are kept."""
+
+    def __init__(self, path, deadline):
+        self.socket, self.events = socket.socket(socket.AF_UNIX), []
+        while True:
+            try:
+                self.socket.connect(path)
+                break
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > deadline:
+                    raise GuestError(f"QEMU does not listen on {path}")
+                time.sleep(0.01)  # the only sign is the socket itself
+        self.socket.settimeout(max(1, deadline - time.monotonic()))
+        self.lines = self.socket.makefile("rb")
+        self.lines.readline()  # greeting
+        self("qmp_capabilities")
+
+    def _next(self):
+        line = self.lines.readline()
+        if not line:
+            raise GuestError("QEMU closed its monitor")
+        return json.loads(line)
+
+    def __call__(self, command, **args):
+        self.socket.sendall(json.dumps({"execute": command, "arguments": args}).encode() + b"\n")
+        while True:
+            answer = self._next()
+            if "event" in answer:
+                self.events.append(answer)
+            elif "error" in answer:
+                raise GuestError(f"QMP: {command}: {answer['error']['desc']}")
+            else:
+                return answer["return"]
+
+    def wait(self, event, *of):
+        """Until such an event with one of these states comes; the state."""
+        while True:
+            for e in self.events:
+                if e["event"] == event and e.get("data", {}).get("status") in of:
+                    return e["data"]["status"]
+            self.events.append(self._next())
+
+    def close(self):
+        self.lines.close()
+        self.socket.close()
+
+
+class MigratedGuest(Guest):
+    """A guest that moves, while it is at work, to another QEMU whose disk another back end serves.
+
+    It moves when its console shows the line `first`, from self.disk to `to`; before that it is stopped for a moment. What it
+    prints is taken from both.
+    """
+
+    def __init__(self, *args, to, first, **kw):
+        super().__init__(*args, **kw)
+        self.to, self.first = to, first
+        self.facts = {}
+
+    def _machine(self, initrd, name, disk, *more):
+        old, self.disk = self.disk, disk
+        argv = self.argv(initrd)
+        self.disk = old
+        log = open(os.path.join(self.folder, f"console.{name}"), "w+b")
+        qmp = os.path.join(disk.folder, "qmp")
+        proc = _spawn([*argv, "-qmp", f"unix:{qmp},server=on,wait=off", *more], stdout=log, stderr=subprocess.STDOUT)
+        return proc, log, qmp
+
+    @staticmethod
+    def _read(log):
+        log.seek(0)
+        return log.read()
+
+    def _wait_line(self, proc, log, deadline):
+        while self.first.encode() not in self._read(log):
+            if proc.poll() is not None or time.monotonic() > deadline:
+                raise GuestError(f"the guest never came to '{self.first}':\n{self._read(log).decode(errors='replace')}")
+            time.sleep(0.05)  # a file has no way to tell
+
+    def _move(self, source, target, path):
+        """Migrates; True when the machine runs at the target."""
+        for q in (source, target):
+            q("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
+        source("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 2000})
+        target("migrate-incoming", uri=f"unix:{path}")
+        source("migrate", uri=f"unix:{path}")
+        status = source.wait("MIGRATION", "completed", "failed")
+        self.facts = source("query-migrate")
+        if status == "failed":
+            raise GuestError(f"migration failed: {self.facts}")
+        target.wait("MIGRATION", "completed")
+
+    def run(self, timeout=BOOT_TIMEOUT):
+        initrd = self._initrd()
+        start = time.monotonic()
+        deadline = start + timeout
+        procs, logs, monitors = [], [], []
+        try:
+            for name, disk, more in (("source", self.disk, ()), ("target", self.to, ("-incoming", "defer"))):
+                proc, log, qmp = self._machine(initrd, name, disk, *more)
+                procs.append(proc)
+                logs.append(log)
+                monitors.append(Qmp(qmp, deadline))
+            self._wait_line(procs[0], logs[0], deadline)
+            monitors[0]("stop")
+            monitors[0]("cont")
+            self._move(*monitors, os.path.join(self.to.folder, "migration"))
+            monitors[0]("quit")
+            procs[0].wait(max(1, deadline - time.monotonic()))
+            procs[1].wait(max(1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            logs[-1].write(b"\n(QEMU killed: out of time)\n")
+        finally:
+            for proc in procs:
+                if proc.poll() is None:
+                    proc.kill()
+                proc.wait()
+            for m in monitors:
+                m.close()
+            out = b"".join(self._read(log) for log in logs)
+            for log in logs:
+                log.close()
+            os.unlink(initrd)
+        console = re.sub(r"\x1b(\[[?0-9;]*[A-Za-z]|c)|\r", "", out.decode(errors="replace"))
+        return Outcome(console, procs[1].returncode, time.monotonic() - start)
 
 
 def qemu_check(disk):

@@ -21,7 +21,7 @@ import sys
 import pytest
 
 from guest import (BOOT_TIMEOUT, DATA_LEN, ControlledBackend, CopyOnReadBackend, Guest, GuestError, Job, Kernel, KilledBackend,
-                   KilledGuest, PlainDisk, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
+                   KilledGuest, LentBackend, MigratedGuest, PlainDisk, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from webserver import Nginx  # noqa: E402
@@ -330,3 +330,33 @@ def test_a_back_end_that_is_killed_loses_nothing(kernel, seed, tmp_path, fmt):
     run("qemu-img", "convert", "-f", fmt, "-O", "raw", disk, raw)
     assert differing_sectors(model, discarded, raw) == []
     assert sha256_file(raw) == outcome.facts["sha256"]
+
+
+@pytest.mark.skipif(TOOL != "varve", reason="others do not hand the image over")
+def test_a_guest_moves_to_another_machine_while_it_writes(kernel, seed, tmp_path):
+    """Live migration between two QEMUs, each with a server of its own for the one image, in the middle of verified writes."""
+    disk, raw = str(tmp_path / "disk"), str(tmp_path / "disk.raw")
+    disk_len = 64 * MIB
+    job = Job("rw", seed)
+    model, discarded = bytearray(disk_len), bytearray(disk_len // 512)
+    job.ops = tuple(writer_ops(job.rng, who, disk_len, 120) for who in (0, 1))
+    for ops in job.ops:
+        apply_ops(model, discarded, ops, job.data)
+    create(disk, size=disk_len)
+    with LentBackend(disk, "qcow2", 2) as source, LentBackend(disk, "qcow2", 2) as target:
+        guest = MigratedGuest(kernel, job, source, tmp_path, cpus=2, packed=os.environ.get("VARVE_RING") == "packed", to=target,
+                              first="guest: two writers")
+        outcome = guest.run()
+        print(f"{outcome.verdict} in {outcome.seconds:.1f} s, downtime {guest.facts.get('downtime')} ms, "
+              f"{guest.facts.get('ram', {}).get('dirty-sync-count')} rounds, {outcome.facts}")
+        done = [b.ask("stats")["export"]["queues"] for b in (source, target)]
+        ended = [b.stop() for b in (source, target)]
+    outcome.require_pass()
+    writes = [sum(q["write"]["requests"] for q in queues) for queues in done]
+    assert all(writes), f"the guest has moved before, or after, it wrote: {writes}"
+    assert sum(q[kind]["errors"] for queues in done for q in queues for kind in ("read", "write", "flush")) == 0
+    for status, printed in ended:
+        assert status == 0 and "guest" not in printed.replace("the guest waits", "").replace("the guest goes on", ""), printed
+    require_whole(disk, raw)
+    assert differing_sectors(model, discarded, raw) == []
+    assert sha256_file(raw) == outcome.facts["sha256"], "the guest read something else than the image holds"

@@ -18,6 +18,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../lib/hugepages.h"
 #include "served.h"
 
 #define BIT(n) (UINT64_C(1) << (n))
@@ -181,31 +182,98 @@ static void there_are_509_slots_and_no_more(void **state)
 	close(fd);
 }
 
-static void regions_of_huge_pages_are_mapped_whole(void **state)
+static int make_huge(off_t len)
 {
 	int fd = memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB);
+
+	assert_true(fd >= 0 && ftruncate(fd, len) == 0);
+	return fd;
+}
+
+/* The region begins and ends inside a huge page; more is mapped than it has, which shows nowhere. */
+static void regions_of_huge_pages_are_mapped_whole(void **state)
+{
 	struct vu_region_msg m = spare(0);
 	struct vu_front f;
-	void *p;
+	int fd;
 
 	(void)state;
-	m.len = MiB(2);
-	p = fd >= 0 && ftruncate(fd, MiB(4)) == 0
-		    ? mmap(NULL, MiB(4), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
-		    : MAP_FAILED;
-	if (p == MAP_FAILED) { /* the machine has no huge pages to give */
-		if (fd >= 0)
-			close(fd);
+	if (!hugepages_take(2))
 		skip();
-	}
+	fd = make_huge(MiB(4));
+	m.len = MiB(2);
+	m.mmap_off = MiB(2) - 4096;
 	connect_with(&f, 1, VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS);
-	m.mmap_off = MiB(2) - 4096; /* begins and ends inside a huge page */
 	must(&f, vu_front_add_region(&f, &m, fd));
+	served_io_works(&f, 0);
 	must(&f, vu_front_remove_region(&f, &m));
 	served_io_works(&f, 0);
 	vu_front_close(&f);
-	munmap(p, MiB(4));
 	close(fd);
+	hugepages_give_back(2);
+}
+
+/* A request by hand: writes, or reads, len bytes of the disk from, or to, the guest's memory at guest_addr. */
+static void offer_raw(struct vu_front *f, uint32_t type, uint64_t guest_addr, uint32_t len)
+{
+	struct vu_ring *r = &f->ring[0];
+	uint8_t *at = f->mem.base + f->mem.len / 2;
+	uint64_t guest = vu_mem_guest(&f->mem, at);
+	const uint32_t head[4] = { htole32(type) };
+
+	memcpy(at, head, sizeof(head));
+	at[16] = 0xff;
+	if (served_packed()) {
+		uint16_t lap = vu_raw_packed_lap(r), in = type ? 0 : VRING_DESC_F_WRITE;
+
+		vu_raw_packed_desc(r, 2, guest + 16, 1, 7, (uint16_t)(lap | VRING_DESC_F_WRITE));
+		vu_raw_packed_desc(r, 1, guest_addr, len, 7, (uint16_t)(lap | VRING_DESC_F_NEXT | in));
+		vu_raw_packed_desc(r, 0, guest, 16, 7, (uint16_t)(lap | VRING_DESC_F_NEXT));
+	} else {
+		vu_raw_desc(r, 0, guest, 16, VRING_DESC_F_NEXT, 1);
+		vu_raw_desc(r, 1, guest_addr, len,
+			    (uint16_t)(VRING_DESC_F_NEXT | (type ? 0 : VRING_DESC_F_WRITE)), 2);
+		vu_raw_desc(r, 2, guest + 16, 1, VRING_DESC_F_WRITE, 0);
+		vu_raw_offer(r, 0);
+	}
+	assert_int_equal(vu_raw_kick(r), 0);
+}
+
+/*
+ * Pages of hugetlbfs come from a pool: what the front end takes back, or what the pool does not have, is SIGBUS. The
+ * fault is repaired for the whole huge page; the device is broken, the other one goes on.
+ */
+static void huge_pages_that_are_taken_back_break_one_device(void **state)
+{
+	struct vu_region_msg m = spare(0);
+	struct vu_front f, other;
+	int fd;
+
+	(void)state;
+	if (!hugepages_take(2))
+		skip();
+	served_connect(&other, 1, 1);
+	for (uint32_t type = 0; type < 2; type++) {
+		fd = make_huge(MiB(4));
+		m.len = MiB(4);
+		connect_with(&f, 1, VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS);
+		must(&f, vu_front_add_region(&f, &m, fd));
+		served_shut(0);
+		offer_raw(&f, type, m.guest_addr + MiB(2) - 4096, 8192); /* across two huge pages */
+		served_wait_held(0, 1);
+		assert_int_equal(ftruncate(fd, MiB(2)), 0);
+		served_open(0);
+		assert_int_equal(vu_raw_wait_broken(&f, 0, SERVED_MS), VU_RAW_ERR_SIGNALLED);
+		served_io_works(&other, 0);
+		vu_front_close(&f);
+		close(fd);
+	}
+	assert_int_equal(served_logged("has cut off memory"), 2);
+	connect_with(&f, 1, VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS);
+	served_io_works(&f, 0);
+	vu_front_close(&f);
+	vu_front_close(&other);
+	hugepages_give_back(2);
 }
 
 /* ---- device status ---- */
@@ -288,6 +356,38 @@ static void the_guest_switches_the_write_cache(void **state)
 	must_be_refused(&f, vu_front_set_config(&f, WCE, &(uint8_t){ 0 }, 1, 0),
 			"when CONFIG_WCE is negotiated");
 	assert_int_equal(write_cache(&f), 1);
+	vu_front_close(&f);
+}
+
+/*
+ * QEMU before 8.0 stops a device, because its machine is stopped or moves elsewhere, by status 0 and asks only then where each
+ * ring was: the next one goes on there. The guest has noticed nothing, so what it chose stays, too.
+ */
+static void a_machine_that_is_stopped_goes_on_where_it_was(void **state)
+{
+	struct vu_front f;
+	uint64_t status = 0, set;
+
+	(void)state;
+	connect_with(&f, 2, VU_PROTOCOL_F_STATUS);
+	must(&f, vu_front_set_config(&f, WCE, &(uint8_t){ 0 }, 1, 0));
+	for (unsigned i = 0; i < 3; i++) {
+		uint32_t base;
+
+		for (unsigned q = 0; q < 2; q++)
+			served_io_works(&f, q);
+		status = 0;
+		must(&f, vu_front_request(&f, VU_SET_STATUS, &status, 8, NULL, 0));
+		for (unsigned q = 0; q < 2; q++) {
+			must(&f, vu_front_stop_queue(&f, q, &base));
+			assert_int_equal(base, vu_ring_end(&f.ring[q]));
+		}
+		set = f.features | BIT(VU_F_PROTOCOL_FEATURES);
+		must(&f, vu_front_request(&f, VU_SET_FEATURES, &set, sizeof(set), NULL, 0));
+		for (unsigned q = 0; q < 2; q++)
+			must(&f, vu_front_start_queue(&f, q));
+		assert_int_equal(write_cache(&f), 0);
+	}
 	vu_front_close(&f);
 }
 
@@ -478,7 +578,9 @@ int main(void)
 		TEST(what_no_region_can_be_is_refused),
 		TEST(there_are_509_slots_and_no_more),
 		TEST(regions_of_huge_pages_are_mapped_whole),
+		TEST(huge_pages_that_are_taken_back_break_one_device),
 		TEST(the_status_is_kept_and_zero_is_a_reset),
+		TEST(a_machine_that_is_stopped_goes_on_where_it_was),
 		TEST(the_guest_switches_the_write_cache),
 		TEST(a_new_length_is_announced),
 		TEST(a_paused_disk_answers_messages_and_takes_no_request),

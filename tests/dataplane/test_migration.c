@@ -404,6 +404,50 @@ static void the_area_of_requests_in_flight_goes_and_comes(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, served_setup, served_teardown)
 
+/*
+ * A guest that has switched its write cache off takes what completes for stable. The server dies, the next one is given the area
+ * of requests in flight, and nothing else: it goes on writing through.
+ */
+static void the_guest_s_choice_of_the_cache_is_kept_beside_its_requests(void **state)
+{
+	struct vu_front_opts o = served_front_opts(0, 1);
+	struct vu_front f;
+
+	(void)state;
+	o.protocol_features |= BIT(VU_PROTOCOL_F_INFLIGHT_SHMFD);
+	must(&f, vu_front_open(&f, &o));
+	for (unsigned i = 0; i < 4; i++) {
+		uint8_t wce = i % 2;
+
+		must(&f, vu_front_set_config(&f, 32, &wce, 1, 0));
+		served_io_works(&f, 0);
+		vu_front_disconnect(&f);
+		if (i == 2) { /* a server that really ends */
+			struct varve_error err;
+
+			served_stop(0);
+			assert_int_equal(served_start(0, &err), 0);
+		}
+		must(&f, vu_front_connect(&f));
+		must(&f, vu_front_negotiate(&f));
+		must(&f, vu_front_share_memory(&f));
+		assert_int_equal(write_cache(&f), 1);
+		must(&f, vu_front_share_inflight(&f));
+		assert_int_equal(write_cache(&f), wce);
+		must(&f, vu_front_start_queue(&f, 0));
+		served_io_works(&f, 0);
+	}
+	/* What was chosen before there was an area is noted when it comes. */
+	must(&f, vu_front_set_config(&f, 32, &(uint8_t){ 0 }, 1, 0));
+	must(&f, vu_front_share_inflight(&f));
+	assert_int_equal(write_cache(&f), 0);
+	vu_front_close(&f);
+	/* Nothing of it concerns the next machine. */
+	served_connect(&f, 0, 1);
+	assert_int_equal(write_cache(&f), 1);
+	vu_front_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -413,6 +457,7 @@ int main(void)
 		TEST(a_log_that_has_become_too_short_is_noticed),
 		TEST(the_state_goes_from_one_device_to_another),
 		TEST(the_area_of_requests_in_flight_goes_and_comes),
+		TEST(the_guest_s_choice_of_the_cache_is_kept_beside_its_requests),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

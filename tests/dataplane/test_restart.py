@@ -187,6 +187,66 @@ def test_a_new_server_takes_over_under_load(tmp_path):
     require_sound(disk, "qcow2")
 
 
+@pytest.fixture
+def small_tmpfs(tmp_path):
+    """Gives a function that mounts one of so many KiB; unmounts them."""
+    mounted = []
+
+    def mount(kib):
+        folder = tmp_path / f"tmpfs{len(mounted)}"
+        folder.mkdir(mode=0o700)
+        if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k,mode=700", "tmpfs", folder]).returncode:
+            pytest.skip("a tmpfs cannot be mounted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def fill(file):
+    with open(file, "wb", buffering=0) as junk, pytest.raises(OSError):
+        while junk.write(bytes(4096)):
+            pass
+
+
+def test_a_full_state_directory_loses_nothing_and_ends_nobody(tmp_path, small_tmpfs):
+    """Memory that a journal stores into must be there: else a full tmpfs is a SIGBUS in the middle of a write."""
+    disk, state = make_disk(tmp_path, "qcow2"), small_tmpfs(1048)  # as much as it takes at first, and no more
+    with Process(tmp_path, "serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--num-queues", 2,
+                 "--state-dir", state) as server, \
+            Load(tmp_path / "s.sock", 3, "--rw", "randwrite", "--queues", 2, "--depth", 32) as load:
+        for _ in range(3):
+            time.sleep(0.4)
+            server.kill()
+            server.start()
+        fill(state / "junk")
+        load.end()
+        server.stop()
+    require_sound(disk, "qcow2")
+    # One that is full from the beginning is an error in words.
+    fill(state / "more junk")
+    refused = varve("serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--state-dir", state, code=1)
+    assert "No space left" in refused.stderr
+    # So is one that is full, and holds a file with holes in the place of a state file.
+    for junk in state.iterdir():
+        junk.unlink()
+    with Process(tmp_path, "serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--state-dir", state) as server:
+        server.kill()
+        left, = state.glob("*.journal")
+        length = left.stat().st_size
+        with open(left, "rb") as f:
+            header = f.read(16384)
+        for keep in (0, len(header)):
+            left.write_bytes(header[:keep])
+            os.truncate(left, length)
+            fill(state / "most junk")
+            refused = varve("serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--state-dir", state, code=1)
+            assert "No space left" in refused.stderr and "state file" in refused.stderr
+            (state / "most junk").unlink()
+
+
 def daemon_argv(folder, *more):
     return ["daemon",
             "--blockdev", "driver=file,node-name=f0,filename=disk", "--blockdev", "driver=qcow2,node-name=d0,file=f0,discard=unmap",

@@ -61,6 +61,7 @@ struct blk_disk {
 	struct node *top;
 	bool writable;
 	bool in_order; /* VIRTIO_F_IN_ORDER is offered */
+	bool fixed_cache; /* CONFIG_WCE is not */
 	uint8_t id[BLK_ID_LEN]; /* NUL-padded */
 };
 

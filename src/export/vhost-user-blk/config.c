@@ -53,7 +53,7 @@ uint64_t blk_features(const struct blk_disk *disk)
 			    BIT(UMSG_F_PROTOCOL_FEATURES) | BIT(UMSG_F_LOG_ALL);
 
 	if (disk->writable)
-		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES) | BIT(BLK_F_CONFIG_WCE);
+		features |= BIT(BLK_F_DISCARD) | BIT(BLK_F_WRITE_ZEROES) | (disk->fixed_cache ? 0 : BIT(BLK_F_CONFIG_WCE));
 	else
 		features |= BIT(BLK_F_RO);
 	if (disk->in_order)

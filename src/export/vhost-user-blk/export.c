@@ -38,7 +38,7 @@ struct vublk {
 	struct queue *control;
 	unsigned nr_queues;
 	struct queue **queues;
-	bool *attached;
+	bool attached;
 	dev_t dev; /* of the socket's file, to know it again */
 	ino_t ino;
 
@@ -50,6 +50,8 @@ struct vublk {
 	uint64_t nr_sessions;
 	struct waitlist stopped, turned;
 	struct session session;
+	void (*demand)(void *user_data, bool wanted); /* of the options */
+	void *user_data;
 
 	/* the disk's home queue tells, control hears */
 	struct len_watch len_watch;
@@ -113,6 +115,14 @@ static void session_closed(struct session *s)
 static void session_turned(struct session *s)
 {
 	waitlist_wake_all(&container_of(s, struct vublk, session)->turned);
+}
+
+static void session_demanded(struct session *s)
+{
+	struct vublk *v = container_of(s, struct vublk, session);
+
+	if (v->demand)
+		v->demand(v->user_data, s->demand);
 }
 
 /* ---- the socket ---- */
@@ -202,6 +212,7 @@ static void remove_socket(struct vublk *v)
 
 struct attach_call {
 	struct vublk *v;
+	struct node *top;
 	unsigned i;
 	struct varve_error *err;
 };
@@ -209,40 +220,40 @@ struct attach_call {
 static int attach_one(struct fiber *f, void *arg)
 {
 	struct attach_call *a = arg;
-	struct vublk *v = a->v;
 
 	(void)f;
-	return node_attach(v->disk.top, v->queues[a->i], a->err);
+	return node_attach(a->top, a->v->queues[a->i], a->err);
 }
 
 static int detach_one(struct fiber *f, void *arg)
 {
 	struct attach_call *a = arg;
 
-	node_detach(f, a->v->disk.top, a->v->queues[a->i]);
+	node_detach(f, a->top, a->v->queues[a->i]);
 	return 0;
 }
 
-static void detach_queues(struct vublk *v)
+/* The first nr queues. */
+static void detach_queues(struct vublk *v, struct node *top, unsigned nr)
 {
-	for (unsigned i = 0; i < v->nr_queues; i++) {
-		struct attach_call a = { v, i, NULL };
+	for (unsigned i = 0; i < nr; i++) {
+		struct attach_call a = { v, top, i, NULL };
 
-		if (v->attached[i])
-			fiber_call(v->disk.top->home, detach_one, &a);
-		v->attached[i] = false;
+		fiber_call(top->home, detach_one, &a);
 	}
 }
 
-static int attach_queues(struct vublk *v, struct varve_error *err)
+/* All, or none. */
+static int attach_queues(struct vublk *v, struct node *top, struct varve_error *err)
 {
 	for (unsigned i = 0; i < v->nr_queues; i++) {
-		struct attach_call a = { v, i, err };
+		struct attach_call a = { v, top, i, err };
 		int ret = fiber_call(v->queues[i], attach_one, &a);
 
-		if (ret < 0)
+		if (ret < 0) {
+			detach_queues(v, top, i);
 			return ret;
-		v->attached[i] = true;
+		}
 	}
 	return 0;
 }
@@ -262,7 +273,7 @@ static int check_options(const struct node *top, const struct varve_vhost_user_b
 	if (o->serial && strlen(o->serial) > BLK_ID_LEN)
 		return varve_error_set(err, -EINVAL, "%s: the serial \"%s\" has more than %d bytes",
 				       o->socket_path, o->serial, BLK_ID_LEN);
-	if (o->writable && !(top->flags & NODE_WRITABLE))
+	if (o->writable && !o->paused && !(top->flags & NODE_WRITABLE))
 		return varve_error_set(err, -EACCES, "%s: %s is open read-only and cannot be served writable",
 				       o->socket_path, node_name(top));
 	return 0;
@@ -363,6 +374,42 @@ void vublk_resume(struct vublk *v)
 	fiber_call(v->control, resume_session, v);
 }
 
+/* ---- another image ---- */
+
+struct swap_call {
+	struct vublk *v;
+	struct node *top;
+};
+
+static int swap_node(struct fiber *f, void *arg)
+{
+	struct swap_call *c = arg;
+	struct vublk *v = c->v;
+	uint64_t len = node_len(v->disk.top);
+
+	(void)f;
+	assert(v->session.paused && session_is_quiet(&v->session));
+	v->disk.top = c->top;
+	if (node_len(c->top) != len)
+		session_config_changed(&v->session);
+	return 0;
+}
+
+int vublk_set_node(struct vublk *v, struct node *top, struct varve_error *err)
+{
+	struct node *old = v->disk.top;
+	struct swap_call c = { v, top };
+	int ret = attach_queues(v, top, err);
+
+	if (ret < 0)
+		return ret;
+	fiber_call(old->home, unwatch_len, v);
+	fiber_call(v->control, swap_node, &c);
+	fiber_call(top->home, watch_len, v);
+	detach_queues(v, old, v->nr_queues);
+	return 0;
+}
+
 struct stats_call {
 	struct vublk *v;
 	struct vublk_stats *st;
@@ -411,7 +458,6 @@ static void vublk_free(struct vublk *v)
 {
 	session_free(&v->session);
 	free(v->queues);
-	free(v->attached);
 	free(v->path);
 	free(v->name);
 	free(v);
@@ -429,8 +475,7 @@ static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_b
 	if (asprintf(&v->name, "vhost-user-blk: %s", o->socket_path) < 0)
 		v->name = NULL;
 	v->queues = calloc(nr_queues, sizeof(*v->queues));
-	v->attached = calloc(nr_queues, sizeof(*v->attached));
-	if (!v->path || !v->name || !v->queues || !v->attached) {
+	if (!v->path || !v->name || !v->queues) {
 		vublk_free(v);
 		return NULL;
 	}
@@ -438,9 +483,12 @@ static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_b
 	v->disk.top = top;
 	v->disk.writable = o->writable;
 	v->disk.in_order = o->in_order;
+	v->disk.fixed_cache = o->fixed_cache;
 	memcpy(v->disk.id, o->serial ? o->serial : "varve", strlen(o->serial ? o->serial : "varve"));
 	v->listener.fd = -1;
 	v->retry.fire = retry_fired;
+	v->demand = o->demand;
+	v->user_data = o->user_data;
 	for (unsigned i = 0; i < nr_queues; i++)
 		v->queues[v->nr_queues++] = queues[i];
 	return v;
@@ -466,9 +514,12 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 			   session_turned, err);
 	if (ret < 0)
 		goto fail;
-	ret = attach_queues(v, err);
+	v->session.demanded = session_demanded;
+	v->session.paused = opts->paused;
+	ret = attach_queues(v, top, err);
 	if (ret < 0)
 		goto fail;
+	v->attached = true;
 	ret = make_socket(v, err);
 	if (ret < 0)
 		goto fail;
@@ -483,7 +534,8 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 fail:
 	fiber_call(top->home, unwatch_len, v);
 	remove_socket(v);
-	detach_queues(v);
+	if (v->attached)
+		detach_queues(v, top, v->nr_queues);
 	vublk_free(v);
 	return ret;
 }
@@ -498,6 +550,6 @@ void vublk_stop(struct vublk *v)
 	fiber_call(top->home, unwatch_len, v);
 	fiber_call(v->control, stop_everything, v); /* behind a message of the watch, if one is under way */
 	remove_socket(v);
-	detach_queues(v);
+	detach_queues(v, top, v->nr_queues);
 	vublk_free(v);
 }

@@ -43,6 +43,12 @@ struct vublk_stats {
 /* Any thread that runs none of the queues. The caller frees it; NULL: no memory. */
 struct vublk_stats *vublk_get_stats(struct vublk *v);
 
+/*
+ * Another image takes the place of the one that is served; the export is paused. What the front end sees of the disk is the new
+ * one's, of which it is told if the length is another. On failure the old one stays. As vublk_pause().
+ */
+int vublk_set_node(struct vublk *v, struct node *top, struct varve_error *err);
+
 /* No new requests; waits for those in flight; removes the socket; detaches the queues. Does not flush. */
 void vublk_stop(struct vublk *v);
 

@@ -11,8 +11,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/magic.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/math.h"
@@ -34,6 +37,14 @@ static uint64_t region_len(unsigned queue_size)
 			REGION_ALIGN);
 }
 
+static const uint8_t note_magic[8] = "varvenot";
+
+/* Of the regions; the note is behind them. */
+static uint64_t regions_len(unsigned nr_queues, unsigned queue_size)
+{
+	return nr_queues * region_len(queue_size);
+}
+
 static int check_shape(unsigned nr_queues, unsigned queue_size, struct varve_error *err)
 {
 	if (!nr_queues || nr_queues > QUEUES_MAX)
@@ -49,18 +60,21 @@ static int check_shape(unsigned nr_queues, unsigned queue_size, struct varve_err
 int inflight_create(unsigned nr_queues, unsigned queue_size, int *ret_fd, uint64_t *ret_mmap_size,
 		    struct varve_error *err)
 {
-	uint64_t len;
+	struct inflight_note note = { .writethrough = 0 };
+	uint64_t at, len;
 	int fd, ret;
 
 	ret = check_shape(nr_queues, queue_size, err);
 	if (ret < 0)
 		return ret;
-	len = nr_queues * region_len(queue_size);
+	at = regions_len(nr_queues, queue_size);
+	len = at + REGION_ALIGN;
+	memcpy(note.magic, note_magic, sizeof(note.magic));
 	fd = memfd_create("varve-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)
 		return varve_error_errno(err, -errno, "in-flight area");
-	/* Zeroes: every region is fresh. Nobody may take away from under us what is there now. */
-	if (ftruncate(fd, (off_t)len) < 0 ||
+	/* Zeroes, but for the note: every region is fresh. Nobody may take away from under us what is there now. */
+	if (ftruncate(fd, (off_t)len) < 0 || pwrite(fd, &note, sizeof(note), (off_t)at) != sizeof(note) ||
 	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
 		ret = varve_error_errno(err, -errno, "in-flight area of %" PRIu64 " bytes", len);
 		close(fd);
@@ -74,6 +88,7 @@ int inflight_create(unsigned nr_queues, unsigned queue_size, int *ret_fd, uint64
 static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varve_error *err)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
+	struct statfs fs;
 	struct stat st;
 	uint64_t end;
 
@@ -82,6 +97,10 @@ static int check_file(int fd, uint64_t mmap_size, uint64_t mmap_off, struct varv
 			err, -EINVAL,
 			"the in-flight area is not a memfd that is sealed against shrinking, as "
 			"GET_INFLIGHT_FD makes them");
+	/* Huge pages come from a pool: a seal does not keep one there that was given back, and never was one for each. */
+	if (fstatfs(fd, &fs) < 0 || fs.f_type == HUGETLBFS_MAGIC)
+		return varve_error_set(err, -EINVAL,
+				       "the in-flight area is in huge pages, of which there may be too few when one is touched");
 	if (fstat(fd, &st) < 0)
 		return varve_error_errno(err, -errno, "in-flight area: fstat");
 	if (u64_add(mmap_off, mmap_size, &end) || end > (uint64_t)st.st_size)
@@ -96,6 +115,8 @@ int inflight_map(struct inflight *a, int fd, uint64_t mmap_size, uint64_t mmap_o
 		 unsigned queue_size, struct varve_error *err)
 {
 	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE), start, need;
+	struct inflight_note *note;
+	bool has_note;
 	void *map;
 	int ret;
 
@@ -104,7 +125,8 @@ int inflight_map(struct inflight *a, int fd, uint64_t mmap_size, uint64_t mmap_o
 		ret = check_file(fd, mmap_size, mmap_off, err);
 	if (ret < 0)
 		return ret;
-	need = nr_queues * region_len(queue_size);
+	need = regions_len(nr_queues, queue_size);
+	has_note = mmap_size >= need + sizeof(*note);
 	if (mmap_size < need)
 		return varve_error_set(err, -EINVAL,
 				       "the in-flight area has %" PRIu64
@@ -115,12 +137,15 @@ int inflight_map(struct inflight *a, int fd, uint64_t mmap_size, uint64_t mmap_o
 				       "the in-flight area begins at offset 0x%" PRIx64 ", no multiple of 8",
 				       mmap_off);
 	start = align_down(mmap_off, page);
+	need += has_note ? sizeof(*note) : 0;
 	map = mmap(NULL, mmap_off - start + need, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)start);
 	if (map == MAP_FAILED)
 		return varve_error_errno(err, -errno, "in-flight area: cannot map %" PRIu64 " bytes", need);
+	note = (void *)((uint8_t *)map + (mmap_off - start) + regions_len(nr_queues, queue_size));
 	inflight_close(a);
 	*a = (struct inflight){
 		.map = map,
+		.note = has_note && !memcmp(note->magic, note_magic, sizeof(note_magic)) ? note : NULL,
 		.map_len = mmap_off - start + need,
 		.area = (uint8_t *)map + (mmap_off - start),
 		.nr_queues = nr_queues,
@@ -139,6 +164,17 @@ void inflight_close(struct inflight *a)
 void *inflight_region(const struct inflight *a, unsigned queue)
 {
 	return a->map && queue < a->nr_queues ? a->area + queue * region_len(a->queue_size) : NULL;
+}
+
+bool inflight_writethrough(const struct inflight *a)
+{
+	return a->note && *(volatile uint32_t *)&a->note->writethrough;
+}
+
+void inflight_note_writethrough(struct inflight *a, bool writethrough)
+{
+	if (a->note)
+		a->note->writethrough = writethrough;
 }
 
 void inflight_forget(struct inflight *a, unsigned queue)

@@ -15,6 +15,7 @@
 #define VARVE_VUBLK_INFLIGHT_H
 
 #include <assert.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -74,10 +75,21 @@ static_assert(sizeof(struct inflight_packed_desc) == 32, "see the spec");
 static_assert(offsetof(struct inflight_packed_region, used_wrap_counter) == 20, "see the spec");
 static_assert(offsetof(struct inflight_packed_region, desc) == 32, "see the spec");
 
+/*
+ * Ours alone, behind the last region of an area that we made: what the guest has chosen and only a back end knows. Others never
+ * look at it. In the area, because that is what comes back from a front end when a back end has died.
+ */
+struct inflight_note {
+	uint8_t magic[8];      /* "varvenot" */
+	uint32_t writethrough; /* 1: the guest has switched the write cache off */
+	uint32_t unused;
+};
+
 /* ---- the area ---- */
 
 struct inflight {
 	uint8_t *map; /* whole pages; NULL: none, no ring records anything */
+	struct inflight_note *note; /* in the map; NULL: the area is of somebody who has none */
 	size_t map_len;
 	uint8_t *area; /* region 0 */
 	unsigned nr_queues, queue_size;
@@ -103,6 +115,10 @@ void inflight_close(struct inflight *a);
 
 /* The region of a queue; NULL if there is no area, or none for this queue. */
 void *inflight_region(const struct inflight *a, unsigned queue);
+
+/* What the note says: false where there is none. And to write it, where there is one. */
+bool inflight_writethrough(const struct inflight *a);
+void inflight_note_writethrough(struct inflight *a, bool writethrough);
 
 /* The queue is off, with nothing in flight, and its front end decides where it goes on. */
 void inflight_forget(struct inflight *a, unsigned queue);

@@ -84,7 +84,11 @@ int session_set_inflight_fd(struct session *s)
 	int ret = inflight_map(&s->inflight, s->msg.fds[0], d->mmap_len, d->mmap_off, d->nr_queues,
 			       d->queue_size, &s->err);
 
-	return ret < 0 ? varve_error_prefix(&s->err, ret, "SET_INFLIGHT_FD: ") : 0;
+	if (ret < 0)
+		return varve_error_prefix(&s->err, ret, "SET_INFLIGHT_FD: ");
+	/* What the guest told the back end before us, or us before there was an area. */
+	session_set_writeback(s, s->writeback && !inflight_writethrough(&s->inflight));
+	return 0;
 }
 
 /* ---- the device's own state ---- */
@@ -126,7 +130,7 @@ static int load_state(struct session *s, struct varve_error *err)
 	if (have != sizeof(st) || memcmp(st.magic, STATE_MAGIC, sizeof(st.magic)) ||
 	    le32_get(st.version) != STATE_VERSION || le32_get(st.flags) & ~STATE_WRITETHROUGH)
 		return varve_error_set(err, -EINVAL, "the device's state is not one that this version wrote");
-	s->writeback = !(le32_get(st.flags) & STATE_WRITETHROUGH);
+	session_set_writeback(s, !(le32_get(st.flags) & STATE_WRITETHROUGH));
 	return 0;
 }
 

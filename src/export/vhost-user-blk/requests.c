@@ -135,7 +135,11 @@ static int nothing(struct session *s)
 	return 0;
 }
 
-int session_reset_device(struct session *s)
+/*
+ * r->base stays: whoever asks where the ring was is told. The ring itself begins at its beginning if it is started without
+ * being told another place.
+ */
+static void reset_rings(struct session *s)
 {
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		struct ring *r = &s->rings[i];
@@ -143,18 +147,34 @@ int session_reset_device(struct session *s)
 		ring_set_kick(r, -1, false);
 		inflight_forget(&s->inflight, i);
 		r->num = 0;
-		r->base = 0;
 		r->has_addr = r->has_base = r->enabled = r->broken = false;
 	}
 	s->features = 0;
 	s->has_features = false;
 	s->status = 0;
-	s->writeback = true;
+}
+
+void session_set_writeback(struct session *s, bool writeback)
+{
+	s->writeback = writeback;
+	inflight_note_writethrough(&s->inflight, !writeback);
+}
+
+int session_reset_device(struct session *s)
+{
+	reset_rings(s);
+	session_set_writeback(s, true);
 	return 0;
 }
 
 /* ---- device status ---- */
 
+/*
+ * Status 0 is a reset. But front ends (QEMU before 8.0) send it also when they stop the device because the machine is stopped,
+ * or moves to another host, and ask for the place of each ring after that; the guest, which knows nothing of it, goes on there
+ * later. So nothing is lost by it that the front end does not bring again: the places, and whether the guest has switched
+ * the write cache off. After a reset that was meant, writing through is slower than the guest thinks, and no less safe.
+ */
 static int set_status(struct session *s)
 {
 	uint64_t status = s->msg.payload.u64;
@@ -162,7 +182,7 @@ static int set_status(struct session *s)
 	if (status > UINT8_MAX)
 		return varve_error_set(&s->err, -EINVAL, "SET_STATUS: 0x%" PRIx64 " is not a device status", status);
 	if (!status)
-		return session_reset_device(s);
+		reset_rings(s);
 	s->status = (uint8_t)status;
 	return 0;
 }
@@ -440,7 +460,7 @@ static int set_config(struct session *s)
 	const uint8_t *field = writeback_field(s);
 
 	if (field && *field <= 1 && (c->flags == UMSG_CONFIG_MIGRATION || (c->flags == 0 && c->len == 1))) {
-		s->writeback = *field;
+		session_set_writeback(s, *field);
 		return 0;
 	}
 	if (c->flags == UMSG_CONFIG_MIGRATION && !field)

@@ -21,6 +21,9 @@ int session_apply(struct session *s);
 /* As at the beginning of the session, except for what the front end has told of itself and of its memory. */
 int session_reset_device(struct session *s);
 
+/* Whether the guest sees a write cache; noted where a back end after us finds it. */
+void session_set_writeback(struct session *s, bool writeback);
+
 /* The answer to s->msg. */
 void session_answer(struct session *s, const void *payload, uint32_t len);
 

@@ -57,10 +57,28 @@ static int watch_for(struct session *s, uint32_t events)
 
 /* ---- rings ---- */
 
+/* The front end has said all that it takes. */
+static bool ring_wanted(const struct session *s, const struct ring *r)
+{
+	return r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num && s->has_features && s->mem.nr_regions;
+}
+
 static bool ring_ready(const struct session *s, const struct ring *r)
 {
-	return !s->paused && r->enabled && (r->kick_fd >= 0 || r->polled) && r->has_addr && r->num &&
-	       !r->broken && s->has_features && s->mem.nr_regions;
+	return !s->paused && !r->broken && ring_wanted(s, r);
+}
+
+static void look_at_demand(struct session *s)
+{
+	bool demand = false;
+
+	for (unsigned i = 0; i < s->nr_rings; i++)
+		demand |= ring_wanted(s, &s->rings[i]);
+	if (demand == s->demand)
+		return;
+	s->demand = demand;
+	if (s->demanded)
+		s->demanded(s);
 }
 
 static void stop_ring(struct session *s, struct ring *r)
@@ -178,6 +196,7 @@ static void forget_everything(struct session *s)
 	drop_answer_fd(s);
 	s->doomed = false;
 	s->nr_refused = 0;
+	look_at_demand(s);
 }
 
 static void begin_closing(struct session *s)
@@ -306,6 +325,7 @@ static void advance(struct session *s)
 	case SESSION_QUIESCING:
 		if (!s->doomed) {
 			s->result = session_apply(s);
+			look_at_demand(s);
 			start_rings(s);
 		}
 		s->state = SESSION_RESUMING;

@@ -50,6 +50,7 @@ struct session {
 	struct ring *rings;
 	void (*closed)(struct session *s); /* state CLOSED is reached again */
 	void (*turned)(struct session *s); /* after session_pause(), session_resume(): session_is_quiet() may have changed */
+	void (*demanded)(struct session *s); /* s->demand has changed; may be NULL */
 	dev_t eventfd_dev;		   /* what an eventfd looks like to fstat() */
 	ino_t eventfd_ino;
 
@@ -59,6 +60,7 @@ struct session {
 	bool watching;
 	bool doomed;	     /* close as soon as the rings have answered */
 	bool paused;	     /* no ring runs, whatever the front end says; outlives the conversation */
+	bool demand;	     /* the front end wants a ring to run: it would, if we were not paused */
 	unsigned nr_waiting; /* answers of rings to come */
 	unsigned nr_refused; /* messages, in this session */
 

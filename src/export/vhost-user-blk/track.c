@@ -124,10 +124,16 @@ int track_open_split(struct track *t, void *region, unsigned num, uint16_t ring_
 	return 0;
 }
 
+/*
+ * A guest that offers descriptors anew which it was not shown as used makes a batch longer than its ring is. Of what then has
+ * no place in the list some stays "in flight", and a process after us will do it again: the guest asked for worse.
+ */
 void track_published_split(struct track *t, uint16_t used_idx)
 {
+	unsigned nr = MIN(t->nr_batch, (unsigned)VRING_NUM_MAX);
+
 	track_order();
-	for (unsigned i = 0; i < t->nr_batch; i++)
+	for (unsigned i = 0; i < nr; i++)
 		t->split->desc[t->batch[i]].inflight = 0;
 	track_order();
 	t->split->used_idx = used_idx;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "../../lib/hugepages.h"
 #include "export/vhost-user-blk/inflight.h"
 
 static void an_area_comes_back_as_it_was_left(void **state)
@@ -139,6 +140,26 @@ static void an_area_cannot_be_made_shorter(void **state)
 	close(fd);
 }
 
+/* Pages of hugetlbfs can be missing however the file is sealed: touching them would be a SIGBUS. */
+static void an_area_of_huge_pages_is_refused(void **state)
+{
+	struct varve_error err;
+	uint64_t len;
+	int fd;
+
+	(void)state;
+	assert_int_equal(inflight_create(1, 64, &fd, &len, &err), 0);
+	close(fd);
+	if (!hugepages_take(1))
+		skip();
+	fd = memfd_create("huge", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB);
+	assert_int_equal(ftruncate(fd, 2 << 20), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
+	expect_refusal(fd, len, 0, 1, 64, "huge pages");
+	close(fd);
+	hugepages_give_back(1);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -147,6 +168,7 @@ int main(void)
 		cmocka_unit_test(what_a_front_end_says_of_its_area_is_checked),
 		cmocka_unit_test(an_area_that_nobody_needs_is_not_made),
 		cmocka_unit_test(an_area_cannot_be_made_shorter),
+		cmocka_unit_test(an_area_of_huge_pages_is_refused),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -455,6 +455,46 @@ static void garbage_is_survived(void **state)
 	}
 }
 
+/*
+ * A guest may offer a descriptor anew before it was shown as used, as often as it has time to while the ring is emptied:
+ * more requests end before the next batch is shown than a ring has places. The record must stay inside its bounds.
+ */
+static void more_requests_in_a_batch_than_places_stay_inside_the_record(void **state)
+{
+	const unsigned far = 20000, nr = 3 * VRING_NUM_MAX; /* far: a place that no ring has, inside the area */
+	struct vring_opts o = { .num = NUM };
+	struct inflight_split_region *r;
+	struct inflight large = { .map = NULL };
+	struct varve_error err;
+	static struct vring v;
+	uint64_t len;
+	int fd;
+
+	(void)state;
+	assert_int_equal(inflight_create(1, 32768, &fd, &len, &err), 0);
+	assert_int_equal(inflight_map(&large, fd, len, 0, 1, 32768, &err), 0);
+	close(fd);
+	r = inflight_region(&large, 0);
+	o.inflight = r;
+	assert_int_equal(vring_open(&v, &gmem, &addr, &o, &err), 0);
+	r->desc[far].inflight = 1;
+	for (unsigned i = 0; i < VRING_NUM_MAX; i++)
+		v.track.redo[i] = (uint16_t)far; /* what lies behind the list of the batch */
+	for (unsigned i = 0; i < nr; i++) {
+		uint16_t *avail = (uint16_t *)(mem + AVAIL_AT), slot;
+
+		avail[2 + i % NUM] = htole16((uint16_t)(i % 4));
+		__atomic_store_n(&avail[1], htole16((uint16_t)(i + 1)), __ATOMIC_RELEASE);
+		assert_int_equal(vring_next(&v, &slot), 1);
+		vring_push(&v, slot, 0);
+	}
+	vring_publish(&v);
+	assert_int_equal(r->desc[far].inflight, 1);
+	for (unsigned i = 0; i < NUM; i++)
+		assert_int_equal(r->desc[i].inflight, 0);
+	inflight_close(&large);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -465,6 +505,7 @@ int main(void)
 		TEST(a_damaged_split_region_is_refused),
 		TEST(a_damaged_packed_region_is_refused),
 		TEST(garbage_is_survived),
+		TEST(more_requests_in_a_batch_than_places_stay_inside_the_record),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -402,6 +402,41 @@ static void a_file_cut_short_or_overwritten_is_refused(void **state)
 	expect_refused("checksum");
 }
 
+/* Whoever can write to it decides what is written into the image. */
+static void a_file_that_others_may_have_written_is_refused(void **state)
+{
+	char other[600];
+
+	for (mode_t mode = 0620; mode; mode = mode == 0620 ? 0602 : mode == 0602 ? 0666 : 0) {
+		leave_one(&owner);
+		assert_int_equal(chmod(path_of(), mode), 0);
+		expect_refused("others may write to it");
+	}
+	if (geteuid() == 0) {
+		leave_one(&owner);
+		assert_int_equal(chown(path_of(), 65534, 65534), 0);
+		expect_refused("not a file of the user");
+	}
+	assert_int_equal(mkfifo(path_of(), 0600), 0);
+	expect_refused("not a file of the user");
+
+	/* A link leads to where others may write. */
+	leave_one(&owner);
+	snprintf(other, sizeof(other), "%s.other", path_of());
+	assert_int_equal(rename(path_of(), other), 0);
+	assert_int_equal(symlink(other, path_of()), 0);
+	{
+		struct varve_error err;
+		struct journal_search s = search(&err);
+		struct journal j;
+
+		assert_int_equal(journal_find(&s), -ELOOP);
+		assert_int_equal(journal_create(&s, &j), -EEXIST);
+	}
+	assert_int_equal(unlink(path_of()), 0);
+	assert_int_equal(unlink(other), 0);
+}
+
 static void two_cannot_use_it(void **state)
 {
 	struct varve_error err;
@@ -440,6 +475,7 @@ int main(void)
 		cmocka_unit_test(one_of_an_earlier_boot_is_removed),
 		cmocka_unit_test(one_of_another_file_is_refused),
 		cmocka_unit_test(a_file_cut_short_or_overwritten_is_refused),
+		cmocka_unit_test(a_file_that_others_may_have_written_is_refused),
 		cmocka_unit_test(two_cannot_use_it),
 		cmocka_unit_test(a_directory_of_others_is_refused),
 	};

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""test_hand_over - two servers of one image, one after the other: varve serve --hand-over
+
+The move of a running guest, for which that is made, is in test_guest.py.
+"""
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from test_control import Control
+from test_restart import MIXED, SECONDS, VARVE, Load, Process, make_disk, require_sound, varve
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "interop"))
+from faultfs import Faultfs  # noqa: E402
+
+
+class Server(Process):
+    def __init__(self, folder, name, disk, fmt, *more):
+        self.name, self.control = name, folder / f"{name}.control"
+        self.socket = folder / f"{name}.sock"
+        super().__init__(folder, "serve", disk, "-f", fmt, "--vhost-user", self.socket, "--num-queues", 2, "--hand-over",
+                         "--control", self.control, *more, sockets=(f"{name}.sock", f"{name}.control"))
+        self.log.close()
+        self.log = open(folder / f"{name}.log", "w+")
+
+    def ask(self, command, **args):
+        return Control(self.control)(command, **args)
+
+    def wait_held(self, held):
+        deadline = time.monotonic() + SECONDS
+        while self.ask("disks")[0]["held"] != held:
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.01)
+
+
+def is_free(disk, fmt):
+    """Whether another program may open the image for writing."""
+    done = subprocess.run(["qemu-io", "-f", fmt, "-c", "write 0 512", disk], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 or '"write" lock' in done.stderr, done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+def test_an_image_goes_from_one_server_to_the_other_and_back(tmp_path, fmt):
+    disk = make_disk(tmp_path, fmt, "64M")
+    with Server(tmp_path, "a", disk, fmt) as a, Server(tmp_path, "b", disk, fmt, "--state-dir", tmp_path / "state") as b:
+        assert is_free(disk, fmt), "a server holds the image although no machine runs"
+        for first, second in ((a, b), (b, a), (a, b)):
+            with Load(first.socket, 1, *MIXED) as load:
+                first.wait_held(True)
+                assert not is_free(disk, fmt) and not second.ask("disks")[0]["held"]
+                # The second machine starts while the first one runs: it waits, and then finds the image as it was left.
+                with Load(second.socket, 1, *MIXED) as waits:
+                    load.end()
+                    second.wait_held(True)
+                    first.wait_held(False)
+                    waits.end()
+            second.wait_held(False)
+            assert is_free(disk, fmt)
+            require_sound(disk, fmt)
+            assert second.text().count("the guest waits until the image can be had") == second.text().count("the guest goes on")
+        assert "the guest goes on" in a.text() and "the guest goes on" in b.text()
+        a.stop()
+        b.stop()
+
+
+def test_the_length_and_the_limits_are_those_of_now(tmp_path):
+    """Somebody changes the image while nobody has it; and what was set on the control socket holds for the next one, too."""
+    disk = make_disk(tmp_path, "qcow2", "64M")
+    with Server(tmp_path, "a", disk, "qcow2") as a:
+        a.ask("throttle", limits="iops-total=2000")
+        varve("img", "resize", "-q", "-f", "qcow2", disk, "128M")
+        with Load(a.socket, 1, *MIXED) as load:
+            a.wait_held(True)
+            assert a.ask("disks")[0]["length"] == 128 << 20
+            assert a.ask("throttle")["iops-total"] == 2000
+            a.ask("pause")
+            a.ask("resume")
+            load.end()
+        a.wait_held(False)
+        assert "error" in a.ask("resize", size="256M"), "an image that it does not have was changed"
+        a.stop()
+
+
+def test_a_killed_server_takes_up_what_it_had_in_flight(tmp_path):
+    disk = make_disk(tmp_path, "qcow2", "64M")
+    with Server(tmp_path, "a", disk, "qcow2", "--state-dir", tmp_path / "state") as a, Load(a.socket, 3, *MIXED) as load:
+        for _ in range(4):
+            a.wait_held(True)
+            time.sleep(0.2)
+            a.kill()
+            a.start()
+        load.end()
+        a.wait_held(False)
+        a.stop()
+        assert "written out from state file" in a.text()
+    require_sound(disk, "qcow2")
+
+
+def test_an_image_that_cannot_be_flushed_is_not_let_go(tmp_path):
+    """The next server would miss what the guest was told is there."""
+    made = make_disk(tmp_path, "qcow2", "16M")
+    with Faultfs(tmp_path / "faults") as faults:
+        faults.put(made)
+        with Server(tmp_path, "a", faults.disk, "qcow2") as a:
+            with Load(a.socket, 1, "--rw", "randwrite", "--queues", 2) as load:
+                a.wait_held(True)
+                faults.tell("rule fsync 0 0 error 5")
+                load.process.communicate(timeout=SECONDS)  # its flushes fail, too
+            deadline = time.monotonic() + SECONDS
+            while "the image is not handed over" not in a.text():
+                assert time.monotonic() < deadline, a.text()
+                time.sleep(0.01)
+            assert a.ask("disks")[0]["held"]
+            a.kill()
+
+
+@pytest.mark.parametrize("more", [["--read-only"], ["--stream"], ["--prefetch"]])
+def test_what_cannot_be_handed_over_is_refused(tmp_path, more):
+    disk = make_disk(tmp_path, "qcow2", "64M")
+    refused = varve("serve", disk, "--vhost-user", tmp_path / "s", "--hand-over", *more, code=1)
+    assert "--hand-over is for disks that are written" in refused.stderr
