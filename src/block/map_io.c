@@ -2,7 +2,8 @@
 /*
  * block/map_io.c - the hot path of every format: look up, send on
  *
- * Assumes: the format's map() is a pure look-up, safe on any attached queue.
+ * Assumes: the format's map() is a pure look-up, safe on any attached queue. Where there is nothing to look up
+ *          (n->through) nothing can be taken away either: such I/O is not counted for grace.c.
  * Never:   allocates, locks, waits, or moves guest data. What needs any of that goes to the cold path, which
  *          repairs the mapping and sends the request here again.
  */
@@ -24,7 +25,9 @@ static void map_read(struct node *n, struct req *r)
 		go_cold(n, r, cor_read);
 		return;
 	}
-	chain_map(n, r->off, r->len, &e);
+	n->drv->map(n, r->off, r->len, &e);
+	if (unlikely(e.kind == EXTENT_ABSENT))
+		chain_absent(n, r->off, &e);
 	if (unlikely(e.kind == EXTENT_UNLOADED)) {
 		go_cold(n, r, cold_read);
 		return;
@@ -146,4 +149,20 @@ void map_submit(struct node *n, struct req *r)
 	default:
 		req_done(r, -EINVAL);
 	}
+}
+
+void through_submit(struct node *n, struct req *r)
+{
+	struct node *file = n->file;
+	bool plain = r->op == REQ_READ ||
+		     (r->op == REQ_WRITE && !(n->flags & NODE_PROBED) && !(r->flags & REQ_COMPRESS));
+
+	if (unlikely(!plain)) {
+		map_submit(n, r);
+		return;
+	}
+	node_slot(n, r->q)->nr_hot++;
+	r->at = file;
+	r->off += n->through_off;
+	file->submit(file, r);
 }
