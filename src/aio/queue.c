@@ -51,8 +51,10 @@ static void id_give(unsigned id)
 
 /* ---- which thread is this ---- */
 
-static _Thread_local const void *self_override;
-static _Thread_local char self_address;
+/* initial-exec: without a call for each look at them. That a library loaded later has room for a few bytes is usual. */
+#define OWN_TLS __attribute__((tls_model("initial-exec")))
+static _Thread_local const void *self_override OWN_TLS;
+static _Thread_local char self_address OWN_TLS;
 
 const void *thread_self(void)
 {
