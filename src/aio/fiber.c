@@ -139,7 +139,7 @@ static bool job_start(struct queue *q, struct fiber_job *job, unsigned level)
 	f = fiber_take(q);
 	if (!f) {
 		/* A fiber that ends will leave its stack; but perhaps none runs, or all wait for this job. */
-		timer_set(q, &q->fibers.retry, q->now_ns + STACK_RETRY_NS);
+		timer_set(q, &q->fibers.retry, q->head.now_ns + STACK_RETRY_NS);
 		return false;
 	}
 	l->running++;

@@ -62,9 +62,10 @@ struct bounce {
 };
 
 struct queue {
+	struct queue_head head; /* id: set by queue_new(); now_ns: the queue's thread only */
+
 	/* set by queue_new() */
 	char name[32];
-	unsigned id;
 	bool own_thread;  /* false again once the thread was joined */
 	const void *only; /* thread_self() of the one thread that runs it; NULL: own_thread, or any */
 	bool virtual_time;
@@ -82,7 +83,6 @@ struct queue {
 
 	/* the queue's thread only, from here on */
 	bool in_turn __attribute__((aligned(64)));
-	uint64_t now_ns;
 	uint64_t work_done; /* passes of the loop that found something to do */
 	struct msg_list later;
 	struct timer *timers; /* root of the heap */

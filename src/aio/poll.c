@@ -67,10 +67,10 @@ static bool spin(struct queue *q)
 	uint64_t when, end, before = q->work_done;
 
 	loop_clock(q);
-	end = q->now_ns + q->poll.now_ns;
+	end = q->head.now_ns + q->poll.now_ns;
 	if (timers_next(q, &when))
 		end = MIN(end, when);
-	while (q->now_ns < end) {
+	while (q->head.now_ns < end) {
 		if (look(q))
 			return true;
 		/* Hands over what was submitted, and takes what the kernel has for us; no system call without

@@ -19,6 +19,8 @@
 #include "aio/loop.h"
 #include "base/error.h"
 
+static_assert(offsetof(struct queue, head) == 0, "queue_id() and queue_now() find it there");
+
 /* ---- ids ---- */
 
 static pthread_mutex_t ids_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -49,8 +51,10 @@ static void id_give(unsigned id)
 
 /* ---- which thread is this ---- */
 
-static _Thread_local const void *self_override;
-static _Thread_local char self_address;
+/* initial-exec: without a call for each look at them. That a library loaded later has room for a few bytes is usual. */
+#define OWN_TLS __attribute__((tls_model("initial-exec")))
+static _Thread_local const void *self_override OWN_TLS;
+static _Thread_local char self_address OWN_TLS;
 
 const void *thread_self(void)
 {
@@ -220,7 +224,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	}
 	fibers_init(q);
 	loop_clock(q);
-	ret = id_take(&q->id);
+	ret = id_take(&q->head.id);
 	if (ret < 0) {
 		free(q);
 		return varve_error_set(err, ret, "more than %d queues at once", QUEUE_MAX);
@@ -234,7 +238,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	if (ret < 0) {
 		queue_close_fds(q);
 		workers_unref();
-		id_give(q->id);
+		id_give(q->head.id);
 		free(q);
 		return ret;
 	}
@@ -279,13 +283,8 @@ void queue_free(struct queue *q)
 	assert(TAILQ_EMPTY(&q->hooks) && "queue freed with a hook");
 	queue_close_fds(q);
 	workers_unref();
-	id_give(q->id);
+	id_give(q->head.id);
 	free(q);
-}
-
-unsigned queue_id(const struct queue *q)
-{
-	return q->id;
 }
 
 const char *queue_name(const struct queue *q)
@@ -298,15 +297,10 @@ bool queue_has_thread(const struct queue *q)
 	return q->own_thread;
 }
 
-uint64_t queue_now(const struct queue *q)
-{
-	return q->now_ns;
-}
-
 void queue_advance(struct queue *q, uint64_t ns)
 {
 	assert(q->virtual_time && queue_is_mine(q));
-	q->now_ns += ns;
+	q->head.now_ns += ns;
 }
 
 const struct queue_stats *queue_stats(const struct queue *q)

@@ -21,6 +21,12 @@
 
 struct queue;
 
+/* What every queue begins with: for the functions here that each request calls. */
+struct queue_head {
+	uint64_t now_ns;
+	unsigned id;
+};
+
 /* Queues alive at once in one process; ids are 0 .. QUEUE_MAX - 1 and are reused after queue_free(). */
 #define QUEUE_MAX 128
 
@@ -40,7 +46,10 @@ int queue_new(struct queue **ret, const struct queue_opts *opts, struct varve_er
 /* Stops and joins the queue's own thread, if any. Nothing may be in flight. */
 void queue_free(struct queue *q);
 
-unsigned queue_id(const struct queue *q);
+static inline unsigned queue_id(const struct queue *q)
+{
+	return ((const struct queue_head *)(const void *)q)->id;
+}
 const char *queue_name(const struct queue *q);
 bool queue_has_thread(const struct queue *q);
 
@@ -57,7 +66,10 @@ void queue_turn(struct queue *q, int64_t timeout_ns);
 int queue_poll_fd(struct queue *q);
 
 /* Monotonic time in nanoseconds, as of the start of this turn. */
-uint64_t queue_now(const struct queue *q);
+static inline uint64_t queue_now(const struct queue *q)
+{
+	return ((const struct queue_head *)(const void *)q)->now_ns;
+}
 
 /* Virtual time only: moves the clock; due timers fire in the next turn. */
 void queue_advance(struct queue *q, uint64_t ns);

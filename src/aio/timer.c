@@ -115,7 +115,7 @@ bool timers_run(struct queue *q)
 	const uint64_t end = q->timer_seq;
 	bool any = false;
 
-	while (q->timers && q->timers->when_ns <= q->now_ns && q->timers->seq < end) {
+	while (q->timers && q->timers->when_ns <= q->head.now_ns && q->timers->seq < end) {
 		struct timer *t = q->timers;
 
 		heap_remove(q, t);

@@ -175,7 +175,7 @@ void loop_clock(struct queue *q)
 	if (q->virtual_time)
 		return;
 	clock_gettime(CLOCK_MONOTONIC, &ts);
-	q->now_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
+	q->head.now_ns = (uint64_t)ts.tv_sec * 1000000000 + (uint64_t)ts.tv_nsec;
 }
 
 /* timeout_ns, cut to the next timer's time. */
@@ -186,9 +186,9 @@ static int64_t timeout_to_timer(struct queue *q, int64_t timeout_ns)
 	if (!timeout_ns || q->virtual_time || !timers_next(q, &when))
 		return timeout_ns;
 	loop_clock(q);
-	if (when <= q->now_ns)
+	if (when <= q->head.now_ns)
 		return 0;
-	left = when - q->now_ns;
+	left = when - q->head.now_ns;
 	if (timeout_ns > 0 && left > (uint64_t)timeout_ns)
 		return timeout_ns;
 	return left > INT64_MAX ? INT64_MAX : (int64_t)left;
@@ -289,8 +289,8 @@ static bool time_jump(struct queue *q)
 
 	if (!q->virtual_time || q->own_thread || q->nr_outside || !timers_next(q, &when))
 		return false;
-	if (when > q->now_ns)
-		q->now_ns = when;
+	if (when > q->head.now_ns)
+		q->head.now_ns = when;
 	return true;
 }
 
@@ -310,11 +310,11 @@ void loop_run(struct queue *q, const _Atomic bool *until)
 			loop_wait(q, 0);
 			loop_clock(q);
 		} else {
-			uint64_t from = q->now_ns;
+			uint64_t from = q->head.now_ns;
 
 			loop_wait(q, -1);
 			loop_clock(q);
-			loop_slept(q, q->now_ns - from);
+			loop_slept(q, q->head.now_ns - from);
 		}
 	}
 }

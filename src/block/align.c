@@ -167,8 +167,10 @@ void align_submit(struct node *n, struct req *r)
 	 * Any queue. Pairs with node_grace() after the increment: we see it, or home waits for us; and the acquire with
 	 * the decrement: what was written under the lock comes before what we write.
 	 */
-	if (unlikely(atomic_load_explicit(&n->serialising, memory_order_acquire)))
+	if (unlikely(atomic_load_explicit(&n->serialising, memory_order_acquire))) {
 		cold_start(n, r, serial_write, true);
-	else
-		hot_submit(n, r);
+	} else {
+		hot_count(n, r);
+		n->drv->submit(n, r);
+	}
 }

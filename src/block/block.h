@@ -16,13 +16,59 @@ static inline struct node_slot *node_slot(struct node *n, const struct queue *q)
 	return s;
 }
 
-/* grace.c: counts the request as I/O under a mapping of its node, and sends it to child; the count ends with it. */
-void hot_forward(struct node *n, struct req *r, struct node *child, uint64_t child_off);
-/* The same for a leaf: hands the counted request to the driver. */
-void hot_submit(struct node *n, struct req *r);
+/*
+ * node.c: what ends a request that came in by the door of the node in its last hop; and what does if it is counted as
+ * I/O under a mapping of that node, too, by phase.
+ */
+void entry_done(struct req *r, int ret);
+extern void (*const entry_hot_done[2])(struct req *r, int ret);
 
-/* map_io.c: entry of all format nodes. */
+/* grace.c: ends the count of hot_count() for a request that did not come in by the node's door; by phase. */
+extern void (*const hot_done[2])(struct req *r, int ret);
+/* The last one of a phase has ended, and home waits for it. */
+void grace_last(struct node_slot *s);
+
+/*
+ * Counts the request as I/O under a mapping of its node. The count ends with it: the phase it began in is known by the
+ * function that its hop then calls. A request that has just come in by this node's door has a hop already.
+ */
+static inline void hot_count(struct node *n, struct req *r)
+{
+	struct node_slot *s = node_slot(n, r->q);
+	struct hop *h = &r->hops[r->depth];
+	unsigned phase = s->phase;
+
+	s->nr_hot++;
+	s->hot[phase]++;
+	if (likely(r->depth) && likely(h[-1].done == entry_done) && likely(h[-1].node == n)) {
+		h[-1].done = entry_hot_done[phase];
+		return;
+	}
+	h->node = n;
+	h->done = hot_done[phase];
+	h->off = r->off;
+	r->depth++;
+}
+
+/* Takes one request out of the count of a phase. */
+static inline void hot_end(struct node_slot *s, unsigned phase)
+{
+	if (!--s->hot[phase] && unlikely(s->grace_reply != NULL) && phase != s->phase)
+		grace_last(s);
+}
+
+/* Counted, and sent to child. */
+static inline void hot_forward(struct node *n, struct req *r, struct node *child, uint64_t child_off)
+{
+	hot_count(n, r);
+	r->at = child;
+	r->off = child_off;
+	child->submit(child, r);
+}
+
+/* map_io.c: entry of all format nodes; and of those whose file holds the disk as it is. */
 void map_submit(struct node *n, struct req *r);
+void through_submit(struct node *n, struct req *r);
 
 /*
  * cold.c: runs fn on a fiber of the node's home queue (home) or of the request's own; what it returns ends the
@@ -86,8 +132,12 @@ void node_admitted(struct node *n, struct node_slot *s, struct req *r);
 void split_start(struct node *n, struct req *r);
 int split_pool_new(struct queue *q);
 
-/* chain.c: like map(), but down the chain of backing files: never answers ABSENT. UNLOADED names the node to load. */
+/*
+ * chain.c: like map(), but down the chain of backing files: never answers ABSENT. UNLOADED names the node to load.
+ * chain_absent(): for n itself that was asked, and *ret is its answer, which is ABSENT.
+ */
 void chain_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
+void chain_absent(struct node *n, uint64_t off, struct extent *ret);
 struct chain_cache *chain_cache_new(struct node *n);
 void chain_cache_free(struct chain_cache *c);
 

@@ -159,15 +159,19 @@ static void chain_below(struct node *n, uint64_t off, uint64_t len, struct exten
 	ret->len = MIN(len, ret->len);
 }
 
-void chain_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
+void chain_absent(struct node *n, uint64_t off, struct extent *ret)
 {
-	n->drv->map(n, off, len, ret);
-	if (likely(ret->kind != EXTENT_ABSENT))
-		return;
 	if (!n->backing) {
 		ret->kind = EXTENT_ZERO;
 		ret->flags = 0;
 		return;
 	}
 	chain_below(n, off, ret->len, ret);
+}
+
+void chain_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
+{
+	n->drv->map(n, off, len, ret);
+	if (unlikely(ret->kind == EXTENT_ABSENT))
+		chain_absent(n, off, ret);
 }

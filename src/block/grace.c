@@ -30,48 +30,27 @@ static void grace_answer(struct node_slot *s, struct msg *m)
 	queue_post(s->node->home, m);
 }
 
-static void hot_done(struct req *r, int ret)
+__attribute__((cold)) void grace_last(struct node_slot *s)
 {
-	struct node_slot *s = node_slot(r->at, r->q);
-	unsigned phase = (unsigned)req_state(r);
+	struct msg *m = s->grace_reply;
 
-	if (!--s->hot[phase] && unlikely(s->grace_reply != NULL) && phase != s->phase) {
-		struct msg *m = s->grace_reply;
+	s->grace_reply = NULL;
+	grace_answer(s, m);
+}
 
-		s->grace_reply = NULL;
-		grace_answer(s, m);
-	}
+static void hot_done_0(struct req *r, int ret)
+{
+	hot_end(node_slot(r->at, r->q), 0);
 	req_done(r, ret);
 }
 
-/* Adds our hop: hot_done() takes the request out of the count of the phase it began in. */
-static void hot_count(struct node *n, struct req *r)
+static void hot_done_1(struct req *r, int ret)
 {
-	struct node_slot *s = node_slot(n, r->q);
-	struct hop *h = &r->hops[r->depth];
-
-	s->nr_hot++;
-	s->hot[s->phase]++;
-	h->state = s->phase;
-	h->node = n;
-	h->done = hot_done;
-	h->off = r->off;
-	r->depth++;
+	hot_end(node_slot(r->at, r->q), 1);
+	req_done(r, ret);
 }
 
-void hot_forward(struct node *n, struct req *r, struct node *child, uint64_t child_off)
-{
-	hot_count(n, r);
-	r->at = child;
-	r->off = child_off;
-	child->submit(child, r);
-}
-
-void hot_submit(struct node *n, struct req *r)
-{
-	hot_count(n, r);
-	n->drv->submit(n, r);
-}
+void (*const hot_done[2])(struct req *r, int ret) = { hot_done_0, hot_done_1 };
 
 static void grace_answered(struct msg *m)
 {

@@ -2,7 +2,8 @@
 /*
  * block/map_io.c - the hot path of every format: look up, send on
  *
- * Assumes: the format's map() is a pure look-up, safe on any attached queue.
+ * Assumes: the format's map() is a pure look-up, safe on any attached queue. Where there is nothing to look up
+ *          (n->through) nothing can be taken away either: such I/O is not counted for grace.c.
  * Never:   allocates, locks, waits, or moves guest data. What needs any of that goes to the cold path, which
  *          repairs the mapping and sends the request here again.
  */
@@ -16,29 +17,25 @@ static void go_cold(struct node *n, struct req *r, cold_fn *fn)
 	cold_start(n, r, fn, true);
 }
 
-static void map_read(struct node *n, struct req *r)
+/* *e: what map() answered. */
+static __attribute__((noinline)) void read_mapped(struct node *n, struct req *r, struct extent *e)
 {
-	struct extent e;
-
-	if (unlikely(n->cor) && !(r->flags & REQ_REPAIRED) && cor_wants(n, r)) {
-		go_cold(n, r, cor_read);
-		return;
-	}
-	chain_map(n, r->off, r->len, &e);
-	if (unlikely(e.kind == EXTENT_UNLOADED)) {
+	if (e->kind == EXTENT_ABSENT)
+		chain_absent(n, r->off, e);
+	if (unlikely(e->kind == EXTENT_UNLOADED)) {
 		go_cold(n, r, cold_read);
 		return;
 	}
-	if (unlikely(e.len < r->len)) {
+	if (unlikely(e->len < r->len)) {
 		if (r->flags & REQ_SUB) /* a mapping changed meanwhile: pieces of pieces are read on a fiber */
 			go_cold(n, r, cold_read);
 		else
 			split_start(n, r);
 		return;
 	}
-	switch (e.kind) {
+	switch (e->kind) {
 	case EXTENT_DATA:
-		hot_forward(n, r, e.node, e.host_off);
+		hot_forward(n, r, e->node, e->host_off);
 		return;
 	case EXTENT_ZERO:
 		iov_fill(r->iov, r->nr_iov, 0, 0, r->len);
@@ -48,8 +45,20 @@ static void map_read(struct node *n, struct req *r)
 		go_cold(n, r, cold_unpack);
 		return;
 	default:
-		req_done(r, e.error ? e.error : -EIO);
+		req_done(r, e->error ? e->error : -EIO);
 	}
+}
+
+static void map_read(struct node *n, struct req *r)
+{
+	struct extent e;
+
+	if (unlikely(n->cor) && !(r->flags & REQ_REPAIRED) && cor_wants(n, r)) {
+		go_cold(n, r, cor_read);
+		return;
+	}
+	n->drv->map(n, r->off, r->len, &e);
+	read_mapped(n, r, &e);
 }
 
 static void map_write(struct node *n, struct req *r)
@@ -118,7 +127,7 @@ static int cold_detour(struct fiber *f, struct node *n, struct req *r)
 	return COLD_RETRY;
 }
 
-void map_submit(struct node *n, struct req *r)
+static __attribute__((noinline)) void submit_any(struct node *n, struct req *r)
 {
 	if (unlikely(n->flags & NODE_FORCE_COLD) && !(r->flags & REQ_REPAIRED)) {
 		if (r->op == REQ_READ || r->op == REQ_FLUSH || !n->drv->alloc)
@@ -146,4 +155,36 @@ void map_submit(struct node *n, struct req *r)
 	default:
 		req_done(r, -EINVAL);
 	}
+}
+
+/* Reads of one stretch of data, which is what there is most of, are done with here. */
+void map_submit(struct node *n, struct req *r)
+{
+	struct extent e;
+
+	if (unlikely(r->op != REQ_READ || n->cor || (n->flags & NODE_FORCE_COLD))) {
+		submit_any(n, r);
+		return;
+	}
+	n->drv->map(n, r->off, r->len, &e);
+	if (likely(e.kind == EXTENT_DATA && e.len >= r->len))
+		hot_forward(n, r, e.node, e.host_off);
+	else
+		read_mapped(n, r, &e);
+}
+
+void through_submit(struct node *n, struct req *r)
+{
+	struct node *file = n->file;
+	bool plain = r->op == REQ_READ ||
+		     (r->op == REQ_WRITE && !(n->flags & NODE_PROBED) && !(r->flags & REQ_COMPRESS));
+
+	if (unlikely(!plain)) {
+		map_submit(n, r);
+		return;
+	}
+	node_slot(n, r->q)->nr_hot++;
+	r->at = file;
+	r->off += n->through_off;
+	file->submit(file, r);
 }

@@ -41,7 +41,7 @@ struct node *node_new(const struct driver *drv, const char *name, struct node *f
 void node_set_submit(struct node *n)
 {
 	if (n->drv->kind == DRIVER_FORMAT)
-		n->submit = map_submit;
+		n->submit = n->through && !(n->flags & NODE_FORCE_COLD) ? through_submit : map_submit;
 	else if (n->align > 1 || n->mem_align > 1)
 		n->submit = align_submit;
 	else
@@ -218,39 +218,78 @@ bool node_hold(struct node *n, const struct queue *q)
 	return true;
 }
 
-void node_release(struct node *n, const struct queue *q)
+/* The last one that was in; home waits for that. */
+static void drain_last(struct node_slot *s)
 {
-	struct node_slot *s = node_slot(n, q);
+	struct msg *m = s->drain_reply;
 
-	if (!--s->entered && unlikely(s->drain_reply != NULL)) {
-		struct msg *m = s->drain_reply;
-
-		s->drain_reply = NULL;
-		queue_post(n->home, m);
-	}
+	s->drain_reply = NULL;
+	queue_post(s->node->home, m);
 }
 
-static void entry_leave(struct node *n, struct req *r, int ret)
+static inline void slot_release(struct node_slot *s)
 {
-	const struct queue *q = r->q;
+	if (!--s->entered && unlikely(s->drain_reply != NULL))
+		drain_last(s);
+}
 
-	if (unlikely(ret < 0) && n->policy && policy_takes(n, r, ret)) {
-		node_release(n, q);
+void node_release(struct node *n, const struct queue *q)
+{
+	slot_release(node_slot(n, q));
+}
+
+/* Ways out that are rarely taken. Apart, so that the others need no stack. */
+static __attribute__((noinline, cold)) void entry_leave_slow(struct node_slot *s, struct req *r, int ret)
+{
+	struct node *n = s->node;
+
+	if (ret < 0 && n->policy && policy_takes(n, r, ret)) {
+		slot_release(s);
 		return;
 	}
-	node_release(n, r->q);
+	slot_release(s);
 	req_done(r, ret);
 }
 
-static void entry_done(struct req *r, int ret)
+static inline void entry_leave(struct node_slot *s, struct req *r, int ret)
 {
-	entry_leave(r->at, r, ret);
+	if (unlikely(ret < 0 || s->drain_reply)) {
+		entry_leave_slow(s, r, ret);
+		return;
+	}
+	s->entered--;
+	req_done(r, ret);
 }
+
+void entry_done(struct req *r, int ret)
+{
+	entry_leave(node_slot(r->at, r->q), r, ret);
+}
+
+static void entry_hot_done_0(struct req *r, int ret)
+{
+	struct node_slot *s = node_slot(r->at, r->q);
+
+	hot_end(s, 0);
+	entry_leave(s, r, ret);
+}
+
+static void entry_hot_done_1(struct req *r, int ret)
+{
+	struct node_slot *s = node_slot(r->at, r->q);
+
+	hot_end(s, 1);
+	entry_leave(s, r, ret);
+}
+
+void (*const entry_hot_done[2])(struct req *r, int ret) = { entry_hot_done_0, entry_hot_done_1 };
 
 static void entry_stable_done(struct req *r, int ret)
 {
-	node_slot(r->at, r->q)->nr_stable--;
-	entry_leave(r->at, r, ret);
+	struct node_slot *s = node_slot(r->at, r->q);
+
+	s->nr_stable--;
+	entry_leave(s, r, ret);
 }
 
 static void entry_data_done(struct req *r, int ret)
@@ -279,6 +318,19 @@ static int entry_check(const struct node *n, const struct req *r)
 	return 0;
 }
 
+/* Sends r, which is in, to the node itself. */
+static inline void enter(struct node *n, struct node_slot *s, struct req *r, void (*done)(struct req *r, int ret))
+{
+	struct hop *h = &r->hops[r->depth++];
+
+	s->entered++;
+	h->node = n;
+	h->done = done;
+	h->off = r->off;
+	r->at = n;
+	n->submit(n, r);
+}
+
 static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 {
 	void (*done)(struct req *r, int ret) = entry_done;
@@ -289,7 +341,6 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 	}
 	if (unlikely(n->policy) && !policy_enter(n, s, r))
 		return;
-	s->entered++;
 	if ((n->flags & NODE_WRITETHROUGH) && r->op != REQ_READ && r->op != REQ_FLUSH)
 		r->flags |= REQ_FUA;
 	if (unlikely(r->flags & REQ_FUA) && r->op != REQ_FLUSH) {
@@ -300,8 +351,7 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 		}
 		s->nr_stable++;
 	}
-	r->at = n;
-	req_forward(r, n, r->off, done);
+	enter(n, s, r, done);
 }
 
 void node_admitted(struct node *n, struct node_slot *s, struct req *r)
@@ -314,10 +364,10 @@ void node_admitted(struct node *n, struct node_slot *s, struct req *r)
 	node_enter(n, s, r);
 }
 
-void node_submit(struct node *n, struct req *r)
+/* All that there can be about a request at the door, one after the other. */
+static __attribute__((noinline)) void submit_checked(struct node *n, struct node_slot *s, struct req *r)
 {
 	struct throttle *throttle;
-	struct node_slot *s = node_slot(n, r->q);
 	int ret = entry_check(n, r);
 
 	if (unlikely(ret < 0)) {
@@ -332,6 +382,29 @@ void node_submit(struct node *n, struct req *r)
 	if (unlikely(throttle != NULL) && !throttle_admit(throttle, s, r))
 		return;
 	node_admitted(n, s, r);
+}
+
+/* A read or write that nothing is to be done about: not empty, in bounds, allowed, and stable whenever it likes. */
+static inline bool is_plain(const struct node *n, const struct req *r)
+{
+	uint64_t len = node_len(n);
+
+	if (r->off >= len || r->len - 1 >= len - r->off || (r->flags & REQ_FUA) || n->wish || n->policy)
+		return false;
+	return r->op == REQ_READ ||
+	       (r->op == REQ_WRITE && (n->flags & (NODE_WRITABLE | NODE_WRITETHROUGH)) == NODE_WRITABLE);
+}
+
+/* What most requests need is looked at here, without a call; for anything else there is submit_checked(). */
+void node_submit(struct node *n, struct req *r)
+{
+	struct node_slot *s = node_slot(n, r->q);
+
+	if (likely(is_plain(n, r)) && likely(!s->quiesced) &&
+	    likely(!atomic_load_explicit(&n->throttle, memory_order_acquire)))
+		enter(n, s, r, entry_done);
+	else
+		submit_checked(n, s, r);
 }
 
 void req_forward(struct req *r, struct node *child, uint64_t child_off, void (*done)(struct req *r, int ret))

@@ -324,6 +324,12 @@ struct node {
 	bool fua_waits;		  /* leaf: stable writes wait for one another; a flush that several share serves them sooner */
 	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */
 	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
+	/*
+	 * Format without a mapping that could change (raw): all of the disk is in place in `file`, from through_off on; map()
+	 * says the same. Reads and writes go straight there.
+	 */
+	bool through;
+	uint64_t through_off;
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */

@@ -70,6 +70,7 @@ static int raw_window(struct node *n, struct opts *o, uint64_t *ret_len, struct 
 
 static int raw_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
+	const struct raw *raw = node_state(n);
 	uint64_t len;
 	int ret;
 
@@ -77,9 +78,12 @@ static int raw_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	if (o)
 		(void)opts_get(o, "state-dir"); /* nothing is queued here: the kernel has all that was written */
 	ret = raw_window(n, o, &len, err);
-	if (!ret)
-		atomic_store_explicit(&n->len, len, memory_order_relaxed);
-	return ret;
+	if (ret < 0)
+		return ret;
+	atomic_store_explicit(&n->len, len, memory_order_relaxed);
+	n->through = true;
+	n->through_off = raw->host_off;
+	return 0;
 }
 
 static void raw_close(struct fiber *f, struct node *n)

@@ -39,6 +39,11 @@ static bool has_feature(const struct blk_slot *s, unsigned bit)
 	return s->ctx->features >> bit & 1;
 }
 
+static inline void count_as(struct blk_slot *s, enum blk_class class)
+{
+	s->count = &s->ctx->stats.count[class];
+}
+
 /* For a migration: what we have written, or may have. Ranges lie where the buffers were, but write nothing. */
 static __attribute__((noinline, cold)) void log_written(const struct blk_slot *s)
 {
@@ -51,22 +56,32 @@ static __attribute__((noinline, cold)) void log_written(const struct blk_slot *s
 }
 
 /* Ends a request. Of a failed one the status is written, which counts only if nothing lies before it. */
-static void answer(struct blk_slot *s, enum blk_status status)
+static inline __attribute__((always_inline)) void answer_inline(struct blk_slot *s, enum blk_status status)
 {
 	*s->status = (uint8_t)status;
-	blk_stats_add(&s->ctx->stats, s->class, s->bytes, status != BLK_OK, queue_now(s->ctx->q) - s->start_ns);
+	blk_count_add(s->count, s->bytes, status != BLK_OK, queue_now(s->ctx->q) - s->start_ns);
 	if (unlikely(s->ctx->log != NULL))
 		log_written(s);
-	blk_finished(s, likely(status == BLK_OK) ? s->written : !s->has_in);
+	blk_finished(s, likely(status == BLK_OK) ? s->written : s->in_len == 1);
+}
+
+static __attribute__((noinline)) void answer(struct blk_slot *s, enum blk_status status)
+{
+	answer_inline(s, status);
 }
 
 static void request_done(struct req *r, int ret)
 {
-	answer(container_of(r, struct blk_slot, req), likely(ret == 0) ? BLK_OK : BLK_IOERR);
+	struct blk_slot *s = container_of(r, struct blk_slot, req);
+
+	if (likely(ret == 0))
+		answer_inline(s, BLK_OK);
+	else
+		answer(s, BLK_IOERR);
 }
 
-static void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t len,
-		   const struct blk_data *data, uint32_t flags, void (*done)(struct req *r, int ret))
+static inline void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t len, const struct blk_data *data,
+			  uint32_t flags, void (*done)(struct req *r, int ret))
 {
 	req_init(&s->req, s->ctx->q, op, off, len, data ? data->iov : NULL, data ? data->nr_iov : 0, flags,
 		 done);
@@ -75,9 +90,10 @@ static void submit(struct blk_slot *s, enum req_op op, uint64_t off, uint64_t le
 
 /* ---- read, write, flush, get id ---- */
 
-static void read_write(struct blk_slot *s, enum req_op op, uint64_t sector, const struct blk_data *data,
-		       uint32_t flags)
+static inline __attribute__((always_inline)) void read_write(struct blk_slot *s, enum req_op op, uint64_t sector,
+							     const struct blk_data *data, uint32_t flags)
 {
+	s->bytes = data->len;
 	if (unlikely(data->len % BLK_SECTOR_LEN || sector > (VARVE_LEN_MAX - data->len) >> BLK_SECTOR_BITS))
 		answer(s, BLK_IOERR);
 	else if (unlikely(!data->len))
@@ -183,73 +199,45 @@ static void ranges(struct blk_slot *s, enum req_op op, const struct blk_data *ou
 
 /* ---- the beginning of every request ---- */
 
-/* Takes the header off the front of the readable buffers, wherever they are cut. */
-static void take_header(struct blk_data *out, uint32_t *ret_type, uint64_t *ret_sector)
+/* What every request begins with. */
+struct blk_header {
+	uint64_t type, sector; /* the upper half of type is reserved */
+};
+
+static_assert(sizeof(struct blk_header) == HEADER_LEN, "see the spec");
+
+/* Takes a header off the front of the readable buffers, wherever they are cut. */
+static __attribute__((noinline)) struct blk_header take_cut_header(struct blk_data *out)
 {
-	uint64_t word[2];
 	size_t left = HEADER_LEN;
+	struct blk_header h;
 
-	if (likely(out->iov->iov_len == left)) {
-		memcpy(word, out->iov->iov_base, left);
-		out->iov++;
-		out->nr_iov--;
-	} else {
-		iov_to_buf(out->iov, out->nr_iov, 0, word, left);
-		for (; left && left >= out->iov->iov_len; out->nr_iov--)
-			left -= (out->iov++)->iov_len;
-		if (left) {
-			out->iov->iov_base = (uint8_t *)out->iov->iov_base + left;
-			out->iov->iov_len -= left;
-		}
+	iov_to_buf(out->iov, out->nr_iov, 0, &h, left);
+	for (; left && left >= out->iov->iov_len; out->nr_iov--)
+		left -= (out->iov++)->iov_len;
+	if (left) {
+		out->iov->iov_base = (uint8_t *)out->iov->iov_base + left;
+		out->iov->iov_len -= left;
 	}
-	out->len -= HEADER_LEN;
-	/* From here on only our copy counts, whatever the guest writes over the original. */
-	__asm__ volatile("" : "+r"(word[0]), "+r"(word[1]));
-	*ret_type = (uint32_t)le64toh(word[0]);
-	*ret_sector = le64toh(word[1]);
+	return h;
 }
 
-/* Takes the status byte off the end of the writable buffers. */
-static void take_status(struct blk_slot *s, struct blk_data *in)
-{
-	struct iovec *last = &in->iov[in->nr_iov - 1];
-
-	s->status = (uint8_t *)last->iov_base + --last->iov_len;
-	if (!last->iov_len)
-		in->nr_iov--;
-	in->len--;
-	s->has_in = in->len > 0;
-	s->in_first = (uint16_t)(in->iov - s->iov);
-	s->nr_in = (uint16_t)in->nr_iov;
-	s->written = !s->has_in;
-}
-
-static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const struct blk_data *out,
-		     const struct blk_data *in)
+/* What is neither a read nor a write, or has data in a direction that it should not have. */
+static __attribute__((noinline)) void begin_other(struct blk_slot *s, uint32_t type, const struct blk_data *out,
+						  const struct blk_data *in)
 {
 	bool writable = s->ctx->disk->writable;
 
-	s->class = BLK_OTHERS;
 	s->bytes = 0;
-	s->start_ns = queue_now(s->ctx->q);
+	count_as(s, BLK_OTHERS);
 	switch (type) {
 	case BLK_IN:
-		s->class = BLK_READS;
-		if (unlikely(out->len))
-			break;
-		s->written = in->len + 1;
-		s->bytes = in->len;
-		read_write(s, REQ_READ, sector, in, 0);
-		return;
 	case BLK_OUT:
-		s->class = BLK_WRITES;
-		if (unlikely(!writable || in->len))
-			break;
-		s->bytes = out->len;
-		read_write(s, REQ_WRITE, sector, out, s->ctx->write_flags);
+		count_as(s, type == BLK_IN ? BLK_READS : BLK_WRITES);
+		answer(s, BLK_IOERR);
 		return;
 	case BLK_FLUSH:
-		s->class = BLK_FLUSHES;
+		count_as(s, BLK_FLUSHES);
 		if (writable)
 			submit(s, REQ_FLUSH, 0, 0, NULL, 0, request_done);
 		else
@@ -260,36 +248,66 @@ static void dispatch(struct blk_slot *s, uint32_t type, uint64_t sector, const s
 		return;
 	case BLK_DISCARD:
 	case BLK_WRITE_ZEROES:
-		s->class = type == BLK_DISCARD ? BLK_DISCARDS : BLK_ZEROES;
+		count_as(s, type == BLK_DISCARD ? BLK_DISCARDS : BLK_ZEROES);
 		if (!writable)
-			break;
-		if (!has_feature(s, type == BLK_DISCARD ? BLK_F_DISCARD : BLK_F_WRITE_ZEROES)) {
+			answer(s, BLK_IOERR);
+		else if (!has_feature(s, type == BLK_DISCARD ? BLK_F_DISCARD : BLK_F_WRITE_ZEROES))
 			answer(s, BLK_UNSUPP);
-			return;
-		}
-		ranges(s, type == BLK_DISCARD ? REQ_DISCARD : REQ_ZERO, out);
+		else
+			ranges(s, type == BLK_DISCARD ? REQ_DISCARD : REQ_ZERO, out);
 		return;
 	default:
 		answer(s, BLK_UNSUPP);
-		return;
 	}
-	/* A read-only disk, or data in a direction that the request has not. */
-	answer(s, BLK_IOERR);
 }
 
-const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain)
+const char *blk_begin_parts(struct blk_slot *s, unsigned nr_out, unsigned nr_in, uint32_t out_len, uint32_t in_len)
 {
-	struct blk_data out = { s->iov, chain->nr_out, chain->out_len };
-	struct blk_data in = { s->iov + chain->nr_out, chain->nr_in, chain->in_len };
+	struct blk_data out = { s->iov, nr_out, out_len - HEADER_LEN };
+	struct blk_data in = { s->iov + nr_out, nr_in, in_len - 1 };
+	struct blk_header h;
+	struct iovec *last;
 	uint32_t type;
-	uint64_t sector;
 
-	if (unlikely(!in.len))
+	if (unlikely(!in_len))
 		return "a request without a writable byte for its status";
-	if (unlikely(out.len < HEADER_LEN))
+	if (unlikely(out_len < HEADER_LEN))
 		return "a request with a header of less than 16 bytes";
-	take_header(&out, &type, &sector);
-	take_status(s, &in);
-	dispatch(s, type, sector, &out, &in);
+	/* The status byte comes off the end of the writable buffers. */
+	last = in.iov + nr_in - 1;
+	s->status = (uint8_t *)last->iov_base + --last->iov_len;
+	in.nr_iov -= !last->iov_len;
+	s->in_len = in_len;
+	s->in_first = (uint16_t)nr_out;
+	s->nr_in = (uint16_t)in.nr_iov;
+	s->start_ns = queue_now(s->ctx->q);
+	if (likely(out.iov->iov_len == HEADER_LEN)) {
+		memcpy(&h.type, out.iov->iov_base, 8);
+		memcpy(&h.sector, (const uint8_t *)out.iov->iov_base + 8, 8);
+		out.iov++;
+		out.nr_iov--;
+	} else {
+		struct blk_data whole = out;
+
+		h = take_cut_header(&whole);
+		out = whole;
+	}
+	/* From here on only our copy counts, whatever the guest writes over the original. */
+	__asm__ volatile("" : "+r"(h.type), "+r"(h.sector));
+	type = (uint32_t)le64toh(h.type);
+	if (likely(type == BLK_IN && !out.len)) {
+		count_as(s, BLK_READS);
+		s->written = in_len;
+		read_write(s, REQ_READ, le64toh(h.sector), &in, 0);
+	} else if (likely(type == BLK_OUT && !in.len && s->ctx->disk->writable)) {
+		count_as(s, BLK_WRITES);
+		s->written = 1;
+		read_write(s, REQ_WRITE, le64toh(h.sector), &out, s->ctx->write_flags);
+	} else {
+		struct blk_data far_out = out, far_in = in;
+
+		s->written = !in.len;
+		begin_other(s, type, &far_out, &far_in);
+	}
 	return NULL;
 }

@@ -83,12 +83,12 @@ struct blk_slot {
 	struct blk_ctx *ctx;
 	volatile uint8_t *status;
 	uint32_t written; /* when it succeeds: bytes written, without a gap, from the first writable one on */
-	bool has_in;	  /* there are writable bytes before the status */
+	uint32_t in_len;  /* writable bytes, with the status */
 	uint16_t index; /* in the ring's slots */
 	uint16_t in_first, nr_in; /* where these are in iov, as long as it is not used for ranges */
 	bool busy;
 	bool finished; /* with IN_ORDER: waits for those taken before it */
-	uint8_t class;	   /* enum blk_class */
+	struct blk_count *count; /* of its class, in ctx->stats */
 	uint64_t start_ns; /* of the turn that took it */
 	uint64_t bytes;	   /* that it is about */
 
@@ -119,7 +119,12 @@ static inline uint32_t blk_write_flags(const struct blk_ctx *ctx)
  * Begins the request in s->iov. It ends in blk_finished(), perhaps before this returns. Returns NULL, or what
  * is wrong with a chain that cannot be answered at all.
  */
-const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain);
+const char *blk_begin_parts(struct blk_slot *s, unsigned nr_out, unsigned nr_in, uint32_t out_len, uint32_t in_len);
+
+static inline const char *blk_begin(struct blk_slot *s, const struct vring_chain *chain)
+{
+	return blk_begin_parts(s, chain->nr_out, chain->nr_in, chain->out_len, chain->in_len);
+}
 
 /* Given by the ring: the status byte is written; written bytes of the chain may be told to the driver. */
 void blk_finished(struct blk_slot *s, uint32_t written);

@@ -56,7 +56,7 @@ static bool memory_lost(struct ring *r)
 
 /* ---- requests ---- */
 
-static int begin_request(struct ring *r, struct blk_slot *s, const struct vring_chain *chain)
+static inline int begin_request(struct ring *r, struct blk_slot *s, const struct vring_chain *chain)
 {
 	const char *wrong;
 
@@ -77,22 +77,31 @@ static int begin_request(struct ring *r, struct blk_slot *s, const struct vring_
 static int take_request(struct ring *r, uint16_t slot)
 {
 	struct blk_slot *s = &r->slots[slot];
-	struct vring_chain chain;
 	int ret;
 
 	if (unlikely(s->busy))
 		return vring_fault(&r->vr, "descriptor %u is offered again while its request is in flight",
 				   slot);
-	ret = vring_chain(&r->vr, slot, s->iov, BLK_IOV_MAX, &chain);
-	return unlikely(ret < 0) ? ret : begin_request(r, s, &chain);
+	/* Two of them: that of a split ring never leaves the registers. */
+	if (r->vr.packed) {
+		struct vring_chain chain;
+
+		ret = packed_chain(&r->vr, slot, s->iov, BLK_IOV_MAX, &chain);
+		return unlikely(ret < 0) ? ret : begin_request(r, s, &chain);
+	} else {
+		struct vring_chain chain;
+
+		ret = split_chain(&r->vr, slot, s->iov, BLK_IOV_MAX, &chain);
+		return unlikely(ret < 0) ? ret : begin_request(r, s, &chain);
+	}
 }
 
 /* Before any other: what a process before us had taken and not given back. */
-static void redo_requests(struct ring *r)
+static __attribute__((noinline, cold)) void redo_requests(struct ring *r)
 {
 	for (unsigned i = 0; i < r->vr.track.nr_redo; i++) {
 		struct blk_slot *s = &r->slots[r->vr.track.redo[i]];
-		struct vring_chain chain;
+		struct vring_chain chain = { 0 };
 		int ret = vring_redo(&r->vr, s->index, s->iov, BLK_IOV_MAX, &chain);
 
 		if (ret == 0)

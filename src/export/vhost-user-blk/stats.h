@@ -60,11 +60,8 @@ static inline void blk_stat_add(uint64_t *n, uint64_t by)
 	__atomic_store_n(n, *n + by, __ATOMIC_RELAXED);
 }
 
-static inline void blk_stats_add(struct blk_stats *s, enum blk_class class, uint64_t bytes, bool error,
-				 uint64_t ns)
+static inline void blk_count_add(struct blk_count *c, uint64_t bytes, bool error, uint64_t ns)
 {
-	struct blk_count *c = &s->count[class];
-
 	blk_stat_add(&c->requests, 1);
 	if (unlikely(error))
 		blk_stat_add(&c->errors, 1);

@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "export/vhost-user-blk/vring.h"
-#include "export/vhost-user-blk/vring_parse.h"
 
 static int damaged(struct varve_error *err, const char *what, unsigned value)
 {

@@ -14,8 +14,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "export/vhost-user-blk/vring_parse.h"
-
 #define BASE_WRAP 0x8000u
 
 int vring_fault(struct vring *v, const char *fmt, ...)
@@ -133,6 +131,7 @@ int vring_open(struct vring *v, const struct gmem *mem, const struct vring_addr 
 	memset(&v->track, 0, sizeof(v->track));
 	v->fault[0] = 0;
 	v->mem = mem;
+	v->near = &mem->region[0];
 	v->desc = p.desc;
 	v->avail = p.avail;
 	v->used = p.used;
@@ -160,6 +159,10 @@ __attribute__((noinline)) struct iovec *gather_far(struct vring *v, struct iovec
 {
 	uint64_t at = addr, left = len, off, sum;
 
+	if (!len) {
+		vring_fault(v, "a buffer of no bytes");
+		return NULL;
+	}
 	if (u64_add(addr, len, &sum)) {
 		vring_fault(v, "a buffer of %u bytes at 0x%" PRIx64 " wraps around", len, addr);
 		return NULL;
@@ -174,13 +177,14 @@ __attribute__((noinline)) struct iovec *gather_far(struct vring *v, struct iovec
 			return NULL;
 		}
 		if (next == end) {
-			vring_fault(v, "a request of more than %u buffers", (unsigned)(end - iov));
+			vring_fault(v, "a request of more than %u buffers, or a chain that loops",
+				    (unsigned)(end - iov));
 			return NULL;
 		}
 		part = MIN(left, r->len - off);
 		next->iov_base = r->host + off;
 		next++->iov_len = part;
-		v->region = (unsigned)(r - v->mem->region);
+		v->near = r;
 		at += part;
 		left -= part;
 	}

@@ -9,7 +9,7 @@
  *
  * docs/spec/virtio-blk.md, "Packed virtqueue".
  */
-#include "export/vhost-user-blk/vring_parse.h"
+#include "export/vhost-user-blk/vring.h"
 
 /* What the event structures ask for. */
 #define EVENT_ENABLE 0u
@@ -52,15 +52,38 @@ int packed_next(struct vring *v, uint16_t *ret_slot)
 {
 	if (!is_available(v, __ATOMIC_ACQUIRE))
 		return 0;
-	if (unlikely(v->nr_out == v->num))
-		return vring_fault(v, "descriptor %u is available, but all %u are in flight", v->next_avail,
+	if (unlikely(v->nr_out == v->num)) {
+		vring_fault(v, "descriptor %u is available, but all %u are in flight", v->next_avail,
 				   v->num);
+		return -EPROTO;
+	}
 	*ret_slot = v->free_head;
 	return 1;
 }
 
+static inline __attribute__((always_inline)) int gather_add(struct vring *v, struct gather *g, struct iovec *iov,
+							    uint64_t addr, uint32_t len, bool in)
+{
+	if (in) {
+		if (!g->in)
+			gather_in(g);
+	} else if (unlikely(g->in != NULL)) {
+		vring_fault(v, "a readable buffer behind a writable one");
+		return -EPROTO;
+	}
+	return gather_put(v, g, iov, addr, len);
+}
+
+static inline __attribute__((always_inline)) int end_chain(struct vring *v, struct gather *g, const struct iovec *iov,
+							   struct vring_chain *ret_chain)
+{
+	if (!g->in)
+		gather_in(g);
+	return gather_end(v, g, iov, ret_chain);
+}
+
 /* Adds the buffers of an indirect table. Of a descriptor in it only address, length and direction count. */
-static inline __attribute__((always_inline)) int add_table(struct vring *v, struct gather *g,
+static inline __attribute__((always_inline)) int add_table(struct vring *v, struct gather *g, struct iovec *iov,
 							   const struct desc *d)
 {
 	const uint8_t *table = indirect_table(v, g, d->addr, d->len, d->w7 & DESC_NEXT);
@@ -72,20 +95,22 @@ static inline __attribute__((always_inline)) int add_table(struct vring *v, stru
 	for (uint32_t i = 0; i < nr; i++) {
 		struct desc e = copy_desc(table + (size_t)i * DESC_LEN);
 
-		if (unlikely(e.w7 & DESC_INDIRECT))
-			return vring_fault(v, "an indirect descriptor inside an indirect table");
-		if (unlikely(gather_add(v, g, e.addr, e.len, e.w7 & DESC_WRITE) < 0))
+		if (unlikely(e.w7 & DESC_INDIRECT)) {
+			vring_fault(v, "an indirect descriptor inside an indirect table");
+			return -EPROTO;
+		}
+		if (unlikely(gather_add(v, g, iov, e.addr, e.len, e.w7 & DESC_WRITE) < 0))
 			return -EPROTO;
 	}
 	return 0;
 }
 
-static inline __attribute__((always_inline)) int add_desc(struct vring *v, struct gather *g,
+static inline __attribute__((always_inline)) int add_desc(struct vring *v, struct gather *g, struct iovec *iov,
 							  const struct desc *d)
 {
 	if (d->w7 & DESC_INDIRECT)
-		return add_table(v, g, d);
-	return gather_add(v, g, d->addr, d->len, d->w7 & DESC_WRITE);
+		return add_table(v, g, iov, d);
+	return gather_add(v, g, iov, d->addr, d->len, d->w7 & DESC_WRITE);
 }
 
 static void record_desc(struct inflight_packed_desc *to, const struct desc *d)
@@ -111,11 +136,13 @@ int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max
 
 	assert(slot == v->free_head);
 	do {
-		if (unlikely(v->nr_out + nr == v->num))
-			return vring_fault(v, "a chain that is longer than what the ring of %u has left (%u)",
+		if (unlikely(v->nr_out + nr == v->num)) {
+			vring_fault(v, "a chain that is longer than what the ring of %u has left (%u)",
 					   v->num, v->num - v->nr_out);
+			return -EPROTO;
+		}
 		d = copy_desc(desc_at(v, v->next_avail));
-		if (unlikely(add_desc(v, &g, &d) < 0))
+		if (unlikely(add_desc(v, &g, iov, &d) < 0))
 			return -EPROTO;
 		if (rec)
 			record_desc(&rec->desc[at], &d);
@@ -130,7 +157,7 @@ int packed_chain(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max
 	v->free_head = at;
 	if (rec)
 		track_take_packed(&v->track, v, slot);
-	return gather_end(v, &g, ret_chain);
+	return end_chain(v, &g, iov, ret_chain);
 }
 
 /* From the record: the ring may hold other descriptors in their place. */
@@ -146,10 +173,10 @@ int packed_redo(struct vring *v, uint16_t slot, struct iovec *iov, unsigned max,
 		struct desc d = { r->addr, r->len, r->id, r->flags };
 
 		__asm__ volatile("" : "+r"(d.addr), "+r"(d.len), "+r"(d.w7));
-		if (unlikely(add_desc(v, &g, &d) < 0))
+		if (unlikely(add_desc(v, &g, iov, &d) < 0))
 			return -EPROTO;
 	}
-	return gather_end(v, &g, ret_chain);
+	return end_chain(v, &g, iov, ret_chain);
 }
 
 /* ---- giving back ---- */

@@ -12,7 +12,7 @@
 #include <endian.h>
 #include <string.h>
 
-#include "export/vhost-user-blk/vring.h"
+#include "export/vhost-user-blk/vring_types.h"
 
 #define DESC_LEN 16u
 #define DESC_NEXT 1u
@@ -28,7 +28,14 @@ struct desc {
 	uint16_t w6, w7;
 };
 
-static_assert(sizeof(struct desc) == DESC_LEN, "a descriptor as it lies in memory");
+/* As it lies in memory: little-endian, and for a table anywhere. */
+struct desc_at {
+	uint64_t addr;
+	uint32_t len;
+	uint16_t w6, w7;
+} __attribute__((packed));
+
+static_assert(sizeof(struct desc_at) == DESC_LEN, "see the spec");
 
 static inline uint16_t load16(const uint16_t *p, int order)
 {
@@ -40,79 +47,84 @@ static inline void store16(uint16_t *p, uint16_t value, int order)
 	__atomic_store_n(p, htole16(value), order);
 }
 
-/* One read of guest memory: the compiler cannot go back to the original afterwards. */
+/* One read of each word of guest memory: the compiler cannot go back to the original afterwards. */
 static inline struct desc copy_desc(const uint8_t *p)
 {
-	uint64_t addr, rest;
+	const volatile struct desc_at *at = (const volatile struct desc_at *)p;
 
-	memcpy(&addr, p, 8);
-	memcpy(&rest, p + 8, 8);
-	__asm__ volatile("" : "+r"(addr), "+r"(rest));
-	rest = le64toh(rest);
-	return (struct desc){ le64toh(addr), (uint32_t)rest, (uint16_t)(rest >> 32), (uint16_t)(rest >> 48) };
+	return (struct desc){ le64toh(at->addr), le32toh(at->len), le16toh(at->w6), le16toh(at->w7) };
 }
 
-/* The buffers found so far. No pointer to one is ever taken where speed counts: it lives in registers. */
+/*
+ * The buffers found so far. No pointer to one is ever taken where speed counts: it lives in registers.
+ *
+ * Each takes an element of the array at least, so that the array's end is that of a chain that loops, too.
+ */
 struct gather {
-	const struct gmem_region *region; /* of the last one */
-	struct iovec *iov, *next, *end;
+	const struct gmem_region *near; /* of the last one */
+	struct iovec *next, *end;
+	struct iovec *in; /* the first writable one; NULL: none was met yet */
 	uint64_t len;	  /* no overflow: less than 2^32 for each of a few hundred buffers */
-	bool in;	  /* the last one is writable, and since then: */
 	uint64_t out_len; /* bytes before the first writable one */
-	unsigned nr_out;
 };
 
 static inline struct gather gather_begin(const struct vring *v, struct iovec *iov, unsigned max)
 {
-	return (struct gather){
-		.region = &v->mem->region[v->region], .iov = iov, .next = iov, .end = iov + max
-	};
+	return (struct gather){ .near = v->near, .next = iov, .end = iov + max };
+}
+
+/* Our pointer to len bytes at addr, if there are any and the region has them all. */
+static inline bool near_has(const struct gmem_region *r, uint64_t addr, uint32_t len, uint8_t **ret_host)
+{
+	uint64_t off = addr - r->guest_addr, end; /* off: something large below the region */
+
+	*ret_host = r->host + off;
+	return !u64_add(off, len, &end) && end <= r->len && len;
 }
 
 /*
- * A buffer that the region of the last one does not hold, or for which there is no place: puts it into
- * next[0] and those behind. Returns what is next then, or NULL: a fault. v->region is the last one's.
+ * A buffer that the region of the last one does not hold, that is empty, or for which there is no place: puts it into
+ * next[0] and those behind. Returns what is next then, or NULL: a fault. v->near is the last one's.
  */
 struct iovec *gather_far(struct vring *v, struct iovec *iov, struct iovec *next, struct iovec *end,
 			 uint64_t addr, uint32_t len);
 
-static inline __attribute__((always_inline)) int gather_add(struct vring *v, struct gather *g, uint64_t addr,
-							    uint32_t len, bool in)
+/* One buffer more. iov: as it was given to gather_begin(). */
+static inline __attribute__((always_inline)) int gather_put(struct vring *v, struct gather *g, struct iovec *iov,
+							    uint64_t addr, uint32_t len)
 {
-	uint64_t off;
+	uint8_t *host;
 
-	if (unlikely(!len))
-		return vring_fault(v, "a buffer of no bytes");
-	if (in != g->in) {
-		if (unlikely(!in))
-			return vring_fault(v, "a readable buffer behind a writable one");
-		g->in = true;
-		g->out_len = g->len;
-		g->nr_out = (unsigned)(g->next - g->iov);
-	}
 	g->len += len;
-	if (likely(gmem_region_has(g->region, addr, &off) && len <= g->region->len - off &&
-		   g->next < g->end)) {
-		g->next->iov_base = g->region->host + off;
+	if (likely(near_has(g->near, addr, len, &host)) && likely(g->next != g->end)) {
+		g->next->iov_base = host;
 		g->next++->iov_len = len;
 		return 0;
 	}
-	g->next = gather_far(v, g->iov, g->next, g->end, addr, len);
-	g->region = &v->mem->region[v->region];
+	g->next = gather_far(v, iov, g->next, g->end, addr, len);
+	g->near = v->near;
 	return g->next ? 0 : -EPROTO;
 }
 
-static inline __attribute__((always_inline)) int gather_end(struct vring *v, const struct gather *g,
-							    struct vring_chain *ret_chain)
+/* The buffers from here on are writable. */
+static inline void gather_in(struct gather *g)
 {
-	unsigned nr = (unsigned)(g->next - g->iov);
+	g->in = g->next;
+	g->out_len = g->len;
+}
 
-	if (unlikely(g->len > VRING_CHAIN_LEN_MAX))
-		return vring_fault(v, "a request of more than 2^32 - 1 bytes");
-	ret_chain->nr_out = g->in ? g->nr_out : nr;
-	ret_chain->nr_in = nr - ret_chain->nr_out;
-	ret_chain->out_len = (uint32_t)(g->in ? g->out_len : g->len);
-	ret_chain->in_len = (uint32_t)g->len - ret_chain->out_len;
+/* After gather_in(). */
+static inline __attribute__((always_inline)) int gather_end(struct vring *v, const struct gather *g,
+							    const struct iovec *iov, struct vring_chain *ret_chain)
+{
+	if (unlikely(g->len > VRING_CHAIN_LEN_MAX)) {
+		vring_fault(v, "a request of more than 2^32 - 1 bytes");
+		return -EPROTO;
+	}
+	ret_chain->nr_out = (unsigned)(g->in - iov);
+	ret_chain->nr_in = (unsigned)(g->next - g->in);
+	ret_chain->out_len = (uint32_t)g->out_len;
+	ret_chain->in_len = (uint32_t)(g->len - g->out_len);
 	return 0;
 }
 
@@ -122,11 +134,10 @@ const uint8_t *far_table(struct vring *v, uint64_t addr, uint32_t len, bool has_
 static inline const uint8_t *indirect_table(struct vring *v, const struct gather *g, uint64_t addr,
 					    uint32_t len, bool has_next)
 {
-	uint64_t off;
+	uint8_t *host;
 
-	if (likely(v->indirect && !has_next && len && !(len % DESC_LEN) &&
-		   gmem_region_has(g->region, addr, &off) && len <= g->region->len - off))
-		return g->region->host + off;
+	if (likely(near_has(g->near, addr, len, &host)) && likely(v->indirect && !has_next && !(len % DESC_LEN)))
+		return host;
 	return far_table(v, addr, len, has_next);
 }
 

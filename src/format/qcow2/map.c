@@ -135,7 +135,37 @@ static bool continues(const struct cell *first, const struct cell *next, uint64_
 	       next->host_off == first->host_off + len;
 }
 
-void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
+/*
+ * What most requests meet: all of it in one cluster, whose entry is in memory and says where the data is, and nothing
+ * else. False: look closer; whatever else an entry can hold is seen there.
+ */
+static inline bool map_plain(struct node *n, const struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret)
+{
+	uint64_t index = off >> q->cluster_bits, in_cluster = off & (q->cluster_len - 1), entry, host_off;
+	uint32_t at = (uint32_t)(index & (q->l2_entries - 1));
+	struct row *row;
+	struct piece *p;
+
+	if (len > q->cluster_len - in_cluster || q->l2_entry_len != 8 || q->unmapped)
+		return false;
+	p = cache_find(q->l2, (uint32_t)(index >> q->l2_bits), at >> q->l2_piece_bits, &row);
+	if (!p)
+		return false;
+	piece_touch(p);
+	entry = entry_get(p, at & ((1u << q->l2_piece_bits) - 1));
+	host_off = entry & ~QCOW2_COPIED;
+	if (!host_off || (host_off & (~QCOW2_OFF_MASK | (q->cluster_len - 1))) || host_off >= node_len(q->leaf))
+		return false;
+	ret->kind = EXTENT_DATA;
+	ret->flags = (entry & QCOW2_COPIED) && q->writable ? EXTENT_INPLACE : 0;
+	ret->error = 0;
+	ret->node = n->file;
+	ret->host_off = host_off + in_cluster;
+	ret->len = len;
+	return true;
+}
+
+static __attribute__((noinline)) void map_any(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 {
 	struct qcow2 *q = node_state(n);
 	struct cell first;
@@ -161,6 +191,12 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 	ret->node = first.kind == EXTENT_UNLOADED || first.kind == EXTENT_PACKED ? n : n->file;
 	ret->host_off = first.host_off;
 	ret->len = MIN(total, len);
+}
+
+void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
+{
+	if (unlikely(!map_plain(n, node_state(n), off, len, ret)))
+		map_any(n, off, len, ret);
 }
 
 /* ---- loading ---- */

@@ -53,9 +53,9 @@ static void what_is_counted_adds_up(void **state)
 	static struct blk_stats s, copy;
 
 	(void)state;
-	blk_stats_add(&s, BLK_READS, 4096, false, 5000);
-	blk_stats_add(&s, BLK_READS, 512, true, 9000);
-	blk_stats_add(&s, BLK_FLUSHES, 0, false, 0);
+	blk_count_add(&s.count[BLK_READS], 4096, false, 5000);
+	blk_count_add(&s.count[BLK_READS], 512, true, 9000);
+	blk_count_add(&s.count[BLK_FLUSHES], 0, false, 0);
 	blk_stats_read(&s, &copy);
 	assert_int_equal(copy.count[BLK_READS].requests, 2);
 	assert_int_equal(copy.count[BLK_READS].bytes, 4096);

@@ -72,6 +72,30 @@ static void map_says_in_place_everywhere(void **state)
 	leaf_close(&l);
 }
 
+/* The door's own way to the file and what map() answers must not differ. */
+static void the_way_through_leads_where_map_says(void **state)
+{
+	static const char *const windows[] = { "", "offset=1024", "offset=1536,size=4096" };
+	uint8_t byte = 0;
+	struct leaf l, m;
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(windows); i++) {
+		struct extent e;
+
+		assert_int_equal(raw_over_memory(&l, 8192, windows[i], NODE_WRITABLE), 0);
+		l.n->drv->map(l.n, 700, 1, &e);
+		assert_true(l.n->through);
+		assert_int_equal(l.n->through_off + 700, e.host_off);
+		expect_pattern(&l, 700, 100, e.host_off);
+		leaf_fill(&l, 700, 1, 0xd7);
+		m = (struct leaf){ .q = l.q, .n = e.node };
+		assert_int_equal(leaf_read(&m, e.host_off, &byte, 1), 0);
+		assert_int_equal(byte, 0xd7);
+		leaf_close(&l);
+	}
+}
+
 /* The last sector is whole for the guest; what the file has not is zeroes, and can be written. */
 static void an_odd_length_is_rounded_up(void **state)
 {
@@ -262,6 +286,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_file_is_the_disk),
 		cmocka_unit_test(map_says_in_place_everywhere),
+		cmocka_unit_test(the_way_through_leads_where_map_says),
 		cmocka_unit_test(an_odd_length_is_rounded_up),
 		cmocka_unit_test(a_window_shows_its_part_only),
 		cmocka_unit_test(windows_outside_of_the_file_are_refused),
