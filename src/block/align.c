@@ -129,7 +129,7 @@ static int serial_write(struct fiber *f, struct node *n, struct req *r)
 	if (rmw || (r->op == REQ_WRITE && !iov_is_aligned(r->iov, r->nr_iov, n->mem_align)))
 		ret = bounce_write(f, n, r);
 	else
-		ret = leaf_io(f, n, r->op, r->off, r->len, r->iov, r->nr_iov, r->flags & (REQ_FUA | REQ_MAY_UNMAP));
+		ret = leaf_io(f, n, r->op, r->off, r->len, r->iov, r->nr_iov, r->flags & (REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK));
 	range_unlock(&n->ranges, &range);
 	if (rmw)
 		atomic_fetch_sub(&n->serialising, 1);
