@@ -6,45 +6,48 @@
  */
 #include "io.h"
 
-#include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const char io_help[] =
-	"[-c COMMAND]... [-f FORMAT | --image-opts] [-rsmCU] [-n | -t CACHE] [-k | -i AIO] [-d DISCARD] [FILE]\n\n"
-	"  -c, --cmd COMMAND     run COMMAND; without -c commands are read from standard input\n"
-	"  -f, --format FORMAT   do not guess the format\n"
-	"      --image-opts      FILE is driver=...,file.filename=...\n"
-	"  -r, --read-only       do not open for writing\n"
-	"  -s, --snapshot        keep what is written in a temporary image, which is gone at the end\n"
-	"  -d, --discard MODE    unmap (default), or ignore: discards are not done\n"
-	"  -k, --native-aio      the same as -i native\n"
-	"  -m, --misalign        use buffers at addresses that suit nobody\n"
-	"  -n, --nocache         the same as -t none\n"
-	"  -C, --copy-on-read    keep in FILE what is read from its backing file\n"
-	"  -t, --cache CACHE     writeback (default), none, writethrough, directsync, unsafe\n"
-	"  -i, --aio AIO         io_uring, native, posix or threads\n"
-	"  -U, --force-share     also while another process writes to the image (needs -r)\n"
-	"The command help lists the commands.\n";
+enum { OPT_IMAGE_OPTS = 256, OPT_OBJECT };
+
+static const struct option_row options[] = {
+	{ 'c', "cmd", "COMMAND", "run COMMAND; may be repeated; without -c commands are read from standard input" },
+	{ 'f', "format", "FORMAT", "do not guess the format" },
+	{ OPT_IMAGE_OPTS, "image-opts", NULL, "FILE is driver=...,file.filename=..." },
+	{ 'r', "read-only", NULL, "do not open for writing" },
+	{ 's', "snapshot", NULL, "keep what is written in a temporary image, which is gone at the end" },
+	{ 'd', "discard", "MODE", "unmap (default), or ignore: discards are not done" },
+	{ 'm', "misalign", NULL, "use buffers at addresses that suit nobody" },
+	{ 'n', "nocache", NULL, "the same as -t none" },
+	{ 't', "cache", "CACHE", "writethrough (default), writeback, none, directsync, unsafe" },
+	{ 'C', "copy-on-read", NULL, "keep in FILE what is read from its backing file" },
+	{ 'k', "native-aio", NULL, "the same as -i native" },
+	{ 'i', "aio", "AIO", "io_uring, native, posix or threads" },
+	{ 'U', "force-share", NULL, "also while another process writes to the image (needs -r)" },
+	{ OPT_OBJECT, "object", "OBJECT", "what other options name by its id: secret,id=ID,file=FILE" },
+	{ 'T', "trace", "SPEC", NULL },
+	{ 'V', "version", NULL, "show which version this is" },
+	OPTION_END,
+};
+
+const struct command cmd_io = { "", NULL, "reads and writes a disk image by hand or script", "[FILE]", options,
+				"The command help lists the commands.\n" };
+
+const struct option_row io_no_options[] = { OPTION_END };
 
 #define LINE_WORDS_MAX 1100 /* a command's name, and as many lengths as a vector has */
 
 /* ---- commands ---- */
 
 static const struct io_command *const tables[] = { io_rw_commands, io_aio_commands, io_misc_commands,
-						   io_open_commands };
-
-/* Commands of the grammar that this version does not have. */
-static const char *const missing[] = { "break",	   "remove_break", "resume",	 "truncate",
-				       "wait_break", "zone_append", "zone_close", "zone_finish", "zone_open",
-				       "zone_report", "zone_reset" };
+						   io_open_commands, io_debug_commands };
 
 const struct io_command *io_find(const char *name)
 {
 	for (size_t t = 0; t < ARRAY_LEN(tables); t++) {
-		for (const struct io_command *c = tables[t]; c->name; c++) {
-			if (strcmp(name, c->name) == 0 || (c->alt && strcmp(name, c->alt) == 0))
+		for (const struct io_command *c = tables[t]; c->c.name; c++) {
+			if (strcmp(name, c->c.name) == 0 || (c->alt && strcmp(name, c->alt) == 0))
 				return c;
 		}
 	}
@@ -55,7 +58,7 @@ static int by_name(const void *a, const void *b)
 {
 	const struct io_command *const *x = a, *const *y = b;
 
-	return strcmp((*x)->name, (*y)->name);
+	return strcmp((*x)->c.name, (*y)->c.name);
 }
 
 void io_each(void (*fn)(const struct io_command *c))
@@ -64,7 +67,7 @@ void io_each(void (*fn)(const struct io_command *c))
 	size_t n = 0;
 
 	for (size_t t = 0; t < ARRAY_LEN(tables); t++) {
-		for (const struct io_command *c = tables[t]; c->name && n < ARRAY_LEN(all); c++)
+		for (const struct io_command *c = tables[t]; c->c.name && n < ARRAY_LEN(all); c++)
 			all[n++] = c;
 	}
 	qsort(all, n, sizeof(all[0]), by_name);
@@ -72,35 +75,31 @@ void io_each(void (*fn)(const struct io_command *c))
 		fn(all[i]);
 }
 
+void io_parse(struct parse *p, int argc, char **argv)
+{
+	parse_start(p, &io_find(argv[0])->c, argc, argv);
+	p->language = true;
+}
+
 int io_usage(const char *name)
 {
 	const struct io_command *c = io_find(name);
 
-	printf("usage: %s %s\n", c->name, c->args);
+	printf("usage: %s", c->c.name);
+	command_letters(&c->c);
+	printf("%s%s\n", *c->c.args ? " " : "", c->c.args);
 	return -1;
 }
 
 static int wrong_count(const struct io_command *c, int nr)
 {
+	fprintf(stderr, "bad argument count %d to %s, expected ", nr, c->c.name);
 	if (c->max_args < 0)
-		fprintf(stderr, "bad argument count %d to %s, expected at least %d arguments\n", nr, c->name, c->min_args);
+		fprintf(stderr, "at least %d arguments\n", c->min_args);
 	else if (c->min_args == c->max_args)
-		fprintf(stderr, "bad argument count %d to %s, expected %d arguments\n", nr, c->name, c->min_args);
+		fprintf(stderr, "%d arguments\n", c->min_args);
 	else
-		fprintf(stderr, "bad argument count %d to %s, expected between %d and %d arguments\n", nr, c->name,
-			c->min_args, c->max_args);
-	return -1;
-}
-
-static int no_command(const char *name)
-{
-	for (size_t i = 0; i < ARRAY_LEN(missing); i++) {
-		if (strcmp(name, missing[i]) == 0) {
-			fprintf(stderr, "command \"%s\" is not part of this version\n", name);
-			return -1;
-		}
-	}
-	fprintf(stderr, "command \"%s\" not found\n", name);
+		fprintf(stderr, "between %d and %d arguments\n", c->min_args, c->max_args);
 	return -1;
 }
 
@@ -122,8 +121,10 @@ static int run_line(struct io *io, char *line)
 	if (n == 0)
 		return 0;
 	c = io_find(words[0]);
-	if (!c)
-		return no_command(words[0]);
+	if (!c) {
+		fprintf(stderr, "command \"%s\" not found\n", words[0]);
+		return -1;
+	}
 	if (!c->no_image && !io->image) {
 		fprintf(stderr, "no file open, try 'help open'\n");
 		return -1;
@@ -141,99 +142,76 @@ static int run_line(struct io *io, char *line)
 struct io_args {
 	struct io_how how;
 	bool misalign;
-	char **commands;
+	const char **commands;
 	int nr_commands;
 };
 
-/* 0, 1 (failed, told), -1: done (help, version). */
-static int parse(int argc, char **argv, struct io_args *a)
+static int set_option(struct io_args *a, int id, const char *value)
 {
-	enum { IMAGE_OPTS = 256, OBJECT };
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "version", no_argument, NULL, 'V' },
-		{ "cmd", required_argument, NULL, 'c' },
-		{ "format", required_argument, NULL, 'f' },
-		{ "read-only", no_argument, NULL, 'r' },
-		{ "snapshot", no_argument, NULL, 's' },
-		{ "nocache", no_argument, NULL, 'n' },
-		{ "copy-on-read", no_argument, NULL, 'C' },
-		{ "misalign", no_argument, NULL, 'm' },
-		{ "native-aio", no_argument, NULL, 'k' },
-		{ "aio", required_argument, NULL, 'i' },
-		{ "cache", required_argument, NULL, 't' },
-		{ "discard", required_argument, NULL, 'd' },
-		{ "trace", required_argument, NULL, 'T' },
-		{ "force-share", no_argument, NULL, 'U' },
-		{ "image-opts", no_argument, NULL, IMAGE_OPTS },
-		{ "object", required_argument, NULL, OBJECT },
-		{ NULL, 0, NULL, 0 },
-	};
-	int c, ret = 0;
-
-	opterr = 0;
-	while (ret == 0 && (c = getopt_long(argc, argv, ":hVc:d:f:rsnCmki:t:T:U", longs, NULL)) != -1) {
-		switch (c) {
-		case 'h':
-			printf("Usage: %s %s", prog, io_help);
-			return -1;
-		case 'V':
-			print_version("varve io");
-			return -1;
-		case 'c':
-			a->commands[a->nr_commands++] = optarg;
-			break;
-		case 'd':
-			ret = io_set_discard(&a->how.options, optarg);
-			break;
-		case 'f':
-			ret = io_set(&a->how.format, optarg);
-			break;
-		case 'r':
-			a->how.read_only = true;
-			break;
-		case 'n':
-			ret = io_set(&a->how.cache, "none");
-			break;
-		case 't':
-			ret = io_set(&a->how.cache, optarg);
-			break;
-		case 'i':
-			ret = io_set(&a->how.aio, optarg);
-			break;
-		case 'U':
-			a->how.force_share = true;
-			break;
-		case IMAGE_OPTS:
-			a->how.image_opts = true;
-			break;
-		case 's':
-			a->how.snapshot = true;
-			break;
-		case 'C':
-			a->how.copy_on_read = true;
-			break;
-		case 'm':
-			a->misalign = true;
-			break;
-		case 'k':
-			ret = io_set(&a->how.aio, "native");
-			break;
-		case 'T':
-			return complain_missing("--trace");
-		case OBJECT:
-			return complain_missing("--object");
-		default:
-			return complain_option(c, argv);
-		}
+	switch (id) {
+	case 'c':
+		a->commands[a->nr_commands++] = value;
+		return 0;
+	case 'd':
+		return io_set_discard(&a->how.options, value);
+	case 'f':
+		return io_set(&a->how.format, value);
+	case 'r':
+		a->how.read_only = true;
+		return 0;
+	case 'n':
+		return io_set(&a->how.cache, "none");
+	case 't':
+		return io_set(&a->how.cache, value);
+	case 'k':
+		return io_set(&a->how.aio, "native");
+	case 'i':
+		return io_set(&a->how.aio, value);
+	case 'U':
+		a->how.force_share = true;
+		return 0;
+	case OPT_IMAGE_OPTS:
+		a->how.image_opts = true;
+		return 0;
+	case OPT_OBJECT:
+		return object_add(value);
+	case 's':
+		a->how.snapshot = true;
+		return 0;
+	case 'C':
+		a->how.copy_on_read = true;
+		return 0;
+	case 'm':
+		a->misalign = true;
+		return 0;
+	default: /* 'T' */
+		return complain_missing("--trace");
 	}
-	if (ret < 0)
-		return 1;
-	if (argc - optind > 1)
-		return complain_usage("'%s' is one argument too many", argv[optind + 1]);
-	if (optind < argc && io_set(&a->how.name, argv[optind]) < 0)
-		return 1;
-	return 0;
+}
+
+/* 0; 1, told; -1: done, the exit status is *ret_status. */
+static int parse(int argc, char **argv, struct io_args *a, int *ret_status)
+{
+	struct parse p;
+	int id;
+
+	parse_start(&p, &cmd_io, argc, argv);
+	while ((id = parse_next(&p)) > 0) {
+		if (id == 'V') {
+			print_version("varve io");
+			*ret_status = finish_stdout();
+			return -1;
+		}
+		if (set_option(a, id, p.value))
+			return 1;
+	}
+	if (id < 0) {
+		*ret_status = p.status;
+		return -1;
+	}
+	if (p.nr_args > 1)
+		return complain_usage("'%s' is one argument too many", p.args[1]);
+	return p.nr_args && io_set(&a->how.name, p.args[0]) < 0 ? 1 : 0;
 }
 
 static int run_input(struct io *io)
@@ -263,8 +241,13 @@ static int run(struct io *io, struct io_args *a)
 	if (a->how.name && io_open(io, &a->how) < 0)
 		return 1;
 	for (int i = 0; i < a->nr_commands && !io->quit; i++) {
-		if (run_line(io, a->commands[i]) < 0)
+		char *line = strdup(a->commands[i]); /* it is cut into words */
+
+		if (!line)
+			complain("out of memory");
+		if (!line || run_line(io, line) < 0)
 			failed = 1;
+		free(line);
 	}
 	if (!a->nr_commands)
 		failed = run_input(io);
@@ -273,12 +256,14 @@ static int run(struct io *io, struct io_args *a)
 	return finish_stdout() || failed;
 }
 
-/* What the library found out and an errno cannot say: damage, a server that lies. */
-static void log_errors(void *user_data, enum varve_log_level level, const char *line)
+/* What the library found out and an errno cannot say: damage, a server that lies. What stops at a break point is a result. */
+static void take_log(void *user_data, enum varve_log_level level, const char *line)
 {
 	(void)user_data;
 	if (level == VARVE_LOG_ERROR)
 		complain("%s", line);
+	else if (level == VARVE_LOG_INFO && strncmp(line, "blkdebug: ", 10) == 0)
+		printf("%s\n", line);
 }
 
 int io_main(int argc, char **argv)
@@ -286,17 +271,17 @@ int io_main(int argc, char **argv)
 	struct io_args a = { 0 };
 	struct io io = { 0 };
 	struct varve_error err;
-	int ret;
+	int ret, status = 0;
 
 	a.commands = calloc((size_t)argc + 1, sizeof(*a.commands));
 	if (!a.commands) {
 		complain("out of memory");
 		return 1;
 	}
-	varve_set_log(log_errors, NULL);
-	ret = parse(argc, argv, &a);
+	varve_set_log(take_log, NULL);
+	ret = parse(argc, argv, &a, &status);
 	if (ret < 0) {
-		ret = finish_stdout();
+		ret = status;
 	} else if (ret == 0 && varve_queue_new(&io.queue, NULL, &err) < 0) {
 		complain("%s", err.message);
 		ret = 1;

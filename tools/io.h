@@ -6,7 +6,8 @@
  *   io_open.c   open, close, reopen
  *   io_rw.c     read, write and their vectored forms; discard, flush
  *   io_aio.c    the same asynchronously, through a queue
- *   io_misc.c   map, alloc, length, info, sleep, ...
+ *   io_misc.c   map, alloc, length, truncate, info, sleep, ...
+ *   io_debug.c  break points; zones
  *   io_buf.c    patterns, dumps, the lines that report a result
  */
 #ifndef VARVE_TOOLS_IO_H
@@ -15,6 +16,7 @@
 #include <sys/uio.h>
 
 #include "common.h"
+#include "options.h"
 
 /* How an image is opened. The strings are malloc'd, or NULL. */
 struct io_how {
@@ -32,20 +34,28 @@ struct io {
 };
 
 struct io_command {
-	const char *name, *alt;
+	struct command c; /* its name, what it does, its options and arguments; no run() */
+	const char *alt;  /* the short name; NULL: none */
 	/* 0, or -1 after a message on stdout. argv[0] is the command's name. */
 	int (*run)(struct io *io, int argc, char **argv);
-	int min_args, max_args; /* max < 0: any number */
+	int min_args, max_args; /* options and their values count; max < 0: any number */
 	bool no_image;		/* works without an open image */
-	const char *args, *what;
 };
 
 /* All commands, by file; the last has no name. */
-extern const struct io_command io_rw_commands[], io_aio_commands[], io_misc_commands[], io_open_commands[];
+extern const struct io_command io_rw_commands[], io_aio_commands[], io_misc_commands[], io_open_commands[],
+	io_debug_commands[];
+/* For commands without options. */
+extern const struct option_row io_no_options[];
+/* The options of the tool. */
+extern const struct command cmd_io;
 
 const struct io_command *io_find(const char *name);
-/* Calls fn for every command. */
+/* Calls fn for every command, by name. */
 void io_each(void (*fn)(const struct io_command *c));
+
+/* The options of the command argv[0], as parse_next() answers them. */
+void io_parse(struct parse *p, int argc, char **argv);
 
 /* A command used wrongly: prints how it is used. Returns -1. */
 int io_usage(const char *name);
@@ -107,6 +117,9 @@ void io_report(const struct io_report *r);
 
 /* "read failed: Input/output error". Returns -1. */
 int io_failed(const char *name, int error);
+
+/* A line on stderr: what the library says. Returns -1. */
+int io_complain(const char *name, const struct varve_error *err);
 
 /* 0, or the error that a request beyond the end gets. */
 int io_check_range(const struct io *io, uint64_t off, uint64_t len);

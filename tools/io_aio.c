@@ -6,7 +6,6 @@
  * later commands run, at aio_flush, or at the end.
  */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,7 +30,7 @@ static void aio_free(struct aio *a)
 static void aio_tell(struct aio *a, int result)
 {
 	if (result < 0) {
-		io_failed(a->is_read ? "aio_read" : "aio_write", result);
+		io_failed(a->is_read ? "readv" : "aio_write", result); /* scripts know these words */
 		return;
 	}
 	if (a->has_pattern && a->is_read)
@@ -101,46 +100,71 @@ static int aio_submit(struct io *io, struct aio *a)
 	return ret;
 }
 
-static int aio_options(struct aio *a, int argc, char **argv)
-{
-	int c;
+static const struct option_row aio_read_rows[] = {
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'i', NULL, NULL, "say that the request is wrong, and send nothing" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'v', NULL, NULL, "dump the bytes" },
+	{ 'P', NULL, "pattern", "say so unless all bytes are this one" },
+	OPTION_END,
+};
 
-	optind = 0;
-	opterr = 0;
-	while ((c = getopt(argc, argv, a->is_read ? "CiP:qv" : "CfiP:quz")) != -1) {
-		switch (c) {
-		case 'C':
-			a->report.machine = true;
-			break;
-		case 'f':
-			a->flags |= VARVE_REQ_FUA;
-			break;
-		case 'i':
-			a->invalid = true;
-			break;
-		case 'P':
-			a->has_pattern = true;
-			if (io_pattern(optarg, &a->pattern) < 0)
-				return -1;
-			break;
-		case 'q':
-			a->quiet = a->report.quiet = true;
-			break;
-		case 'u':
-			a->flags |= VARVE_REQ_MAY_UNMAP;
-			break;
-		case 'v':
-			a->dump = true;
-			break;
-		case 'z':
-			a->zero = true;
-			break;
-		default:
-			return io_usage(argv[0]);
-		}
+static const struct option_row aio_write_rows[] = {
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'f', NULL, NULL, "stable before it is done" },
+	{ 'i', NULL, NULL, "say that the request is wrong, and send nothing" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'u', NULL, NULL, "with -z: give the space back" },
+	{ 'z', NULL, NULL, "zeroes, without writing them where that can be" },
+	{ 'P', NULL, "pattern", "this byte, instead of 0xcd" },
+	OPTION_END,
+};
+
+static int aio_option(struct aio *a, int id, const char *value)
+{
+	switch (id) {
+	case 'C':
+		a->report.machine = true;
+		return 0;
+	case 'f':
+		a->flags |= VARVE_REQ_FUA;
+		return 0;
+	case 'i':
+		a->invalid = true;
+		return 0;
+	case 'P':
+		a->has_pattern = true;
+		return io_pattern(value, &a->pattern);
+	case 'q':
+		a->quiet = a->report.quiet = true;
+		return 0;
+	case 'u':
+		a->flags |= VARVE_REQ_MAY_UNMAP;
+		return 0;
+	case 'v':
+		a->dump = true;
+		return 0;
+	default: /* 'z' */
+		a->zero = true;
+		return 0;
 	}
-	if (optind + 2 > argc || (a->zero && optind + 2 != argc))
+}
+
+static int aio_options(struct aio *a, int argc, char **argv, struct parse *p)
+{
+	int id;
+
+	io_parse(p, argc, argv);
+	while ((id = parse_next(p)) > 0) {
+		if (aio_option(a, id, p->value) < 0)
+			return -1;
+	}
+	if (id < 0 || p->nr_args < 2)
 		return io_usage(argv[0]);
+	if (a->zero && p->nr_args != 2) {
+		printf("-z takes one length only\n");
+		return -1;
+	}
 	if (a->zero && a->has_pattern) {
 		printf("-z and -P exclude each other\n");
 		return -1;
@@ -149,16 +173,18 @@ static int aio_options(struct aio *a, int argc, char **argv)
 		printf("-u needs -z\n");
 		return -1;
 	}
-	return io_size(argv[optind], &a->report.off);
+	return io_size(p->args[0], &a->report.off);
 }
 
 static int aio_prepare(struct aio *a, int argc, char **argv)
 {
-	if (aio_options(a, argc, argv) < 0)
+	struct parse p;
+
+	if (aio_options(a, argc, argv, &p) < 0)
 		return -1;
 	if (a->zero)
-		return io_size(argv[optind + 1], &a->report.len);
-	if (io_vector(&a->v, argc - optind - 1, argv + optind + 1, a->is_read ? 0xab : a->pattern) < 0)
+		return io_size(p.args[1], &a->report.len);
+	if (io_vector(&a->v, p.nr_args - 1, p.args + 1, a->is_read ? 0xab : a->pattern) < 0)
 		return -1;
 	a->report.len = a->v.len;
 	return 0;
@@ -181,6 +207,7 @@ static int aio_common(struct io *io, int argc, char **argv, bool is_read)
 		return -1;
 	}
 	if (a->invalid) {
+		printf("injecting invalid %s request\n", is_read ? "read" : "write");
 		aio_free(a);
 		return 0;
 	}
@@ -215,10 +242,13 @@ static int cmd_aio_flush(struct io *io, int argc, char **argv)
 }
 
 const struct io_command io_aio_commands[] = {
-	{ "aio_flush", NULL, cmd_aio_flush, 0, 0, false, "", "waits for all asynchronous requests" },
-	{ "aio_read", NULL, cmd_aio_read, 2, -1, false, "[-Ciqv] [-P pattern] off len [len..]",
-	  "reads without waiting for it" },
-	{ "aio_write", NULL, cmd_aio_write, 2, -1, false, "[-Cfiquz] [-P pattern] off len [len..]",
-	  "writes without waiting for it" },
-	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
+	{ { "aio_flush", NULL, "waits for all asynchronous requests", "", io_no_options, NULL }, NULL, cmd_aio_flush, 0, 0,
+	  false },
+	{ { "aio_read", NULL, "reads without waiting for it", "off len [len..]", aio_read_rows,
+	    "Its result is told when it is there; that it fails is no failure of the command.\n" },
+	  NULL, cmd_aio_read, 2, -1, false },
+	{ { "aio_write", NULL, "writes without waiting for it", "off len [len..]", aio_write_rows,
+	    "Its result is told when it is there; that it fails is no failure of the command.\n" },
+	  NULL, cmd_aio_write, 2, -1, false },
+	{ { NULL, NULL, NULL, NULL, NULL, NULL }, NULL, NULL, 0, 0, false },
 };

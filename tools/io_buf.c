@@ -192,6 +192,13 @@ int io_failed(const char *name, int error)
 	return -1;
 }
 
+int io_complain(const char *name, const struct varve_error *err)
+{
+	fflush(stdout);
+	complain("%s: %s", name, err->message);
+	return -1;
+}
+
 int io_check_range(const struct io *io, uint64_t off, uint64_t len)
 {
 	uint64_t end = varve_image_length(io->image);

@@ -4,7 +4,6 @@
  *
  * Owns:    struct io_opened: how the open image was opened, for reopen.
  */
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -63,13 +62,35 @@ int io_set_discard(char **options, const char *mode)
 	return io_add_options(options, text);
 }
 
+/* Do the image options say a cache mode? Then it is theirs. */
+static bool in_options(const char *text)
+{
+	for (const char *p = text; p; p = strchr(p, ','), p += p != NULL) {
+		if (strncmp(p, "cache", 5) == 0 && (p[5] == '=' || p[5] == '.'))
+			return true;
+	}
+	return false;
+}
+
+static bool names_cache(const struct io_how *how)
+{
+	return in_options(how->options) || (how->image_opts && in_options(how->name)) ||
+	       (how->name && strncmp(how->name, "json:", 5) == 0 && strstr(how->name, "\"cache"));
+}
+
+/* What was written is stable when the command is done, unless other is asked for: a script may kill us between two. */
+#define CACHE_DEFAULT "writethrough"
+
 static struct open_args args_of(const struct io_how *how)
 {
+	/* Options that name a mode are not overruled. */
+	const char *cache = how->cache ? how->cache : names_cache(how) ? NULL : CACHE_DEFAULT;
+
 	return (struct open_args){ .format = how->format,
 				   .image_opts = how->image_opts,
 				   .force_share = how->force_share,
 				   .copy_on_read = how->copy_on_read,
-				   .cache = how->cache,
+				   .cache = cache,
 				   .aio = how->aio,
 				   .options = how->options };
 }
@@ -205,6 +226,7 @@ int io_close(struct io *io)
 
 	if (!io->image)
 		return 0;
+	(void)varve_debug_resume(io->image, NULL, NULL); /* what a break point holds would never end */
 	io_aio_reap(io, true);
 	ret = close_image(io->image) ? -1 : 0;
 	io->image = NULL;
@@ -213,49 +235,68 @@ int io_close(struct io *io)
 
 /* ---- commands ---- */
 
+static const struct option_row open_rows[] = {
+	{ 'r', NULL, NULL, "not for writing" },
+	{ 's', NULL, NULL, "keep what is written in a temporary image" },
+	{ 'C', NULL, NULL, "keep what is read from the backing file" },
+	{ 'n', NULL, NULL, "the same as -t none" },
+	{ 'k', NULL, NULL, "the same as -i native" },
+	{ 'U', NULL, NULL, "also while another process writes to it; needs -r" },
+	{ 't', NULL, "cache", "writethrough (default), writeback, none, directsync, unsafe" },
+	{ 'i', NULL, "aio", "io_uring, native, posix or threads" },
+	{ 'd', NULL, "discard", "unmap or ignore" },
+	{ 'o', NULL, "options", "image options; may be repeated" },
+	OPTION_END,
+};
+
+static int open_option(struct io_how *how, int id, const char *value)
+{
+	switch (id) {
+	case 'r':
+		how->read_only = true;
+		return 0;
+	case 's':
+		how->snapshot = true;
+		return 0;
+	case 'n':
+		return io_set(&how->cache, "none");
+	case 't':
+		return io_set(&how->cache, value);
+	case 'k':
+		return io_set(&how->aio, "native");
+	case 'i':
+		return io_set(&how->aio, value);
+	case 'd':
+		return io_set_discard(&how->options, value);
+	case 'o':
+		return io_add_options(&how->options, value);
+	case 'U':
+		how->force_share = true;
+		return 0;
+	default: /* 'C' */
+		how->copy_on_read = true;
+		return 0;
+	}
+}
+
 static int open_options(struct io_how *how, int argc, char **argv)
 {
-	int c, ret = 0;
+	struct parse p;
+	int id;
 
-	optind = 0;
-	opterr = 0;
-	while (ret == 0 && (c = getopt(argc, argv, "Cd:ki:no:rst:U")) != -1) {
-		switch (c) {
-		case 'r':
-			how->read_only = true;
-			break;
-		case 's':
-			how->snapshot = true;
-			break;
-		case 'n':
-			ret = io_set(&how->cache, "none");
-			break;
-		case 't':
-			ret = io_set(&how->cache, optarg);
-			break;
-		case 'k':
-			ret = io_set(&how->aio, "native");
-			break;
-		case 'i':
-			ret = io_set(&how->aio, optarg);
-			break;
-		case 'd':
-			ret = io_set_discard(&how->options, optarg);
-			break;
-		case 'o':
-			ret = io_add_options(&how->options, optarg);
-			break;
-		case 'U':
-			how->force_share = true;
-			break;
-		case 'C':
-			how->copy_on_read = true;
-			break;
-		default:
-			return io_usage(argv[0]);
-		}
+	io_parse(&p, argc, argv);
+	while ((id = parse_next(&p)) > 0) {
+		if (open_option(how, id, p.value) < 0)
+			return -1;
 	}
-	return ret;
+	if (id == 0 && p.nr_args == 1)
+		return io_set(&how->name, p.args[0]);
+	if (id < 0 || p.nr_args || !how->options)
+		return io_usage(argv[0]);
+	how->name = how->options; /* they say what to open */
+	how->options = NULL;
+	how->image_opts = true;
+	return 0;
 }
 
 static int cmd_open(struct io *io, int argc, char **argv)
@@ -263,27 +304,14 @@ static int cmd_open(struct io *io, int argc, char **argv)
 	struct io_how how = { 0 };
 
 	if (io->image) {
-		fprintf(stderr, "a file is open already, try 'help close'\n");
+		complain("a file is open already, try 'help close'");
 		return -1;
 	}
-	if (open_options(&how, argc, argv) < 0)
-		goto fail;
-	if (optind + 1 == argc) {
-		if (io_set(&how.name, argv[optind]) < 0)
-			goto fail;
-	} else if (optind == argc && how.options) { /* the options say what to open */
-		how.name = how.options;
-		how.options = NULL;
-		how.image_opts = true;
-	} else {
-		io_usage(argv[0]);
-		goto fail;
+	if (open_options(&how, argc, argv) < 0) {
+		io_how_free(&how);
+		return -1;
 	}
 	return io_open(io, &how);
-
-fail:
-	io_how_free(&how);
-	return -1;
 }
 
 static int cmd_close(struct io *io, int argc, char **argv)
@@ -310,35 +338,40 @@ static int how_copy(struct io_how *to, const struct io_how *from)
 	return 0;
 }
 
+static const struct option_row reopen_rows[] = {
+	{ 'r', NULL, NULL, "not for writing" },
+	{ 'w', NULL, NULL, "for writing" },
+	{ 'c', NULL, "cache", "in that cache mode" },
+	{ 'o', NULL, "options", "with further image options; may be repeated" },
+	OPTION_END,
+};
+
 static int reopen_options(struct io_how *how, int argc, char **argv)
 {
-	int c, ret = 0;
 	bool r = false, w = false;
+	struct parse p;
+	int id, ret = 0;
 
-	optind = 0;
-	opterr = 0;
-	while (ret == 0 && (c = getopt(argc, argv, "c:o:rw")) != -1) {
-		switch (c) {
-		case 'c':
-			ret = io_set(&how->cache, optarg);
-			break;
-		case 'o':
-			ret = io_add_options(&how->options, optarg);
-			break;
-		case 'r':
-			r = how->read_only = true;
-			break;
-		case 'w':
-			w = true;
-			how->read_only = false;
-			break;
-		default:
-			return io_usage(argv[0]);
-		}
+	io_parse(&p, argc, argv);
+	while (ret == 0 && (id = parse_next(&p)) > 0) {
+		if (id == 'c')
+			ret = io_set(&how->cache, p.value);
+		else if (id == 'o')
+			ret = io_add_options(&how->options, p.value);
+		else
+			*(id == 'r' ? &r : &w) = true;
 	}
-	if (ret == 0 && (optind != argc || (r && w)))
+	if (ret < 0)
+		return ret;
+	if (id < 0 || p.nr_args)
 		return io_usage(argv[0]);
-	return ret;
+	if (r && w) {
+		complain("reopen: -r and -w exclude each other");
+		return -1;
+	}
+	if (r || w)
+		how->read_only = r;
+	return 0;
 }
 
 /* Closes, and opens again in another way; if that does not work, in the old way. */
@@ -369,10 +402,12 @@ static int cmd_reopen(struct io *io, int argc, char **argv)
 }
 
 const struct io_command io_open_commands[] = {
-	{ "close", "c", cmd_close, 0, 0, false, "", "closes the open image" },
-	{ "open", "o", cmd_open, 1, -1, true, "[-rsCnkU] [-t cache] [-i aio] [-d discard] [-o options] [path]",
-	  "opens an image" },
-	{ "reopen", NULL, cmd_reopen, 0, -1, false, "[-r | -w] [-c cache] [-o options]",
-	  "closes the open image, and opens it in another way" },
-	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
+	{ { "close", NULL, "closes the open image", "", io_no_options, NULL }, "c", cmd_close, 0, 0, false },
+	{ { "open", NULL, "opens an image", "[path]", open_rows,
+	    "'open -o driver=qcow2,file.filename=x' needs no path: the options say what to open.\n" },
+	  "o", cmd_open, 1, -1, true },
+	{ { "reopen", NULL, "closes the open image, and opens it in another way", "", reopen_rows,
+	    "If that fails, it is opened again as it was.\n" },
+	  NULL, cmd_reopen, 0, -1, false },
+	{ { NULL, NULL, NULL, NULL, NULL, NULL }, NULL, NULL, 0, 0, false },
 };

@@ -3,7 +3,6 @@
  * tools/io_rw.c - read, write, readv, writev, discard, flush
  */
 #include <errno.h>
-#include <getopt.h>
 #include <string.h>
 
 #include "io.h"
@@ -20,51 +19,67 @@ struct read_args {
 	uint64_t verify_off, verify_len;
 };
 
-static int read_options(int argc, char **argv, bool vectored, struct read_args *a)
+static const struct option_row read_rows[] = {
+	{ 'b', NULL, NULL, "of the area for the state of a machine, not of the disk" },
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'v', NULL, NULL, "dump the bytes" },
+	{ 'p', NULL, NULL, NULL }, /* meant something long ago; scripts still say it */
+	{ 'P', NULL, "pattern", "fail unless all bytes are this one" },
+	{ 's', NULL, "off", "with -P: look at the bytes from there on" },
+	{ 'l', NULL, "len", "with -P: look at so many bytes" },
+	OPTION_END,
+};
+
+static const struct option_row readv_rows[] = {
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'v', NULL, NULL, "dump the bytes" },
+	{ 'P', NULL, "pattern", "fail unless all bytes are this one" },
+	OPTION_END,
+};
+
+static int read_option(struct read_args *a, int id, const char *value)
 {
-	int c;
+	switch (id) {
+	case 'b':
+		a->area = true;
+		return 0;
+	case 'C':
+		a->machine = true;
+		return 0;
+	case 'l':
+		a->has_verify_len = true;
+		return io_size(value, &a->verify_len);
+	case 'P':
+		a->has_pattern = true;
+		return io_pattern(value, &a->pattern);
+	case 'q':
+		a->quiet = true;
+		return 0;
+	case 's':
+		a->has_verify_off = true;
+		return io_size(value, &a->verify_off);
+	case 'v':
+		a->dump = true;
+		return 0;
+	default:
+		return 0; /* -p */
+	}
+}
+
+static int read_options(int argc, char **argv, bool vectored, struct read_args *a, struct parse *p)
+{
+	int id;
 
 	*a = (struct read_args){ .vectored = vectored };
-	optind = 0;
-	opterr = 0;
-	while ((c = getopt(argc, argv, vectored ? "CP:qv" : "bCl:pP:qs:v")) != -1) {
-		switch (c) {
-		case 'b':
-			a->area = true;
-			break;
-		case 'C':
-			a->machine = true;
-			break;
-		case 'l':
-			a->has_verify_len = true;
-			if (io_size(optarg, &a->verify_len) < 0)
-				return -1;
-			break;
-		case 'p': /* meant something long ago; scripts still say it */
-			break;
-		case 'P':
-			a->has_pattern = true;
-			if (io_pattern(optarg, &a->pattern) < 0)
-				return -1;
-			break;
-		case 'q':
-			a->quiet = true;
-			break;
-		case 's':
-			a->has_verify_off = true;
-			if (io_size(optarg, &a->verify_off) < 0)
-				return -1;
-			break;
-		case 'v':
-			a->dump = true;
-			break;
-		default:
-			return io_usage(argv[0]);
-		}
+	io_parse(p, argc, argv);
+	while ((id = parse_next(p)) > 0) {
+		if (read_option(a, id, p->value) < 0)
+			return -1;
 	}
-	if (optind + 2 > argc || (!vectored && optind + 2 != argc))
-		return io_usage(argv[0]);
-	if (!a->has_pattern && (a->has_verify_off || a->has_verify_len))
+	if (id < 0 || p->nr_args < 2 || (!vectored && p->nr_args != 2) ||
+	    (!a->has_pattern && (a->has_verify_off || a->has_verify_len)))
 		return io_usage(argv[0]);
 	return 0;
 }
@@ -85,11 +100,12 @@ static int read_common(struct io *io, int argc, char **argv, bool vectored)
 	struct io_vector v;
 	struct read_args a;
 	struct varve_error err;
+	struct parse p;
 	uint64_t off;
 	int ret;
 
-	if (read_options(argc, argv, vectored, &a) < 0 || io_size(argv[optind], &off) < 0 ||
-	    io_vector(&v, argc - optind - 1, argv + optind + 1, 0xab) < 0)
+	if (read_options(argc, argv, vectored, &a, &p) < 0 || io_size(p.args[0], &off) < 0 ||
+	    io_vector(&v, p.nr_args - 1, p.args + 1, 0xab) < 0)
 		return -1;
 	if (a.verify_off > v.len || (a.has_verify_len && a.verify_len > v.len - a.verify_off)) {
 		printf("the range to verify ends behind what is read\n");
@@ -138,71 +154,113 @@ struct write_args {
 	unsigned flags;
 };
 
-static int write_options(int argc, char **argv, bool vectored, struct write_args *a)
+static const struct option_row write_rows[] = {
+	{ 'b', NULL, NULL, "to the area for the state of a machine, not to the disk" },
+	{ 'c', NULL, NULL, "store whole clusters compressed" },
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'f', NULL, NULL, "stable before it is done" },
+	{ 'n', NULL, NULL, "with -z: fail rather than write zeroes as data" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'u', NULL, NULL, "with -z: give the space back" },
+	{ 'z', NULL, NULL, "zeroes, without writing them where that can be" },
+	{ 'p', NULL, NULL, NULL },
+	{ 'P', NULL, "pattern", "this byte, instead of 0xcd" },
+	{ 's', NULL, "file", "the bytes of that file, over and over" },
+	OPTION_END,
+};
+
+static const struct option_row writev_rows[] = {
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'f', NULL, NULL, "stable before it is done" },
+	{ 'q', NULL, NULL, "no result" },
+	{ 'P', NULL, "pattern", "this byte, instead of 0xcd" },
+	OPTION_END,
+};
+
+static int write_option(struct write_args *a, int id, const char *value)
 {
-	int c;
+	switch (id) {
+	case 'b':
+		a->area = true;
+		return 0;
+	case 'c':
+		a->flags |= VARVE_REQ_COMPRESS;
+		return 0;
+	case 'C':
+		a->machine = true;
+		return 0;
+	case 'f':
+		a->flags |= VARVE_REQ_FUA;
+		return 0;
+	case 'n':
+		a->flags |= VARVE_REQ_NO_FALLBACK;
+		return 0;
+	case 'P':
+		a->has_pattern = true;
+		return io_pattern(value, &a->pattern);
+	case 'q':
+		a->quiet = true;
+		return 0;
+	case 's':
+		a->source = value;
+		return 0;
+	case 'u':
+		a->flags |= VARVE_REQ_MAY_UNMAP;
+		return 0;
+	case 'z':
+		a->zero = true;
+		return 0;
+	default:
+		return 0; /* -p */
+	}
+}
+
+/* Options that do not go together. */
+static int write_conflicts(const struct write_args *a)
+{
+	const char *text = NULL;
+
+	if (a->zero + a->has_pattern + !!a->source > 1)
+		text = "-z, -P and -s exclude each other";
+	else if ((a->flags & VARVE_REQ_COMPRESS) && a->zero)
+		text = "-c and -z exclude each other";
+	else if ((a->flags & VARVE_REQ_COMPRESS) && (a->flags & VARVE_REQ_FUA))
+		text = "-c and -f exclude each other";
+	else if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero)
+		text = "-u needs -z";
+	else if ((a->flags & VARVE_REQ_NO_FALLBACK) && !a->zero)
+		text = "-n needs -z";
+	else if (a->area && (a->zero || a->flags))
+		text = "-b takes none of -c, -f, -z";
+	if (text)
+		printf("%s\n", text);
+	return text ? -1 : 0;
+}
+
+static int write_options(int argc, char **argv, bool vectored, struct write_args *a, struct parse *p)
+{
+	int id;
 
 	*a = (struct write_args){ .pattern = FILL_DEFAULT };
-	optind = 0;
-	opterr = 0;
-	while ((c = getopt(argc, argv, vectored ? "CfP:q" : "bcCfnpP:qs:uz")) != -1) {
-		switch (c) {
-		case 'b':
-			a->area = true;
-			break;
-		case 'c':
-			a->flags |= VARVE_REQ_COMPRESS;
-			break;
-		case 'C':
-			a->machine = true;
-			break;
-		case 'f':
-			a->flags |= VARVE_REQ_FUA;
-			break;
-		case 'n':
-			printf("%s -n: refusing slow zeroes is not part of this version\n", argv[0]);
+	io_parse(p, argc, argv);
+	while ((id = parse_next(p)) > 0) {
+		if (write_option(a, id, p->value) < 0)
 			return -1;
-		case 'p':
-			break;
-		case 'P':
-			a->has_pattern = true;
-			if (io_pattern(optarg, &a->pattern) < 0)
-				return -1;
-			break;
-		case 'q':
-			a->quiet = true;
-			break;
-		case 's':
-			a->source = optarg;
-			break;
-		case 'u':
-			a->flags |= VARVE_REQ_MAY_UNMAP;
-			break;
-		case 'z':
-			a->zero = true;
-			break;
-		default:
-			return io_usage(argv[0]);
-		}
 	}
-	if (optind + 2 > argc || (!vectored && optind + 2 != argc))
+	if (id < 0 || p->nr_args < 2 || (!vectored && p->nr_args != 2))
 		return io_usage(argv[0]);
-	if (a->zero + a->has_pattern + !!a->source > 1) {
-		printf("-z, -P and -s exclude each other\n");
-		return -1;
-	}
-	if ((a->flags & VARVE_REQ_COMPRESS) && a->zero) {
-		printf("-c and -z exclude each other\n");
-		return -1;
-	}
-	if (a->area && (a->zero || a->flags)) {
-		printf("-b takes none of -c, -f, -u, -z\n");
-		return -1;
-	}
-	if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero) {
-		printf("-u needs -z\n");
-		return -1;
-	}
+	return write_conflicts(a);
+}
+
+/* Compressed are whole clusters only, the last one of the disk may be shorter. 0, or the error of what is not that. */
+static int check_clusters(struct io *io, uint64_t off, uint64_t len)
+{
+	json_t *info = image_info(io->image);
+	uint64_t cluster = info ? (uint64_t)info_int(info, "cluster-size", 1) : 1;
+
+	json_decref(info);
+	if (off % cluster || (len % cluster && off + len != varve_image_length(io->image)))
+		return -EINVAL;
 	return 0;
 }
 
@@ -218,7 +276,7 @@ static int fill_from_file(const char *path, uint8_t *buf, size_t len)
 	}
 	have = fread(buf, 1, len, in);
 	if (ferror(in) || (have == 0 && len)) {
-		printf("%s: %s\n", path, ferror(in) ? strerror(errno) : "is empty");
+		printf("%s: %s\n", path, ferror(in) ? strerror(errno) : "file is empty");
 		fclose(in);
 		return -1;
 	}
@@ -244,6 +302,8 @@ static int write_data(struct io *io, const struct write_args *a, uint64_t off, i
 	report->len = v.len;
 	report->start_ns = io_now_ns();
 	ret = a->area ? 0 : io_check_range(io, off, v.len);
+	if (ret == 0 && (a->flags & VARVE_REQ_COMPRESS))
+		ret = check_clusters(io, off, v.len);
 	if (ret == 0)
 		ret = a->area ? varve_state_area_write(io->image, off, v.buf, v.len, &err) :
 				varve_image_write(io->image, off, v.buf, v.len, a->flags, &err);
@@ -270,18 +330,19 @@ static int write_common(struct io *io, int argc, char **argv, bool vectored)
 {
 	struct io_report report = { .what = "wrote" };
 	struct write_args a;
+	struct parse p;
 	uint64_t off;
 	int ret;
 
-	if (write_options(argc, argv, vectored, &a) < 0 || io_size(argv[optind], &off) < 0)
+	if (write_options(argc, argv, vectored, &a, &p) < 0 || io_size(p.args[0], &off) < 0)
 		return -1;
 	report.quiet = a.quiet;
 	report.machine = a.machine;
 	report.off = off;
 	if (a.zero)
-		ret = write_zeroes(io, &a, off, argv[optind + 1], &report);
+		ret = write_zeroes(io, &a, off, p.args[1], &report);
 	else
-		ret = write_data(io, &a, off, argc - optind - 1, argv + optind + 1, &report);
+		ret = write_data(io, &a, off, p.nr_args - 1, p.args + 1, &report);
 	if (ret == 0)
 		io_report(&report);
 	return ret;
@@ -299,25 +360,27 @@ static int cmd_writev(struct io *io, int argc, char **argv)
 
 /* ---- discard, flush ---- */
 
+static const struct option_row discard_rows[] = {
+	{ 'C', NULL, NULL, "a result for machines" },
+	{ 'q', NULL, NULL, "no result" },
+	OPTION_END,
+};
+
 static int cmd_discard(struct io *io, int argc, char **argv)
 {
 	struct io_report report = { .what = "discard" };
 	struct varve_error err;
-	int c, ret;
+	struct parse p;
+	int id, ret;
 
-	optind = 0;
-	opterr = 0;
-	while ((c = getopt(argc, argv, "Cq")) != -1) {
-		if (c == 'C')
-			report.machine = true;
-		else if (c == 'q')
-			report.quiet = true;
-		else
-			return io_usage(argv[0]);
+	io_parse(&p, argc, argv);
+	while ((id = parse_next(&p)) > 0) {
+		report.machine |= id == 'C';
+		report.quiet |= id == 'q';
 	}
-	if (optind + 2 != argc)
+	if (id < 0 || p.nr_args != 2)
 		return io_usage(argv[0]);
-	if (io_size(argv[optind], &report.off) < 0 || io_size(argv[optind + 1], &report.len) < 0)
+	if (io_size(p.args[0], &report.off) < 0 || io_size(p.args[1], &report.len) < 0)
 		return -1;
 	report.start_ns = io_now_ns();
 	ret = io_check_range(io, report.off, report.len);
@@ -332,21 +395,25 @@ static int cmd_discard(struct io *io, int argc, char **argv)
 static int cmd_flush(struct io *io, int argc, char **argv)
 {
 	struct varve_error err;
-	int ret = varve_image_flush(io->image, &err);
 
 	(void)argc;
-	return ret < 0 ? io_failed(argv[0], ret) : 0;
+	(void)argv;
+	return varve_image_flush(io->image, &err) < 0 ? io_complain("flush", &err) : 0;
 }
 
 const struct io_command io_rw_commands[] = {
-	{ "discard", "d", cmd_discard, 2, -1, false, "[-Cq] off len", "says that a range is not needed any more" },
-	{ "flush", "f", cmd_flush, 0, 0, false, "", "makes everything written so far stable" },
-	{ "read", "r", cmd_read, 2, -1, false, "[-bCqv] [-P pattern [-s off] [-l len]] off len",
-	  "reads, and verifies or dumps what was read; -b: of the area for the state of a machine" },
-	{ "readv", NULL, cmd_readv, 2, -1, false, "[-Cqv] [-P pattern] off len [len..]", "reads into several buffers" },
-	{ "write", "w", cmd_write, 2, -1, false, "[-bcCfquz] [-P pattern | -s file] off len",
-	  "writes a pattern (0xcd), the bytes of a file, or zeroes; -b: to the area for the state of a machine" },
-	{ "writev", NULL, cmd_writev, 2, -1, false, "[-Cfq] [-P pattern] off len [len..]",
-	  "writes from several buffers" },
-	{ NULL, NULL, NULL, 0, 0, false, NULL, NULL },
+	{ { "discard", NULL, "says that a range is not needed any more", "off len", discard_rows, NULL }, "d", cmd_discard, 2,
+	  -1, false },
+	{ { "flush", NULL, "makes everything written so far stable", "", io_no_options, NULL }, "f", cmd_flush, 0, 0, false },
+	{ { "read", NULL, "reads, and verifies or dumps what was read", "off len", read_rows,
+	    "'read -v 512 1k' dumps the second and third sector.\n" },
+	  "r", cmd_read, 2, -1, false },
+	{ { "readv", NULL, "reads into several buffers in one request", "off len [len..]", readv_rows, NULL }, NULL, cmd_readv,
+	  2, -1, false },
+	{ { "write", NULL, "writes a pattern (0xcd), the bytes of a file, or zeroes", "off len", write_rows,
+	    "'write -P 7 1M 64k' writes 64 KiB of sevens at 1 MiB.\n" },
+	  "w", cmd_write, 2, -1, false },
+	{ { "writev", NULL, "writes from several buffers in one request", "off len [len..]", writev_rows, NULL }, NULL,
+	  cmd_writev, 2, -1, false },
+	{ { NULL, NULL, NULL, NULL, NULL, NULL }, NULL, NULL, 0, 0, false },
 };

@@ -22,7 +22,7 @@ static const struct tool {
 	{ "crashtest", NULL, "varve crashtest", crashtest_main, "try what a power cut could leave of an image" },
 	{ "blkload", NULL, "varve blkload", blkload_main, "put load on a vhost-user-blk server, and verify it" },
 	{ "daemon", "qemu-storage-daemon", "varve daemon", daemon_main, "several disks for virtual machines, node by node" },
-	{ "completion", NULL, "varve completion", completion_main, "what shells need to complete varve img" },
+	{ "completion", NULL, "varve completion", completion_main, "what shells need to complete varve img and varve io" },
 	{ "serve", NULL, "varve serve", serve_main, "give an image to virtual machines (vhost-user-blk)" },
 	{ "vmstate", NULL, "varve vmstate", vmstate_main, "states of virtual machines into and out of snapshots" },
 };

@@ -5,6 +5,7 @@
 #include "options.h"
 
 #include <ctype.h>
+#include <stdarg.h>
 #include <string.h>
 
 #include "common.h"
@@ -25,10 +26,30 @@ void parse_start(struct parse *p, const struct command *command, int argc, char 
 	*p = (struct parse){ .command = command, .argv = argv, .argc = argc, .at = 1, .args = argv + 1 };
 }
 
-static int failed(struct parse *p)
+/* An error, told with the name of the command and where help is. */
+static int wrong(struct parse *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static int wrong(struct parse *p, const char *fmt, ...)
 {
+	const char *name = p->command->name;
+	char text[VARVE_ERROR_MAX];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	if (p->language)
+		complain("%s: %s", name, text);
+	else
+		complain_usage("%s%s%s", name, *name ? ": " : "", text);
 	p->status = 1;
 	return -1;
+}
+
+/* What every command has; a word of the language has nothing. */
+static const struct option_row *shared_of(const struct parse *p)
+{
+	return p->language ? &shared[ARRAY_LEN(shared) - 1] : shared;
 }
 
 /* ---- finding a row ---- */
@@ -73,8 +94,10 @@ static int answer(struct parse *p, const struct option_row *row)
 	}
 	if (row->id != ID_ERRORS)
 		return row->id;
-	if (parse_errors(p->value))
-		return failed(p);
+	if (parse_errors(p->value)) {
+		p->status = 1;
+		return -1;
+	}
 	return parse_next(p);
 }
 
@@ -96,25 +119,19 @@ static int long_option(struct parse *p, const char *word)
 
 	row = by_name(p->command->options, word, len, &nr);
 	if (!row || row->name[len]) {
-		other = by_name(shared, word, len, &nr);
+		other = by_name(shared_of(p), word, len, &nr);
 		if (other && (!row || !other->name[len]))
 			row = other;
 		if (other && !other->name[len])
 			nr = 1;
 	}
-	if (!row || nr > 1) {
-		complain_usage("%s: %s option '--%.*s'", p->command->name, nr > 1 ? "ambiguous" : "unknown", (int)len, word);
-		return failed(p);
-	}
+	if (!row || nr > 1)
+		return wrong(p, "%s option '--%.*s'", nr > 1 ? "ambiguous" : "unknown", (int)len, word);
 	p->value = equals ? equals + 1 : NULL;
-	if (!row->arg && equals) {
-		complain_usage("%s: option '--%s' takes no value", p->command->name, row->name);
-		return failed(p);
-	}
-	if (row->arg && *row->arg != '=' && !equals && !take_next(p)) {
-		complain_usage("%s: option '--%s' needs a value (%s)", p->command->name, row->name, row->arg);
-		return failed(p);
-	}
+	if (!row->arg && equals)
+		return wrong(p, "option '--%s' takes no value", row->name);
+	if (row->arg && *row->arg != '=' && !equals && !take_next(p))
+		return wrong(p, "option '--%s' needs a value (%s)", row->name, row->arg);
 	return answer(p, row);
 }
 
@@ -124,19 +141,15 @@ static int letter_option(struct parse *p)
 	const struct option_row *row = by_letter(p->command->options, letter);
 
 	if (!row)
-		row = by_letter(shared, letter);
-	if (!row) {
-		complain_usage("%s: unknown option '-%c'", p->command->name, letter);
-		return failed(p);
-	}
+		row = by_letter(shared_of(p), letter);
+	if (!row)
+		return wrong(p, "unknown option '-%c'", letter);
 	p->value = NULL;
 	if (row->arg && *row->arg != '=') {
 		if (*p->letters)
 			p->value = p->letters;
-		else if (!take_next(p)) {
-			complain_usage("%s: option '-%c' needs a value (%s)", p->command->name, letter, row->arg);
-			return failed(p);
-		}
+		else if (!take_next(p))
+			return wrong(p, "option '-%c' needs a value (%s)", letter, row->arg);
 		p->letters = NULL;
 	}
 	if (p->letters && !*p->letters)
@@ -208,9 +221,33 @@ void command_help(const struct command *c)
 {
 	size_t width = widest(shared, widest(c->options, 0));
 
-	printf("Usage: %s %s [OPTION]... %s\n\n%c%s.\n\n", prog, c->name, c->args, toupper((unsigned char)c->what[0]), c->what + 1);
+	printf("Usage: %s%s%s [OPTION]... %s\n\n%c%s.\n\n", prog, *c->name ? " " : "", c->name, c->args,
+	       toupper((unsigned char)c->what[0]), c->what + 1);
 	print_rows(c->options, width);
 	print_rows(shared, width);
 	if (c->notes)
 		printf("\n%s", c->notes);
+}
+
+void command_letters(const struct command *c)
+{
+	const struct option_row *row;
+	bool any = false;
+
+	for (row = c->options; row->id; row++) {
+		if (!row->what || row->arg)
+			continue;
+		printf("%s%c", any ? "" : " [-", row->id);
+		any = true;
+	}
+	printf("%s", any ? "]" : "");
+	for (row = c->options; row->id; row++) {
+		if (row->what && row->arg)
+			printf(" [-%c %s]", row->id, row->arg);
+	}
+}
+
+void command_rows(const struct command *c)
+{
+	print_rows(c->options, widest(c->options, 0));
 }

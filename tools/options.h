@@ -20,7 +20,7 @@ struct option_row {
 
 #define OPTION_END { 0, 0, 0, 0 }
 
-/* A tool's command (or a tool without commands). */
+/* A tool's command; a tool without commands, whose name is ""; a word of the language of `varve io`. */
 struct command {
 	const char *name;
 	int (*run)(int argc, char **argv);
@@ -37,6 +37,7 @@ struct parse {
 	const char *letters; /* what is left of "-abc"; NULL: nothing */
 	bool ended;	     /* "--" was seen */
 	bool numbers;	     /* "-5G" is an argument, no option */
+	bool language;	     /* of `varve io`: letters only, and nothing that every command of a tool has */
 
 	const char *value; /* of the option that was answered last; NULL: it has none */
 	char **args;
@@ -55,5 +56,9 @@ int parse_next(struct parse *p);
 
 /* --help of a command, on stdout. */
 void command_help(const struct command *c);
+/* "[-bq] [-P PATTERN]", for a command of the language; nothing if it has no options. */
+void command_letters(const struct command *c);
+/* Its options, a line for each. */
+void command_rows(const struct command *c);
 
 #endif

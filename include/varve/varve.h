@@ -104,6 +104,7 @@ VARVE_API int varve_queue_reap(struct varve_queue *queue, struct varve_completio
  * format cannot. Meant for images that are written once; overwriting moves a cluster to space of its own.
  */
 #define VARVE_REQ_COMPRESS (1u << 2)
+#define VARVE_REQ_NO_FALLBACK (1u << 3) /* write zeroes: -ENOTSUP, where zeroes would have to be written as data */
 
 /*
  * Queue a request on an image. The memory and the iovec array stay the caller's, and must live until completion.
@@ -607,6 +608,21 @@ VARVE_API bool varve_handle_sigbus(void *address);
 
 /* Stops: no new requests, waits for those in flight, flushes, removes the socket. */
 VARVE_API int varve_export_stop(struct varve_export *exp, struct varve_error *err);
+
+/* ---- break points -------------------------------------------------------------------------------------- */
+
+/*
+ * For tests, of an image that stands on a node of driver blkdebug (-ENOTSUP if it does not). The next request that meets the
+ * event stops there, under the name tag, once; the log says so (VARVE_LOG_INFO). Waiting for a request that has stopped, as
+ * synchronous calls do, never ends: use varve_submit_*() and varve_queue_reap().
+ */
+VARVE_API int varve_debug_break(struct varve_image *image, const char *event, const char *tag, struct varve_error *err);
+/* What has stopped under the tag, or would, does not. -ENOENT: there is none. */
+VARVE_API int varve_debug_remove_break(struct varve_image *image, const char *tag, struct varve_error *err);
+/* What has stopped under the tag goes on; tag NULL: all that has stopped, and nothing stops any more. */
+VARVE_API int varve_debug_resume(struct varve_image *image, const char *tag, struct varve_error *err);
+/* 1: something has stopped under the tag; 0. */
+VARVE_API int varve_debug_is_suspended(struct varve_image *image, const char *tag, struct varve_error *err);
 
 /* ---- log ---------------------------------------------------------------------------------------------- */
 

@@ -10,6 +10,7 @@
  *   convert.c  contents of images into another one
  *   create.c   new images
  *   change.c   another length, another backing file, other options, no contents
+ *   debug.c    break points
  *   stream.c   pulling in a backing chain
  *   snapshot.c internal snapshots
  *   vmstate.c  states of virtual machines in them

@@ -145,9 +145,10 @@ int varve_image_write_zeroes(struct varve_image *image, uint64_t off, uint64_t l
 {
 	struct io_args a = { .op = REQ_ZERO, .off = off, .len = len };
 
-	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_MAY_UNMAP))
+	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_MAY_UNMAP | VARVE_REQ_NO_FALLBACK))
 		return varve_error_set(err, -EINVAL, "%s: write of zeroes: unknown flags 0x%x", node_name(image->top),
 				       flags);
-	a.flags = (flags & VARVE_REQ_FUA ? REQ_FUA : 0) | (flags & VARVE_REQ_MAY_UNMAP ? REQ_MAY_UNMAP : 0);
+	a.flags = (flags & VARVE_REQ_FUA ? REQ_FUA : 0) | (flags & VARVE_REQ_MAY_UNMAP ? REQ_MAY_UNMAP : 0) |
+		  (flags & VARVE_REQ_NO_FALLBACK ? REQ_NO_FALLBACK : 0);
 	return io_call(image, &a, err);
 }

@@ -222,12 +222,14 @@ int varve_submit_write_zeroes(struct varve_queue *vq, struct varve_image *image,
 {
 	uint32_t req_flags = 0;
 
-	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_MAY_UNMAP))
+	if (flags & ~(VARVE_REQ_FUA | VARVE_REQ_MAY_UNMAP | VARVE_REQ_NO_FALLBACK))
 		return -EINVAL;
 	if (flags & VARVE_REQ_FUA)
 		req_flags |= REQ_FUA;
 	if (flags & VARVE_REQ_MAY_UNMAP)
 		req_flags |= REQ_MAY_UNMAP;
+	if (flags & VARVE_REQ_NO_FALLBACK)
+		req_flags |= REQ_NO_FALLBACK;
 	return slot_submit(vq, image, REQ_ZERO, NULL, 0, off, len, req_flags, user_data);
 }
 

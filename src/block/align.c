@@ -13,6 +13,7 @@
  */
 #include "base/iov.h"
 #include "block/block.h"
+#include "block/event.h"
 
 #include <errno.h>
 #include <string.h>
@@ -25,7 +26,7 @@ static int leaf_io(struct fiber *f, struct node *n, enum req_op op, uint64_t off
 {
 	struct req r;
 
-	req_init(&r, fiber_queue(f), op, off, len, iov, nr_iov, flags | REQ_ALIGNED, NULL);
+	req_init(&r, fiber_queue(f), op, off, len, iov, nr_iov, flags | REQ_ALIGNED | REQ_META, NULL);
 	return node_submit_wait(f, n, &r);
 }
 
@@ -43,6 +44,7 @@ static int bounce_read(struct fiber *f, struct node *n, struct req *r)
 
 	if (!buf)
 		return -ENOMEM;
+	node_event(f, n, req_event(r));
 	for (uint64_t pos = first; ret == 0 && pos < end; pos += step) {
 		struct iovec iov = { buf, MIN(step, end - pos) };
 		uint64_t from = MAX(pos, r->off), to = MIN(pos + iov.iov_len, r->off + r->len);
@@ -62,11 +64,16 @@ static int rmw_step(struct fiber *f, struct node *n, const struct req *r, void *
 	struct iovec iov = { buf, n->align };
 	int ret = 0;
 
-	if (from > pos)
+	if (from > pos) {
+		node_event(f, n, EVENT_PWRITEV_RMW_HEAD);
 		ret = leaf_io(f, n, REQ_READ, pos, n->align, &iov, 1, 0);
+		node_event(f, n, EVENT_PWRITEV_RMW_AFTER_HEAD);
+	}
 	if (ret == 0 && to < pos + len && (from == pos || len > n->align)) {
 		iov.iov_base = (char *)buf + len - n->align;
+		node_event(f, n, EVENT_PWRITEV_RMW_TAIL);
 		ret = leaf_io(f, n, REQ_READ, pos + len - n->align, n->align, &iov, 1, 0);
+		node_event(f, n, EVENT_PWRITEV_RMW_AFTER_TAIL);
 	}
 	if (ret < 0)
 		return ret;
@@ -115,13 +122,14 @@ static int serial_write(struct fiber *f, struct node *n, struct req *r)
 	struct range range;
 	int ret;
 
+	node_event(f, n, req_event(r));
 	if (rmw)
 		serialising_begin(f, n);
 	range_lock(f, &n->ranges, &range, first, align_up(r->off + r->len, n->align) - first);
 	if (rmw || (r->op == REQ_WRITE && !iov_is_aligned(r->iov, r->nr_iov, n->mem_align)))
 		ret = bounce_write(f, n, r);
 	else
-		ret = leaf_io(f, n, r->op, r->off, r->len, r->iov, r->nr_iov, r->flags & (REQ_FUA | REQ_MAY_UNMAP));
+		ret = leaf_io(f, n, r->op, r->off, r->len, r->iov, r->nr_iov, r->flags & (REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK));
 	range_unlock(&n->ranges, &range);
 	if (rmw)
 		atomic_fetch_sub(&n->serialising, 1);

@@ -4,6 +4,7 @@
  */
 #include "base/iov.h"
 #include "block/block.h"
+#include "block/event.h"
 
 #include <stdlib.h>
 
@@ -95,5 +96,6 @@ int cold_read(struct fiber *f, struct node *n, struct req *r)
 
 int cold_flush(struct fiber *f, struct node *n, struct req *r)
 {
+	node_event(f, n->file, EVENT_FLUSH_TO_OS);
 	return n->drv->sync(f, n);
 }

@@ -26,7 +26,7 @@ static int write_zero_bytes(struct fiber *f, struct node *n, uint64_t off, uint6
 }
 
 /* Zeroes for a part that is no whole cluster: nothing to do where it reads as zeroes already. */
-static int zero_part(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+static int zero_part(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool fallback)
 {
 	struct extent e;
 	int ret;
@@ -37,7 +37,7 @@ static int zero_part(struct fiber *f, struct node *n, uint64_t off, uint64_t len
 			ret = e.node->drv->load(f, e.node, off + pos);
 			e.len = 0;
 		} else {
-			ret = e.kind == EXTENT_ZERO ? 0 : write_zero_bytes(f, n, off + pos, e.len);
+			ret = e.kind == EXTENT_ZERO ? 0 : fallback ? write_zero_bytes(f, n, off + pos, e.len) : -ENOTSUP;
 		}
 		if (ret < 0)
 			return ret;
@@ -45,7 +45,8 @@ static int zero_part(struct fiber *f, struct node *n, uint64_t off, uint64_t len
 	return 0;
 }
 
-static int zero_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool unmap)
+/* fallback: what is no whole cluster, and what the format cannot say, is written as zeroes. */
+static int zero_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool unmap, bool fallback)
 {
 	uint64_t cl = n->cluster_len, end = off + len;
 	uint64_t first = align_up(off, cl);
@@ -53,16 +54,17 @@ static int zero_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t l
 	int ret;
 
 	if (first >= last)
-		return zero_part(f, n, off, len);
-	ret = off < first ? zero_part(f, n, off, first - off) : 0;
+		return zero_part(f, n, off, len, fallback);
+	/* The ends first: what they refuse has changed nothing. */
+	ret = off < first ? zero_part(f, n, off, first - off, fallback) : 0;
+	if (ret == 0 && last < end)
+		ret = zero_part(f, n, last, end - last, fallback);
 	if (ret < 0)
 		return ret;
 	ret = n->drv->unlink(f, n, first, last - first, unmap ? UNLINK_ZERO_UNMAP : UNLINK_ZERO);
-	if (ret == -ENOTSUP)
+	if (ret == -ENOTSUP && fallback)
 		ret = write_zero_bytes(f, n, first, MIN(last, end) - first);
-	if (ret < 0 || last >= end)
-		return ret;
-	return zero_part(f, n, last, end - last);
+	return ret;
 }
 
 static int discard_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
@@ -84,7 +86,7 @@ int zero_range(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
 	int ret;
 
 	clusters_lock(f, n, &range, off, len);
-	ret = zero_locked(f, n, off, len, true);
+	ret = zero_locked(f, n, off, len, true, true);
 	range_unlock(&n->ranges, &range);
 	return ret;
 }
@@ -98,7 +100,7 @@ int cold_unmap(struct fiber *f, struct node *n, struct req *r)
 	if (r->op == REQ_DISCARD)
 		ret = discard_locked(f, n, r->off, r->len);
 	else
-		ret = zero_locked(f, n, r->off, r->len, r->flags & REQ_MAY_UNMAP);
+		ret = zero_locked(f, n, r->off, r->len, r->flags & REQ_MAY_UNMAP, !(r->flags & REQ_NO_FALLBACK));
 	range_unlock(&n->ranges, &range);
 	return ret;
 }

@@ -7,6 +7,7 @@
  */
 #include "base/iov.h"
 #include "block/block.h"
+#include "block/event.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -72,6 +73,7 @@ static int fill_prepare(struct fiber *f, struct node *n, struct fill *fill, bool
 		return -ENOMEM;
 	memset((char *)fill->buf + inside, 0, fill->len - inside);
 	iov = (struct iovec){ fill->buf, inside };
+	node_event(f, n->file, EVENT_COW_READ);
 	return inside ? read_pieces(f, n, fill->off, inside, &iov, 1) : 0;
 }
 
@@ -128,6 +130,8 @@ static int write_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t l
 	ret = fill_prepare(f, n, &head, x.flags & EXTENT_READS_ZERO);
 	if (ret == 0)
 		ret = fill_prepare(f, n, &tail, x.flags & EXTENT_READS_ZERO);
+	if (ret == 0 && !(head.skip && tail.skip))
+		node_event(f, x.node, EVENT_COW_WRITE);
 	if (ret == 0)
 		ret = write_fresh(f, &x, &head, &tail, iov, nr_iov, pos, end - off);
 	free(head.buf);

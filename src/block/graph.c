@@ -9,6 +9,7 @@
  */
 #include "block/block.h"
 #include "block/copy_on_read.h"
+#include "block/event.h"
 #include "block/graph.h"
 #include "block/policy.h"
 #include "block/throttle.h"
@@ -18,6 +19,7 @@
 #include <string.h>
 
 #define SYNC_ROUNDS 8
+#define DEBUG_PREFIX "blkdebug:"
 
 static int leaf_len_sync(struct node *n)
 {
@@ -52,6 +54,8 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 		return r;
 	}
 	leaf_len_sync(n);
+	if (drv->event || (drv->kind == DRIVER_FILTER && file->flags & NODE_EVENTS))
+		n->flags |= NODE_EVENTS;
 	node_set_submit(n);
 	r = node_attach(n, fiber_queue(f), err);
 	if (r < 0) {
@@ -188,6 +192,8 @@ static int open_child(struct fiber *f, const struct driver *drv, const char *fil
 	enum want want;
 	int r = 0;
 
+	if (!sub && drv && drv->child_key)
+		sub = opts_take_sub(o, drv->child_key);
 	if (!sub && !filename)
 		return varve_error_set(err, -EINVAL, "neither a file name nor file.filename is given");
 	if (!sub && !(sub = opts_new()))
@@ -205,6 +211,30 @@ static int open_child(struct fiber *f, const struct driver *drv, const char *fil
 	if (r == 0 && (r = opts_done(sub, err)) < 0)
 		stack_close(f, *ret);
 	opts_free(sub);
+	return r;
+}
+
+/* "blkdebug:RULES:FILE", RULES may be empty: the same as options. */
+static int debug_name(struct opts *o, const char *filename, struct varve_error *err)
+{
+	const char *rules = filename + strlen(DEBUG_PREFIX), *file = strchr(rules, ':');
+	char *config = file ? strndup(rules, (size_t)(file - rules)) : NULL, *image = file ? strdup(file + 1) : NULL;
+	int r;
+
+	if (!file)
+		r = varve_error_set(err, -EINVAL, "%s: blkdebug:RULES:FILE names a rule file (it may be empty) and an image",
+				    filename);
+	else if (!config || !image)
+		r = varve_error_errno(err, -ENOMEM, "options");
+	else
+		r = opts_set(o, "config", config, err);
+	if (r == 0)
+		r = opts_set(o, "image.filename", image, err);
+	if (r == 0)
+		r = opts_set(o, "filename", "", err);
+	(void)opts_get(o, "filename");
+	free(config);
+	free(image);
 	return r;
 }
 
@@ -237,6 +267,14 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 		driver_name = opts_get(o, "format");
 	if (driver_name && !(drv = driver_find(driver_name)))
 		return varve_error_set(err, -EINVAL, "driver or format '%s' is not known to this version", driver_name);
+	if (want == WANT_LEAF && !drv && filename && !strncmp(filename, DEBUG_PREFIX, strlen(DEBUG_PREFIX))) {
+		r = debug_name(o, filename, err);
+		if (r < 0)
+			return r;
+		drv = driver_find("blkdebug");
+		filename = NULL;
+		want = WANT_IMAGE;
+	}
 	r = flags_from_opts(o, &flags, err);
 	if (r < 0)
 		return r;
@@ -272,6 +310,9 @@ int backing_path(const char *image_name, const char *backing_name, char *buf, st
 	if (!strncmp(backing_name, "json:", 5))
 		return varve_error_set(err, -EPERM, "the backing file name in the image is a json: description; such "
 						    "names are not followed, give the chain explicitly");
+	if (!strncmp(backing_name, DEBUG_PREFIX, strlen(DEBUG_PREFIX)))
+		return varve_error_set(err, -EPERM, "the backing file name in the image begins with %s; such names are not "
+						    "followed, give the chain explicitly", DEBUG_PREFIX);
 	if (!strncmp(image_name, "file:", 5))
 		image_name += 5;
 	slash = strrchr(image_name, '/');
@@ -612,6 +653,9 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 {
 	int ret = 0;
 
+	/* Nobody is left who could let go what a break point holds, or what would be held now. */
+	if (top->flags & NODE_EVENTS || (top->file && top->file->flags & NODE_EVENTS))
+		(void)node_debug(top, DEBUG_RESUME, NULL, NULL, NULL);
 	cor_stop(f, below_filters(top));
 	if (top->flags & NODE_WRITABLE) {
 		ret = node_sync_all(f, top);

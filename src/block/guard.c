@@ -43,7 +43,7 @@ int guard_write(struct fiber *f, struct node *n, struct req *r)
 	if (ret == 0)
 		ret = r->op == REQ_WRITE ?
 			      node_writev(f, e.node, e.host_off, r->iov, r->nr_iov, r->flags & REQ_FUA) :
-			      node_zero(f, e.node, e.host_off, r->len, r->flags & (REQ_FUA | REQ_MAY_UNMAP));
+			      node_zero(f, e.node, e.host_off, r->len, r->flags & (REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK));
 	range_unlock(&n->ranges, &range);
 	return ret;
 }

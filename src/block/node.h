@@ -128,6 +128,13 @@ struct driver {
 	 * its end meanwhile (setting the length could cut that off). May allocate the space, if that makes writes cheaper.
 	 */
 	int (*extend)(struct fiber *f, struct node *n, uint64_t len);
+	/*
+	 * Filter, optional: the format above is about to do that (enum event); may wait. Break points. Both on the home queue,
+	 * see block/event.h. child_key: what the options call the node below, beside "file".
+	 */
+	void (*event)(struct fiber *f, struct node *n, unsigned event);
+	int (*debug)(struct node *n, unsigned op, const char *event, const char *tag, struct varve_error *err);
+	const char *child_key;
 	/* Filter, optional: the length of the file below has been set to len, or (at_least) made len if it was less. */
 	int (*length_set)(struct node *n, uint64_t len, bool at_least);
 
@@ -257,6 +264,7 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 #define NODE_FORCE_COLD (1u << 9)   /* tests: every request takes the cold path first */
 #define NODE_SYNC (1u << 10)	    /* leaf: every write and zeroing is FUA, those of metadata too */
 #define NODE_REPAIR (1u << 11)	    /* format: counts and tables are examined, and made right, before it is written */
+#define NODE_EVENTS (1u << 12)	    /* it, or a filter below it, wants to know of events (block/event.h) */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
@@ -371,6 +379,7 @@ static inline uint64_t node_len(const struct node *n)
 
 /* ---- I/O on a node for code on a fiber (home queue or any attached queue): waits, returns 0 or negative errno ---- */
 
+/* Without a vector: of metadata (REQ_META). With one: a guest's bytes, unless the flags say other. */
 int node_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
 int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
 int node_readv(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov);
@@ -382,6 +391,7 @@ struct node_write {
 	uint64_t off, len;
 	const struct iovec *iov; /* exactly len bytes */
 	unsigned nr_iov;
+	uint32_t flags; /* of the request */
 	struct req r; /* node_write_all()'s */
 };
 

@@ -76,14 +76,14 @@ int node_read(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t l
 {
 	struct iovec iov = { buf, len };
 
-	return node_io(f, n, REQ_READ, off, len, &iov, 1, 0);
+	return node_io(f, n, REQ_READ, off, len, &iov, 1, REQ_META);
 }
 
 int node_write(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len)
 {
 	struct iovec iov = { (void *)buf, len };
 
-	return node_io(f, n, REQ_WRITE, off, len, &iov, 1, 0);
+	return node_io(f, n, REQ_WRITE, off, len, &iov, 1, REQ_META);
 }
 
 int node_readv(struct fiber *f, struct node *n, uint64_t off, const struct iovec *iov, unsigned nr_iov)
@@ -119,7 +119,7 @@ int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, u
 	for (unsigned i = 0; i < nr; i++) {
 		struct node_write *x = &writes[i];
 
-		req_init(&x->r, fiber_queue(f), REQ_WRITE, x->off, x->len, x->iov, x->nr_iov, 0, NULL);
+		req_init(&x->r, fiber_queue(f), REQ_WRITE, x->off, x->len, x->iov, x->nr_iov, x->flags, NULL);
 		x->r.at = n;
 		req_set_state(&x->r, (uintptr_t)&w); /* the last hop is ours, as above */
 		req_forward(&x->r, n, x->off, one_of_all_done);
@@ -133,7 +133,7 @@ int node_flush(struct fiber *f, struct node *n)
 {
 	struct entering_req e = { .w.f = f };
 
-	req_init(&e.r, fiber_queue(f), REQ_FLUSH, 0, 0, NULL, 0, 0, enter_done);
+	req_init(&e.r, fiber_queue(f), REQ_FLUSH, 0, 0, NULL, 0, REQ_META, enter_done);
 	e.r.at = n;
 	flush_share(n, &e.r);
 	while (!e.w.finished)

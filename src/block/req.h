@@ -29,10 +29,13 @@ enum req_op {
 #define REQ_FUA (1u << 0)	/* write, zero: on stable storage, with its metadata, before it is done */
 #define REQ_MAY_UNMAP (1u << 1) /* zero: space may be given back */
 #define REQ_COMPRESS (1u << 2)	/* write: whole clusters may be stored compressed */
+#define REQ_NO_FALLBACK (1u << 3) /* zero: -ENOTSUP, rather than written as bytes */
 /* internal to block/ */
 #define REQ_SUB (1u << 16)	/* a piece of a split request, from the queue's pool */
 #define REQ_REPAIRED (1u << 17) /* has been through the cold path once */
 #define REQ_ALIGNED (1u << 18)	/* leaf: aligned, and holds the range lock it needs */
+#define REQ_META (1u << 19)	/* no guest's bytes: what it is for stands in the bits from REQ_EVENT_SHIFT on, or was told before */
+#define REQ_EVENT_SHIFT 24	/* above it: enum event (block/event.h) */
 
 /* Layers one request may cross: export, filters, format, leaf. node_open() refuses deeper stacks. */
 #define REQ_HOPS 12

@@ -7,7 +7,7 @@
 
 #include "block/node.h"
 
-extern const struct driver driver_fault, driver_write_log;
+extern const struct driver driver_blkdebug, driver_fault, driver_write_log;
 
 /* Which requests fail, and how. Zero-initialise; op and error must be set. */
 struct fault_rule {

@@ -191,7 +191,7 @@ static int prepare_sectors(struct order *o, uint64_t section, uint64_t off, size
 }
 
 /* All or nothing, and without waiting. */
-static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t *bytes, size_t len)
+static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t *bytes, size_t len, unsigned event)
 {
 	struct section *prev, *sec = section_find(o, nr, &prev);
 	struct sector *fresh, *s;
@@ -220,7 +220,9 @@ static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t
 	}
 	for (; len; off += p.len, bytes += p.len, len -= p.len) {
 		p = piece_at(off, len);
-		sector_fill(sector_find(&o->table, p.nr, nr), p.from, bytes, p.len);
+		s = sector_find(&o->table, p.nr, nr);
+		s->event = event;
+		sector_fill(s, p.from, bytes, p.len);
 	}
 	o->stats.merges += merges;
 	order_grew(o, was_empty);
@@ -228,11 +230,19 @@ static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t
 	return 0;
 }
 
+struct order *order_as(struct order *o, unsigned event)
+{
+	o->next_event = event;
+	return o;
+}
+
 int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after,
 	      order_mark *ret_mark)
 {
+	unsigned event = o->next_event;
 	uint64_t nr;
 
+	o->next_event = 0;
 	assert(after <= order_all(o));
 	assert(len > 0 && off <= VARVE_LEN_MAX && len <= VARVE_LEN_MAX - off);
 	if (o->failed && order_queued(o) > 2 * o->limit) {
@@ -249,7 +259,7 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 		return -ENOMEM;
 	}
 	nr = choose_section(o, off, len, after);
-	if (queue_bytes(o, nr, off, bytes, len) < 0)
+	if (queue_bytes(o, nr, off, bytes, len, event) < 0)
 		return -ENOMEM;
 	if (o->journal)
 		journal_put(o->journal, nr, off, bytes, len);
@@ -266,7 +276,7 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 int order_restore(struct order *o, uint64_t section, uint64_t off, const void *bytes, size_t len)
 {
 	assert(!o->journal && section >= o->open);
-	return queue_bytes(o, section, off, bytes, len);
+	return queue_bytes(o, section, off, bytes, len, 0);
 }
 
 /* ---- read ---- */

@@ -75,6 +75,12 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 	      order_mark *ret_mark);
 
 /*
+ * What the next order_put() puts is an event (enum event) of that kind when it is written, for filters that listen below.
+ * Returns o: order_put(f, order_as(o, EVENT_L2_UPDATE), ...).
+ */
+struct order *order_as(struct order *o, unsigned event);
+
+/*
  * The barrier mark for data: covers all data writes that have completed until now, and all puts whose own mark is not
  * newer than it. Cheap to ask for: callers share it until the next write-out.
  */

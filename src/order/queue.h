@@ -46,6 +46,7 @@ struct order {
 	struct waitlist waiting; /* woken when durable advances and when a write-out ends */
 	bool background_busy;	 /* its fiber has been started, and has not ended */
 	bool ending;		 /* order_free() waits for it */
+	unsigned next_event;	 /* of the next put */
 	enum order_cause background_cause;
 	struct fiber_job background;
 	struct timer age_timer;

@@ -8,6 +8,7 @@
  * Never:   writes an entry of a section before the sync of the section before it succeeded.
  */
 #include "base/trace.h"
+#include "block/event.h"
 #include "order/queue.h"
 
 #include <errno.h>
@@ -35,11 +36,17 @@ static int wave_write(struct fiber *f, struct order *o, struct wave *w)
 	return 0;
 }
 
+/* Neighbours of different events are written as one, unless somebody below listens. */
+static bool same_event(const struct order *o, const struct node_write *last, uint32_t flags)
+{
+	return last->flags == flags || !(o->file->flags & NODE_EVENTS);
+}
+
 static int wave_add(struct fiber *f, struct order *o, struct wave *w, uint64_t off, uint8_t *bytes,
-		    unsigned len)
+		    unsigned len, uint32_t flags)
 {
 	struct node_write *last = w->nr ? &o->writes[w->nr - 1] : NULL;
-	bool joins = last && last->off + last->len == off;
+	bool joins = last && last->off + last->len == off && same_event(o, last, flags);
 
 	if (w->nr_iov == ORDER_IOV || (w->nr == ORDER_WRITES && !joins)) {
 		int err = wave_write(f, o, w);
@@ -56,6 +63,7 @@ static int wave_add(struct fiber *f, struct order *o, struct wave *w, uint64_t o
 		last = &o->writes[w->nr++];
 		last->off = off;
 		last->len = len;
+		last->flags = flags;
 		last->iov = &o->iov[w->nr_iov];
 		last->nr_iov = 1;
 	}
@@ -75,7 +83,8 @@ static int section_write(struct fiber *f, struct order *o, struct section *sec)
 		unsigned from = 0, len;
 
 		for (; err == 0 && sector_run(s, &from, &len); from += len)
-			err = wave_add(f, o, &w, s->nr * SECTOR_LEN + from, s->bytes + from, len);
+			err = wave_add(f, o, &w, s->nr * SECTOR_LEN + from, s->bytes + from, len,
+				       req_flags_of(s->event));
 	}
 	return err < 0 ? err : wave_write(f, o, &w);
 }

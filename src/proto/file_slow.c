@@ -197,15 +197,17 @@ static int make_zeroes(struct fiber *f, struct file *fl, uint64_t *off, uint64_t
 	return 0;
 }
 
-/* Whole blocks: as holes if that is allowed, else in place, else written. */
-static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t end, uint32_t flags)
+/* Whole blocks: as holes if that is allowed, else in place, else written, unless that is not wanted. */
+static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t end, uint32_t flags, bool fallback)
 {
 	struct file *fl = node_state(n);
 	int ret = flags & AIO_MAY_UNMAP ? make_zeroes(f, fl, &off, end, AIO_MAY_UNMAP) : 0;
 
 	if (!ret)
 		ret = make_zeroes(f, fl, &off, end, 0);
-	return ret < 0 ? ret : write_zeroes(f, n, off, end - off);
+	if (ret < 0)
+		return ret;
+	return fallback || off == end ? write_zeroes(f, n, off, end - off) : -ENOTSUP;
 }
 
 /*
@@ -238,7 +240,7 @@ static int slow_zero(struct fiber *f, struct node *n, struct req *r)
 
 	ret = write_zeroes(f, n, r->off, from - r->off);
 	if (!ret)
-		ret = zero_blocks(f, n, from, to, flags);
+		ret = zero_blocks(f, n, from, to, flags, !(r->flags & REQ_NO_FALLBACK));
 	if (!ret)
 		ret = write_zeroes(f, n, to, end - to);
 	if (!ret)

@@ -216,4 +216,4 @@ def test_misaligned_memory(disks):
 def test_invalid_requests_go_nowhere(disks):
     fmt, disk, _ = disks
     r = io(disk, "aio_write -i -P 9 0 64k", "aio_read -i 0 4k", "aio_flush", "read -q -P 0 0 64k", options=("-f", fmt))
-    assert r.rc == 0 and r.out == "", str(r)
+    assert r.rc == 0 and r.out == "injecting invalid write request\ninjecting invalid read request\n", str(r)

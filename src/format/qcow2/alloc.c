@@ -14,6 +14,7 @@
  * Assumes: fibers of the home queue.
  * Never:   hands out a cluster while an entry on disk, or I/O in flight, may still refer to it.
  */
+#include "block/event.h"
 #include "format/cache.h"
 #include "format/qcow2/pack.h"
 #include "format/qcow2/qcow2.h"
@@ -222,8 +223,11 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 		   bool *ret_fresh, order_mark *ret_mark)
 {
 	uint64_t cluster;
-	int err = take_freed(f, q, nr, &cluster, ret_nr);
+	int err;
 
+	node_event(f, q->file, EVENT_CLUSTER_ALLOC);
+	node_event(f, q->file, EVENT_REFBLOCK_ALLOC);
+	err = take_freed(f, q, nr, &cluster, ret_nr);
 	if (err == 0 && !*ret_nr && frees_due(q)) {
 		(void)alloc_settle(f, q); /* what cannot be freed now stays in the list */
 		err = take_freed(f, q, nr, &cluster, ret_nr);
@@ -360,6 +364,7 @@ static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free
 {
 	int err;
 
+	node_event(f, q->file, EVENT_CLUSTER_FREE);
 	if (p->punch)
 		punch(f, q, p);
 	err = refcount_add(f, q, p->cluster, p->nr, -1, ORDER_NONE, NULL);

@@ -9,6 +9,7 @@
  * Other entries, also of the same table, change whenever we wait. Never:   makes an entry durable before what
  * it points at, or gives space back while something may point at it.
  */
+#include "block/event.h"
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
@@ -64,10 +65,12 @@ static int write_table(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint
 	void *content = calloc(1, q->cluster_len);
 	int err = content ? 0 : -ENOMEM;
 
-	if (err == 0 && old_off)
+	if (err == 0 && old_off) {
+		node_event(f, q->file, EVENT_L2_ALLOC_COW_READ);
 		err = order_read(f, q->order, old_off, content, q->cluster_len);
+	}
 	if (err == 0)
-		err = order_put(f, q->order, host_off, content, q->cluster_len, ORDER_NONE, ret_mark);
+		err = order_put(f, order_as(q->order, EVENT_L2_ALLOC_WRITE), host_off, content, q->cluster_len, ORDER_NONE, ret_mark);
 	free(content);
 	return err;
 }
@@ -98,7 +101,7 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 		err = write_table(f, q, host_off, old_off, &content);
 	entry = be64_put(host_off | QCOW2_COPIED);
 	if (err == 0)
-		err = order_put(f, q->order, q->h.l1_off + table * 8ull, &entry, sizeof(entry),
+		err = order_put(f, order_as(q->order, EVENT_L1_UPDATE), q->h.l1_off + table * 8ull, &entry, sizeof(entry),
 				site_after(q, SITE_L1_ENTRY, order_max(content, counted)), &linked);
 	if (err < 0) {
 		/* Content of the table may be queued: nobody gets the cluster before that is out of the way.
@@ -285,7 +288,7 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 		return err;
 	for (unsigned i = 0; i < run.nr; i++)
 		disk[i] = be64_put((extent->host_off + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED);
-	err = order_put(f, q->order, run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
+	err = order_put(f, order_as(q->order, EVENT_L2_UPDATE), run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
 			link_after(q, p, &run, extent), &mark);
 	for (unsigned i = 0; err == 0 && i < run.nr; i++) {
 		uint64_t old = entry_get(p, run.first + i);
@@ -317,7 +320,7 @@ int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entr
 	if (err < 0)
 		return err;
 	old = entry_get(p, run.first);
-	err = order_put(f, q->order, run_host_off(q, &run), &disk, sizeof(disk),
+	err = order_put(f, order_as(q->order, EVENT_L2_UPDATE_COMPRESSED), run_host_off(q, &run), &disk, sizeof(disk),
 			site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q))), &mark);
 	if (err == 0) {
 		entry_set(p, run.first, entry);
@@ -344,7 +347,7 @@ int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len
 	for (unsigned i = 0; i < nr; i++)
 		disk[i] = be64_put(((cluster + i) << q->cluster_bits) | QCOW2_COPIED);
 	if (nr)
-		err = order_put(f, q->order, run_host_off(q, &run), disk, nr * sizeof(disk[0]),
+		err = order_put(f, order_as(q->order, EVENT_L2_UPDATE), run_host_off(q, &run), disk, nr * sizeof(disk[0]),
 				site_after(q, SITE_STOCK_ENTRY,
 					   stock_mark(q, cluster, nr, order_max(order_now(q->order), alloc_counted(q)))),
 				NULL);
@@ -428,7 +431,7 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 		entry_set(p, run->first + i, be64_get(disk[i]));
 	if (ours)
 		node_grace(f, q->node);
-	err = order_put(f, q->order, run_host_off(q, run), disk, run->nr * sizeof(disk[0]), ORDER_NONE,
+	err = order_put(f, order_as(q->order, EVENT_L2_UPDATE), run_host_off(q, run), disk, run->nr * sizeof(disk[0]), ORDER_NONE,
 			&mark);
 	for (unsigned i = 0; i < run->nr; i++) {
 		if (err < 0)

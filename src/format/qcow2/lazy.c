@@ -23,6 +23,7 @@
  * Assumes: fibers of the home queue; version 3. Counts are changed in refcount.c only.
  * Never:   drops a count that is not on disk while the bit could still be cleared.
  */
+#include "block/event.h"
 #include "format/qcow2/lazy.h"
 
 #include <stdlib.h>
@@ -150,7 +151,7 @@ static int put_pieces(struct fiber *f, struct qcow2 *q)
 		struct piece *p = l->behind[0];
 
 		p->kept = false;
-		err = order_put(f, q->order, q->refcount_table[p->table] + (uint64_t)p->nr * len,
+		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_UPDATE_PART), q->refcount_table[p->table] + (uint64_t)p->nr * len,
 				(const void *)p->words, len, ORDER_NONE, NULL);
 		if (err < 0) {
 			p->kept = true;

@@ -7,6 +7,7 @@
  * one by one, atomically, in disk byte order. Never:   answers with a place beyond the end of the file: a
  * read past the end that returns zeroes would hide that the file was cut.
  */
+#include "block/event.h"
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/entry.h"
@@ -271,8 +272,10 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 		/* A table may move while it is read (l2.c copies one that is shared); its old place may be
 		 * reused then. */
 		err = table_place(q, table, &before);
-		if (err == 0)
+		if (err == 0) {
+			node_event(f, q->file, EVENT_L2_LOAD);
 			err = read_table(f, q, before + (uint64_t)nr * len, words, len);
+		}
 		if (err == 0)
 			err = table_place(q, table, &host_off);
 		if (err < 0)

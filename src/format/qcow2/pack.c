@@ -15,6 +15,7 @@
  * Owns:    where the next bytes go; how many clusters are being compressed at once.
  * Assumes: fibers of the home queue; the guest's cluster is locked.
  */
+#include "block/event.h"
 #include "format/qcow2/pack.h"
 
 #include <stdlib.h>
@@ -172,6 +173,7 @@ static int place(struct fiber *f, struct qcow2 *q, uint64_t len, uint64_t *ret_o
 	int ret = 1;
 
 	fiber_lock(f, &pk->placing);
+	node_event(f, q->file, EVENT_CLUSTER_ALLOC_BYTES);
 	if (pk->next)
 		ret = place_behind(f, q, len, ret_off);
 	if (ret == 1)
@@ -203,6 +205,7 @@ static int store(struct fiber *f, struct qcow2 *q, uint64_t guest_off, const voi
 	if (ret < 0)
 		return ret;
 	sectors = (off + len - 1) / 512 - off / 512;
+	node_event(f, q->file, EVENT_WRITE_COMPRESSED);
 	ret = (off + len) >> bits ? -EFBIG : node_write(f, q->file, off, bytes, len);
 	if (ret == 0)
 		ret = l2_link_packed(f, q, guest_off, QCOW2_COMPRESSED | sectors << bits | off);

@@ -7,6 +7,7 @@
  * queue without waiting in between, or, with lazy refcounts, lazy.c keeps the piece. Never:   lets a count leave its width, or believes an offset that it did
  * not compare with the file at open.
  */
+#include "block/event.h"
 #include "format/qcow2/refcount.h"
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/stock.h"
@@ -136,7 +137,7 @@ static int place_add(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_
 	if (q->lazy)
 		err = lazy_count(f, q, pl->p, &mark);
 	else
-		err = order_put(f, q->order, pl->host_off + first, pl->bytes + first, end - first, after, &mark);
+		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_UPDATE_PART), pl->host_off + first, pl->bytes + first, end - first, after, &mark);
 	if (err < 0) {
 		shift_counts(q, pl, index, nr, -delta);
 		return err;
@@ -289,6 +290,7 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 	struct qcow2 *q = owner;
 	uint32_t len = q->refcounts->cache->piece_len;
 
+	node_event(f, q->file, EVENT_REFBLOCK_LOAD);
 	return order_read(f, q->order, q->refcount_table[table] + (uint64_t)nr * len, words, len);
 }
 
@@ -301,6 +303,7 @@ static int read_refcount_table(struct fiber *f, struct qcow2 *q, struct varve_er
 	q->refcount_table = malloc(len);
 	if (!q->refcount_table)
 		return varve_error_set(err, -ENOMEM, "refcount table of %zu bytes: out of memory", len);
+	node_event(f, q->file, EVENT_REFTABLE_LOAD);
 	ret = node_read(f, q->file, q->h.refcount_table_off, q->refcount_table, len);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot read the refcount table at host offset 0x%llx",

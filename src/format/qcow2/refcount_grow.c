@@ -11,6 +11,7 @@
  * Never:   gives a new block a place or a count that somebody may have had before: what lies below the
  * frontier in the range of a new block is counted as used. At worst that leaks.
  */
+#include "block/event.h"
 #include "format/qcow2/refcount.h"
 #include "format/qcow2/stock.h"
 
@@ -119,7 +120,8 @@ static int write_block(struct fiber *f, struct qcow2 *q, struct growth *g, uint6
 		return -ENOMEM;
 	for (uint64_t i = 0; first + i < end; i++)
 		refcount_write(content, q->h.refcount_order, i, 1);
-	err = order_put(f, q->order, cluster << q->cluster_bits, content, q->cluster_len, ORDER_NONE, &mark);
+	err = order_put(f, order_as(q->order, g->table ? EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS : EVENT_REFBLOCK_ALLOC_WRITE),
+			cluster << q->cluster_bits, content, q->cluster_len, ORDER_NONE, &mark);
 	free(content);
 	g->before = order_max(g->before, mark);
 	return err;
@@ -171,7 +173,7 @@ static int link_blocks(struct fiber *f, struct qcow2 *q, struct growth *g)
 
 		if (refcount_covered(q, b * block_counts(q)))
 			continue;
-		err = order_put(f, q->order, q->h.refcount_table_off + b * 8, &entry, sizeof(entry),
+		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_HOOKUP), q->h.refcount_table_off + b * 8, &entry, sizeof(entry),
 				site_after(q, SITE_REFCOUNT_ENTRY, g->before), &mark);
 		linked = order_max(linked, mark);
 		cluster++;
@@ -193,7 +195,7 @@ static int write_new_table(struct fiber *f, struct qcow2 *q, struct growth *g, u
 		return -ENOMEM;
 	for (uint32_t i = 0; i < g->entries; i++)
 		disk[i] = be64_put(g->table[i]);
-	err = order_put(f, q->order, host_off, disk, g->entries * sizeof(disk[0]), ORDER_NONE, &mark);
+	err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_WRITE_TABLE), host_off, disk, g->entries * sizeof(disk[0]), ORDER_NONE, &mark);
 	free(disk);
 	g->before = order_max(g->before, mark);
 	return err;
@@ -217,12 +219,15 @@ static int link_table(struct fiber *f, struct qcow2 *q, struct growth *g)
 	uint64_t host_off = (g->start + g->nr_blocks) << q->cluster_bits, old_off = q->h.refcount_table_off;
 	uint32_t old_clusters = q->h.refcount_table_clusters;
 	order_mark linked;
-	int err = write_new_table(f, q, g, host_off);
+	int err;
 
+	node_event(f, q->file, EVENT_REFTABLE_GROW);
+	err = write_new_table(f, q, g, host_off);
 	header.host_off = be64_put(host_off);
 	header.clusters = be32_put((uint32_t)g->nr_table);
 	if (err == 0)
-		err = order_put(f, q->order, offsetof(struct qcow2_header_disk, refcount_table_off), &header,
+		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_SWITCH_TABLE),
+				offsetof(struct qcow2_header_disk, refcount_table_off), &header,
 				12, site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
 	if (err < 0)
 		return err;

@@ -7,6 +7,7 @@
  * Never:   lets something appear in the new part of the disk but zeroes, or says a length that is not durable.
  */
 #include "block/block.h"
+#include "block/event.h"
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
@@ -25,7 +26,7 @@ int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t
 		return -ENOMEM;
 	for (uint64_t i = 0; i < nr; i++)
 		disk[i] = be64_put(l1[i]);
-	err = order_put(f, q->order, host_off, disk, nr * sizeof(disk[0]), ORDER_NONE, ret_mark);
+	err = order_put(f, order_as(q->order, EVENT_L1_GROW_WRITE_TABLE), host_off, disk, nr * sizeof(disk[0]), ORDER_NONE, ret_mark);
 	free(disk);
 	return err;
 }
@@ -44,7 +45,10 @@ int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t 
 	static_assert(offsetof(struct qcow2_header_disk, l1_off) ==
 			      offsetof(struct qcow2_header_disk, disk_len) + 16,
 		      "same");
-	return order_put(f, q->order, offsetof(struct qcow2_header_disk, disk_len), &fields, sizeof(fields),
+	enum event event = l1_off != q->h.l1_off ? EVENT_L1_GROW_ACTIVATE_TABLE : EVENT_UNNAMED;
+
+	return order_put(f, order_as(q->order, event), offsetof(struct qcow2_header_disk, disk_len),
+			 &fields, sizeof(fields),
 			 after, ret_mark);
 }
 
@@ -66,6 +70,7 @@ static int move_l1(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint32_t
 	l1 = calloc(clusters << q->cluster_bits, 1);
 	if (!l1)
 		return -ENOMEM;
+	node_event(f, q->file, EVENT_L1_GROW_ALLOC_TABLE);
 	err = alloc_metadata(f, q, clusters, &host_off, &zero, &counted);
 	if (err < 0)
 		goto out;

@@ -9,6 +9,7 @@
  * Assumes: the guest's cluster is locked by whoever reads it; one that is freed is forgotten (unpack_forget()).
  * Never:   trusts the length in the entry: it is at most twice a cluster by its width, and is cut at the end of the file.
  */
+#include "block/event.h"
 #include "format/qcow2/pack.h"
 
 #include <stdlib.h>
@@ -126,6 +127,7 @@ static int load(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry, 
 	if (posix_memalign(&in, 4096, align_up(w.in_len, 4096)))
 		return -ENOMEM;
 	w.in = in;
+	node_event(f, q->file, EVENT_READ_COMPRESSED);
 	ret = node_read(f, q->file, p.off, in, w.in_len);
 	if (ret == 0) {
 		ret = unpack(f, q->unpacker, &w);

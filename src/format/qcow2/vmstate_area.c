@@ -8,6 +8,7 @@
  * Assumes: fibers of the home queue.
  * Never:   lets the disk grow over what stands there.
  */
+#include "block/event.h"
 #include "format/qcow2/snapshot.h"
 
 #include <stdlib.h>
@@ -64,6 +65,7 @@ int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *b
 	if (q->unmapped || q->l2_entry_len != 8)
 		return -ENOTSUP;
 	memset((uint8_t *)buf + there, 0, len - there);
+	node_event(f, n->file, EVENT_VMSTATE_LOAD);
 	return read_area(f, n, area_start(q) + off, buf, there);
 }
 
@@ -127,6 +129,7 @@ int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const 
 	nr = div_up(end, table_covers(q));
 	if (nr > QCOW2_L1_LEN_MAX / 8)
 		return -EFBIG;
+	node_event(f, n->file, EVENT_VMSTATE_SAVE);
 	fiber_lock(f, &q->l1_mutex);
 	if (nr > q->h.l1_entries)
 		ret = l1_grow(f, q, (uint32_t)nr);

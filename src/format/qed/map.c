@@ -8,6 +8,7 @@
  * Never:   answers with a place beyond the end of the file: a read past the end that returns zeroes would hide that
  *          the file was cut.
  */
+#include "block/event.h"
 #include "format/qed/qed.h"
 
 #include <string.h>
@@ -134,6 +135,7 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 		return qed_damaged(q, "L1 entry %u (0x%llx) leads to no L2 table inside the file", table,
 				   (unsigned long long)host_off);
 	host_off += (uint64_t)nr * len;
+	node_event(f, q->file, EVENT_L2_LOAD);
 	if (!q->order)
 		return node_read(f, q->file, host_off, words, len);
 	err = order_read(f, q->order, host_off, words, len);

@@ -9,6 +9,7 @@
  * Never:   makes an entry durable before what it points at; frees a cluster (QED knows no free space: what is unmapped
  *          becomes a hole in place).
  */
+#include "block/event.h"
 #include "format/qed/qed.h"
 
 #include <stdlib.h>
@@ -63,7 +64,7 @@ static int make_table(struct fiber *f, struct qed *q, uint32_t table)
 	if (err < 0)
 		return err;
 	entry = le64_put(host_off);
-	err = order_put(f, q->order, q->h.l1_off + table * 8ull, &entry, sizeof(entry),
+	err = order_put(f, order_as(q->order, EVENT_L1_UPDATE), q->h.l1_off + table * 8ull, &entry, sizeof(entry),
 			order_max(order_now(q->order), need_check_mark(q)), NULL);
 	if (err < 0)
 		return err; /* the table's clusters are leaked; the list of tables keeps data away from them */
@@ -153,7 +154,7 @@ int qed_link(struct fiber *f, struct node *n, uint64_t off, const struct extent 
 		return err;
 	for (unsigned i = 0; i < run.nr; i++)
 		disk[i] = le64_put(extent->host_off + ((uint64_t)i << q->cluster_bits));
-	err = order_put(f, q->order, run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
+	err = order_put(f, order_as(q->order, EVENT_L2_UPDATE), run_host_off(q, &run), disk, run.nr * sizeof(disk[0]),
 			order_max(order_now(q->order), need_check_mark(q)), NULL);
 	for (unsigned i = 0; err == 0 && i < run.nr; i++)
 		qed_entry_set(p, run.first + i, le64_get(disk[i]));
@@ -173,7 +174,7 @@ static int set_zero(struct fiber *f, struct qed *q, const struct run *run, struc
 
 	for (unsigned k = 0; k < nr; k++)
 		disk[k] = le64_put(QED_ZERO);
-	err = order_put(f, q->order, run_host_off(q, run) + i * 8ull, disk, nr * sizeof(disk[0]), ORDER_NONE, NULL);
+	err = order_put(f, order_as(q->order, EVENT_L2_UPDATE), run_host_off(q, run) + i * 8ull, disk, nr * sizeof(disk[0]), ORDER_NONE, NULL);
 	for (unsigned k = 0; err == 0 && k < nr; k++)
 		qed_entry_set(p, run->first + i + k, QED_ZERO);
 	return err;
