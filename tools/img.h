@@ -54,6 +54,10 @@ json_t *img_chain(const char *name, const struct open_args *open, bool whole);
  */
 char *options_append(char *list, const char *key, const char *value, bool escape);
 
+/* `-o help` or `-o ?`, perhaps among other options: somebody asks which there are. options_help() tells: the exit status. */
+bool options_ask_help(const char *list);
+int options_help(const char *command, const char *format, bool amend);
+
 /*
  * An image, or (snapshot: its name, its id, or snapshot.name=..., snapshot.id=...; NULL: none) what an internal snapshot of it
  * holds. NULL, after a message.

@@ -316,6 +316,20 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+/* An option of varve_image_create() or varve_image_amend(), for people. */
+struct varve_option_info {
+	const char *name;  /* NULL: the list ends here */
+	const char *value; /* "size", "num", "bool" (on or off) or "str" */
+	const char *what;  /* one line */
+	bool can_amend;
+};
+
+/*
+ * Those of a format, or of the "file" that holds an image of any format. The list lives as long as the process. NULL: no such
+ * driver, or none that makes anything.
+ */
+VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
+
 struct varve_measure {
 	uint64_t required;	  /* of the file, for what the source holds */
 	uint64_t fully_allocated; /* when all of the disk will have been written */

@@ -196,7 +196,9 @@ static int create_write(struct fiber *f, struct create *c)
 	ret = graph_open_file(f, c->name, NODE_WRITABLE, &leaf, c->err);
 	if (ret < 0)
 		return ret;
-	ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
+	ret = leaf->drv->hint ? leaf->drv->hint(leaf, c->opts, c->err) : 0;
+	if (ret == 0)
+		ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
 	if (ret < 0)
 		varve_error_prefix(c->err, ret, "%s: ", c->name);
 	closed = graph_close(f, leaf, ret < 0 ? NULL : c->err);
@@ -260,4 +262,11 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 	varve_queue_free(queue);
 	opts_free(c.opts);
 	return ret;
+}
+
+const struct varve_option_info *varve_driver_options(const char *driver)
+{
+	const struct driver *drv = driver ? driver_find(driver) : NULL;
+
+	return drv ? drv->options : NULL;
 }

@@ -94,6 +94,13 @@ struct driver {
 	bool has_engine; /* leaf: does its I/O through an engine of aio/, and takes option aio */
 	const char *prefix; /* leaf: name before the colon in file names ("file:", "null-co:"), or NULL */
 
+	/*
+	 * Options of create() and amend(), for people; of a leaf: of a new file besides. The last has no name; NULL: none. hint():
+	 * leaf: takes them from o, for when the file is emptied; n NULL: only examines them.
+	 */
+	const struct varve_option_info *options;
+	int (*hint)(struct node *n, struct opts *o, struct varve_error *err);
+
 	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */
 	int (*probe)(const uint8_t *buf, size_t len);
 
