@@ -361,8 +361,8 @@ VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enu
 
 /*
  * The image's header names another backing file, of that format; NULL or "": none. Durable when it returns, and so is everything
- * written before. Nothing is copied: what the image does not hold is read from the new file when it is opened again (this
- * image goes on with the chain that it has).
+ * written before. Nothing is copied: what the image and its snapshots do not hold is read from the new file when it is opened
+ * again (this image goes on with the chain that it has).
  */
 VARVE_API int varve_image_set_backing(struct varve_image *image, const char *name, const char *format,
 				      struct varve_error *err);
@@ -408,7 +408,9 @@ struct varve_stream_status {
  * Starts to copy everything that the image reads from its backing files (down to base) into the image, which must be
  * writable; it can be used meanwhile. At the end the image's header names base, or no backing file any more. It runs on the
  * image's home queue: when that has no thread, only while the queue is run (varve_stream_wait() runs it for an image
- * with a private one). One stream for an image at a time; it holds the image open: free it before closing.
+ * with a private one). One stream for an image at a time; it holds the image open: free it before closing. -ENOTSUP: the image
+ * has internal snapshots, which would lose what they read from the backing files (not with VARVE_STREAM_KEEP_LINK); those
+ * that are made meanwhile make it end so.
  */
 VARVE_API int varve_stream_start(struct varve_stream **ret_stream, struct varve_image *image,
 				 const struct varve_stream_options *opts, struct varve_error *err);

@@ -180,9 +180,11 @@ struct driver {
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 	/*
 	 * Optional. The header names another backing file, of that format; NULL, NULL: none. Durable when it returns, and so
-	 * is everything that was linked before. The node's own names and its chain are the caller's to change.
+	 * is everything that was linked before. The node's own names and its chain are the caller's to change. snapshots_too: those
+	 * of the image are to read from the new file as well; otherwise -ENOTSUP if there are some.
 	 */
-	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+			   struct varve_error *err);
 	/*
 	 * Optional. Options of an image that exists become others (those of o; the rest stays), durably. All are examined
 	 * before any is changed.

@@ -296,7 +296,8 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
 		struct varve_error *err);
-int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+		      struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 
 #endif
