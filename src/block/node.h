@@ -250,6 +250,8 @@ struct driver {
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
 const struct driver *driver_find(const char *name);
 const struct driver *driver_by_prefix(const char *filename, const char **ret_rest);
+/* "nbd+unix:///...", and no driver of that name: most likely no file is meant. *ret_len: of the name before the colon. */
+bool driver_names_unknown(const char *filename, size_t *ret_len);
 const struct driver *driver_probe(const uint8_t *buf, size_t len);
 
 /* ---- nodes ---- */
