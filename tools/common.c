@@ -392,7 +392,7 @@ int64_t info_int(const json_t *info, const char *key, int64_t fallback)
 
 static void print_value(const char *key, json_t *value, int indent);
 
-static void print_members(const json_t *object, int indent)
+void print_members(const json_t *object, int indent)
 {
 	const char *key;
 	json_t *value;
@@ -445,12 +445,12 @@ static void print_value(const char *key, json_t *value, int indent)
 	}
 }
 
-void print_format_specific(const json_t *info)
+void print_format_specific(const json_t *info, int indent)
 {
 	const json_t *data = json_object_get(json_object_get(info, "format-specific"), "data");
 
 	if (!json_object_size(data))
 		return;
-	printf("Format specific information:\n");
-	print_members(data, 4);
+	printf("%*sFormat specific information:\n", indent, "");
+	print_members(data, indent + 4);
 }

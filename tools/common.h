@@ -109,8 +109,9 @@ int close_image(struct varve_image *image);
 /* ImageInfo of an open image as a JSON object; NULL, after a message. */
 json_t *image_info(struct varve_image *image);
 
-/* The lines "    key: value" of a format-specific part. */
-void print_format_specific(const json_t *image_info);
+/* The lines "    key: value" of a format-specific part, indented by so much; those of any object. */
+void print_format_specific(const json_t *image_info, int indent);
+void print_members(const json_t *object, int indent);
 
 /* Strings of an ImageInfo object; NULL if absent. */
 const char *info_str(const json_t *image_info, const char *key);

@@ -54,12 +54,25 @@ json_t *img_chain(const char *name, const struct open_args *open, bool whole);
  */
 char *options_append(char *list, const char *key, const char *value, bool escape);
 
+/* `-o help` or `-o ?`, perhaps among other options: somebody asks which there are. options_help() tells: the exit status. */
+bool options_ask_help(const char *list);
+int options_help(const char *command, const char *format, bool amend);
+
 /*
  * An image, or (snapshot: its name, its id, or snapshot.name=..., snapshot.id=...; NULL: none) what an internal snapshot of it
  * holds. NULL, after a message.
  */
 struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
 				      struct varve_queue *home);
+/*
+ * The image is to read `other` (NULL: nothing) below itself, up to limit. 0: its snapshots, which do so too, read what they read
+ * now; else 1, after a message that ends with advice. info: the image's ImageInfo. It may be open for writing by this process,
+ * if nothing waits to be written.
+ */
+int img_snapshots_keep(const json_t *info, const char *name, const struct open_args *args, struct varve_image *other,
+		       uint64_t limit, const char *advice);
+/* Do both show the same bytes at the same place of the same file, or both zeroes? */
+bool img_same_place(const struct varve_extent *a, const struct varve_extent *b);
 /* `snapshot --graph`: the chain of an image, bottom first, with the snapshots of each, as text or SVG. */
 int img_snapshot_graph(const char *file, const struct open_args *open, bool svg);
 

@@ -46,12 +46,22 @@ static int amend(const char *name, const struct amend *a)
 	return close_image(image) | ret;
 }
 
+/* The format is the image's. */
+static int help_for(const char *name, const struct amend *a)
+{
+	struct varve_image *image = open_image(name, &a->open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	int ret;
+
+	if (!image)
+		return 1;
+	ret = options_help("amend", varve_image_format(image), true);
+	return close_image(image) | ret;
+}
+
 static int take_option(struct amend *a, int id, const char *value)
 {
 	switch (id) {
 	case 'o':
-		if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0)
-			return complain_missing("-o help (the options are in varve-img(1))");
 		a->options = options_append(a->options, "", value, false);
 		return a->options ? 0 : 1;
 	case ID_FORCE:
@@ -82,8 +92,12 @@ static int img_amend(int argc, char **argv)
 		ret = p.status;
 	else if (!ret && !a.options)
 		ret = complain_usage("amend: options (-o) are needed");
+	else if (!ret && options_ask_help(a.options) && a.open.format && p.nr_args < 2)
+		ret = options_help("amend", a.open.format, true);
 	else if (!ret && p.nr_args != 1)
 		ret = complain_usage("amend: one file name is needed");
+	else if (!ret && options_ask_help(a.options))
+		ret = help_for(p.args[0], &a);
 	else if (!ret)
 		ret = amend(p.args[0], &a);
 	free(a.options);

@@ -5,6 +5,9 @@
  * The images above the base are opened one by one, without their backing files, and the base for writing. While the copy
  * goes on, and after a power cut in it, everything that changes in the base is hidden by the images above, which hold the
  * same. Durable first: all of the base. Only then is the top emptied; the other way round, a cut would lose data.
+ *
+ * Snapshots of the top read from the base as well, and nothing hides its change from them: if one of them would read something
+ * else, nothing is done. With -d they go with the top.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -203,6 +206,24 @@ static int copy_all(struct commit *c, struct varve_error *err)
 	return ret;
 }
 
+/* What the snapshots of the top read from the base becomes what the top reads. */
+static int check_snapshots(struct commit *c, const char *name, const json_t *chain)
+{
+	struct open_args open = c->open;
+	struct varve_image *view;
+	int ret;
+
+	if (c->drop || !json_array_size(json_object_get(json_array_get(chain, 0), "snapshots")))
+		return 0;
+	open.force_share = true; /* this process has it open for writing, and has changed nothing yet */
+	view = open_image(name, &open, 0, NULL);
+	if (!view)
+		return 1;
+	ret = img_snapshots_keep(json_array_get(chain, 0), name, &c->open, view, c->layers[0].len,
+				 "; delete it first, or say with -d that the image and its snapshots will not be used any more");
+	return close_image(view) | ret;
+}
+
 static int copy_and_tell(struct commit *c)
 {
 	struct varve_error err;
@@ -226,7 +247,7 @@ static int run(struct commit *c, const char *name, const json_t *chain, size_t b
 	int ret = open_layers(c, name, chain, base);
 
 	if (!ret)
-		ret = copy_and_tell(c);
+		ret = check_snapshots(c, name, chain) || copy_and_tell(c);
 	if (c->base)
 		ret |= close_image(c->base);
 	for (size_t i = 0; c->layers && i < base; i++) {

@@ -171,8 +171,6 @@ static int take_value(struct parsing *ps, int c, const char *value)
 		a->target.cache = value;
 		return 0;
 	case 'o':
-		if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0)
-			return complain_missing("-o help (the options are in varve-img(1))");
 		ps->has_options = true;
 		return options_add(a, "", value);
 	case 'b':
@@ -289,6 +287,11 @@ static int img_convert(int argc, char **argv)
 	if (!ret && id < 0) {
 		free(a.options);
 		return p.status;
+	}
+	if (!ret && options_ask_help(a.options)) {
+		ret = options_help("convert", a.target.format ? a.target.format : "raw", false);
+		free(a.options);
+		return ret;
 	}
 	if (!ret)
 		ret = settle(&ps, p.nr_args, p.args);

@@ -10,7 +10,7 @@
 
 static const struct option_row options[] = {
 	{ 'f', "format", "FORMAT", "of the new image: raw (default), qcow2, qed" },
-	{ 'o', "options", "KEY=VALUE,...", "options of the format, listed by varve-img(1); may be repeated" },
+	{ 'o', "options", "KEY=VALUE,...", "options of the format, listed by -o help; may be repeated" },
 	{ 'b', "backing", "FILE", "what the new image does not hold is read from FILE" },
 	{ 'B', "backing-format", "FORMAT", "of FILE: needed with -b, never guessed" },
 	{ 'F', NULL, "FORMAT", "the same as -B" },
@@ -38,8 +38,6 @@ static int take_option(struct create_args *a, int id, const char *value)
 		a->format = value;
 		return 0;
 	case 'o':
-		if (strcmp(value, "help") == 0 || strcmp(value, "?") == 0)
-			return complain_missing("-o help (the options are in varve-img(1))");
 		a->options = options_append(a->options, "", value, false);
 		return a->options ? 0 : 1;
 	case 'b':
@@ -110,6 +108,8 @@ static int img_create(int argc, char **argv)
 		ret = take_option(&a, id, p.value);
 	if (!ret && id < 0)
 		ret = p.status;
+	else if (!ret && options_ask_help(a.options))
+		ret = options_help("create", a.format, false);
 	else if (!ret && p.nr_args < 1)
 		ret = complain_usage("create: no file name given");
 	else if (!ret && p.nr_args > 2)

@@ -10,13 +10,15 @@
 
 #include "img.h"
 
-enum { LONG_ENGINE = LONG_COMMAND };
+enum { LONG_ENGINE = LONG_COMMAND, LONG_LIMITS };
 
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	{ LONG_BACKING_CHAIN, "backing-chain", NULL, "also the backing file, its backing file, ..." },
 	{ LONG_ENGINE, "engine", NULL, "also which AIO engine the file gets here" },
+	{ LONG_LIMITS, "limits", NULL, "also how requests to it should be aligned" },
+	OPT_CACHE('t'),
 	OPT_FORCE_SHARE,
 	OPT_OUTPUT,
 	OPT_OBJECT,
@@ -25,7 +27,7 @@ static const struct option_row options[] = {
 
 struct info_args {
 	struct open_args open;
-	bool chain, engine;
+	bool chain, engine, limits;
 	enum output output;
 };
 
@@ -72,6 +74,40 @@ static void print_line(const char *what, const char *text)
 	putchar('\n');
 }
 
+static void print_limits(const json_t *info, int indent)
+{
+	json_t *limits = json_object_get(info, "limits");
+
+	if (!limits)
+		return;
+	printf("%*sLimits:\n", indent, "");
+	print_members(limits, indent + 4);
+}
+
+/* Everything below it in the graph: "/file" is the image's file, "/file/file" what is below that. */
+static void print_children(const json_t *info, const char *above)
+{
+	size_t i;
+	json_t *child;
+
+	json_array_foreach(json_object_get(info, "children"), i, child) {
+		const json_t *node = json_object_get(child, "info");
+		uint64_t len = (uint64_t)info_int(node, "virtual-size", 0);
+		int64_t actual = info_int(node, "actual-size", -1);
+		char path[64], size[32];
+
+		snprintf(path, sizeof(path), "%s/%s", above, info_str(child, "name"));
+		printf("Child node '%s':\n    filename: ", path);
+		print_text(info_str(node, "filename"));
+		printf("\n    protocol type: %s\n    file length: %s (%" PRIu64 " bytes)\n", info_str(node, "format"), size_text(size, len),
+		       len);
+		printf("    disk size: %s\n", actual < 0 ? "unavailable" : size_text(size, (uint64_t)actual));
+		print_limits(node, 4);
+		print_format_specific(node, 4);
+		print_children(node, path);
+	}
+}
+
 static void print_human(const json_t *info)
 {
 	const char *backing = info_str(info, "backing-filename");
@@ -103,9 +139,21 @@ static void print_human(const json_t *info)
 			print_line("backing file format", info_str(info, "backing-filename-format"));
 	}
 	img_print_snapshots(json_object_get(info, "snapshots"));
-	print_format_specific(info);
+	print_limits(info, 0);
+	print_format_specific(info, 0);
 	if (info_str(info, "aio"))
 		print_line("aio engine", info_str(info, "aio"));
+	print_children(info, "");
+}
+
+static void remove_limits(json_t *info)
+{
+	size_t i;
+	json_t *child;
+
+	json_object_del(info, "limits");
+	json_array_foreach(json_object_get(info, "children"), i, child)
+		remove_limits(json_object_get(child, "info"));
 }
 
 static int info_print(const char *name, const struct info_args *a)
@@ -115,10 +163,12 @@ static int info_print(const char *name, const struct info_args *a)
 
 	if (!list)
 		return 1;
-	/* Without --engine the output is that of qemu-img, to the byte. */
+	/* What was not asked for: the output is that of qemu-img then. */
 	json_array_foreach(list, i, info) {
 		if (!a->engine)
 			json_object_del(info, "aio");
+		if (!a->limits)
+			remove_limits(info);
 	}
 	if (a->output == OUTPUT_JSON) {
 		json_dumpf(a->chain ? list : json_array_get(list, 0), stdout, JSON_INDENT(4));
@@ -148,6 +198,9 @@ static int img_info(int argc, char **argv)
 			break;
 		case LONG_ENGINE:
 			a.engine = true;
+			break;
+		case LONG_LIMITS:
+			a.limits = true;
 			break;
 		case LONG_OUTPUT:
 			ret = parse_output(p.value, &a.output);

@@ -129,6 +129,8 @@ static int img_measure(int argc, char **argv)
 		ret = take_option(&a, id, p.value);
 	if (!ret && id < 0)
 		ret = p.status;
+	else if (!ret && options_ask_help(a.options))
+		ret = options_help("measure", a.target, false);
 	else if (!ret)
 		ret = check_arguments(&a, &p) || measure(p.nr_args ? p.args[0] : NULL, &a);
 	free(a.options);

@@ -4,7 +4,8 @@
  *
  * Safe: what the image reads differently through the new chain is copied into it first. Then the header changes, durably and
  * at once, after everything copied is durable. A power cut before that leaves the old backing file, and clusters of the image's
- * own that hold what it had anyway. With -u only the header changes.
+ * own that hold what it had anyway. With -u only the header changes. Nothing can be copied into snapshots of the image: if one
+ * of them would read something else, nothing is done.
  *
  * Never:   writes what is the same in both chains.
  */
@@ -52,13 +53,6 @@ static int map_new(struct rebase *r, uint64_t off, uint64_t len, struct varve_ex
 	if (!r->backing_image || off >= r->backing_len)
 		return 0;
 	return varve_image_map(r->backing_image, off, MIN(len, r->backing_len - off), e, err);
-}
-
-static bool same_place(const struct varve_extent *a, const struct varve_extent *b)
-{
-	if (a->zero && b->zero)
-		return true;
-	return a->data && b->data && a->has_offset && b->has_offset && a->offset == b->offset && strcmp(a->file, b->file) == 0;
 }
 
 /* [off, off + len) as the old chain has it: of the image, which holds nothing of its own there. */
@@ -136,7 +130,7 @@ static int rebase_piece(struct rebase *r, uint64_t off, uint64_t *ret_len, struc
 		len -= len % unit;
 	}
 	*ret_len = len;
-	if (alike && same_place(&old, &new))
+	if (alike && img_same_place(&old, &new))
 		return 0;
 	*ret_len = len = MIN(len, MAX(PIECE_LEN, r->unit));
 	ret = read_old(r, alike && old.zero, off, len, err);
@@ -195,7 +189,7 @@ static int open_new(struct rebase *r, const char *image_name)
 	return 0;
 }
 
-static int safe(struct rebase *r, const json_t *info)
+static int safe(struct rebase *r, const char *name, const json_t *info)
 {
 	int ret = 1;
 
@@ -206,13 +200,15 @@ static int safe(struct rebase *r, const json_t *info)
 	if (!r->old_bytes || !r->new_bytes)
 		complain("out of memory");
 	else if (open_new(r, info_str(info, "filename")) == 0)
-		ret = copy_differences(r);
+		ret = img_snapshots_keep(info, name, &r->open, r->backing_image, UINT64_MAX,
+					 "; delete it first (-u would make it read something else)") ||
+		      copy_differences(r);
 	free(r->old_bytes);
 	free(r->new_bytes);
 	return r->backing_image && close_image(r->backing_image) ? 1 : ret;
 }
 
-static int rebase_image(struct rebase *r)
+static int rebase_image(struct rebase *r, const char *name)
 {
 	json_t *info = image_info(r->image);
 	struct varve_error err;
@@ -221,7 +217,7 @@ static int rebase_image(struct rebase *r)
 	if (!info)
 		return 1;
 	if (!r->unsafe)
-		ret = safe(r, info);
+		ret = safe(r, name, info);
 	json_decref(info);
 	if (!ret && varve_image_set_backing(r->image, r->backing, r->backing_open.format, &err) < 0) {
 		complain("%s", err.message);
@@ -238,7 +234,7 @@ static int rebase(const char *name, struct rebase *r)
 	r->image = open_image(name, &r->open, flags, NULL);
 	if (!r->image)
 		return 1;
-	ret = rebase_image(r);
+	ret = rebase_image(r, name);
 	ret |= finish_stdout();
 	return close_image(r->image) | ret;
 }

@@ -157,7 +157,7 @@ static int cmd_info(struct io *io, int argc, char **argv)
 	printf("format name: %s\n", varve_image_format(io->image));
 	printf("cluster size: %s\n", size_text_exact(text, (double)info_int(info, "cluster-size", 0)));
 	printf("vm state offset: %s\n", size_text_exact(text, (double)state_offset(io, info)));
-	print_format_specific(info);
+	print_format_specific(info, 0);
 	json_decref(info);
 	return 0;
 }

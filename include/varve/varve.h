@@ -317,6 +317,20 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+/* An option of varve_image_create() or varve_image_amend(), for people. */
+struct varve_option_info {
+	const char *name;  /* NULL: the list ends here */
+	const char *value; /* "size", "num", "bool" (on or off) or "str" */
+	const char *what;  /* one line */
+	bool can_amend;
+};
+
+/*
+ * Those of a format, or of the "file" that holds an image of any format. The list lives as long as the process. NULL: no such
+ * driver, or none that makes anything.
+ */
+VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
+
 struct varve_measure {
 	uint64_t required;	  /* of the file, for what the source holds */
 	uint64_t fully_allocated; /* when all of the disk will have been written */
@@ -348,8 +362,8 @@ VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enu
 
 /*
  * The image's header names another backing file, of that format; NULL or "": none. Durable when it returns, and so is everything
- * written before. Nothing is copied: what the image does not hold is read from the new file when it is opened again (this
- * image goes on with the chain that it has).
+ * written before. Nothing is copied: what the image and its snapshots do not hold is read from the new file when it is opened
+ * again (this image goes on with the chain that it has).
  */
 VARVE_API int varve_image_set_backing(struct varve_image *image, const char *name, const char *format,
 				      struct varve_error *err);
@@ -395,7 +409,9 @@ struct varve_stream_status {
  * Starts to copy everything that the image reads from its backing files (down to base) into the image, which must be
  * writable; it can be used meanwhile. At the end the image's header names base, or no backing file any more. It runs on the
  * image's home queue: when that has no thread, only while the queue is run (varve_stream_wait() runs it for an image
- * with a private one). One stream for an image at a time; it holds the image open: free it before closing.
+ * with a private one). One stream for an image at a time; it holds the image open: free it before closing. -ENOTSUP: the image
+ * has internal snapshots, which would lose what they read from the backing files (not with VARVE_STREAM_KEEP_LINK); those
+ * that are made meanwhile make it end so.
  */
 VARVE_API int varve_stream_start(struct varve_stream **ret_stream, struct varve_image *image,
 				 const struct varve_stream_options *opts, struct varve_error *err);

@@ -99,7 +99,7 @@ static int set_backing_fiber(struct fiber *f, struct change *c)
 	if (!name != !c->name || !format != !c->name)
 		ret = varve_error_errno(c->err, -ENOMEM, "backing file name");
 	else
-		ret = disk->drv->set_backing(f, disk, name, format, c->err);
+		ret = disk->drv->set_backing(f, disk, name, format, true, c->err);
 	if (ret < 0) {
 		free(name);
 		free(format);

@@ -52,6 +52,7 @@ static const char *create_path(const char *name)
 static int create_look(struct create *c)
 {
 	struct stat st;
+	size_t len;
 
 	if (strncmp(c->name, "json:", 5) == 0)
 		return varve_error_set(c->err, -EINVAL, "%.200s: an image is created by its file name, not by json:",
@@ -62,6 +63,10 @@ static int create_look(struct create *c)
 	if (*c->path == '\0')
 		return varve_error_set(c->err, -EINVAL, "'%s' names no file", c->name);
 	if (stat(c->path, &st) < 0) {
+		/* No file is made by mistake; a name that begins with ./ is one whatever follows. */
+		if (errno == ENOENT && c->path == c->name && driver_names_unknown(c->name, &len))
+			return varve_error_set(c->err, -EINVAL, "%.500s: protocol '%.*s' is not known to this version", c->name,
+					       (int)MIN(len, 100), c->name);
 		if (errno == ENOENT)
 			return 0;
 		return varve_error_errno(c->err, -errno, "%s", c->name);
@@ -196,7 +201,9 @@ static int create_write(struct fiber *f, struct create *c)
 	ret = graph_open_file(f, c->name, NODE_WRITABLE, &leaf, c->err);
 	if (ret < 0)
 		return ret;
-	ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
+	ret = leaf->drv->hint ? leaf->drv->hint(leaf, c->opts, c->err) : 0;
+	if (ret == 0)
+		ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
 	if (ret < 0)
 		varve_error_prefix(c->err, ret, "%s: ", c->name);
 	closed = graph_close(f, leaf, ret < 0 ? NULL : c->err);
@@ -244,7 +251,7 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 		return varve_error_set(err, -EINVAL, "%s: unknown create flags 0x%x", name, flags);
 	c.drv = driver_find(format);
 	if (!c.drv || c.drv->kind != DRIVER_FORMAT)
-		return varve_error_set(err, -EINVAL, "%s: unknown format '%s'", name, format);
+		return varve_error_set(err, -EINVAL, "%s: format '%s' is not known to this version", name, format);
 	if (!c.drv->create)
 		return varve_error_set(err, -ENOTSUP, "%s: images of format %s can be read, not created", name, format);
 	c.opts = opts_new();
@@ -260,4 +267,11 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 	varve_queue_free(queue);
 	opts_free(c.opts);
 	return ret;
+}
+
+const struct varve_option_info *varve_driver_options(const char *driver)
+{
+	const struct driver *drv = driver ? driver_find(driver) : NULL;
+
+	return drv ? drv->options : NULL;
 }

@@ -10,6 +10,7 @@
 #include "block/policy.h"
 
 #include <jansson.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,28 +91,70 @@ static void info_backing(struct node *n, json_t *o)
 		json_object_set_new(o, "backing-filename-format", json_bytes(n->backing_format));
 }
 
+/*
+ * How requests should look so that they are not changed on their way (BlockLimitsInfo): any bytes go, but what is not aligned
+ * costs a read. What a layer does not say is what the one below does.
+ */
+static json_t *info_limits(const struct node *n)
+{
+	const struct node *leaf = n;
+	json_t *o = json_object();
+
+	while (leaf->file)
+		leaf = leaf->file;
+	json_object_set_new(o, "request-alignment", json_integer(n->cluster_len ? 1 : leaf->align));
+	if (n->cluster_len) {
+		json_object_set_new(o, "discard-alignment", json_integer(n->cluster_len));
+		json_object_set_new(o, "write-zeroes-alignment", json_integer(n->cluster_len));
+	}
+	json_object_set_new(o, "max-iov", json_integer(IOV_MAX));
+	json_object_set_new(o, "min-mem-alignment", json_integer(MAX(leaf->mem_align, 1)));
+	json_object_set_new(o, "opt-mem-alignment", json_integer(MAX(leaf->mem_align, 4096)));
+	return o;
+}
+
+/* What every layer has, and what the drivers from it down say: the place on disk is told by the last. */
+static int info_node(struct fiber *f, struct node *n, json_t *o, struct varve_error *err)
+{
+	int ret = 0;
+
+	json_object_set_new(o, "filename", json_bytes(n->name));
+	json_object_set_new(o, "format", json_bytes(n->drv->name));
+	/* Lengths of disks are whole sectors; that of a file is told in them, too. */
+	json_object_set_new(o, "virtual-size", json_integer((json_int_t)align_up(node_len(n), 512)));
+	if (n->cluster_len)
+		json_object_set_new(o, "cluster-size", json_integer(n->cluster_len));
+	info_backing(n, o);
+	json_object_set_new(o, "limits", info_limits(n));
+	for (; n && ret == 0; n = n->file)
+		ret = n->drv->info ? n->drv->info(f, n, o, err) : 0;
+	if (!json_object_get(o, "dirty-flag"))
+		json_object_set_new(o, "dirty-flag", json_false());
+	return ret;
+}
+
+/* "children": the layer below, and in it the one below that. Layers are few (FIBER_LEVELS). */
+static int info_children(struct fiber *f, struct node *n, json_t *o, struct varve_error *err)
+{
+	json_t *list = json_array(), *child;
+	int ret;
+
+	json_object_set_new(o, "children", list);
+	if (!n->file)
+		return 0;
+	child = json_object();
+	json_array_append_new(list, json_pack("{s:s, s:o}", "name", "file", "info", child));
+	ret = info_node(f, n->file, child, err);
+	json_object_del(child, "aio"); /* told once, of the image */
+	return ret < 0 ? ret : info_children(f, n->file, child, err);
+}
+
 static int info_fiber(struct fiber *f, void *arg)
 {
 	struct info_args *a = arg;
-	struct node *n = a->top;
-	int ret;
+	int ret = info_node(f, a->top, a->o, a->err);
 
-	json_object_set_new(a->o, "filename", json_bytes(n->name));
-	json_object_set_new(a->o, "format", json_bytes(n->drv->name));
-	json_object_set_new(a->o, "virtual-size", json_integer((json_int_t)node_len(n)));
-	if (n->cluster_len)
-		json_object_set_new(a->o, "cluster-size", json_integer(n->cluster_len));
-	info_backing(n, a->o);
-	for (; n; n = n->file) {
-		if (!n->drv->info)
-			continue;
-		ret = n->drv->info(f, n, a->o, a->err);
-		if (ret < 0)
-			return ret;
-	}
-	if (!json_object_get(a->o, "dirty-flag"))
-		json_object_set_new(a->o, "dirty-flag", json_false());
-	return 0;
+	return ret < 0 ? ret : info_children(f, a->top, a->o, a->err);
 }
 
 int varve_image_info(struct varve_image *image, char **ret_json, struct varve_error *err)

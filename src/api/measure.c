@@ -136,6 +136,8 @@ int varve_measure(const char *format, const char *options, uint64_t length, stru
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large (at most 8 EiB)", (unsigned long long)length);
 	r = measure_opts(options, &o, err);
 	if (r == 0)
+		r = driver_find("file")->hint(NULL, o, err); /* they cost nothing */
+	if (r == 0)
 		r = drv->measure(length, o, &m, err);
 	opts_free(o);
 	if (source && m.over_backing)

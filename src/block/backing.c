@@ -55,9 +55,9 @@ static int change_header(struct fiber *f, struct node *disk, const struct node *
 		if (!name || !format)
 			ret = varve_error_errno(err, -ENOMEM, "%s: name of the backing file", node_name(disk));
 		else
-			ret = disk->drv->set_backing(f, disk, name, format, err);
+			ret = disk->drv->set_backing(f, disk, name, format, false, err);
 	} else {
-		ret = disk->drv->set_backing(f, disk, NULL, NULL, err);
+		ret = disk->drv->set_backing(f, disk, NULL, NULL, false, err);
 	}
 	if (ret < 0) {
 		varve_error_prefix(err, ret, "%s: ", node_name(disk));

@@ -10,6 +10,7 @@
 #include "format/raw.h"
 #include "proto/proto.h"
 
+#include <ctype.h>
 #include <string.h>
 
 static const struct driver *const drivers[] = {
@@ -40,6 +41,21 @@ const struct driver *driver_by_prefix(const char *filename, const char **ret_res
 		}
 	}
 	return NULL;
+}
+
+bool driver_names_unknown(const char *filename, size_t *ret_len)
+{
+	size_t len = strcspn(filename, ":/");
+	const char *rest;
+
+	if (len < 2 || filename[len] != ':' || !isalpha((unsigned char)*filename) || driver_by_prefix(filename, &rest))
+		return false;
+	for (size_t i = 0; i < len; i++) {
+		if (!isalnum((unsigned char)filename[i]) && !strchr("+-.", filename[i]))
+			return false;
+	}
+	*ret_len = len;
+	return true;
 }
 
 const struct driver *driver_probe(const uint8_t *buf, size_t len)

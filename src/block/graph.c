@@ -113,6 +113,17 @@ static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *
 	return 0;
 }
 
+/* There is no file of that name: was one meant? */
+static int not_a_file(const char *name, struct varve_error *err)
+{
+	size_t len;
+
+	if (driver_names_unknown(name, &len))
+		return varve_error_set(err, -ENOENT, "%.500s: there is no such file, and protocol '%.*s' is not known to this version",
+				       name, (int)MIN(len, 100), name);
+	return -ENOENT;
+}
+
 /* The leaf that a file name (or the options driver=LEAF,...) describes. */
 static int open_leaf(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, uint32_t flags,
 		     const char *aio, struct node **ret, struct varve_error *err)
@@ -144,7 +155,8 @@ static int open_leaf(struct fiber *f, const struct driver *drv, const char *file
 		if (r < 0)
 			return r;
 	}
-	return open_node(f, drv, *name ? name : drv->name, NULL, o, flags, ret, err);
+	r = open_node(f, drv, *name ? name : drv->name, NULL, o, flags, ret, err);
+	return r == -ENOENT && !rest ? not_a_file(name, err) : r;
 }
 
 /* What a file name alone means to open_stack(): an image, whose format is looked for, or only what keeps the bytes. */

@@ -94,6 +94,13 @@ struct driver {
 	bool has_engine; /* leaf: does its I/O through an engine of aio/, and takes option aio */
 	const char *prefix; /* leaf: name before the colon in file names ("file:", "null-co:"), or NULL */
 
+	/*
+	 * Options of create() and amend(), for people; of a leaf: of a new file besides. The last has no name; NULL: none. hint():
+	 * leaf: takes them from o, for when the file is emptied; n NULL: only examines them.
+	 */
+	const struct varve_option_info *options;
+	int (*hint)(struct node *n, struct opts *o, struct varve_error *err);
+
 	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */
 	int (*probe)(const uint8_t *buf, size_t len);
 
@@ -180,9 +187,11 @@ struct driver {
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 	/*
 	 * Optional. The header names another backing file, of that format; NULL, NULL: none. Durable when it returns, and so
-	 * is everything that was linked before. The node's own names and its chain are the caller's to change.
+	 * is everything that was linked before. The node's own names and its chain are the caller's to change. snapshots_too: those
+	 * of the image are to read from the new file as well; otherwise -ENOTSUP if there are some.
 	 */
-	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+	int (*set_backing)(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+			   struct varve_error *err);
 	/*
 	 * Optional. Options of an image that exists become others (those of o; the rest stays), durably. All are examined
 	 * before any is changed.
@@ -248,6 +257,8 @@ struct driver {
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
 const struct driver *driver_find(const char *name);
 const struct driver *driver_by_prefix(const char *filename, const char **ret_rest);
+/* "nbd+unix:///...", and no driver of that name: most likely no file is meant. *ret_len: of the name before the colon. */
+bool driver_names_unknown(const char *filename, size_t *ret_len);
 const struct driver *driver_probe(const uint8_t *buf, size_t len);
 
 /* ---- nodes ---- */

@@ -23,6 +23,15 @@ struct snapshot_info {
 	uint64_t icount; /* UINT64_MAX: none */
 };
 
+static inline void snapshot_infos_free(struct snapshot_info *list, uint32_t nr)
+{
+	for (uint32_t i = 0; i < nr; i++) {
+		free(list[i].id);
+		free(list[i].name);
+	}
+	free(list);
+}
+
 /* What a new one is to be. */
 struct snapshot_want {
 	const char *name;

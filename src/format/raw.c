@@ -190,6 +190,12 @@ static int parse_preallocation(struct opts *o, enum prealloc *ret, struct varve_
 	return 0;
 }
 
+static const struct varve_option_info raw_options[] = {
+	{ "preallocation", "str", "off (a hole), falloc (blocks are reserved), full (zeroes are written)", false },
+	{ "size", "size", "of the disk", false },
+	{ NULL, NULL, NULL, false },
+};
+
 static int raw_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 		      varve_progress_fn progress, void *user_data, struct varve_error *err)
 {
@@ -236,6 +242,7 @@ const struct driver driver_raw = {
 	.close = raw_close,
 	.map = raw_map,
 	.truncate = raw_truncate,
+	.options = raw_options,
 	.create = raw_create,
 	.measure = raw_measure,
 };

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "block/graph.h"
+#include "block/snapshot.h"
 
 #define PIECE_LEN MiB(1)
 #define PARALLEL_DEFAULT 8
@@ -139,14 +140,30 @@ static void fetcher_run(struct fiber *f, struct fiber_job *job)
 		finish(f, j);
 }
 
-int stream_start(struct fiber *f, struct node *top, const struct stream_options *o, struct stream_job **ret,
+/* Snapshots read from the backing files, too, and nothing is copied for them. Found now rather than at the end. */
+static int refuse_snapshots(struct fiber *f, struct node *disk, struct varve_error *err)
+{
+	struct snapshot_info *list;
+	uint32_t nr;
+	int ret = disk->drv->snapshot_list ? disk->drv->snapshot_list(f, disk, &list, &nr, err) : 0;
+
+	if (ret < 0 || !disk->drv->snapshot_list)
+		return ret;
+	snapshot_infos_free(list, nr);
+	return nr ? varve_error_set(err, -ENOTSUP,
+				    "%s: the image has %u internal snapshots, which read from the backing files too: they stay until "
+				    "the snapshots are deleted",
+				    node_name(disk), nr)
+		  : 0;
+}
+
+int stream_start(struct fiber *f, struct node *top, const struct stream_options *o, struct stream_job **ret_job,
 		 struct varve_error *err)
 {
 	struct node *disk = top;
 	struct stream_job *j;
-	int depth = INT_MAX;
+	int depth = INT_MAX, ret;
 
-	(void)f;
 	while (disk->drv->kind == DRIVER_FILTER)
 		disk = disk->file;
 	if (!(disk->flags & NODE_WRITABLE))
@@ -174,6 +191,11 @@ int stream_start(struct fiber *f, struct node *top, const struct stream_options 
 			j->base = j->base->backing;
 		depth--; /* the base itself stays what it is */
 	}
+	ret = o->keep_link || j->base == disk->backing ? 0 : refuse_snapshots(f, disk, err);
+	if (ret < 0) {
+		free(j);
+		return ret;
+	}
 	j->bottom = (unsigned)depth;
 	cor_keep(disk, j->bottom);
 	j->keep_zeroes = j->base != NULL;
@@ -188,7 +210,7 @@ int stream_start(struct fiber *f, struct node *top, const struct stream_options 
 		j->fetchers[i] = (struct fetcher){ .job.run = fetcher_run, .j = j };
 		fiber_start(disk->home, &j->fetchers[i].job, disk->level);
 	}
-	*ret = j;
+	*ret_job = j;
 	return 0;
 }
 

@@ -274,6 +274,8 @@ const struct driver driver_file = {
 	.status = file_status,
 	.truncate = file_truncate,
 	.extend = file_extend,
+	.options = file_options,
+	.hint = file_hint,
 	.copy_range = file_copy_range,
 	.info = file_info,
 };
@@ -296,6 +298,8 @@ const struct driver driver_host_device = {
 	.status = file_status,
 	.truncate = file_truncate,
 	.extend = file_extend,
+	.options = file_options,
+	.hint = file_hint,
 	.copy_range = file_copy_range,
 	.info = file_info,
 };

@@ -8,6 +8,12 @@
 #include "block/node.h"
 #include "proto/file_doubt.h"
 
+/* Of a file that is being made (file_hint.c). */
+struct file_hints {
+	bool nocow, has_extent;
+	uint32_t extent; /* has_extent: bytes; 0: none */
+};
+
 struct file {
 	/* set at open */
 	struct aio_file af;
@@ -16,6 +22,7 @@ struct file {
 	bool no_flush;
 	bool sync;	     /* every write and zeroing is FUA */
 	struct doubt *doubt; /* NULL: nothing to sync (read-only, or no_flush) */
+	struct file_hints hints; /* home queue, between hint() and the emptying of the file */
 
 	/* any queue, atomically */
 	_Atomic bool no_discard; /* the file system said that it cannot, or the options that it shall not */
@@ -70,6 +77,12 @@ void file_unlock(int fd);
 /* file_holder.c: worker threads. "process 12 (name)" of somebody else who has the byte locked; false: not
  * found. */
 bool file_find_holder(int fd, uint64_t byte, char *buf, size_t size);
+
+/* file_hint.c */
+extern const struct varve_option_info file_options[];
+int file_hint(struct node *n, struct opts *o, struct varve_error *err);
+int file_apply_hints(int fd, const struct file_hints *h, struct varve_error *err); /* worker threads; the file is empty */
+uint32_t file_extent_hint(int fd);						   /* worker threads; 0: none, or not known */
 
 /* file_len.c */
 int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads */

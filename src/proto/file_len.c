@@ -121,6 +121,7 @@ struct truncate {
 	int fd;
 	uint64_t old_len, len;
 	bool preallocate;
+	const struct file_hints *hints; /* for a file that is emptied */
 	struct varve_error *err;
 };
 
@@ -212,7 +213,7 @@ static int truncate_work(void *arg)
 	if (ret < 0)
 		return varve_error_errno(t->err, ret, "cannot set the length to %llu bytes",
 					 (unsigned long long)t->len);
-	return 0;
+	return t->len ? 0 : file_apply_hints(t->fd, t->hints, t->err);
 }
 
 /* A device has the length it has; whatever fits is fine. */
@@ -231,7 +232,7 @@ static int truncate_device(struct fiber *f, struct node *n, uint64_t len, struct
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct file *fl = node_state(n);
-	struct truncate t = { fl->af.fd, 0, len, prealloc != PREALLOC_OFF, err };
+	struct truncate t = { fl->af.fd, 0, len, prealloc != PREALLOC_OFF, &fl->hints, err };
 	int ret;
 
 	if (!fl->writable)
@@ -304,6 +305,7 @@ int file_extend(struct fiber *f, struct node *n, uint64_t len)
 struct usage {
 	int fd;
 	uint64_t bytes;
+	uint32_t extent_hint;
 };
 
 static int usage_work(void *arg)
@@ -314,19 +316,37 @@ static int usage_work(void *arg)
 	if (fstat(u->fd, &st) < 0)
 		return -errno;
 	u->bytes = (uint64_t)st.st_blocks * 512;
+	u->extent_hint = S_ISREG(st.st_mode) ? file_extent_hint(u->fd) : 0;
 	return 0;
+}
+
+/* The file as a child of an image's; the image itself has what its format says. */
+static int own_info(struct node *n, const struct usage *u, json_t *o)
+{
+	json_t *data;
+
+	if (json_object_get(o, "format-specific") || !json_string_value(json_object_get(o, "format")) ||
+	    strcmp(json_string_value(json_object_get(o, "format")), n->drv->name) != 0)
+		return 0;
+	data = json_object();
+	if (u->extent_hint && json_object_set_new(data, "extent-size-hint", json_integer(u->extent_hint)) < 0) {
+		json_decref(data);
+		return -ENOMEM;
+	}
+	return json_object_set_new(o, "format-specific", json_pack("{s:s, s:o}", "type", n->drv->name, "data", data));
 }
 
 int file_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err)
 {
 	struct file *fl = node_state(n);
-	struct usage u = { fl->af.fd, 0 };
+	struct usage u = { fl->af.fd, 0, 0 };
 	int ret = fiber_work(f, usage_work, &u);
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "%s: cannot read the disk usage", node_name(n));
 	if (json_object_set_new(json_image_info, "actual-size", json_integer((json_int_t)u.bytes)) < 0 ||
-	    json_object_set_new(json_image_info, "aio", json_string(fl->af.engine->name)) < 0)
+	    json_object_set_new(json_image_info, "aio", json_string(fl->af.engine->name)) < 0 ||
+	    own_info(n, &u, json_image_info) < 0)
 		return varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(n));
 	return 0;
 }

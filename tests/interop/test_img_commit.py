@@ -58,12 +58,34 @@ def test_snapshots_of_the_top_keep_what_they_have(tmp_path):
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", top))
     ok(qio(top, "write -P 3 0 1M"))
     ok(qimg("snapshot", "-c", "one", top))
-    ok(qio(top, "write -P 4 512k 1M"))
+    ok(qio(top, "write -P 4 512k 512k"))
     ok(img("commit", "-q", top))
     clean(top)
-    ok(qio(top, "read -P 3 0 512k", "read -P 4 512k 1M"))
+    ok(qio(top, "read -P 3 0 512k", "read -P 4 512k 512k"))
     ok(qimg("snapshot", "-a", "one", top))
     ok(qio(top, "read -P 3 0 1M"))
+
+
+def test_what_snapshots_read_from_the_base_is_not_changed_under_them(tmp_path):
+    base, top = tmp_path / "base", tmp_path / "top"
+    ok(qimg("create", "-q", "-f", "raw", base, "4M"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", top, "5M"))
+    ok(qio(top, "write -P 3 0 1M"))
+    ok(qimg("snapshot", "-c", "one", top))
+    ok(qio(top, "write -P 4 512k 513k"))
+    before = base.read_bytes(), top.read_bytes()
+    refused(img("commit", top), top, "'one'", MIB, "-d")
+    assert (base.read_bytes(), top.read_bytes()) == before
+    ok(qio(top, "write -P 0 1M 1M", "write -P 5 4M 64k"))
+    refused(img("commit", top), top, "'one'", 4 * MIB)  # where the base ends
+    ok(qio(top, "write -z 4M 64k"))
+    ok(img("commit", "-q", top))  # what is committed there is what the snapshot read
+    ok(qimg("snapshot", "-a", "one", top))
+    ok(qio(top, "read -P 3 0 1M", "read -P 0 1M 4M"))
+    clean(top)
+    ok(qio(top, "write -P 4 2M 1M"))
+    ok(img("commit", "-q", "-d", top))
+    ok(qio(base, "read -P 4 2M 1M", options=("-f", "raw")))
 
 
 def test_the_middle_of_a_chain_takes_it_and_the_bottom_stays(tmp_path):

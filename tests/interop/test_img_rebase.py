@@ -117,19 +117,68 @@ def test_unknown_extensions_stay(tmp_path):
     ok(qimg("check", "-q", top))
 
 
-def test_with_snapshots_and_qed(tmp_path):
-    for fmt in ("qcow2", "qed"):
-        for name, byte in (("old", 5), ("new", 6)):
-            ok(qimg("create", "-q", "-f", "raw", tmp_path / name, "4M"))
-            ok(qio(tmp_path / name, f"write -P {byte} 0 4M", options=("-f", "raw")))
-        top = tmp_path / f"top.{fmt}"
-        ok(qimg("create", "-q", "-f", fmt, "-b", "old", "-F", "raw", top))
-        ok(qio(top, "write -P 7 1M 1M", options=("-f", fmt)))
-        if fmt == "qcow2":
-            ok(qimg("snapshot", "-c", "one", top))
-        ok(img("rebase", "-b", "new", "-F", "raw", top))
-        ok(qio(top, "read -P 5 0 1M", "read -P 7 1M 1M", "read -P 5 2M 2M", options=("-f", fmt)))
+def test_qed(tmp_path):
+    for name, byte in (("old", 5), ("new", 6)):
+        ok(qimg("create", "-q", "-f", "raw", tmp_path / name, "4M"))
+        ok(qio(tmp_path / name, f"write -P {byte} 0 4M", options=("-f", "raw")))
+    top = tmp_path / "top.qed"
+    ok(qimg("create", "-q", "-f", "qed", "-b", "old", "-F", "raw", top))
+    ok(qio(top, "write -P 7 1M 1M", options=("-f", "qed")))
+    ok(img("rebase", "-b", "new", "-F", "raw", top))
+    ok(qio(top, "read -P 5 0 1M", "read -P 7 1M 1M", "read -P 5 2M 2M", options=("-f", "qed")))
+    clean(top)
+
+
+def snapshot_content(path, name, to):
+    ok(qimg("convert", "-l", f"snapshot.name={name}", "-O", "raw", path, to))
+    return to.read_bytes()
+
+
+def test_snapshots_keep_what_they_read(tmp_path):
+    """It is done when they do; otherwise it is refused and nothing is changed."""
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "4M"))
+    ok(qio(tmp_path / "base", "write -P 5 0 2M", options=("-f", "raw")))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "mid"))
+    ok(qio(tmp_path / "mid", "write -P 6 1M 1M"))
+    top = tmp_path / "top"
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2", top))
+    ok(qio(top, "write -P 7 0 64k"))
+    ok(qimg("snapshot", "-c", "first", top))
+    ok(qio(top, "write -P 8 1M 1M"))  # the disk has all that mid has, the snapshot has not
+    before, was = top.read_bytes(), snapshot_content(top, "first", tmp_path / "was")
+    for to in (["-b", "base", "-F", "raw"], ["-b", ""]):
+        refused(img("rebase", *to, top), top, "first", "65536" if not to[1] else str(MIB), "-u")
+        assert top.read_bytes() == before
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "mid", "-F", "qcow2", tmp_path / "same"))
+    ok(qimg("convert", "-O", "raw", tmp_path / "mid", tmp_path / "copy"))
+    for to in (["-b", "same", "-F", "qcow2"], ["-b", "copy", "-F", "raw"], ["-b", "mid", "-F", "qcow2"]):
+        ok(img("rebase", *to, top))
+        assert snapshot_content(top, "first", tmp_path / "is") == was
         clean(top)
+    # The snapshot holds all of it: nothing is read from below.
+    ok(qio(tmp_path / "mid", "write -P 9 3M 1M"))
+    ok(qimg("snapshot", "-d", "first", top))
+    ok(qio(top, "write -P 1 0 4M"))
+    ok(qimg("snapshot", "-c", "all", top))
+    ok(qio(top, "write -P 2 1M 1M"))
+    was = snapshot_content(top, "all", tmp_path / "was")
+    ok(img("rebase", "-b", "base", "-F", "raw", top))
+    ok(img("rebase", "-b", "", top))
+    assert snapshot_content(top, "all", tmp_path / "is") == was and "backing-filename" not in info(top)
+    ok(img("rebase", "-u", "-b", "mid", "-F", "qcow2", top))
+    ok(qio(top, "read -P 1 0 1M", "read -P 2 1M 1M"))
+    clean(top)
+
+
+def test_unsafe_asks_no_snapshot(tmp_path):
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "4M"))
+    ok(qio(tmp_path / "base", "write -P 5 0 2M", options=("-f", "raw")))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top"))
+    ok(qimg("snapshot", "-c", "first", tmp_path / "top"))
+    for tool in (img, qimg):
+        ok(tool("rebase", "-u", "-b", "", tmp_path / "top"))
+        assert "backing-filename" not in info(tmp_path / "top")
+        ok(tool("rebase", "-u", "-b", "base", "-F", "raw", tmp_path / "top"))
 
 
 def test_what_is_copied_can_be_compressed(tmp_path):

@@ -122,6 +122,22 @@ def test_refusals(tmp_path, monkeypatch, args, says):
     assert before == [open(p, "rb").read() for p in ("base.raw", "top")]
 
 
+def test_snapshots_keep_the_backing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    chain(tmp_path, random.Random(1), "qcow2")
+    ok(qimg("snapshot", "-c", "one", "top"))
+    before = open("top", "rb").read()
+    for args in ([], ["-b", "base.raw"]):
+        done = img("stream", *args, "top")
+        assert done.rc == 1 and "1 internal snapshots" in done.err and done.err.count("\n") == 1, str(done)
+        assert open("top", "rb").read() == before
+    ok(img("stream", "-q", "-b", "middle.qcow2", "top"))  # which stays the backing file
+    assert backing("top") == "middle.qcow2"
+    ok(qimg("snapshot", "-d", "one", "top"))
+    ok(img("stream", "-q", "top"))
+    assert backing("top") is None
+
+
 def test_without_a_backing_file_there_is_nothing_to_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ok(img("create", "-q", "-f", "qcow2", "alone", "1M"))

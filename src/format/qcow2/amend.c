@@ -60,7 +60,7 @@ static int get_refcount_order(struct amend *a, struct opts *o)
 static int refuse_fixed(struct opts *o, struct varve_error *err)
 {
 	static const char *const fixed[] = { "cluster_size",  "compression_type", "extended_l2", "preallocation",
-					     "data_file",     "data_file_raw",	  "encryption",	 "nocow" };
+					     "data_file",     "data_file_raw",	  "encryption",	 "nocow", "extent_size_hint" };
 
 	if (opts_get(o, "backing_file") || opts_get(o, "backing_fmt"))
 		return varve_error_set(err, -ENOTSUP, "the backing file is not changed in this way; img rebase does that");

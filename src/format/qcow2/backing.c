@@ -24,17 +24,13 @@ static int check_names(const struct qcow2 *q, const char *name, const char *form
 }
 
 /* Everything that was copied so that the old backing file is not needed any more is durable before the header. */
-int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err)
+int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+		      struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
 	struct qcow2_header *want;
 	int ret = check_names(q, name, format, err);
 
-	if (ret == 0 && !name && q->h.nr_snapshots)
-		ret = varve_error_set(err, -ENOTSUP,
-				      "the image has %u internal snapshots, which read from the backing file too: it stays "
-				      "until they are deleted",
-				      q->h.nr_snapshots);
 	if (ret < 0)
 		return ret;
 	want = malloc(sizeof(*want));
@@ -46,7 +42,13 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 	*want = q->h;
 	snprintf(want->backing_name, sizeof(want->backing_name), "%s", name ? name : "");
 	snprintf(want->backing_format, sizeof(want->backing_format), "%s", name && format ? format : "");
-	ret = qcow2_header_change(f, q, want, err);
+	if (!snapshots_too && q->h.nr_snapshots && strcmp(want->backing_name, q->h.backing_name) != 0)
+		ret = varve_error_set(err, -ENOTSUP,
+				      "the image has %u internal snapshots, which read from the backing file too: it stays "
+				      "until they are deleted",
+				      q->h.nr_snapshots);
+	else
+		ret = qcow2_header_change(f, q, want, err);
 	fiber_unlock(&q->l1_mutex);
 	fiber_unlock(&q->snapshot_mutex);
 	free(want);

@@ -15,6 +15,19 @@
 
 #define SECTOR 512u
 
+const struct varve_option_info qcow2_options[] = {
+	{ "backing_file", "str", "what the image does not hold is read from that file", false },
+	{ "backing_fmt", "str", "format of the backing file: needed with it, never guessed", false },
+	{ "cluster_size", "size", "unit in which space is given out: 512 .. 2M, a power of two (64k)", false },
+	{ "compat", "str", "version: 0.10 (v2) or 1.1 (v3, the default)", true },
+	{ "compression_type", "str", "of compressed clusters: zlib (default) or zstd", false },
+	{ "lazy_refcounts", "bool", "counts of references are written when the image is closed", true },
+	{ "preallocation", "str", "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
+	{ "refcount_bits", "num", "width of a count of references: 1, 2, 4, 8, 16 (default), 32, 64", true },
+	{ "size", "size", "of the disk", true },
+	{ NULL, NULL, NULL, false },
+};
+
 struct wish {
 	uint32_t version;
 	unsigned cluster_bits, refcount_order;

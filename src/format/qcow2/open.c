@@ -503,6 +503,7 @@ const struct driver driver_qcow2 = {
 	.pack = qcow2_pack,
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
+	.options = qcow2_options,
 	.create = qcow2_create,
 	.measure = qcow2_measure,
 	.check = qcow2_check,

@@ -290,12 +290,14 @@ int snapshots_build(const struct qcow2_snapshot *list, uint32_t nr, uint32_t wit
 
 /* create.c, check.c, info.c ---------------------------------------------------------------------------- */
 
+extern const struct varve_option_info qcow2_options[];
 int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		 void *user_data, struct varve_error *err);
 int qcow2_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
 int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_fn progress, void *user_data,
 		struct varve_error *err);
-int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+		      struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 
 #endif

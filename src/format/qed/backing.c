@@ -20,7 +20,8 @@ static uint32_t find_room(const struct qed_header *h, uint32_t len)
 	return (uint64_t)behind + len <= (uint64_t)h->header_clusters * h->cluster_len ? behind : 0;
 }
 
-int qed_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err)
+int qed_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+		    struct varve_error *err)
 {
 	struct qed *q = node_state(n);
 	struct qed_header h = q->h, before;
@@ -28,6 +29,7 @@ int qed_set_backing(struct fiber *f, struct node *n, const char *name, const cha
 	order_mark written = ORDER_NONE, mark;
 	int ret = 0;
 
+	(void)snapshots_too; /* QED has none */
 	if (!q->writable)
 		return varve_error_set(err, -EACCES, "open read-only, the backing file cannot be changed");
 	h.features &= ~(QED_F_BACKING_FILE | QED_F_BACKING_FORMAT_NO_PROBE);

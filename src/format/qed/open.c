@@ -306,6 +306,7 @@ const struct driver driver_qed = {
 	.unlink = qed_unlink,
 	.sync = qed_sync,
 	.clean = qed_clean,
+	.options = qed_options,
 	.create = qed_create,
 	.check = qed_check,
 	.set_backing = qed_set_backing,

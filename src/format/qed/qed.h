@@ -158,7 +158,9 @@ int qed_check(struct fiber *f, struct node *n, struct check *c, struct varve_err
  * cluster in use is cut off. -EIO: damage of another kind, which no crash explains; nothing was changed then.
  */
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err);
-int qed_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, struct varve_error *err);
+int qed_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
+		    struct varve_error *err);
+extern const struct varve_option_info qed_options[];
 int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 	       void *user_data, struct varve_error *err);
 

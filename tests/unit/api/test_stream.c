@@ -232,6 +232,52 @@ static void it_can_be_paused_resumed_and_cancelled(void **state)
 	place_remove(&p);
 }
 
+static bool has_backing(struct varve_image *image)
+{
+	char *json;
+	bool has;
+
+	assert_int_equal(varve_image_info(image, &json, NULL), 0);
+	has = strstr(json, "backing-filename");
+	free(json);
+	return has;
+}
+
+/* One made while the stream runs reads from the backing file what had not been copied yet. */
+static void a_snapshot_made_meanwhile_keeps_the_backing_file(void **state)
+{
+	struct varve_queue_options home_options = { .flags = VARVE_QUEUE_THREAD };
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE };
+	struct varve_stream_options so = { .speed = 1 << 20, .parallel = 1 };
+	struct varve_snapshot_options name = { .name = "meanwhile" };
+	struct varve_stream *stream;
+	struct varve_image *image;
+	struct varve_error err;
+	struct place p;
+
+	(void)state;
+	place_make(&p, "qcow2");
+	assert_int_equal(varve_queue_new(&oo.home, &home_options, NULL), 0);
+	assert_int_equal(varve_image_open(&image, p.top, &oo, NULL), 0);
+	assert_int_equal(varve_stream_start(&stream, image, &so, &err), 0);
+	assert_int_equal(varve_snapshot_create(image, &name, NULL, &err), 0);
+	varve_stream_set_speed(stream, 0);
+	assert_int_equal(varve_stream_wait(stream, 30000, &err), -ENOTSUP);
+	assert_non_null(strstr(err.message, "1 internal snapshots"));
+	varve_stream_free(stream);
+	assert_true(has_backing(image));
+	assert_int_equal(varve_stream_start(&stream, image, &so, &err), -ENOTSUP); /* the next finds it at once */
+	assert_int_equal(varve_snapshot_delete(image, NULL, "meanwhile", &err), 0);
+	so.speed = 0;
+	assert_int_equal(varve_stream_start(&stream, image, &so, &err), 0);
+	assert_int_equal(varve_stream_wait(stream, 30000, &err), 0);
+	varve_stream_free(stream);
+	assert_false(has_backing(image));
+	assert_int_equal(varve_image_close(image, NULL), 0);
+	varve_queue_free(oo.home);
+	place_remove(&p);
+}
+
 static void it_is_refused_where_it_cannot_work(void **state)
 {
 	struct varve_open_options oo = { 0 };
@@ -269,6 +315,7 @@ int main(void)
 		cmocka_unit_test(qed_is_used_while_it_is_filled),
 		cmocka_unit_test(copy_on_read_and_a_stream_work_together),
 		cmocka_unit_test(it_can_be_paused_resumed_and_cancelled),
+		cmocka_unit_test(a_snapshot_made_meanwhile_keeps_the_backing_file),
 		cmocka_unit_test(it_is_refused_where_it_cannot_work),
 	};
 
