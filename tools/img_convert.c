@@ -31,7 +31,7 @@ static const struct option_row options[] = {
 	{ LONG_SKIP_BROKEN, "skip-broken-bitmaps", NULL, NULL },
 	{ LONG_SALVAGE, "salvage", NULL, "what cannot be read becomes zeroes, and is told" },
 	OPT_FORCE_SHARE,
-	{ 'O', "target-format", "FORMAT", "of the new image: raw (default; also into a pipe), qcow2, qed" },
+	{ 'O', "target-format", "FORMAT", "of the new image: raw (default), qcow2, qed; raw and qcow2 also into a pipe" },
 	{ 'o', "target-format-options", "KEY=VALUE,...", "options of the new image, as for create; may be repeated" },
 	{ 'b', "backing", "FILE", "the target is made above FILE, and gets only what the source's first image holds" },
 	{ 'B', NULL, "FILE", "the same as -b" },

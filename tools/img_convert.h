@@ -3,7 +3,7 @@
  * tools/img_convert.h - what the files of `varve img convert` share
  *
  *   img_convert.c      options, and which of them go together
- *   img_convert_pipe.c raw bytes into a pipe
+ *   img_convert_pipe.c into a pipe
  *   img_convert_run.c  opens the sources, makes the target, converts; what failed half way is removed
  */
 #ifndef VARVE_TOOLS_IMG_CONVERT_H
@@ -30,7 +30,9 @@ int convert_run(const struct convert_args *a);
 bool convert_is_pipe(const char *name);
 /* Can what is asked for go into one? 0, or 1 after a message. */
 int convert_pipe_check(const struct convert_args *a);
-/* The sources' bytes. 0, or 1 after a message. */
-int convert_pipe(struct varve_image *const *sources, unsigned nr_sources, const char *name);
+/* The whole image. 0, or 1 after a message. */
+int convert_pipe(const struct convert_args *a, struct varve_image *const *sources);
+/* A varve_report_fn; user_data: the arguments. */
+void convert_report(void *user_data, const char *line);
 
 #endif

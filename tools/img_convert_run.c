@@ -104,7 +104,7 @@ static int open_target(struct conversion *c)
 
 /* ---- doing it ---- */
 
-static void report(void *user_data, const char *line)
+void convert_report(void *user_data, const char *line)
 {
 	const struct convert_args *a = user_data;
 
@@ -129,7 +129,7 @@ static int copy(struct conversion *c)
 		o.flags |= VARVE_CONVERT_OVER_BACKING;
 	else if (a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0)))
 		o.flags |= VARVE_CONVERT_TARGET_IS_ZERO;
-	o.report = report;
+	o.report = convert_report;
 	progress_start(a->progress && !a->quiet);
 	if (varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err) < 0) {
 		complain("convert: %s", err.message);
@@ -184,7 +184,7 @@ int convert_run(const struct convert_args *a)
 	watch_signals();
 	ret = open_sources(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
-		ret = convert_pipe(c.sources, c.nr_open, target);
+		ret = convert_pipe(a, c.sources);
 	else if (ret == 0)
 		ret = convert_to_file(&c);
 	return finish(&c, ret);

@@ -233,5 +233,6 @@ const struct driver driver_raw = {
 	.map = raw_map,
 	.truncate = raw_truncate,
 	.create = raw_create,
+	.emit = &raw_emit,
 	.measure = raw_measure,
 };

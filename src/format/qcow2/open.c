@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/emit.h"
 #include "format/qcow2/measure.h"
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/pack.h"
@@ -504,6 +505,7 @@ const struct driver driver_qcow2 = {
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.create = qcow2_create,
+	.emit = &qcow2_emit,
 	.measure = qcow2_measure,
 	.check = qcow2_check,
 	.set_backing = qcow2_set_backing,
