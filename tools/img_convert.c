@@ -70,7 +70,7 @@ static int options_add(struct convert_args *a, const char *key, const char *valu
 }
 
 /* Is the key among the options? Keys begin behind a comma that stands alone. */
-static bool options_have(const char *list, const char *key)
+bool options_have(const char *list, const char *key)
 {
 	size_t len = strlen(key);
 
@@ -271,6 +271,12 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 		a->target.format = "raw";
 	if (!a->target.cache)
 		a->target.cache = "unsafe";
+	for (unsigned i = 0; ret == 0 && !a->source.image_opts && i < a->nr_sources; i++) {
+		if (!a->source_is_pipe && convert_from_pipe(names[i])) {
+			a->source_is_pipe = true;
+			ret = convert_stdin_check(a);
+		}
+	}
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(names[a->nr_sources]))
 		ret = convert_pipe_check(a);
 	return ret;
@@ -302,7 +308,7 @@ const struct command cmd_convert = {
 	.name = "convert",
 	.run = img_convert,
 	.what = "copy the contents of images into a new one",
-	.args = "SOURCE... TARGET|-",
+	.args = "SOURCE...|- TARGET|-",
 	.options = options,
 	.notes = "What the sources read, with their backing files, one behind the other. A file that could not be made whole is removed.\n",
 };

@@ -188,3 +188,94 @@ def test_a_named_pipe_and_progress(here):
         assert reader.wait(TIMEOUT) == 0
     same("src.raw", "out")
     refused(img("convert", "-O", "qcow2", "src.raw", "/dev/full"), "/dev/full", "No space left")
+
+
+# ---- out of a pipe ----
+
+def from_pipe(*args, data, target="out", source="-"):
+    with subprocess.Popen([varve_path(), "img", "convert", "-f", "raw", *args, source, target], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
+        try:
+            out, err = p.communicate(data, TIMEOUT)
+        finally:
+            p.kill()
+    assert p.returncode == 0 and out == b"" and err == b"", err
+
+
+@pytest.mark.parametrize("source", ["-", "/dev/stdin"])
+@pytest.mark.parametrize("options", [
+    ["-O", "raw"], ["-O", "raw", "-S", "0"], ["-O", "qcow2"], ["-O", "qcow2", "-c"], ["-O", "qcow2", "-S", "0", "-m", "1"],
+    ["-O", "qcow2", "-c", "-o", "cluster_size=2M,compression_type=zstd"], ["-O", "qcow2", "-o", "cluster_size=512"],
+    ["-O", "qcow2", "-t", "none", "-W"], ["-O", "qcow2", "-o", "size=8M"], ["-O", "qed", "-o", "size=8M"],
+    ["-O", "qcow2", "-o", "size=8M,preallocation=metadata"],
+])
+def test_contents_come_out_of_a_pipe(here, source, options):
+    from_pipe(*options, data=contents("src.raw"), source=source)
+    same("src.raw", "out", "raw", options[1])
+    length = ok(qimg("info", "--output=json", "-f", options[1], "out")).json["virtual-size"]
+    assert length == (8 * MIB if "size=8M" in options[-1] else LEN)
+
+
+@pytest.mark.parametrize("length", [0, 1, 511, 513, MIB, MIB + 1, 3 * MIB - 1])
+def test_any_number_of_bytes(here, length):
+    data = random.Random(length).randbytes(length)
+    for fmt in ("raw", "qcow2"):
+        for c in ([], ["-c"]) if fmt == "qcow2" else ([],):
+            from_pipe("-O", fmt, *c, data=data)
+            ok(qimg("convert", "-f", fmt, "-O", "raw", "out", "back"))
+            assert contents("back") == data + bytes(-length % 512)
+            ok(qimg("check", "out")) if fmt == "qcow2" else None
+
+
+def test_into_what_exists(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "out", "8M"))
+    ok(qio("out", "write -q -P 5 0 8M"))
+    from_pipe("-n", "-O", "qcow2", data=contents("src.raw"))
+    ok(qimg("convert", "-O", "raw", "out", "back"))
+    assert contents("back") == contents("src.raw") + b"\x05" * (8 * MIB - LEN)
+    ok(qimg("check", "out"))
+    ok(qimg("create", "-q", "-f", "raw", "small", "1M"))
+    with open("src.raw", "rb") as f:
+        p = subprocess.run([varve_path(), "img", "convert", "-n", "-f", "raw", "-O", "raw", "-", "small"], stdin=f,
+                           capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert p.returncode == 1 and "small" in p.stderr and len(p.stderr.splitlines()) == 1, p.stderr
+
+
+def test_out_of_a_pipe_into_a_canonical_image(here):
+    for options in ([], ["-c"]):
+        files = []
+        for m in ("1", "2", "16"):
+            from_pipe("--canonical", "-m", m, "-O", "qcow2", *options, data=contents("src.raw"))
+            files.append(contents("out"))
+        assert files[0] == files[1] == files[2]
+
+
+@pytest.mark.parametrize("args,words", [
+    (["-", "out"], ["-f raw"]),
+    (["-f", "qcow2", "-", "out"], ["qcow2", "forward"]),
+    (["-f", "raw", "-", "src.raw", "out"], ["only one"]),
+    (["-f", "raw", "src.raw", "-", "out"], ["only one"]),
+    (["-f", "raw", "-l", "x", "-", "out"], ["-l"]),
+    (["-f", "raw", "-p", "-", "out"], ["-p"]),
+    (["-f", "raw", "-O", "qed", "-", "out"], ["-o size="]),
+    (["-f", "raw", "-o", "preallocation=full", "-", "out"], ["-o size="]),
+    (["-f", "raw", "-O", "qcow2", "-B", "src.raw", "-F", "raw", "-", "out"], ["-b"]),
+    (["-f", "raw", "-", "-"], ["must be a file"]),
+    (["-f", "raw", "-c", "-O", "raw", "-", "out"], []),
+    (["-f", "raw", "-O", "qcow2", "-o", "size=1M", "-", "out"], ["has more than"]),
+])
+def test_what_cannot_come_out_of_a_pipe(here, args, words):
+    r = img("convert", *args, input="x" * 2 * MIB)
+    assert r.rc == 1 and r.out == "" and len(r.err.splitlines()) == 1, str(r)
+    assert all(w in r.err for w in words), str(r)
+    assert sorted(os.listdir()) == ["src.raw"]
+
+
+def test_from_one_pipe_into_the_next(here):
+    """qcow2 | raw | qcow2: nothing but pipes in between."""
+    ok(qimg("convert", "-O", "qcow2", "-c", "src.raw", "s.qcow2"))
+    with subprocess.Popen([varve_path(), "img", "convert", "-O", "raw", "s.qcow2", "-"], stdout=subprocess.PIPE) as a:
+        p = subprocess.run([varve_path(), "img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-", "out"], stdin=a.stdout,
+                           capture_output=True, timeout=TIMEOUT, check=False)
+        assert a.wait(TIMEOUT) == 0 and p.returncode == 0 and p.stderr == b""
+    same("src.raw", "out")
