@@ -31,7 +31,7 @@ static const struct option_row options[] = {
 	{ LONG_SKIP_BROKEN, "skip-broken-bitmaps", NULL, NULL },
 	{ LONG_SALVAGE, "salvage", NULL, "what cannot be read becomes zeroes, and is told" },
 	OPT_FORCE_SHARE,
-	{ 'O', "target-format", "FORMAT", "of the new image: raw (default; also into a pipe), qcow2, qed" },
+	{ 'O', "target-format", "FORMAT", "of the new image: raw (default), qcow2, qed; raw and qcow2 also into a pipe" },
 	{ 'o', "target-format-options", "KEY=VALUE,...", "options of the new image, as for create; may be repeated" },
 	{ 'b', "backing", "FILE", "the target is made above FILE, and gets only what the source's first image holds" },
 	{ 'B', NULL, "FILE", "the same as -b" },
@@ -70,7 +70,7 @@ static int options_add(struct convert_args *a, const char *key, const char *valu
 }
 
 /* Is the key among the options? Keys begin behind a comma that stands alone. */
-static bool options_have(const char *list, const char *key)
+bool options_have(const char *list, const char *key)
 {
 	size_t len = strlen(key);
 
@@ -269,6 +269,12 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 		a->target.format = "raw";
 	if (!a->target.cache)
 		a->target.cache = "unsafe";
+	for (unsigned i = 0; ret == 0 && !a->source.image_opts && i < a->nr_sources; i++) {
+		if (!a->source_is_pipe && convert_from_pipe(names[i])) {
+			a->source_is_pipe = true;
+			ret = convert_stdin_check(a);
+		}
+	}
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(names[a->nr_sources]))
 		ret = convert_pipe_check(a);
 	return ret;
@@ -305,7 +311,7 @@ const struct command cmd_convert = {
 	.name = "convert",
 	.run = img_convert,
 	.what = "copy the contents of images into a new one",
-	.args = "SOURCE... TARGET|-",
+	.args = "SOURCE...|- TARGET|-",
 	.options = options,
 	.notes = "What the sources read, with their backing files, one behind the other. A file that could not be made whole is removed.\n",
 };

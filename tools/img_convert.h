@@ -3,7 +3,8 @@
  * tools/img_convert.h - what the files of `varve img convert` share
  *
  *   img_convert.c      options, and which of them go together
- *   img_convert_pipe.c raw bytes into a pipe
+ *   img_convert_pipe.c into a pipe
+ *   img_convert_stdin.c  out of a pipe
  *   img_convert_run.c  opens the sources, makes the target, converts; what failed half way is removed
  */
 #ifndef VARVE_TOOLS_IMG_CONVERT_H
@@ -16,7 +17,7 @@ struct convert_args {
 	const char *snapshot;
 	char *options; /* all -o, and the backing file; NULL: none */
 	bool has_backing;
-	bool no_create, target_is_zero;
+	bool no_create, target_is_zero, source_is_pipe;
 	struct varve_convert_options convert;
 	bool progress, quiet;
 	char **names; /* the sources, and at last the target */
@@ -30,7 +31,18 @@ int convert_run(const struct convert_args *a);
 bool convert_is_pipe(const char *name);
 /* Can what is asked for go into one? 0, or 1 after a message. */
 int convert_pipe_check(const struct convert_args *a);
-/* The sources' bytes. 0, or 1 after a message. */
-int convert_pipe(struct varve_image *const *sources, unsigned nr_sources, const char *name);
+/* Is the key among the options KEY=VALUE,...? */
+bool options_have(const char *list, const char *key);
+
+/* Does the source give bytes in one direction only ("-": standard input)? */
+bool convert_from_pipe(const char *name);
+int convert_stdin_check(const struct convert_args *a);
+/* All that comes out of it goes into target, which is made as long as that. 0, or 1 after a message. */
+int convert_stdin(const struct convert_args *a, struct varve_image *target, struct varve_queue *queue, bool reads_zero);
+
+/* The whole image. 0, or 1 after a message. */
+int convert_pipe(const struct convert_args *a, struct varve_image *const *sources);
+/* A varve_report_fn; user_data: the arguments. */
+void convert_report(void *user_data, const char *line);
 
 #endif

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tools/img_convert_pipe.c - `varve img convert -O raw SOURCE... -`: into a pipe
+ * tools/img_convert_pipe.c - `varve img convert SOURCE... -`: into a pipe
  *
- * A raw image is its bytes, so it can be written forward only, once, without a file.
- *
- * Owns:    the buffer. Never: seeks.
+ * Owns:    the pipe's descriptor, when it has a name.
+ * Never:   seeks, or writes a byte before everything that can be known to be wrong is known not to be.
  */
 #include "img_convert.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define PIECE_LEN (1u << 20)
+#define PIPE_LEN (1 << 20)
 
 bool convert_is_pipe(const char *name)
 {
@@ -26,72 +26,113 @@ bool convert_is_pipe(const char *name)
 	return stat(name, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode) || S_ISSOCK(st.st_mode));
 }
 
+/* Is it where progress would go? */
+static bool is_stdout(const char *name)
+{
+	struct stat st, out;
+
+	return strcmp(name, "-") == 0 || (stat(name, &st) == 0 && fstat(STDOUT_FILENO, &out) == 0 && st.st_dev == out.st_dev &&
+					  st.st_ino == out.st_ino);
+}
+
 int convert_pipe_check(const struct convert_args *a)
 {
 	const char *name = a->names[a->nr_sources];
 
-	if (strcmp(a->target.format, "raw") != 0)
-		return complain_usage("convert: %s: a %s image cannot be written into a pipe by this version; -O raw can", name,
-				      a->target.format);
-	if (a->no_create || a->options || a->has_backing || a->target.options || a->progress ||
-	    (a->convert.flags & ~(VARVE_CONVERT_ALL_DATA | VARVE_CONVERT_OUT_OF_ORDER | VARVE_CONVERT_CANONICAL)) || a->convert.rate)
-		return complain_usage("convert: %s: into a pipe goes nothing but bytes: -n, -o, -b, -c, -C, -p, -r and --salvage "
-				      "do not go with it", name);
+	if (a->no_create)
+		return complain_usage("convert: %s: -n is about an image that exists, not a pipe", name);
+	if (a->convert.flags & VARVE_CONVERT_OFFLOAD)
+		return complain_usage("convert: %s: -C copies between files, not into a pipe", name);
+	if (a->progress && is_stdout(name))
+		return complain_usage("convert: %s: -p writes to standard output, where the image goes; SIGUSR1 tells on standard error",
+				      name);
 	return 0;
 }
 
-static int write_all(int fd, const char *name, const char *buf, size_t len)
-{
-	while (len) {
-		ssize_t n = write(fd, buf, len);
+struct sink {
+	int fd;
+	const char *name;
+	int error;
+};
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0) {
-			complain("convert: %s: %s", name, strerror(errno));
-			return 1;
+static int wait_writable(int fd)
+{
+	struct pollfd p = { .fd = fd, .events = POLLOUT };
+
+	return poll(&p, 1, -1) < 0 && errno != EINTR ? -errno : 0;
+}
+
+static int write_all(void *arg, const void *data, size_t len)
+{
+	struct sink *s = arg;
+	const char *buf = data;
+
+	while (len && !s->error) {
+		ssize_t n = write(s->fd, buf, len);
+
+		if (n >= 0) {
+			buf += n;
+			len -= (size_t)n;
+		} else if (errno == EAGAIN) { /* whoever shares the pipe with us wanted it so */
+			s->error = wait_writable(s->fd);
+		} else if (errno != EINTR) {
+			s->error = -errno;
 		}
-		buf += n;
-		len -= (size_t)n;
 	}
-	return 0;
+	return s->error;
 }
 
-static int send_source(struct varve_image *source, int fd, const char *name, char *buf)
+static void progress(void *user_data, uint64_t done, uint64_t total)
 {
-	uint64_t len = varve_image_length(source);
+	(void)user_data;
+	progress_update(NULL, done, total);
+}
+
+static int send_image(const struct convert_args *a, struct varve_image *const *sources, struct sink *s)
+{
+	struct varve_convert_options o = a->convert;
 	struct varve_error err;
+	char *options = a->options;
+	int ret;
 
-	for (uint64_t off = 0; off < len;) {
-		size_t n = (size_t)MIN(PIECE_LEN, len - off);
-
-		if (varve_image_read(source, off, buf, n, &err) < 0) {
-			complain("convert: %s", err.message);
+	if (a->has_backing)
+		o.flags |= VARVE_CONVERT_OVER_BACKING;
+	o.report = convert_report;
+	if (a->target.options) { /* for files they are of the open image */
+		options = options_append(options ? strdup(options) : NULL, "", a->target.options, false);
+		if (!options) {
+			complain("convert: out of memory");
 			return 1;
 		}
-		if (write_all(fd, name, buf, n))
-			return 1;
-		off += n;
 	}
-	return 0;
+	progress_start(a->progress && !a->quiet);
+	ret = varve_convert_forward(a->target.format, options, sources, a->nr_sources, &o, write_all, s, progress,
+				    (void *)(uintptr_t)a, &err);
+	if (ret < 0 && s->error)
+		complain("convert: %s: %s", s->name, strerror(-s->error));
+	else if (ret < 0)
+		complain("convert: %s", err.message);
+	if (options != a->options)
+		free(options);
+	return ret < 0;
 }
 
-int convert_pipe(struct varve_image *const *sources, unsigned nr_sources, const char *name)
+int convert_pipe(const struct convert_args *a, struct varve_image *const *sources)
 {
+	const char *name = a->names[a->nr_sources];
 	bool own = strcmp(name, "-") != 0;
-	int fd = own ? open(name, O_WRONLY | O_CLOEXEC) : STDOUT_FILENO, ret = 0;
-	char *buf = aligned_alloc(4096, PIECE_LEN);
+	struct sink s = { .fd = own ? open(name, O_WRONLY | O_CLOEXEC) : STDOUT_FILENO, .name = name };
+	int ret;
 
-	if (fd < 0 || !buf) {
-		complain("convert: %s: %s", name, strerror(fd < 0 ? errno : ENOMEM));
-		ret = 1;
+	if (s.fd < 0) {
+		complain("convert: %s: %s", name, strerror(errno));
+		return 1;
 	}
-	for (unsigned i = 0; !ret && i < nr_sources; i++)
-		ret = send_source(sources[i], fd, name, buf);
-	if (own && fd >= 0 && close(fd) < 0 && !ret) {
+	(void)fcntl(s.fd, F_SETPIPE_SZ, PIPE_LEN); /* fewer changes between the two sides; as it is, it works too */
+	ret = send_image(a, sources, &s);
+	if (own && close(s.fd) < 0 && !ret) {
 		complain("convert: %s: %s", name, strerror(errno));
 		ret = 1;
 	}
-	free(buf);
 	return ret;
 }

@@ -104,7 +104,7 @@ static int open_target(struct conversion *c)
 
 /* ---- doing it ---- */
 
-static void report(void *user_data, const char *line)
+void convert_report(void *user_data, const char *line)
 {
 	const struct convert_args *a = user_data;
 
@@ -118,18 +118,25 @@ static void progress(void *user_data, uint64_t done, uint64_t total)
 	progress_update(NULL, done, total);
 }
 
+/* A new image holds nothing yet, unless it is no more than a device. */
+static bool reads_zero(const struct conversion *c)
+{
+	const struct convert_args *a = c->a;
+
+	return a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0));
+}
+
 static int copy(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
 	struct varve_convert_options o = a->convert;
 	struct varve_error err;
 
-	/* A new image holds nothing yet, unless it is no more than a device. */
 	if (a->has_backing)
 		o.flags |= VARVE_CONVERT_OVER_BACKING;
-	else if (a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0)))
+	else if (reads_zero(c))
 		o.flags |= VARVE_CONVERT_TARGET_IS_ZERO;
-	o.report = report;
+	o.report = convert_report;
 	progress_start(a->progress && !a->quiet);
 	if (varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err) < 0) {
 		complain("convert: %s", err.message);
@@ -158,11 +165,18 @@ static int finish(struct conversion *c, int ret)
 
 static int convert_to_file(struct conversion *c)
 {
-	int ret = make_target(c);
+	const struct convert_args *a = c->a;
+	int ret;
 
+	/* Out of a pipe: it becomes longer later, unless it has a length of its own. */
+	if (a->source_is_pipe && options_have(a->options, "size"))
+		c->len = UINT64_MAX;
+	ret = make_target(c);
 	if (ret == 0)
 		ret = open_target(c);
-	return ret == 0 ? copy(c) : ret;
+	if (ret == 0)
+		ret = a->source_is_pipe ? convert_stdin(a, c->target, c->queue, reads_zero(c)) : copy(c);
+	return ret;
 }
 
 int convert_run(const struct convert_args *a)
@@ -182,9 +196,9 @@ int convert_run(const struct convert_args *a)
 		return 1;
 	}
 	watch_signals();
-	ret = open_sources(&c);
+	ret = a->source_is_pipe ? 0 : open_sources(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
-		ret = convert_pipe(c.sources, c.nr_open, target);
+		ret = convert_pipe(a, c.sources);
 	else if (ret == 0)
 		ret = convert_to_file(&c);
 	return finish(&c, ret);

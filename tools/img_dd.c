@@ -81,18 +81,24 @@ static int take_operand(struct dd *d, const char *word)
 	}
 }
 
+/* What standard input and output are. */
+static bool is_raw(const char *format)
+{
+	return !format || strcmp(format, "raw") == 0;
+}
+
 static int check_operands(struct dd *d)
 {
 	uint64_t bytes;
 
 	if (d->in && d->isize != UINT64_MAX)
 		return complain_usage("dd: isize= is for standard input, but if= is given");
-	if (!d->out && (d->osize != UINT64_MAX || d->no_create || d->target_format))
-		return complain_usage("dd: osize=, -n and -O are about an output image, but there is no of=");
+	if (!d->out && (d->osize != UINT64_MAX || d->no_create || !is_raw(d->target_format)))
+		return complain_usage("dd: osize=, -n and -O (but raw) are about an output image, but there is no of=");
 	if (d->no_create && d->osize != UINT64_MAX)
 		return complain_usage("dd: osize= is for a new image, but -n makes none");
-	if (!d->in && (d->snapshot || d->open.format || d->open.image_opts || d->open.force_share))
-		return complain_usage("dd: -f, --image-opts, -l and -U are about an input image, but there is no if=");
+	if (!d->in && (d->snapshot || !is_raw(d->open.format) || d->open.image_opts || d->open.force_share))
+		return complain_usage("dd: -f (but raw), --image-opts, -l and -U are about an input image, but there is no if=");
 	if (__builtin_mul_overflow(d->skip, d->bs, &d->from) || d->from > INT64_MAX)
 		return complain_usage("dd: skip=%" PRIu64 " blocks are too many", d->skip);
 	if (d->count != UINT64_MAX && (__builtin_mul_overflow(d->count, d->bs, &bytes) || bytes > INT64_MAX))

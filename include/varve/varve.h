@@ -263,6 +263,20 @@ VARVE_API int varve_convert(struct varve_image *target, struct varve_image *cons
 			    const struct varve_convert_options *opts, varve_progress_fn progress, void *user_data,
 			    struct varve_error *err);
 
+/* The next bytes. Called by a thread of the library, one call at a time, in order. 0, or a negative errno that ends it all. */
+typedef int (*varve_sink_fn)(void *user_data, const void *buf, size_t length);
+
+/*
+ * The same, into a pipe: an image of that format (raw, qcow2), made with these options (as for varve_image_create()), is given
+ * to sink from its first byte to its last, each once. For qcow2 the sources are read twice (and compressed twice): its header
+ * says where things are that come at the end. They must not change meanwhile: -ESTALE then. Always canonical;
+ * VARVE_CONVERT_OFFLOAD makes no sense here; a backing file among the options needs
+ * VARVE_CONVERT_OVER_BACKING, and is not opened. Memory is bounded as above.
+ */
+VARVE_API int varve_convert_forward(const char *format, const char *options, struct varve_image *const *sources,
+				    unsigned nr_sources, const struct varve_convert_options *opts, varve_sink_fn sink,
+				    void *sink_data, varve_progress_fn progress, void *user_data, struct varve_error *err);
+
 /* One stretch of the image, as varve_image_map() finds it. */
 struct varve_extent {
 	uint64_t start;	     /* in the image */

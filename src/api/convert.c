@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * api/convert.c - the contents of images into another one
+ * api/convert.c - the contents of images into another one, or into a pipe
  */
 #include "api/api.h"
 #include "job/convert.h"
+#include "job/emit.h"
 
 #include <stdlib.h>
 
@@ -114,6 +115,140 @@ int varve_convert(struct varve_image *target, struct varve_image *const *sources
 	for (unsigned i = 0; i < nr_sources; i++)
 		c.o.sources[i].top = sources[i]->top;
 	ret = api_call(target, convert_fiber, &c);
+	free(c.o.sources);
+	return ret;
+}
+
+/* ---- forward only ---- */
+
+struct forward_call {
+	struct emission o;
+	struct varve_error *err;
+};
+
+static int forward_fiber(struct fiber *f, void *arg)
+{
+	struct forward_call *c = arg;
+
+	return emit(f, &c->o, c->err);
+}
+
+static int forward_check(const char *format, const struct driver *drv, const struct varve_convert_options *o,
+			 struct varve_error *err)
+{
+	const unsigned known = VARVE_CONVERT_COMPRESS | VARVE_CONVERT_TARGET_IS_ZERO | VARVE_CONVERT_OUT_OF_ORDER |
+			       VARVE_CONVERT_SALVAGE | VARVE_CONVERT_OVER_BACKING | VARVE_CONVERT_CANONICAL |
+			       VARVE_CONVERT_ALL_DATA;
+
+	if (o->flags & ~known)
+		return varve_error_set(err, -EINVAL, "convert forward only: unknown flags 0x%x", o->flags & ~known);
+	if (!drv || drv->kind != DRIVER_FORMAT)
+		return varve_error_set(err, -EINVAL, "unknown format '%s'", format ? format : "");
+	if (!drv->emit)
+		return varve_error_set(err, -ENOTSUP, "a %s image cannot be written forward only, into a pipe; raw and qcow2 can",
+				       format);
+	if ((o->flags & VARVE_CONVERT_COMPRESS) && !drv->emit->pack)
+		return varve_error_set(err, -ENOTSUP, "%s images have no compressed clusters", format);
+	if ((o->flags & VARVE_CONVERT_OVER_BACKING) && drv->emit->dense)
+		return varve_error_set(err, -ENOTSUP, "%s images have no backing file", format);
+	if (o->parallel > CONVERT_PARALLEL_MAX || (o->sparse && (o->sparse > 1u << 30 || o->sparse % 512)))
+		return varve_error_set(err, -EINVAL, "convert forward only: %u pieces at once, sparse size %llu: out of bounds",
+				       o->parallel, (unsigned long long)o->sparse);
+	return 0;
+}
+
+/* They have one home queue, and a length together. */
+static int forward_images(struct varve_image *const *sources, unsigned nr_sources, uint64_t *ret_len, struct varve_error *err)
+{
+	*ret_len = 0;
+	if (!sources || !nr_sources || nr_sources > CONVERT_SOURCES_MAX)
+		return varve_error_set(err, -EINVAL, "convert: 1 .. %d sources, not %u", CONVERT_SOURCES_MAX, nr_sources);
+	for (unsigned i = 0; i < nr_sources; i++) {
+		if (sources[i]->home != sources[0]->home)
+			return varve_error_set(err, -EINVAL, "%s and %s: images are converted when they have the same home queue",
+					       node_name(sources[0]->top), node_name(sources[i]->top));
+		if (sources[i]->top->flags & NODE_NO_IO)
+			return varve_error_set(err, -EINVAL, "%s: opened for information only", node_name(sources[i]->top));
+		if (u64_add(*ret_len, node_len(sources[i]->top), ret_len) || *ret_len > VARVE_LEN_MAX - MiB(2))
+			return varve_error_set(err, -EFBIG, "convert: the sources are too long together");
+	}
+	return 0;
+}
+
+/* A backing file is not looked at: where the image will be is not known here. */
+static int forward_backing(struct opts *o, bool over_backing, struct varve_error *err)
+{
+	const char *file = opts_get(o, "backing_file"), *format = opts_get(o, "backing_fmt");
+
+	if (over_backing != (file && *file))
+		return varve_error_set(err, -EINVAL, "a backing file, and contents without what it holds: one needs the other");
+	if (over_backing && (!format || !*format))
+		return varve_error_set(err, -EINVAL,
+				       "the format of the backing file %s is not given; say it (-F), it is never guessed", file);
+	return 0;
+}
+
+static int forward_open(const struct driver *drv, uint64_t len, const char *options, bool over_backing,
+			struct emitter **ret, struct varve_error *err)
+{
+	struct opts *o = opts_new();
+	int r;
+
+	if (!o)
+		return varve_error_errno(err, -ENOMEM, "options");
+	r = options ? opts_parse(o, options, err) : 0;
+	(void)opts_get(o, "size"); /* that of the sources counts */
+	if (r == 0)
+		r = forward_backing(o, over_backing, err);
+	if (r == 0)
+		r = drv->emit->open(len, o, ret, err);
+	opts_free(o);
+	return r < 0 ? varve_error_prefix(err, r, "options: ") : 0;
+}
+
+int varve_convert_forward(const char *format, const char *options, struct varve_image *const *sources, unsigned nr_sources,
+			  const struct varve_convert_options *opts, varve_sink_fn sink, void *sink_data,
+			  varve_progress_fn progress, void *user_data, struct varve_error *err)
+{
+	static const struct varve_convert_options defaults;
+	const struct varve_convert_options *vo = opts ? opts : &defaults;
+	const struct driver *drv = format ? driver_find(format) : NULL;
+	struct forward_call c = { .err = err };
+	uint64_t len = 0;
+	int ret;
+
+	if (!sink)
+		return varve_error_set(err, -EINVAL, "varve_convert_forward: there is no sink");
+	ret = forward_check(format, drv, vo, err);
+	if (ret == 0)
+		ret = forward_images(sources, nr_sources, &len, err);
+	if (ret < 0)
+		return ret;
+	c.o = (struct emission){
+		.sources = calloc(nr_sources, sizeof(*c.o.sources)),
+		.nr_sources = nr_sources,
+		.drv = drv->emit,
+		.parallel = vo->parallel,
+		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
+		.rate = vo->rate,
+		.over_backing = vo->flags & VARVE_CONVERT_OVER_BACKING,
+		.compress = vo->flags & VARVE_CONVERT_COMPRESS,
+		.salvage = vo->flags & VARVE_CONVERT_SALVAGE,
+		.sink = sink,
+		.sink_arg = sink_data,
+		.report = vo->report,
+		.progress = progress,
+		.user_data = user_data,
+	};
+	if (!c.o.sources)
+		return varve_error_errno(err, -ENOMEM, "convert");
+	for (unsigned i = 0; i < nr_sources; i++)
+		c.o.sources[i].top = sources[i]->top;
+	ret = forward_open(drv, len, options, c.o.over_backing, &c.o.emitter, err);
+	if (ret == 0) {
+		ret = api_call(sources[0], forward_fiber, &c);
+		drv->emit->close(c.o.emitter);
+	}
 	free(c.o.sources);
 	return ret;
 }

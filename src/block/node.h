@@ -66,6 +66,7 @@ struct check {
 
 void check_report(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+struct emit_driver;
 struct snapshot_info;
 struct snapshot_want;
 struct snapshot_pick;
@@ -182,6 +183,7 @@ struct driver {
 	 */
 	int (*create)(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 		      void *user_data, struct varve_error *err);
+	const struct emit_driver *emit; /* optional: images written forward only (block/emit.h) */
 	/* Optional. How large an image made with these options would be, for a disk of len bytes. */
 	int (*measure)(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err);
 	int (*check)(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);

@@ -244,5 +244,6 @@ const struct driver driver_raw = {
 	.truncate = raw_truncate,
 	.options = raw_options,
 	.create = raw_create,
+	.emit = &raw_emit,
 	.measure = raw_measure,
 };

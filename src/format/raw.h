@@ -8,5 +8,6 @@
 #include "block/node.h"
 
 extern const struct driver driver_raw;
+extern const struct emit_driver raw_emit; /* raw_emit.c */
 
 #endif

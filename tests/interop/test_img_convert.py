@@ -304,25 +304,6 @@ def test_an_overwritten_target_is_emptied_when_it_fails(here):
     assert os.path.islink("link") and os.stat("old").st_size == 0
 
 
-# ---- pipes ----
-
-@pytest.mark.parametrize("target", ["-", "/dev/stdout"])
-def test_raw_goes_into_a_pipe(here, target):
-    fill("b.raw", 2, 70 * KIB + 512)
-    ok(qimg("convert", "-c", "-O", "qcow2", "src.raw", "src.qcow2"))
-    p = subprocess.run([varve_path(), "img", "convert", "-O", "raw", "src.qcow2", "b.raw", target], capture_output=True,
-                       timeout=TIMEOUT, check=False)
-    with open("src.raw", "rb") as a, open("b.raw", "rb") as b:
-        assert p.returncode == 0 and p.stderr == b"" and p.stdout == a.read() + b.read()
-
-
-@pytest.mark.parametrize("args", [["-O", "qcow2"], ["-O", "raw", "-n"], ["-O", "raw", "-p"], ["-o", "size=1M"], ["--salvage"]])
-def test_what_cannot_go_into_a_pipe(here, args):
-    r = img("convert", *args, "src.raw", "-")
-    assert r.rc == 1 and "pipe" in r.err and r.out == "", str(r)
-    assert sorted(os.listdir()) == ["src.raw"]
-
-
 # ---- at random ----
 
 def random_line(rng):

@@ -59,6 +59,11 @@ def test_streams(tmp_path, disk):
             out.unlink()
     p = subprocess.run([varve_path(), "img", "dd", "bs=1k", "skip=3", "count=7"], input=want, capture_output=True, check=True, timeout=60)
     assert p.stdout == want[3 * KIB:10 * KIB]
+    # Streams are raw, which may be said.
+    p = subprocess.run([varve_path(), "img", "dd", "-f", "raw", "-O", "raw", "bs=1k", "count=3"], input=want,
+                       capture_output=True, check=True, timeout=60)
+    assert p.stdout == want[:3 * KIB]
+    refused(img("dd", "-f", "qcow2", input="x"), "-f")
 
 
 def test_into_what_exists(tmp_path, disk):

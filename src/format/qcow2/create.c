@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "format/qcow2/emit.h"
 #include "format/qcow2/layout.h"
 #include "format/qcow2/measure.h"
 
@@ -258,6 +259,22 @@ out:
 	free(cluster);
 	free(h);
 	return ret;
+}
+
+int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *ret, struct varve_error *err)
+{
+	struct wish w = { 0 };
+	struct layout l;
+	int r = get_wish(&w, o, err);
+
+	if (r == 0 && w.prealloc != PREALLOC_OFF)
+		r = varve_error_set(err, -ENOTSUP, "option preallocation=%s: an image in a pipe has no space to reserve",
+				    opts_get(o, "preallocation"));
+	if (r == 0)
+		r = layout_plan(&l, align_up(disk_len, SECTOR), w.cluster_bits, w.refcount_order, PREALLOC_OFF, err);
+	if (r == 0)
+		fill_header(ret, &w, &l);
+	return r;
 }
 
 int qcow2_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/driver.h"
+#include "format/qcow2/emit.h"
 #include "format/qcow2/measure.h"
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/pack.h"
@@ -505,6 +506,7 @@ const struct driver driver_qcow2 = {
 	.clean = qcow2_clean,
 	.options = qcow2_options,
 	.create = qcow2_create,
+	.emit = &qcow2_emit,
 	.measure = qcow2_measure,
 	.check = qcow2_check,
 	.set_backing = qcow2_set_backing,

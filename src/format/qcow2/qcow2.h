@@ -20,6 +20,7 @@
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   backing.c   another backing file, or none
  *   create.c    new images and preallocation
+ *   emit.c      new images, written forward only
  *   check.c     examination
  *   pack.c      writing compressed clusters
  *   unpack.c    reading them
