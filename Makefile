@@ -2,7 +2,7 @@
 # Thin: Meson builds, scripts/ does the rest. BUILD names the build directory.
 BUILD ?= build
 
-.PHONY: all install install-compat demo test bench clean
+.PHONY: all install install-compat demo test fuzz bench clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -28,6 +28,14 @@ demo: all
 test:
 	scripts/install-packages test
 	scripts/run-tests --build $(BUILD)
+
+# The fuzzers, each for SECONDS, with sanitizers, from where the last run ended: the long form of what 'test' does for seconds.
+SECONDS ?= 300
+fuzz:
+	scripts/install-packages test
+	[ -f $(BUILD)-fuzz/build.ninja ] || CC=clang meson setup $(BUILD)-fuzz -Dfuzzers=true -Dtests=disabled -Db_lundef=false
+	ninja -C $(BUILD)-fuzz
+	tests/fuzz/run --build $(BUILD)-fuzz --seconds $(SECONDS)
 
 # Us and our peers on the same files, side by side.
 bench: all

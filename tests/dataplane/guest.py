@@ -449,6 +449,31 @@ class KilledGuest(Guest):
         return bytes(output)
 
 
+class PulledGuest(Guest):
+    """A guest whose QEMU is killed some seconds after a line of its console: its plug is pulled."""
+
+    def __init__(self, *args, first, seconds, **kw):
+        super().__init__(*args, **kw)
+        self.first, self.seconds = first, seconds
+
+    def _console(self, proc, deadline):
+        output = bytearray()
+        timer = threading.Timer(deadline - time.monotonic(), proc.kill)
+        timer.start()
+        try:
+            while block := proc.stdout.read1(4096):
+                output.extend(block)
+                if self.first.encode() in output and timer.interval > self.seconds:
+                    timer.cancel()
+                    timer = threading.Timer(self.seconds, proc.kill)
+                    timer.start()
+        finally:
+            timer.cancel()
+            proc.kill()
+            proc.wait()
+        return bytes(output)
+
+
 class Qmp:
     """A machine's monitor; events that come before they are waited for are kept."""
 

@@ -21,7 +21,7 @@ import sys
 import pytest
 
 from guest import (BOOT_TIMEOUT, DATA_LEN, ControlledBackend, CopyOnReadBackend, Guest, GuestError, Job, Kernel, KilledBackend,
-                   KilledGuest, LentBackend, MigratedGuest, PlainDisk, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
+                   KilledGuest, LentBackend, MigratedGuest, PlainDisk, PulledGuest, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
 from webserver import Nginx  # noqa: E402
@@ -330,6 +330,54 @@ def test_a_back_end_that_is_killed_loses_nothing(kernel, seed, tmp_path, fmt):
     run("qemu-img", "convert", "-f", fmt, "-O", "raw", disk, raw)
     assert differing_sectors(model, discarded, raw) == []
     assert sha256_file(raw) == outcome.facts["sha256"]
+
+
+def done_by(ops, data, found, model):
+    """How many of a writer's operations the disk shows: after k of them, and perhaps a part of the next one. None: no such k.
+
+    found: the disk; model: the disk before. Writers share no sector.
+    """
+    touched = set()
+    for op, *place in ops:
+        if op in "wzd":
+            touched.update(range(place[0] // 512, (place[0] + place[1]) // 512))
+    state, discarded = bytearray(model), bytearray(len(model) // 512)
+
+    def differs(s):
+        return not discarded[s] and state[512 * s:512 * s + 512] != found[512 * s:512 * s + 512]
+
+    wrong = {s for s in touched if differs(s)}
+    for k in range(len(ops) + 1):
+        op, *place = ops[k] if k < len(ops) else ("f",)
+        part = set(range(place[0] // 512, (place[0] + place[1]) // 512)) if op in "wzd" else set()
+        if wrong <= part:
+            return k
+        if part:
+            apply_ops(state, discarded, [ops[k]], data)
+            wrong = (wrong - part) | {s for s in part if differs(s)}
+    return None
+
+
+def test_a_guest_that_is_killed_leaves_a_whole_image(kernel, seed, tmp_path):
+    """The plug of the guest is pulled while it writes: what was done for it is there, up to some moment, and nothing else."""
+    disk, raw = str(tmp_path / "disk"), str(tmp_path / "disk.raw")
+    disk_len = 64 * MIB
+    job = Job("rw", seed)
+    job.ops = tuple(writer_ops(job.rng, who, disk_len, 400) for who in (0, 1))
+    create(disk, size=disk_len)
+    with BACKENDS[TOOL](disk, "qcow2", 2, False) as served:
+        guest = PulledGuest(kernel, job, served, tmp_path, cpus=2, first="guest: two writers", seconds=1 + job.rng.random() * 2)
+        outcome = guest.run()
+        status, printed = served.stop()
+    assert outcome.verdict == "none" and outcome.status == -9, outcome.console
+    assert (status, printed) == (0, "") or TOOL != "varve", printed
+    require_whole(disk, raw)
+    with open(raw, "rb") as f:
+        found = f.read()
+    done = [done_by(ops, job.data, found, bytes(disk_len)) for ops in job.ops]
+    print(f"{outcome.seconds:.1f} s; operations done: {done} of {[len(o) for o in job.ops]}")
+    assert None not in done, "a write is there without one that ended before it"
+    assert all(done), "the guest had not begun"
 
 
 @pytest.mark.skipif(TOOL != "varve", reason="others do not hand the image over")

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -501,6 +502,54 @@ static void a_paused_disk_answers_messages_and_takes_no_request(void **state)
 	vu_front_close(&other);
 }
 
+static void *pause_first(void *done)
+{
+	vublk_pause(served[0].vublk);
+	atomic_store((_Atomic bool *)done, true);
+	return NULL;
+}
+
+/*
+ * The last running queue is being stopped by a message when the pause comes: the message's end is the pause's, too, although
+ * the pause itself has stopped nothing.
+ */
+static void pausing_while_a_message_stops_the_queue_ends(void **state)
+{
+	for (unsigned i = 0; i < 10; i++) {
+		struct vu_vring_state which = { .index = 0 };
+		uint64_t deadline = vu_deadline_ns(SERVED_MS);
+		_Atomic bool done = false;
+		pthread_t thread;
+		struct vu_front f;
+		struct vu_blk b;
+		struct vu_io *io;
+
+		(void)state;
+		served_connect(&f, 0, 1);
+		assert_int_equal(vu_blk_open(&b, &f, 0, 1, 4096), 0);
+		io = vu_blk_get(&b);
+		vu_io_write(io, 0, 4096);
+		served_shut(0);
+		assert_int_equal(vu_blk_submit(&b, io), 0);
+		assert_int_equal(vu_blk_kick(&b), 0);
+		served_wait_held(0, 1);
+		send_only(&f, VU_GET_VRING_BASE, &which, sizeof(which));
+		assert_int_equal(pthread_create(&thread, NULL, pause_first, &done), 0);
+		usleep(1000 * i); /* any order of the two is right; most of these are that of interest */
+		assert_false(atomic_load(&done));
+		served_open(0);
+		while (!atomic_load(&done)) {
+			if (!vu_ms_left(deadline))
+				fail_msg("the pause does not end");
+			usleep(1000);
+		}
+		pthread_join(thread, NULL);
+		vublk_resume(served[0].vublk);
+		vu_blk_free(&b);
+		vu_front_close(&f);
+	}
+}
+
 static void pausing_waits_for_requests_in_flight(void **state)
 {
 	struct vu_front f;
@@ -585,6 +634,7 @@ int main(void)
 		TEST(a_new_length_is_announced),
 		TEST(a_paused_disk_answers_messages_and_takes_no_request),
 		TEST(pausing_waits_for_requests_in_flight),
+		TEST(pausing_while_a_message_stops_the_queue_ends),
 		TEST(a_front_end_that_knows_little_is_served),
 		TEST(a_session_leaves_nothing_behind),
 	};

@@ -151,7 +151,7 @@ def test_what_was_queued_is_not_written_over_the_changes_of_another_program(tmp_
     """The other one is QEMU's, which knows nothing of journals and clears the mark as the specification tells it to."""
     disk, state = make_disk(tmp_path, fmt), tmp_path / "state"
     options = f"driver={fmt},file.filename={disk},state-dir={state}"
-    died = subprocess.run([VARVE, "io", "--image-opts", "-c", "write -P 7 0 1M", "-c", "abort", options], capture_output=True,
+    died = subprocess.run([VARVE, "io", "-t", "writeback", "--image-opts", "-c", "write -P 7 0 1M", "-c", "abort", options], capture_output=True,
                           timeout=SECONDS)
     assert died.returncode == -signal.SIGABRT and list(state.iterdir())
     varve("io", "-r", "-f", fmt, "-c", "read 0 512", disk)  # waits for the locks of the dead, as the other one does not

@@ -3,7 +3,7 @@
  * fuzz/fuzz_msg.c - any bytes as the messages of a front end, through a whole session with two rings
  *
  * Input: records of request, flags, kinds of descriptors, length, and the payload; a bit tells that the header lies about the
- * length, another that the message is cut. The memory that front ends share has a ring with requests in it. Nothing of it may
+ * length, another that the message is cut. Two requests are none of the front end: the device is paused, and goes on. The memory that front ends share has a ring with requests in it. Nothing of it may
  * crash, hang or leak: neither a mapping nor a descriptor is left behind, which is looked at every so often.
  */
 #include <dirent.h>
@@ -23,6 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 #define MEM_LEN 0x10000u
 #define MESSAGES 40
 #define TURNS 8
+#define DO_PAUSE 250
+#define DO_RESUME 251
 
 static struct node top = { .len = MiB(1) };
 static const struct blk_disk disk = { .top = &top, .writable = true, .in_order = true, .id = "fuzz" };
@@ -188,6 +190,13 @@ static const uint8_t *one_message(int sock, const uint8_t *p, const uint8_t *end
 
 	if (end - p < 4)
 		return NULL;
+	if (p[0] == DO_PAUSE || p[0] == DO_RESUME) {
+		if (p[0] == DO_PAUSE)
+			session_pause(&session);
+		else
+			session_resume(&session);
+		return p + 1;
+	}
 	h.request = p[0];
 	h.flags = UMSG_VERSION | (p[1] & 0xe);
 	len = MIN((size_t)p[3], (size_t)(end - p - 4));
@@ -224,6 +233,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	close(pair[1]);
 	while (!closed)
 		turn();
+	check(!session.demand);
+	session_resume(&session);
 	munmap(m, MEM_LEN);
 	look_at_fds();
 	return 0;

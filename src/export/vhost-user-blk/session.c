@@ -380,8 +380,11 @@ static void turn(struct session *s)
 		if (s->result < 0)
 			log_warning("%s: %s", s->name, s->err.message);
 	}
-	if (!s->nr_waiting)
+	if (!s->nr_waiting) {
+		if (s->paused)
+			s->turned(s); /* a message may have stopped the last ring for us */
 		return;
+	}
 	s->state = SESSION_TURNING;
 	unwatch(s);
 }
