@@ -11,6 +11,7 @@
  * of the event fd (it completes, and empties the counter, when another thread wakes the queue), and, while
  * descriptors are watched, a poll of the epoll fd. The poll is for one shot: a multishot poll reports only
  * new wake-ups, and would say nothing of a level-triggered descriptor that is still ready after epoll_wait().
+ * For those of which only new events count, that is just right (uring_watch.c).
  */
 #include "config.h"
 
@@ -25,15 +26,9 @@
 
 #define RETRY_NS 1000000 /* pause when the kernel is out of memory and nothing else is going on */
 
-/* user_data of what is no struct aio_op. */
-#define TAG_EVENT 1
-#define TAG_EPOLL 2
-#define TAG_CANCEL 3
-
 /* ---- filling the submission ring ---- */
 
-/* NULL: the submission ring is full. */
-static struct io_uring_sqe *sqe_take(struct uring *u)
+struct io_uring_sqe *uring_sqe(struct uring *u)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
 
@@ -103,7 +98,7 @@ static void sqe_fill(struct io_uring_sqe *sqe, struct uring *u, struct aio_op *o
 /* False: no room now, here or for the completion. */
 static bool op_push(struct uring *u, struct aio_op *op)
 {
-	struct io_uring_sqe *sqe = u->nr_ring < u->nr_ring_max ? sqe_take(u) : NULL;
+	struct io_uring_sqe *sqe = u->nr_ring < u->nr_ring_max ? uring_sqe(u) : NULL;
 
 	if (!sqe)
 		return false;
@@ -148,8 +143,10 @@ static bool arm(struct uring *u)
 
 	if (unlikely(!u->waits))
 		return true;
+	if (unlikely(u->watches_changed) && !uring_watches_arm(u))
+		return false;
 	if (!u->event_armed) {
-		sqe = sqe_take(u);
+		sqe = uring_sqe(u);
 		if (!sqe)
 			return false;
 		io_uring_prep_rw(IORING_OP_READ, sqe, u->q->event_fd, &u->event_count, sizeof(u->event_count),
@@ -158,7 +155,7 @@ static bool arm(struct uring *u)
 		u->event_armed = true;
 	}
 	if (!u->epoll_armed && want_epoll) {
-		sqe = sqe_take(u);
+		sqe = uring_sqe(u);
 		if (!sqe)
 			return false;
 		io_uring_prep_poll_add(sqe, u->q->epoll_fd, POLLIN);
@@ -345,8 +342,14 @@ unsigned uring_reap(void *ctx)
 		const struct io_uring_cqe *cqe = &cq->cqes[*cq->khead & cq->ring_mask];
 		const uint64_t data = cqe->user_data;
 		const int res = cqe->res;
+		const unsigned flags = cqe->flags;
 
 		io_uring_cq_advance(&u->ring, 1); /* before done(), which may submit */
+		if (unlikely(data - TAG_WATCH < URING_WATCHES)) {
+			if (!uring_watch_done(u, (unsigned)(data - TAG_WATCH), res, flags))
+				u->nr_ring--;
+			continue;
+		}
 		u->nr_ring--;
 		switch (data) {
 		case TAG_EVENT:
@@ -372,7 +375,7 @@ void uring_disarm(struct uring *u)
 {
 	if (u->event_armed || u->epoll_armed) {
 		for (uint64_t tag = TAG_EVENT; tag <= TAG_EPOLL; tag++) {
-			struct io_uring_sqe *sqe = sqe_take(u);
+			struct io_uring_sqe *sqe = uring_sqe(u);
 
 			assert(sqe);
 			io_uring_prep_rw(IORING_OP_ASYNC_CANCEL, sqe, -1, NULL, 0, 0);

@@ -129,6 +129,12 @@ struct queue {
 	void (*wait)(void *ctx, int64_t timeout_ns);
 	void *wait_ctx;
 	int wait_fd; /* readable when wait() would return at once; -1: no such engine */
+	/*
+	 * Of such an engine, or NULL: it waits for new events of w->fd itself, which saves a look into the epoll set. False: it
+	 * cannot; else w->direct is set, until the other is called.
+	 */
+	bool (*watch)(void *ctx, struct watch *w);
+	void (*unwatch)(void *ctx, struct watch *w);
 
 	struct {
 		void *p;

@@ -111,8 +111,9 @@ void timer_cancel(struct queue *q, struct timer *t);
 
 struct watch {
 	int fd;
-	uint32_t events;
+	uint32_t events; /* with EPOLLET: told of what is new, also if nobody has read what was there */
 	void (*ready)(struct watch *w, uint32_t events);
+	unsigned direct; /* internal: 0: in the epoll set; else an engine's */
 };
 
 /* 0 or a negative errno (-EPERM: a regular file, which is always ready). */

@@ -7,6 +7,7 @@
  *   uring_files.c    files that a ring has registered
  *   uring_memory.c   memory that a ring has registered
  *   uring_iopoll.c   rings whose completions are polled for
+ *   uring_watch.c    descriptors that a ring watches, past epoll
  */
 #ifndef VARVE_AIO_URING_H
 #define VARVE_AIO_URING_H
@@ -19,6 +20,13 @@
 #define URING_CQ_ENTRIES 4096
 #define URING_FILES 256 /* slots of a ring's table of files */
 #define URING_REGIONS AIO_MEMORY_MAX
+#define URING_WATCHES 16 /* descriptors that a ring watches; more are left to epoll */
+
+/* user_data of what is no struct aio_op. */
+#define TAG_EVENT 1
+#define TAG_EPOLL 2
+#define TAG_CANCEL 3
+#define TAG_WATCH 16 /* and the URING_WATCHES - 1 behind it */
 
 /* What the user added to the name of the engine. */
 #define URING_SQPOLL (1u << 0) /* a thread of the kernel takes the requests */
@@ -31,6 +39,11 @@ struct uring_region {
 	uint8_t *base;
 	uint64_t len;
 	unsigned first; /* of its buffers in the ring's table */
+};
+
+struct uring_watch {
+	struct watch *w; /* NULL: nobody's any more */
+	bool armed, cancelled;
 };
 
 struct uring {
@@ -47,6 +60,10 @@ struct uring {
 	unsigned nr_ring_max;		      /* with operations; the reserve is for the rest */
 	bool event_armed, epoll_armed;
 	uint64_t event_count; /* where the kernel puts what it reads from the event fd */
+
+	/* uring_watch.c */
+	bool watches_changed; /* some are to be armed or cancelled */
+	struct uring_watch watches[URING_WATCHES];
 
 	/* uring_memory.c */
 	unsigned nr_regions;
@@ -71,6 +88,19 @@ void uring_disarm(struct uring *u);
 void uring_ready(struct watch *w, uint32_t events);
 /* Hands over, and asks the device for completions without waiting. */
 void uring_poll(struct uring *u);
+
+/* NULL: the submission ring is full. */
+struct io_uring_sqe *uring_sqe(struct uring *u);
+
+/* ---- uring_watch.c ---- */
+
+void uring_watches_init(struct uring *u);
+/* What is still watched goes to epoll. */
+void uring_watches_exit(struct uring *u);
+/* Arms and cancels what is to be. False: no room now. */
+bool uring_watches_arm(struct uring *u);
+/* The completion of watch number i. True: another will follow. */
+bool uring_watch_done(struct uring *u, unsigned i, int res, unsigned flags);
 
 /* ---- uring_make.c ---- */
 

@@ -20,7 +20,7 @@
 
 #include "aio/uring.h"
 
-#define RESERVED 4	   /* of the completion ring: what is no struct aio_op */
+#define RESERVED (4 + 2 * URING_WATCHES) /* of the completion ring: what is no struct aio_op */
 #define SQPOLL_IDLE_MS 100 /* then the kernel's thread sleeps until it is woken */
 
 int uring_ring_init(struct io_uring *ring, unsigned flags)
@@ -147,6 +147,7 @@ static int uring_attach_mode(struct queue *q, unsigned mode, void **ret_ctx, str
 	if (ret < 0)
 		goto fail;
 	uring_files_init(u);
+	uring_watches_init(u);
 	*ret_ctx = u;
 	return 0;
 
@@ -162,6 +163,7 @@ static void uring_detach(struct queue *q, void *ctx)
 
 	assert(!u->parked);
 	uring_files_exit(u);
+	uring_watches_exit(u);
 	uring_disarm(u);
 	if (u->waits)
 		watches_set_wait(q, NULL, NULL, -1);

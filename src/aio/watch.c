@@ -22,6 +22,9 @@ int watch_add(struct queue *q, struct watch *w)
 	struct epoll_event ev = { .events = w->events, .data.ptr = w };
 
 	assert(queue_is_mine(q));
+	w->direct = 0;
+	if ((w->events & EPOLLET) && q->watch && q->watch(q->wait_ctx, w))
+		return 0;
 	q->stats.syscalls++;
 	if (epoll_ctl(q->epoll_fd, EPOLL_CTL_ADD, w->fd, &ev) < 0)
 		return -errno;
@@ -34,7 +37,7 @@ void watch_change(struct queue *q, struct watch *w, uint32_t events)
 	struct epoll_event ev = { .events = events, .data.ptr = w };
 	int ret;
 
-	assert(queue_is_mine(q));
+	assert(queue_is_mine(q) && !w->direct);
 	if (w->events == events)
 		return;
 	w->events = events;
@@ -49,6 +52,10 @@ void watch_del(struct queue *q, struct watch *w)
 	int ret;
 
 	assert(queue_is_mine(q));
+	if (w->direct) {
+		q->unwatch(q->wait_ctx, w);
+		return;
+	}
 	q->stats.syscalls++;
 	ret = epoll_ctl(q->epoll_fd, EPOLL_CTL_DEL, w->fd, NULL);
 	assert(ret == 0 && "watch_del() of a descriptor that is not watched, or closed already");

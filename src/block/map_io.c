@@ -61,6 +61,22 @@ static void map_read(struct node *n, struct req *r)
 	read_mapped(n, r, &e);
 }
 
+static __attribute__((noinline)) void write_mapped(struct node *n, struct req *r, const struct extent *e)
+{
+	if (e->kind != EXTENT_DATA || !(e->flags & EXTENT_INPLACE)) {
+		go_cold(n, r, cold_write);
+		return;
+	}
+	if (e->len < r->len) {
+		if (r->flags & REQ_SUB)
+			go_cold(n, r, cold_write);
+		else
+			split_start(n, r);
+		return;
+	}
+	hot_forward(n, r, e->node, e->host_off);
+}
+
 static void map_write(struct node *n, struct req *r)
 {
 	struct extent e;
@@ -74,18 +90,7 @@ static void map_write(struct node *n, struct req *r)
 		return;
 	}
 	n->drv->map(n, r->off, r->len, &e);
-	if (unlikely(e.kind != EXTENT_DATA || !(e.flags & EXTENT_INPLACE))) {
-		go_cold(n, r, cold_write);
-		return;
-	}
-	if (unlikely(e.len < r->len)) {
-		if (r->flags & REQ_SUB)
-			go_cold(n, r, cold_write);
-		else
-			split_start(n, r);
-		return;
-	}
-	hot_forward(n, r, e.node, e.host_off);
+	write_mapped(n, r, &e);
 }
 
 /* Discard and write-zeroes. Formats without a mapping of their own (raw) leave it to the file. */
@@ -157,18 +162,22 @@ static __attribute__((noinline)) void submit_any(struct node *n, struct req *r)
 	}
 }
 
-/* Reads of one stretch of data, which is what there is most of, are done with here. */
+/* One stretch of data, read or written in place: most requests are that, and are done with here. */
 void map_submit(struct node *n, struct req *r)
 {
+	bool write = r->op == REQ_WRITE;
 	struct extent e;
 
-	if (unlikely(r->op != REQ_READ || n->cor || (n->flags & NODE_FORCE_COLD))) {
+	if (unlikely(r->op > REQ_WRITE || n->cor || (n->flags & (NODE_FORCE_COLD | NODE_PROBED)) ||
+		     (r->flags & REQ_COMPRESS))) {
 		submit_any(n, r);
 		return;
 	}
 	n->drv->map(n, r->off, r->len, &e);
-	if (likely(e.kind == EXTENT_DATA && e.len >= r->len))
+	if (likely(e.kind == EXTENT_DATA && e.len >= r->len && (!write || (e.flags & EXTENT_INPLACE))))
 		hot_forward(n, r, e.node, e.host_off);
+	else if (write)
+		write_mapped(n, r, &e);
 	else
 		read_mapped(n, r, &e);
 }
@@ -176,8 +185,8 @@ void map_submit(struct node *n, struct req *r)
 void through_submit(struct node *n, struct req *r)
 {
 	struct node *file = n->file;
-	bool plain = r->op == REQ_READ ||
-		     (r->op == REQ_WRITE && !(n->flags & NODE_PROBED) && !(r->flags & REQ_COMPRESS));
+	bool plain = r->op == REQ_READ || (r->op == REQ_WRITE && !(r->flags & REQ_COMPRESS) &&
+					   (!(n->flags & NODE_PROBED) || r->off >= PROBE_LEN));
 
 	if (unlikely(!plain)) {
 		map_submit(n, r);

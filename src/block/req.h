@@ -18,7 +18,7 @@ struct node;
 struct req;
 
 enum req_op {
-	REQ_READ,
+	REQ_READ, /* these two first: map_submit() */
 	REQ_WRITE,
 	REQ_FLUSH,
 	REQ_DISCARD, /* contents undefined after, unless the format says zero */

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -237,6 +238,124 @@ static void watch_survives_the_attaching_of_a_ring(void **state)
 	queue_free(q);
 }
 
+/* ---- of which only new events count ---- */
+
+struct bell {
+	struct watch w;
+	struct queue *q;
+	unsigned called;
+};
+
+static void bell_ready(struct watch *w, uint32_t events)
+{
+	struct bell *b = container_of(w, struct bell, w);
+
+	CHECK(queue_is_mine(b->q));
+	CHECK(events & EPOLLIN);
+	b->called++;
+}
+
+static void bell_open(struct queue *q, struct bell *b, unsigned count)
+{
+	*b = (struct bell){ .w = { .fd = eventfd(count, EFD_CLOEXEC | EFD_NONBLOCK),
+				   .events = EPOLLIN | EPOLLET,
+				   .ready = bell_ready },
+			    .q = q };
+	CHECK(b->w.fd >= 0 && watch_add(q, &b->w) == 0);
+}
+
+static void bell_close(struct bell *b)
+{
+	watch_del(b->q, &b->w);
+	close(b->w.fd);
+}
+
+static void ring_bell(const struct bell *b)
+{
+	const uint64_t one = 1;
+
+	CHECK(write(b->w.fd, &one, sizeof(one)) == sizeof(one));
+}
+
+static void idle_turns(struct queue *q)
+{
+	for (unsigned i = 0; i < 5; i++)
+		queue_turn(q, 0);
+}
+
+/* Nobody reads the count, and each new event is told all the same; an old one once, to whoever comes to watch. */
+static void new_events_are_told_although_nobody_reads(void **state)
+{
+	const struct wait_mode *mode = *state;
+	struct queue *q = make_queue(false, mode->engine);
+	struct bell b;
+
+	bell_open(q, &b, 7);
+	while (!b.called)
+		queue_turn(q, -1);
+	idle_turns(q);
+	assert_int_equal(b.called, 1);
+	for (unsigned i = 2; i <= 100; i++) {
+		ring_bell(&b);
+		while (b.called < i)
+			queue_turn(q, -1);
+		if (i % 10 == 0)
+			idle_turns(q);
+		assert_int_equal(b.called, i);
+	}
+	bell_close(&b);
+	queue_free(q);
+}
+
+static void a_removed_bell_is_not_heard(void **state)
+{
+	const struct wait_mode *mode = *state;
+	struct queue *q = make_queue(false, mode->engine);
+	struct bell b, other;
+
+	bell_open(q, &other, 0);
+	for (unsigned i = 0; i < 100; i++) {
+		bell_open(q, &b, 0);
+		if (i % 3)
+			idle_turns(q); /* armed, or not yet */
+		ring_bell(&b);
+		bell_close(&b);
+		idle_turns(q);
+		assert_int_equal(b.called, 0);
+	}
+	ring_bell(&other);
+	while (!other.called)
+		queue_turn(q, -1);
+	bell_close(&other);
+	queue_free(q);
+}
+
+/* More than an engine watches itself. */
+static void many_bells_are_heard(void **state)
+{
+	const struct wait_mode *mode = *state;
+	struct queue *q = make_queue(false, mode->engine);
+	enum { N = 100 };
+	struct bell b[N];
+
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < N; i++)
+			bell_open(q, &b[i], 0);
+		idle_turns(q);
+		for (unsigned i = 0; i < N; i++)
+			ring_bell(&b[i]);
+		for (unsigned i = 0; i < N; i++)
+			while (!b[i].called)
+				queue_turn(q, -1);
+		idle_turns(q);
+		for (unsigned i = 0; i < N; i++) {
+			assert_int_equal(b[i].called, 1);
+			bell_close(&b[i]);
+		}
+	}
+	queue_free(q);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -247,6 +366,9 @@ int main(void)
 		ALL_MODES(changed_events_are_heeded),
 		cmocka_unit_test(file_that_cannot_be_watched_is_refused),
 		cmocka_unit_test(watch_survives_the_attaching_of_a_ring),
+		ALL_MODES(new_events_are_told_although_nobody_reads),
+		ALL_MODES(a_removed_bell_is_not_heard),
+		ALL_MODES(many_bells_are_heard),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
