@@ -67,7 +67,7 @@ enum event {
 	EVENT_NONE, /* once, when the filter is opened */
 	EVENTS,
 };
-static_assert(EVENTS <= 1u << (32 - REQ_EVENT_SHIFT), "they fit the flags of a request");
+static_assert(EVENTS <= 64 && REQ_EVENT_SHIFT + 12 <= 32, "two fit the flags of a request");
 
 const char *event_name(enum event e);
 /* EVENT_UNNAMED: there is no such name. */
@@ -75,17 +75,23 @@ enum event event_by_name(const char *name);
 /* Is there a place in this engine where it happens? */
 bool event_occurs(enum event e);
 
-/* The flags of a request for metadata, whose event this is. */
-static inline uint32_t req_flags_of(enum event e)
+/* The flags of a request for metadata, which is these events, one after the other. */
+static inline uint32_t req_flags_of(enum event first, enum event second)
 {
-	return REQ_META | (uint32_t)e << REQ_EVENT_SHIFT;
+	return REQ_META | (uint32_t)first << REQ_EVENT_SHIFT | (uint32_t)second << (REQ_EVENT_SHIFT + 6);
 }
 
 static inline enum event req_event(const struct req *r)
 {
 	if (r->flags & REQ_META)
-		return (enum event)(r->flags >> REQ_EVENT_SHIFT);
+		return (enum event)(r->flags >> REQ_EVENT_SHIFT & 63);
 	return r->op == REQ_READ ? EVENT_READ_AIO : r->op == REQ_WRITE ? EVENT_WRITE_AIO : EVENT_UNNAMED;
+}
+
+/* EVENT_UNNAMED: there is only one. */
+static inline enum event req_second_event(const struct req *r)
+{
+	return (enum event)(r->flags >> (REQ_EVENT_SHIFT + 6));
 }
 
 /* event.c: the filter below n that listens is told; it may hold the fiber. */

@@ -35,7 +35,7 @@ enum req_op {
 #define REQ_REPAIRED (1u << 17) /* has been through the cold path once */
 #define REQ_ALIGNED (1u << 18)	/* leaf: aligned, and holds the range lock it needs */
 #define REQ_META (1u << 19)	/* no guest's bytes: what it is for stands in the bits from REQ_EVENT_SHIFT on, or was told before */
-#define REQ_EVENT_SHIFT 24	/* above it: enum event (block/event.h) */
+#define REQ_EVENT_SHIFT 20	/* from there on two of enum event (block/event.h), of 6 bits each */
 
 /* Layers one request may cross: export, filters, format, leaf. node_open() refuses deeper stacks. */
 #define REQ_HOPS 12

@@ -166,7 +166,7 @@ static bool is_cut(const struct blkdebug *d, const struct req *r)
 
 /* ---- requests ---- */
 
-#define EVENTS_OF_REQUEST 3
+#define EVENTS_OF_REQUEST 4
 #define AFTER_DONE EVENTS_OF_REQUEST /* the place behind pwritev_done, in req_state() */
 
 static unsigned events_of(const struct blkdebug *d, const struct req *r, enum event ev[EVENTS_OF_REQUEST])
@@ -181,6 +181,8 @@ static unsigned events_of(const struct blkdebug *d, const struct req *r, enum ev
 	}
 	if (req_event(r) != EVENT_UNNAMED)
 		ev[nr++] = req_event(r);
+	if (req_second_event(r) != EVENT_UNNAMED)
+		ev[nr++] = req_second_event(r);
 	if ((r->op == REQ_WRITE || r->op == REQ_ZERO) && !is_cut(d, r))
 		ev[nr++] = r->op == REQ_WRITE ? EVENT_PWRITEV : EVENT_PWRITEV_ZERO;
 	return nr;

@@ -221,7 +221,9 @@ static int queue_bytes(struct order *o, uint64_t nr, uint64_t off, const uint8_t
 	for (; len; off += p.len, bytes += p.len, len -= p.len) {
 		p = piece_at(off, len);
 		s = sector_find(&o->table, p.nr, nr);
-		s->event = event;
+		s->event = (uint8_t)event;
+		if (!s->first_event)
+			s->first_event = (uint8_t)event;
 		sector_fill(s, p.from, bytes, p.len);
 	}
 	o->stats.merges += merges;

@@ -19,7 +19,7 @@ struct sector {
 	struct sector *next;	     /* in the section's list */
 	uint64_t nr;		     /* off / SECTOR_LEN */
 	uint64_t section;	     /* number of the section */
-	unsigned event;		     /* of the last put */
+	uint8_t first_event, event;  /* of the first put that has one, of the last put */
 	uint64_t valid[SECTOR_LEN / 64]; /* one bit for each queued byte */
 	uint8_t bytes[SECTOR_LEN];
 };

@@ -23,6 +23,12 @@ struct wave {
 	unsigned nr, nr_iov;
 };
 
+/* New bytes that were changed before they were written are both. */
+static uint32_t sector_flags(const struct sector *s)
+{
+	return req_flags_of(s->first_event, s->event != s->first_event ? s->event : EVENT_UNNAMED);
+}
+
 static int wave_write(struct fiber *f, struct order *o, struct wave *w)
 {
 	int err = w->nr ? node_write_all(f, o->file, o->writes, w->nr) : 0;
@@ -84,7 +90,7 @@ static int section_write(struct fiber *f, struct order *o, struct section *sec)
 
 		for (; err == 0 && sector_run(s, &from, &len); from += len)
 			err = wave_add(f, o, &w, s->nr * SECTOR_LEN + from, s->bytes + from, len,
-				       req_flags_of(s->event));
+				       sector_flags(s));
 	}
 	return err < 0 ? err : wave_write(f, o, &w);
 }
