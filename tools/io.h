@@ -118,7 +118,7 @@ void io_report(const struct io_report *r);
 /* "read failed: Input/output error". Returns -1. */
 int io_failed(const char *name, int error);
 
-/* A line on stderr: what the library says. Returns -1. */
+/* A line on stderr: what the library says, behind the command's name (NULL: it says that, too). Returns -1. */
 int io_complain(const char *name, const struct varve_error *err);
 
 /* 0, or the error that a request beyond the end gets. */

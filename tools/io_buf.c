@@ -195,7 +195,7 @@ int io_failed(const char *name, int error)
 int io_complain(const char *name, const struct varve_error *err)
 {
 	fflush(stdout);
-	complain("%s: %s", name, err->message);
+	complain("%s%s%s", name ? name : "", name ? ": " : "", err->message);
 	return -1;
 }
 

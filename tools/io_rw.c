@@ -398,7 +398,7 @@ static int cmd_flush(struct io *io, int argc, char **argv)
 
 	(void)argc;
 	(void)argv;
-	return varve_image_flush(io->image, &err) < 0 ? io_complain("flush", &err) : 0;
+	return varve_image_flush(io->image, &err) < 0 ? io_complain(NULL, &err) : 0;
 }
 
 const struct io_command io_rw_commands[] = {
