@@ -2,10 +2,11 @@
 """test_io - varve io prints what qemu-io prints, and does what it says"""
 
 import os
+import re
 
 import pytest
 
-from tool import KIB, MIB, img, io, ok, qio, timeless, varve
+from tool import KIB, MIB, img, io, ok, qimg, qio, run, timeless, varve
 
 
 @pytest.fixture(params=["qcow2", "raw"])
@@ -37,6 +38,99 @@ def test_results_read_as_those_of_qemu_io(disks):
     assert a.err == b.err
     assert a.rc == b.rc == 1
     ok(img("compare", "-f", fmt, "-F", fmt, ours, theirs))
+
+
+# One command each, on a new image: results equal, errors in our own words but with the same exit status.
+ONE_BY_ONE = [
+    "truncate 8M", "t 1M", "truncate -m off 8M", "truncate -m falloc 8M", "truncate -m full 8M", "truncate -m bad 8M",
+    "truncate -m falloc 1M", "truncate -x 8M", "truncate", "truncate x", "write -n 0 64k", "write -z -n 0 64k", "write -nz 100 64k",
+    "write -z -u -n 0 64k", "write -zf 0 64k", "write -c 100 64k", "write -c 0 1k", "write -c -P 3 0 128k", "write -cf 0 64k",
+    "write -bz 0 64k", "write -bf 0 64k", "write -b 0 64k", "write -b -P 7 1M 512", "write -u 0 64k", "write -p 0 64k",
+    "write -p -b 0 64k", "write -P 1 -z 0 64k", "write -s /nonexist 0 64k", "write -s /dev/null 0 64k", "write -q 0 64k",
+    "write -C -q 0 64k", "write 0 3G", "write 0 -1", "write -1 512", "write 0 x", "write x 1", "write 8M 1", "write -z 8M 1",
+    "write 0 1 2", "write -Q 0 1", "write -P x 0 1", "write -P", "read -p 0 512", "read -b 0 512", "read -P 0 -s 600 0 512",
+    "read -P 0 -l 600 0 512", "read -P 0 -s 300 -l 300 0 512", "read -s 1 0 512", "read -l 1 0 512", "read -P", "read 0 512 1",
+    "readv 0 512 512", "readv -C 0 512", "readv 0", "readv -v 0 16 16", "writev 0 512 512", "writev -f 0 512", "writev -P 3 -q 0 512",
+    "aio_read 0 512", "aio_read -C 0 512", "aio_read -v 0 32", "aio_read -i 0 512", "aio_read 8M 512", "aio_write 0 512 1k",
+    "aio_write -i 0 512", "aio_write -z 0 512 512", "aio_write -u 0 512", "aio_write -zu 0 64k", "aio_write -C -f 0 512",
+    "aio_write 8M 512", "aio_write -z 8M 512", "aio_write -n 0 512", "aio_flush x", "flush", "f", "flush x", "length", "l", "length x",
+    "info", "i", "discard 0 64k", "discard -C 0 64k", "discard -C 0", "discard -x 0 1", "discard 0 8M", "d -q 0 64k", "alloc", "alloc 0 8M",
+    "alloc 1 1", "alloc x", "a 0", "map", "map x", "break", "break x", "break write_aio A", "remove_break A", "resume A", "wait_break",
+    "sleep", "sleep x", "sleep 1", "sigraise", "sigraise x", "sigraise 0", "abort x", "help x", "q", "quit x", "open", "open x", "close",
+    "close x", "reopen -x", "reopen -r -w", "reopen -r", "reopen x", "reopen -o bad=1", "reopen -c bad", "reopen -c none", "file",
+    "drive", "zone_report 0 1", "nope", "",
+]
+
+
+def numberless(text):
+    """timeless(), and -C without the time and what follows from it."""
+    return re.sub(r"^(\d+,\d+),[\d:.,]+$", r"\1", timeless(text), flags=re.M)
+
+
+def test_each_command_line_in_both(disks):
+    fmt, ours, theirs = disks
+    ok(qio(ours, "write -q -P 9 1M 64k", options=("-f", fmt)))
+    image = ours.read_bytes()
+    for line in ONE_BY_ONE:
+        for path in (ours, theirs):
+            path.write_bytes(image)
+        a, b = io(ours, line, options=("-f", fmt)), qio(theirs, line, options=("-f", fmt))
+        assert a.rc == b.rc, f"{a}\n{b}"
+        if b.rc == 0:
+            assert numberless(a.out) == numberless(b.out) and a.err == "", f"{a}\n{b}"
+        elif b.err.startswith("bad argument count") or " failed: " in b.out:
+            assert (a.out, a.err) == (b.out, b.err), f"{a}\n{b}"
+        else:
+            # One line, beside the one that says how the command is used.
+            lines = (a.out + a.err).splitlines()
+            assert 1 <= len([x for x in lines if not x.startswith("usage: ")]) + (len(lines) == 1) <= 2, f"{a}\n{b}"
+        if ours.read_bytes() != image or theirs.read_bytes() != image:
+            same_disk(fmt, ours, theirs)
+
+
+def same_disk(fmt, ours, theirs):
+    ok(qimg("compare", "-f", fmt, "-F", fmt, ours, theirs))
+    if fmt != "raw":
+        ok(qimg("check", ours))
+
+
+@pytest.mark.parametrize("commands", [
+    ["write -q -P 9 0 256k", "write -zn 100 200", "read -q -P 9 0 256k"], ["write -q -P 9 0 256k", "write -zn 100 128k"],
+    ["write -q -P 9 0 256k", "write -zn 64k 64k", "write -znu 128k 64k"], ["write -zn 1M 100", "write -zn 3M 1M"],
+])
+def test_zeroes_without_fallback(disks, commands):
+    fmt, ours, theirs = disks
+    a, b = io(ours, *commands, options=("-f", fmt)), qio(theirs, *commands, options=("-f", fmt))
+    assert (timeless(a.out), a.err, a.rc) == (timeless(b.out), b.err, b.rc), f"{a}\n{b}"
+    same_disk(fmt, ours, theirs)
+
+
+def test_zeroes_that_version_2_cannot_say(tmp_path):
+    ok(img("create", "-q", tmp_path / "base", "1M"))
+    ok(img("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "-b", "base", "-F", "raw", tmp_path / "top"))
+    r = io(tmp_path / "top", "write -zn 0 64k", "write -z 0 64k")
+    assert r.rc == 1 and r.out.startswith("write failed: Operation not supported\nwrote 65536/65536"), str(r)
+
+
+def test_what_was_written_is_stable_when_the_next_command_runs(tmp_path):
+    """Killed between two commands; only -t writeback may lose the mapping."""
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", disk, "4M"))
+    r = io(disk, "write -q -P 5 1M 64k", "sigraise 9")
+    assert r.rc == -9
+    ok(qio(disk, "read -q -P 5 1M 64k", options=("-r", "-U")))  # the kernel may not have let go of the lock yet
+
+
+def test_help_names_every_command():
+    listed = [line.split()[0] for line in ok(varve("io", "-c", "help")).out.splitlines() if " -- " in line]
+    theirs = [line.split()[0] for line in ok(run("qemu-io", "-c", "help")).out.splitlines() if " -- " in line]
+    assert set(theirs) <= set(listed) and listed == sorted(listed)
+    for name in listed:
+        text = ok(varve("io", "-c", f"help {name}")).out
+        assert text.startswith(name) and " -- " in text.splitlines()[0], text
+    for letters, name in (("abCqv", "read"), ("bcCfnquz", "write"), ("Ciqv", "aio_read"), ("Cfiquz", "aio_write"), ("Cq", "discard")):
+        text = ok(varve("io", "-c", f"help {name}")).out
+        assert all(re.search(rf"^  -{letter}\b", text, re.M) for letter in letters.replace("a", "")), text
 
 
 def test_map_and_alloc(tmp_path):
