@@ -62,35 +62,16 @@ int io_set_discard(char **options, const char *mode)
 	return io_add_options(options, text);
 }
 
-/* Do the image options say a cache mode? Then it is theirs. */
-static bool in_options(const char *text)
-{
-	for (const char *p = text; p; p = strchr(p, ','), p += p != NULL) {
-		if (strncmp(p, "cache", 5) == 0 && (p[5] == '=' || p[5] == '.'))
-			return true;
-	}
-	return false;
-}
-
-static bool names_cache(const struct io_how *how)
-{
-	return in_options(how->options) || (how->image_opts && in_options(how->name)) ||
-	       (how->name && strncmp(how->name, "json:", 5) == 0 && strstr(how->name, "\"cache"));
-}
-
 /* What was written is stable when the command is done, unless other is asked for: a script may kill us between two. */
 #define CACHE_DEFAULT "writethrough"
 
 static struct open_args args_of(const struct io_how *how)
 {
-	/* Options that name a mode are not overruled. */
-	const char *cache = how->cache ? how->cache : names_cache(how) ? NULL : CACHE_DEFAULT;
-
 	return (struct open_args){ .format = how->format,
 				   .image_opts = how->image_opts,
 				   .force_share = how->force_share,
 				   .copy_on_read = how->copy_on_read,
-				   .cache = cache,
+				   .cache = how->cache ? how->cache : CACHE_DEFAULT, /* image options overrule it */
 				   .aio = how->aio,
 				   .options = how->options };
 }

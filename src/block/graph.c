@@ -666,8 +666,7 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 	int ret = 0;
 
 	/* Nobody is left who could let go what a break point holds, or what would be held now. */
-	if (top->flags & NODE_EVENTS || (top->file && top->file->flags & NODE_EVENTS))
-		(void)node_debug(top, DEBUG_RESUME, NULL, NULL, NULL);
+	(void)node_debug(top, DEBUG_RESUME, NULL, NULL, NULL);
 	cor_stop(f, below_filters(top));
 	if (top->flags & NODE_WRITABLE) {
 		ret = node_sync_all(f, top);

@@ -197,12 +197,15 @@ void node_detach(struct fiber *f, struct node *n, struct queue *q)
  */
 static bool fua_becomes_flush(const struct node *n, const struct node_slot *s)
 {
-	const struct node *leaf = n;
+	const struct node *leaf;
 
+	while (n->drv->kind == DRIVER_FILTER)
+		n = n->file;
 	if (n->drv->kind != DRIVER_FORMAT)
 		return false;
 	if (n->drv->sync)
 		return true;
+	leaf = n;
 	while (leaf->drv->kind != DRIVER_LEAF)
 		leaf = leaf->file;
 	return leaf->fua_waits && s->nr_stable;

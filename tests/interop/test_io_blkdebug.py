@@ -185,6 +185,16 @@ def test_trees_of_options_mean_the_same(tmp_path):
         assert "51 46 49 fb" in r.out, str(r)  # no format is looked for below
 
 
+@pytest.mark.parametrize("layer", ["driver=blkdebug,image.driver=qcow2,image.file.filename=", "driver=fault,file.driver=qcow2,file.file.filename=",
+                                   "driver=qcow2,file.driver=blkdebug,file.image.filename="])
+def test_a_stable_write_is_stable_below_and_above_the_format(tmp_path, layer):
+    """A layer above the format once kept the mapping from being made stable with the bytes."""
+    disk, _ = pair(tmp_path)
+    r = io(f"{layer}{disk}", "write -q -f -P 5 1M 64k", "sigraise 9", options=("--image-opts", "-t", "writeback"))
+    assert r.rc == -9, str(r)
+    ok(qio(disk, "read -q -P 5 1M 64k", options=("-r", "-U")))
+
+
 def test_limits_keep_the_bytes(tmp_path):
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
