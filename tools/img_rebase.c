@@ -39,6 +39,7 @@ struct rebase {
 	struct open_args backing_open;
 	const char *backing; /* NULL: not given; "": none */
 	bool unsafe, progress, quiet;
+	bool has_backing; /* until now */
 	unsigned write_flags;
 
 	struct varve_image *image, *backing_image; /* NULL: none */
@@ -94,7 +95,8 @@ static int write_differences(struct rebase *r, uint64_t off, size_t len, struct 
 			if (memcmp(r->old_bytes + end, r->new_bytes + end, step) == 0)
 				break;
 		}
-		if (all_zero(r->old_bytes + at, end - at))
+		/* Without a backing file, zeroes need no entry of their own, and get none: bytes do. */
+		if (r->has_backing && all_zero(r->old_bytes + at, end - at))
 			ret = varve_image_write_zeroes(r->image, off + at, end - at, VARVE_REQ_MAY_UNMAP, err);
 		else
 			ret = varve_image_write(r->image, off + at, r->old_bytes + at, end - at, r->write_flags, err);
@@ -193,6 +195,7 @@ static int safe(struct rebase *r, const char *name, const json_t *info)
 {
 	int ret = 1;
 
+	r->has_backing = info_str(info, "backing-filename");
 	r->unit = (uint64_t)info_int(info, "cluster-size", 65536);
 	r->len = varve_image_length(r->image);
 	r->old_bytes = malloc(MAX(PIECE_LEN, r->unit));

@@ -57,11 +57,14 @@ enum prealloc { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL 
 
 /* ---- check ---- */
 
+#define CHECK_REPORT_MAX 10000 /* lines: nobody reads more, and a table of random bytes would give millions */
+
 struct check {
 	struct varve_check_result *result;
 	varve_report_fn report;
 	varve_progress_fn progress;
 	void *user_data;
+	unsigned nr_reported; /* check_report()'s own */
 };
 
 void check_report(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -316,17 +316,20 @@ static int write_log_open(struct fiber *f, struct node *n, struct opts *o, struc
 	if (!name || !*name)
 		return varve_error_set(err, -EINVAL,
 				       "driver write-log: option 'log' is missing: the file to write to");
-	if (!(n->flags & NODE_WRITABLE))
+	if (!(n->flags & (NODE_WRITABLE | NODE_NO_IO | NODE_CHECK)))
 		return varve_error_set(
 			err, -EINVAL,
 			"driver write-log: the disk is opened read-only; there is nothing to log");
-	wl->fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (wl->fd < 0)
-		return varve_error_errno(err, -errno, "log: %s cannot be opened", name);
-	ret = log_start(wl, leaf_of(n), name, err);
-	if (ret < 0) {
-		close(wl->fd);
-		return ret;
+	wl->fd = -1;
+	if (n->flags & NODE_WRITABLE) { /* else somebody only looks: the log of who writes is left alone */
+		wl->fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		if (wl->fd < 0)
+			return varve_error_errno(err, -errno, "log: %s cannot be opened", name);
+		ret = log_start(wl, leaf_of(n), name, err);
+		if (ret < 0) {
+			close(wl->fd);
+			return ret;
+		}
 	}
 	pthread_mutex_init(&wl->lock, NULL);
 	n->align = LOG_SECTOR; /* the log knows whole sectors only, as a disk does */
@@ -340,7 +343,8 @@ static void write_log_close(struct fiber *f, struct node *n)
 
 	(void)f;
 	pthread_mutex_destroy(&wl->lock);
-	(void)close(wl->fd); /* all was given to the kernel; errors of that were reported */
+	if (wl->fd >= 0)
+		(void)close(wl->fd); /* all was given to the kernel; errors of that were reported */
 }
 
 const struct driver driver_write_log = {

@@ -49,6 +49,18 @@ def test_safe(tmp_path, rng):
         clean(ours / "top")
 
 
+@pytest.mark.parametrize("fmt", ["qcow2", "qed"])
+def test_an_image_without_a_backing_file_keeps_its_zeroes(tmp_path, fmt):
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "new", "3M"))
+    ok(qio(tmp_path / "new", "write -P 5 0 1M", options=("-f", "raw")))
+    top = tmp_path / "top"
+    ok(qimg("create", "-q", "-f", fmt, top, "2M"))
+    ok(qio(top, "write -P 6 64k 64k", options=("-f", fmt)))
+    ok(img("rebase", "-f", fmt, "-b", "new", "-F", "raw", top))
+    ok(qio(top, "read -P 0 0 64k", "read -P 6 64k 64k", "read -P 0 128k 1920k", options=("-f", fmt)))
+    ok(qimg("check", "-q", "-f", fmt, top))
+
+
 def test_safe_copies_only_what_differs(tmp_path):
     for name in ("old", "new"):
         ok(qimg("create", "-q", "-f", "raw", tmp_path / name, "64M"))

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/snapshot.h"
 #include "format/qcow2/bitmaps.h"
 #include "format/qcow2/luks.h"
 
@@ -32,6 +33,26 @@ static json_t *text(const char *s)
 	return value;
 }
 
+/*
+ * Of names that a stranger made as long as a table allows, the beginning: what is shown of 65536 snapshots stays small. We write
+ * none that is longer.
+ */
+static json_t *beginning(const char *s)
+{
+	size_t len = strnlen(s, SNAPSHOT_NAME_MAX + 1);
+	json_t *value;
+	char *cut;
+
+	if (len <= SNAPSHOT_NAME_MAX)
+		return text(s);
+	for (len = SNAPSHOT_NAME_MAX; len && ((unsigned char)s[len] & 0xc0) == 0x80; len--)
+		; /* not within a character */
+	cut = strndup(s, len);
+	value = cut ? text(cut) : NULL;
+	free(cut);
+	return value;
+}
+
 static json_t *integer(uint64_t x)
 {
 	return json_integer((json_int_t)MIN(x, VARVE_LEN_MAX));
@@ -49,8 +70,8 @@ static json_t *snapshot_info(const struct qcow2_snapshot *s, int *ret)
 	const uint64_t second = 1000000000;
 	json_t *o = json_object();
 
-	add(o, "id", text(s->id), ret);
-	add(o, "name", text(s->name), ret);
+	add(o, "id", beginning(s->id), ret);
+	add(o, "name", beginning(s->name), ret);
 	add(o, "vm-state-size", integer(s->vm_state_len), ret);
 	add(o, "date-sec", integer(s->date_s), ret);
 	add(o, "date-nsec", integer(s->date_ns), ret);
@@ -83,7 +104,10 @@ static int add_snapshots(struct fiber *f, struct qcow2 *q, json_t *image, struct
 	return ret < 0 ? varve_error_set(err, ret, "out of memory") : 0;
 }
 
-static json_t *bitmap_info(const struct qcow2_bitmap *b, int *ret)
+/* Nobody has so many; names may have 1023 bytes. */
+#define MANY_BITMAPS 8192
+
+static json_t *bitmap_info(const struct qcow2_bitmap *b, bool many, int *ret)
 {
 	json_t *o = json_object(), *flags = json_array();
 
@@ -91,7 +115,7 @@ static json_t *bitmap_info(const struct qcow2_bitmap *b, int *ret)
 		json_array_append_new(flags, json_string("in-use"));
 	if (b->flags & BITMAP_AUTO)
 		json_array_append_new(flags, json_string("auto"));
-	add(o, "name", text(b->name), ret);
+	add(o, "name", many ? beginning(b->name) : text(b->name), ret);
 	add(o, "granularity", integer(1ull << b->granularity_bits), ret);
 	add(o, "flags", flags, ret);
 	return o;
@@ -110,7 +134,7 @@ static int add_bitmaps(struct fiber *f, struct qcow2 *q, json_t *data, struct va
 		return ret;
 	all = json_array();
 	for (uint32_t i = 0; ret == 0 && i < q->h.nr_bitmaps; i++) {
-		if (json_array_append_new(all, bitmap_info(&list[i], &ret)) < 0)
+		if (json_array_append_new(all, bitmap_info(&list[i], q->h.nr_bitmaps > MANY_BITMAPS, &ret)) < 0)
 			ret = -ENOMEM;
 	}
 	bitmaps_free(list, q->h.nr_bitmaps);

@@ -153,7 +153,7 @@ static int open_top(struct fiber *f, struct image *im, struct node **ret)
 static int check_fiber(struct fiber *f, void *arg)
 {
 	struct call *c = arg;
-	struct check k = { &c->im->found, keep_line, count_progress, c->im };
+	struct check k = { .result = &c->im->found, .report = keep_line, .progress = count_progress, .user_data = c->im };
 	struct node *top;
 	int ret = open_top(f, c->im, &top);
 
