@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * tools/img_bitmap.c - `varve img bitmap`: the grammar is understood; the actions are not part of this version
- *
- * Dirty bitmaps are shown by `img info` and counted by `img measure`, and nothing changes them. An image that is written by a
- * program which does not keep them up to date loses them: so that is refused here, by name, rather than done by half.
+ * tools/img_bitmap.c - `varve img bitmap`: persistent dirty bitmaps made, removed, changed, in the order of the options
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "img.h"
@@ -18,7 +16,7 @@ static const struct option_row options[] = {
 	{ ID_ENABLE, "enable", NULL, "note writes from now on" },
 	{ ID_DISABLE, "disable", NULL, "note none any more" },
 	{ ID_MERGE, "merge", "SOURCE", "add what the bitmap SOURCE says" },
-	{ 'g', "granularity", "SIZE", "of the bitmap that --add makes" },
+	{ 'g', "granularity", "SIZE", "of the bitmap that --add makes (a cluster, 4k to 64k)" },
 	{ 'b', "source-file", "FILE", "that holds SOURCE, if not FILE" },
 	{ 'F', "source-format", "FORMAT", "of that file" },
 	OPT_FORMAT,
@@ -27,26 +25,31 @@ static const struct option_row options[] = {
 	OPTION_END,
 };
 
+#define ACTIONS_MAX 64
+
+struct action {
+	int id;
+	const char *source; /* --merge */
+};
+
 struct bitmap {
 	struct open_args open;
-	const char *action; /* the first */
+	struct action actions[ACTIONS_MAX];
+	unsigned nr;
 	bool add, merge;
 	uint64_t granularity;
 	const char *source_file, *source_format;
-};
 
-static void note_action(struct bitmap *b, const char *name)
-{
-	if (!b->action)
-		b->action = name;
-}
+	struct varve_queue *queue;
+	struct varve_image *image, *source;
+};
 
 static int take_option(struct bitmap *b, int id, const char *value)
 {
-	static const char *const actions[] = { "--add", "--remove", "--clear", "--enable", "--disable", "--merge" };
-
 	if (id >= ID_ADD && id <= ID_MERGE) {
-		note_action(b, actions[id - ID_ADD]);
+		if (b->nr == ACTIONS_MAX)
+			return complain_usage("bitmap: more than %d actions at once", ACTIONS_MAX);
+		b->actions[b->nr++] = (struct action){ .id = id, .source = value };
 		b->add |= id == ID_ADD;
 		b->merge |= id == ID_MERGE;
 		return 0;
@@ -72,7 +75,7 @@ static int check_arguments(const struct bitmap *b, const struct parse *p)
 {
 	if (p->nr_args != 2)
 		return complain_usage("bitmap: a file name and the name of a bitmap are needed");
-	if (!b->action)
+	if (!b->nr)
 		return complain_usage("bitmap: nothing to do: --add, --remove, --clear, --enable, --disable or --merge is needed");
 	if (b->granularity && !b->add)
 		return complain_usage("bitmap: -g is for --add");
@@ -83,9 +86,60 @@ static int check_arguments(const struct bitmap *b, const struct parse *p)
 	return 0;
 }
 
+/* ---- doing it ---- */
+
+static int act(struct bitmap *b, const struct action *a, const char *name)
+{
+	struct varve_error err;
+	int ret;
+
+	switch (a->id) {
+	case ID_ADD:
+		ret = varve_bitmap_add(b->image, name, b->granularity, 0, &err);
+		break;
+	case ID_REMOVE:
+		ret = varve_bitmap_remove(b->image, name, &err);
+		break;
+	case ID_CLEAR:
+		ret = varve_bitmap_clear(b->image, name, &err);
+		break;
+	case ID_MERGE:
+		ret = varve_bitmap_merge(b->image, name, b->source ? b->source : b->image, a->source, &err);
+		break;
+	default:
+		ret = varve_bitmap_enable(b->image, name, a->id == ID_ENABLE, &err);
+	}
+	if (ret < 0)
+		complain("bitmap: %s", err.message);
+	return ret < 0;
+}
+
+static int run(struct bitmap *b, const char *file, const char *name)
+{
+	struct open_args source = { .format = b->source_format };
+	int ret = 0;
+
+	if (b->source_file) {
+		b->source = open_image(b->source_file, &source, 0, b->queue);
+		ret = !b->source;
+	}
+	if (!ret) {
+		b->image = open_image(file, &b->open, VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS | VARVE_OPEN_NO_BACKING, b->queue);
+		ret = !b->image;
+	}
+	for (unsigned i = 0; !ret && i < b->nr; i++)
+		ret = act(b, &b->actions[i], name);
+	if (b->image)
+		ret |= close_image(b->image);
+	if (b->source)
+		ret |= close_image(b->source);
+	return ret;
+}
+
 static int img_bitmap(int argc, char **argv)
 {
 	struct bitmap b = { 0 };
+	struct varve_error err;
 	struct parse p;
 	int id, ret = 0;
 
@@ -96,15 +150,20 @@ static int img_bitmap(int argc, char **argv)
 		return ret ? ret : p.status;
 	if (check_arguments(&b, &p))
 		return 1;
-	complain("%s: bitmap '%s': %s is not part of this version (varve %s): it shows dirty bitmaps and changes none", p.args[0],
-		 p.args[1], b.action, varve_version());
-	return 1;
+	if (varve_queue_new(&b.queue, NULL, &err) < 0) {
+		complain("bitmap: %s", err.message);
+		return 1;
+	}
+	ret = run(&b, p.args[0], p.args[1]);
+	varve_queue_free(b.queue);
+	return ret;
 }
 
 const struct command cmd_bitmap = {
 	.name = "bitmap",
 	.run = img_bitmap,
-	.what = "change dirty bitmaps (understood, and refused by this version)",
+	.what = "make, remove and change dirty bitmaps of an image that is not in use",
 	.args = "FILE BITMAP",
 	.options = options,
+	.notes = "Several actions are done in their order. Each is complete or not made at all.\n",
 };

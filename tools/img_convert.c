@@ -27,8 +27,8 @@ static const struct option_row options[] = {
 	{ LONG_IMAGE_OPTS, "image-opts", NULL, "SOURCE is driver=...,file.filename=..." },
 	{ 'T', "source-cache", "MODE", "writeback (default), none, writethrough, directsync, unsafe" },
 	{ 'l', "snapshot", "SNAPSHOT", "of the source: name, id, or snapshot.name=NAME, snapshot.id=ID" },
-	{ LONG_BITMAPS, "bitmaps", NULL, NULL },
-	{ LONG_SKIP_BROKEN, "skip-broken-bitmaps", NULL, NULL },
+	{ LONG_BITMAPS, "bitmaps", NULL, "dirty bitmaps go along" },
+	{ LONG_SKIP_BROKEN, "skip-broken-bitmaps", NULL, "but those that are inconsistent" },
 	{ LONG_SALVAGE, "salvage", NULL, "what cannot be read becomes zeroes, and is told" },
 	OPT_FORCE_SHARE,
 	{ 'O', "target-format", "FORMAT", "of the new image: raw (default), qcow2, qed; raw and qcow2 also into a pipe" },
@@ -123,6 +123,12 @@ static int take_switch(struct parsing *ps, int c)
 	case 'C':
 		a->convert.flags |= VARVE_CONVERT_OFFLOAD;
 		return 0;
+	case LONG_BITMAPS:
+		a->bitmaps = true;
+		return 0;
+	case LONG_SKIP_BROKEN:
+		a->skip_broken_bitmaps = true;
+		return 0;
 	case LONG_SALVAGE:
 		a->convert.flags |= VARVE_CONVERT_SALVAGE;
 		return 0;
@@ -193,9 +199,6 @@ static int take_value(struct parsing *ps, int c, const char *value)
 static int take(struct parsing *ps, int id, const char *value)
 {
 	switch (id) {
-	case LONG_BITMAPS:
-	case LONG_SKIP_BROKEN:
-		return complain_missing("convert: copying bitmaps (--bitmaps)");
 	case LONG_OBJECT:
 		return object_add(value);
 	case 'p':
@@ -277,7 +280,7 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 	}
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(names[a->nr_sources]))
 		ret = convert_pipe_check(a);
-	return ret;
+	return ret ? ret : convert_bitmaps_check(a);
 }
 
 static int img_convert(int argc, char **argv)

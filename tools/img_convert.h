@@ -3,6 +3,7 @@
  * tools/img_convert.h - what the files of `varve img convert` share
  *
  *   img_convert.c      options, and which of them go together
+ *   img_convert_bitmaps.c  dirty bitmaps
  *   img_convert_pipe.c into a pipe
  *   img_convert_stdin.c  out of a pipe
  *   img_convert_run.c  opens the sources, makes the target, converts; what failed half way is removed
@@ -18,6 +19,7 @@ struct convert_args {
 	char *options; /* all -o, and the backing file; NULL: none */
 	bool has_backing;
 	bool no_create, target_is_zero, source_is_pipe;
+	bool bitmaps, skip_broken_bitmaps;
 	struct varve_convert_options convert;
 	bool progress, quiet;
 	char **names; /* the sources, and at last the target */
@@ -33,6 +35,13 @@ bool convert_is_pipe(const char *name);
 int convert_pipe_check(const struct convert_args *a);
 /* Is the key among the options KEY=VALUE,...? */
 bool options_have(const char *list, const char *key);
+
+struct bitmaps;
+int convert_bitmaps_check(const struct convert_args *a);
+int convert_bitmaps_begin(const struct convert_args *a, struct varve_image *source, struct bitmaps **ret);
+/* The target is whole, and closed. 0, or 1 after a message. */
+int convert_bitmaps(const struct convert_args *a, const struct bitmaps *b, struct varve_image *source, struct varve_queue *queue);
+void convert_bitmaps_free(struct bitmaps *b);
 
 /* Does the source give bytes in one direction only ("-": standard input)? */
 bool convert_from_pipe(const char *name);

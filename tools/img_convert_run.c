@@ -20,6 +20,7 @@ struct conversion {
 	struct varve_image **sources;
 	unsigned nr_open;
 	struct varve_image *target;
+	struct bitmaps *bitmaps;
 	uint64_t len;
 	bool is_device;
 };
@@ -155,6 +156,7 @@ static int finish(struct conversion *c, int ret)
 		ret |= close_image(c->sources[--c->nr_open]);
 	varve_queue_free(c->queue);
 	free(c->sources);
+	convert_bitmaps_free(c->bitmaps);
 	if (ret && unfinished && give_up_file(unfinished) < 0)
 		complain("%s: is not complete, and cannot be %s: %s", unfinished, existed ? "emptied" : "removed", strerror(errno));
 	unfinished = NULL;
@@ -171,11 +173,19 @@ static int convert_to_file(struct conversion *c)
 	/* Out of a pipe: it becomes longer later, unless it has a length of its own. */
 	if (a->source_is_pipe && options_have(a->options, "size"))
 		c->len = UINT64_MAX;
-	ret = make_target(c);
+	ret = a->bitmaps ? convert_bitmaps_begin(a, c->sources[0], &c->bitmaps) : 0;
+	if (ret == 0)
+		ret = make_target(c);
 	if (ret == 0)
 		ret = open_target(c);
 	if (ret == 0)
 		ret = a->source_is_pipe ? convert_stdin(a, c->target, c->queue, reads_zero(c)) : copy(c);
+	if (ret == 0 && c->bitmaps) {
+		ret = close_image(c->target);
+		c->target = NULL;
+		if (ret == 0)
+			ret = convert_bitmaps(a, c->bitmaps, c->sources[0], c->queue);
+	}
 	return ret;
 }
 

@@ -141,6 +141,13 @@ VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_
  */
 #define VARVE_OPEN_REPAIR (1u << 7)
 
+/*
+ * With VARVE_OPEN_WRITABLE: only for the calls varve_bitmap_*(). The disk cannot be written, so that bitmaps stay true.
+ * Opened without this flag for writing, an image keeps its disabled bitmaps; enabled ones become inconsistent, because this
+ * version does not note in them what is written.
+ */
+#define VARVE_OPEN_BITMAPS (1u << 8)
+
 struct varve_open_options {
 	unsigned flags;		  /* VARVE_OPEN_* */
 	const char *format;	  /* "qcow2", "raw", ...; NULL: found by probing */
@@ -439,6 +446,35 @@ VARVE_API void varve_stream_status(struct varve_stream *stream, struct varve_str
 VARVE_API int varve_stream_wait(struct varve_stream *stream, int timeout_ms, struct varve_error *err);
 /* Cancels it if it has not ended, waits, frees. Takes NULL. */
 VARVE_API void varve_stream_free(struct varve_stream *stream);
+
+/* ---- persistent dirty bitmaps ------------------------------------------------------------------------------ */
+
+/*
+ * What was written since when, for incremental backups: qcow2 images of version 3 have any number. Every change is durable
+ * when the call returns, and complete or not made at all, whenever power fails. They need VARVE_OPEN_BITMAPS, all but the list.
+ */
+struct varve_bitmap_info {
+	const char *name;
+	uint64_t granularity; /* bytes of the disk for each bit */
+	bool enabled;	      /* notes writes, if the program that makes them keeps bitmaps */
+	bool inconsistent;    /* writes were made and not noted: it can only be removed */
+};
+
+VARVE_API int varve_bitmap_list(struct varve_image *image, struct varve_bitmap_info **ret_list, unsigned *ret_nr,
+				struct varve_error *err);
+VARVE_API void varve_bitmap_list_free(struct varve_bitmap_info *list, unsigned nr);
+
+#define VARVE_BITMAP_DISABLED (1u << 0)
+
+/* granularity: a power of two, 512 .. 2 GiB; 0: a cluster, at least 4 KiB and at most 64 KiB. No bit is set. */
+VARVE_API int varve_bitmap_add(struct varve_image *image, const char *name, uint64_t granularity, unsigned flags,
+			       struct varve_error *err);
+VARVE_API int varve_bitmap_remove(struct varve_image *image, const char *name, struct varve_error *err);
+VARVE_API int varve_bitmap_clear(struct varve_image *image, const char *name, struct varve_error *err);
+VARVE_API int varve_bitmap_enable(struct varve_image *image, const char *name, bool enable, struct varve_error *err);
+/* Adds what source's bitmap says. Both images have the same length and home queue, and may be the same image. */
+VARVE_API int varve_bitmap_merge(struct varve_image *image, const char *name, struct varve_image *source,
+				 const char *source_name, struct varve_error *err);
 
 /* ---- internal snapshots ------------------------------------------------------------------------------------ */
 

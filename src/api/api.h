@@ -7,6 +7,7 @@
  *   io.c       synchronous requests
  *   map.c      map and check
  *   info.c     ImageInfo and statistics as JSON
+ *   bitmap.c   persistent dirty bitmaps
  *   convert.c  contents of images into another one
  *   create.c   new images
  *   change.c   another length, another backing file, other options, no contents

@@ -57,6 +57,7 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 		{ VARVE_OPEN_WRITABLE, NODE_WRITABLE },	      { VARVE_OPEN_NO_BACKING, NODE_NO_BACKING },
 		{ VARVE_OPEN_FORCE_SHARE, NODE_FORCE_SHARE }, { VARVE_OPEN_NO_IO, NODE_NO_IO },
 		{ VARVE_OPEN_CHECK, NODE_CHECK },	      { VARVE_OPEN_REPAIR, NODE_REPAIR },
+		{ VARVE_OPEN_BITMAPS, NODE_BITMAPS },
 	};
 	unsigned left = oo->flags & ~(VARVE_OPEN_IMAGE_OPTS | VARVE_OPEN_COPY_ON_READ);
 	const char *cold = getenv("VARVE_FORCE_COLD"); /* a switch of the tests: see CONTRIBUTING.md */
@@ -77,6 +78,8 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 		return varve_error_set(err, -EINVAL, "unknown open flags 0x%x", left);
 	if ((flags & NODE_REPAIR) && !(flags & NODE_WRITABLE))
 		return varve_error_set(err, -EINVAL, "an image is repaired only when it is open for writing");
+	if ((flags & NODE_BITMAPS) && !(flags & NODE_WRITABLE))
+		return varve_error_set(err, -EINVAL, "bitmaps are changed only when the image is open for writing");
 	if ((flags & NODE_WRITABLE) && (flags & NODE_FORCE_SHARE))
 		return varve_error_set(err, -EINVAL, "an image cannot be shared by force and open for writing");
 	if (cold && strcmp(cold, "1") == 0)
@@ -121,6 +124,9 @@ static int open_fiber(struct fiber *f, void *arg)
 
 	int ret = graph_open_aio(f, a->opts, a->flags, a->aio, &a->top, a->err);
 
+	/* Only the format's own changes: nobody else may write what bitmaps would have to note. */
+	for (struct node *n = a->top; ret == 0 && (a->flags & NODE_BITMAPS) && n; n = n->drv->kind == DRIVER_FILTER ? n->file : NULL)
+		n->flags &= ~NODE_WRITABLE;
 	if (ret < 0 && a->err && !strstr(a->err->message, a->name))
 		varve_error_prefix(a->err, ret, "%s: ", a->name);
 	return ret;

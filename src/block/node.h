@@ -69,6 +69,9 @@ struct check {
 
 void check_report(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+struct bitmap_bits;
+struct bitmap_change;
+struct bitmap_info;
 struct emit_driver;
 struct snapshot_info;
 struct snapshot_want;
@@ -257,6 +260,17 @@ struct driver {
 	/* The area behind the end of the disk where a machine's state stands before it belongs to a snapshot. */
 	int (*state_area_read)(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
 	int (*state_area_write)(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
+
+	/* Format, optional: persistent dirty bitmaps (block/bitmap.h). Home queue. */
+	/* *ret_list: malloc'd, and so are the names in it. */
+	int (*bitmap_list)(struct fiber *f, struct node *n, struct bitmap_info **ret_list, uint32_t *ret_nr,
+			   struct varve_error *err);
+	/* With NODE_BITMAPS. Durable when it returns. */
+	int (*bitmap_change)(struct fiber *f, struct node *n, const struct bitmap_change *c, struct varve_error *err);
+	/* One to be read; not one that is inconsistent. Behind its end there are zeroes. */
+	int (*bitmap_open)(struct fiber *f, struct node *n, const char *name, struct bitmap_bits **ret, struct varve_error *err);
+	int (*bitmap_read)(struct fiber *f, struct node *n, struct bitmap_bits *bits, uint64_t off, void *buf, size_t len);
+	void (*bitmap_close)(struct node *n, struct bitmap_bits *bits);
 };
 
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
@@ -281,6 +295,7 @@ const struct driver *driver_probe(const uint8_t *buf, size_t len);
 #define NODE_SYNC (1u << 10)	    /* leaf: every write and zeroing is FUA, those of metadata too */
 #define NODE_REPAIR (1u << 11)	    /* format: counts and tables are examined, and made right, before it is written */
 #define NODE_EVENTS (1u << 12)	    /* it, or a filter below it, wants to know of events (block/event.h) */
+#define NODE_BITMAPS (1u << 13)	    /* format: opened to change bitmaps, nothing else: they stay as they are */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

@@ -129,18 +129,3 @@ def test_what_is_wrong_changes_nothing(tmp_path):
     refused(img("amend", disk), "-o")
     refused(img("amend", "-o", "compat=1.1"), "file name")
     refused(img("amend", "-f", "raw", "-o", "size=9M", raw), "raw")
-
-
-@pytest.mark.parametrize("action", [["--add", "-g", "64k"], ["--remove"], ["--clear"], ["--enable"], ["--disable"],
-                                    ["--merge", "other", "-b", "file", "-F", "qcow2"], ["--add", "--disable", "--merge", "x"]])
-def test_bitmap_is_understood_and_refused(tmp_path, action):
-    disk = tmp_path / "d"
-    ok(qimg("create", "-q", "-f", "qcow2", disk, "8M"))
-    before = disk.read_bytes()
-    refused(img("bitmap", *action, disk, "name"), "name", action[0], "not part of this version")
-    refused(img("bitmap", disk, "name", *action, "-f", "qcow2"), "not part of this version")
-    assert disk.read_bytes() == before
-    for args in ([disk, "name"], ["--add", disk], ["--add", "-g", "3", disk, "n"], ["--remove", "-g", "64k", disk, "n"],
-                 ["--add", "-b", "x", disk, "n"], ["--merge", disk, "n"]):
-        refused(img("bitmap", *args))
-        assert qimg("bitmap", *args).rc == 1

@@ -232,7 +232,7 @@ def test_a_rate_is_kept(here):
     (["-O", "qcow2", "-o", "cluster_size=3", "src.raw", "out"], ["cluster_size"]),
     (["-O", "qcow2", "-o", "nothing=3", "src.raw", "out"], ["nothing"]),
     (["-t", "never", "src.raw", "out"], ["never"]),
-    (["--bitmaps", "-O", "qcow2", "src.raw", "out"], ["--bitmaps"]),
+    (["--bitmaps", "-f", "raw", "-O", "qcow2", "src.raw", "out"], ["--bitmaps", "raw"]),
     (["--canonical", "-W", "src.raw", "out"], ["-W"]),
     (["--no-such", "src.raw", "out"], ["--no-such"]),
     (["-l", "x", "-f", "raw", "src.raw", "out"], []),

@@ -126,7 +126,7 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 	want->version = version;
 	want->compatible &= ~QCOW2_COMPAT_LAZY_REFCOUNTS;
 	if (version < 3)
-		want->compatible = want->incompatible = want->autoclear = 0;
+		want->compatible = want->incompatible = want->autoclear = want->nr_bitmaps = 0;
 	else if (lazy)
 		want->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
 	ret = qcow2_header_change(f, q, want, a->err);
@@ -203,6 +203,8 @@ static int change_version(struct fiber *f, struct amend *a)
 {
 	int ret = a->version < a->q->h.version ? remove_zero_entries(f, a) : 0;
 
+	if (ret == 0 && a->version < 3 && a->q->h.nr_bitmaps)
+		ret = qcow2_remove_bitmaps(f, a->q, a->err); /* version 2 has none */
 	/* The header comes after everything that was queued, which is durable with it. */
 	return ret < 0 ? ret : change_header(f, a, a->version, a->lazy_refcounts);
 }

@@ -12,18 +12,6 @@
 #include "format/qcow2/bitmaps.h"
 #include "format/qcow2/packed.h"
 
-/* docs/spec/qcow2.md, "Bitmaps". Extra data and the name follow; entries begin at multiples of 8. */
-struct bitmap_disk {
-	be64 table_off;		  /*  0 */
-	be32 table_entries;	  /*  8 */
-	be32 flags;		  /* 12 */
-	uint8_t type;		  /* 16  1: dirty tracking */
-	uint8_t granularity_bits; /* 17  0 .. 63 */
-	be16 name_len;		  /* 18  1 .. 1023, not NUL-terminated */
-	be32 extra_len;		  /* 20 */
-};
-static_assert(sizeof(struct bitmap_disk) == 24, "see the spec");
-
 #define NAME_MAX_LEN 1023u
 #define EXTRA_MAX_LEN 1024u /* nothing is defined to be there */
 
@@ -37,8 +25,10 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, struct qco
 	struct bitmap_disk d;
 	uint32_t extra_len, name_len;
 	const uint8_t *bytes;
-	int ret = packed_take(f, p, nr, sizeof(d), &bytes);
+	int ret;
 
+	b->at = p->pos - p->start;
+	ret = packed_take(f, p, nr, sizeof(d), &bytes);
 	if (ret < 0)
 		return ret;
 	memcpy(&d, bytes, sizeof(d));
@@ -62,6 +52,8 @@ static int read_entry(struct fiber *f, struct packed *p, uint32_t nr, struct qco
 	b->table_entries = be32_get(d.table_entries);
 	b->flags = be32_get(d.flags);
 	b->type = d.type;
+	b->extra_len = extra_len;
+	b->entry_len = (uint32_t)align_up(sizeof(d) + (uint64_t)extra_len + name_len, 8);
 	b->granularity_bits = d.granularity_bits;
 	b->name = packed_string(bytes + extra_len, name_len);
 	if (!b->name)

@@ -12,6 +12,18 @@
 
 #define BITMAP_TABLE_ENTRIES_MAX 0x8000000u
 
+/* docs/spec/qcow2.md, "Bitmaps". Extra data and the name follow; entries begin at multiples of 8. */
+struct bitmap_disk {
+	be64 table_off;		  /*  0 */
+	be32 table_entries;	  /*  8 */
+	be32 flags;		  /* 12 */
+	uint8_t type;		  /* 16  1: dirty tracking */
+	uint8_t granularity_bits; /* 17  0 .. 63 */
+	be16 name_len;		  /* 18  1 .. 1023, not NUL-terminated */
+	be32 extra_len;		  /* 20 */
+};
+static_assert(sizeof(struct bitmap_disk) == 24, "see the spec");
+
 struct qcow2_bitmap {
 	uint64_t table_off;
 	uint32_t table_entries;
@@ -19,6 +31,9 @@ struct qcow2_bitmap {
 	uint8_t type;
 	uint8_t granularity_bits; /* 0 .. 63 */
 	char *name;
+	uint32_t extra_len;
+	uint64_t at;	    /* of its entry in the directory */
+	uint32_t entry_len; /* with padding, which the last one may lack */
 };
 
 /*

@@ -77,6 +77,15 @@ static_assert(sizeof(struct qcow2_header_disk) == 112, "see the spec");
  */
 #define QCOW2_AUTOCLEAR_JOURNAL (1ull << 63)
 
+/* Header extension "bitmaps". */
+struct qcow2_bitmaps_disk {
+	be32 nr_bitmaps;
+	be32 reserved;
+	be64 directory_len;
+	be64 directory_off;
+};
+static_assert(sizeof(struct qcow2_bitmaps_disk) == 24, "see the spec");
+
 #define QCOW2_EXT_END 0u
 #define QCOW2_EXT_BACKING_FORMAT 0xe2792acau
 #define QCOW2_EXT_FEATURE_NAMES 0x6803f857u

@@ -25,14 +25,6 @@ struct feature_disk {
 };
 static_assert(sizeof(struct feature_disk) == 48, "see the spec");
 
-struct bitmaps_disk {
-	be32 nr_bitmaps;
-	be32 reserved;
-	be64 directory_len;
-	be64 directory_off;
-};
-static_assert(sizeof(struct bitmaps_disk) == 24, "see the spec");
-
 #define INCOMPAT_KNOWN                                                                                       \
 	(QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT | QCOW2_INCOMPAT_DATA_FILE |                          \
 	 QCOW2_INCOMPAT_COMPRESSION | QCOW2_INCOMPAT_EXTENDED_L2)
@@ -305,7 +297,7 @@ static void parse_feature_names(struct reader *rd, const uint8_t *data, uint32_t
 static int parse_bitmaps(struct reader *rd, const uint8_t *data, uint32_t len)
 {
 	struct qcow2_header *h = rd->h;
-	struct bitmaps_disk d;
+	struct qcow2_bitmaps_disk d;
 
 	/* Whoever changed the image without knowing bitmaps cleared the bit: what stands here means nothing
 	 * then. */

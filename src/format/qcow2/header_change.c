@@ -54,7 +54,10 @@ static bool add_extension(struct new_header *n, uint32_t type, const void *data,
 	return true;
 }
 
-/* All but the backing format, which changes, and feature names, which come last. Well-formed, as at open. */
+/*
+ * All but the backing format and bitmaps, which change, and feature names, which come last. Well-formed, as at open. Bitmaps
+ * that nobody may rely on any more go.
+ */
 static int keep_extensions(struct new_header *n, const struct qcow2_header *old, uint32_t cluster_len, struct varve_error *err)
 {
 	uint32_t pos = old->header_len, end = n->old_at ? n->old_at : cluster_len;
@@ -64,7 +67,7 @@ static int keep_extensions(struct new_header *n, const struct qcow2_header *old,
 
 		if (type == QCOW2_EXT_END || len > end - pos - EXTENSION_HEAD)
 			break;
-		if (type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_FEATURE_NAMES &&
+		if (type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_FEATURE_NAMES && type != QCOW2_EXT_BITMAPS &&
 		    !add_extension(n, type, n->cluster + pos + EXTENSION_HEAD, len))
 			return varve_error_set(err, -ENOTSUP,
 					       "the header's extensions do not fit into its first sector; it cannot be changed "
@@ -84,6 +87,14 @@ static int build_extensions(struct new_header *n, const struct qcow2_header *old
 	if (*want->backing_name && *want->backing_format &&
 	    !add_extension(n, QCOW2_EXT_BACKING_FORMAT, want->backing_format, (uint32_t)strlen(want->backing_format)))
 		return varve_error_set(err, -ENOTSUP, "a header of %u bytes leaves no room for the backing format", want->header_len);
+	if (want->nr_bitmaps) {
+		struct qcow2_bitmaps_disk d = { .nr_bitmaps = be32_put(want->nr_bitmaps),
+						.directory_len = be64_put(want->bitmap_directory_len),
+						.directory_off = be64_put(want->bitmap_directory_off) };
+
+		if (!add_extension(n, QCOW2_EXT_BITMAPS, &d, sizeof(d)))
+			return varve_error_set(err, -ENOTSUP, "the header leaves no room in its first sector for bitmaps");
+	}
 	return keep_extensions(n, old, cluster_len, err);
 }
 
@@ -176,6 +187,9 @@ static void adopt(struct qcow2 *q, const struct qcow2_header *want)
 	q->h.header_len = want->header_len;
 	q->h.compatible = want->compatible;
 	q->h.autoclear = want->autoclear;
+	q->h.nr_bitmaps = want->nr_bitmaps;
+	q->h.bitmap_directory_len = want->bitmap_directory_len;
+	q->h.bitmap_directory_off = want->bitmap_directory_off;
 	memcpy(q->h.backing_name, want->backing_name, sizeof(q->h.backing_name));
 	memcpy(q->h.backing_format, want->backing_format, sizeof(q->h.backing_format));
 }

@@ -17,6 +17,7 @@
 
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
+#include "format/qcow2/bitmap_dir.h"
 #include "format/qcow2/driver.h"
 #include "format/qcow2/emit.h"
 #include "format/qcow2/measure.h"
@@ -161,7 +162,7 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 
 /*
  * Autoclear bits stand for data that only holds as long as every writer keeps it up to date: those that we do
- * not know, and bitmaps, which this version does not update. Durable first: the cleared bits. Only then: any
+ * not know, and bitmaps in an image that gets another length. Durable first: the cleared bits. Only then: any
  * other write. The other way round, power lost in between would leave a changed image whose bitmaps say "not
  * changed".
  */
@@ -180,8 +181,24 @@ static int set_autoclear(struct fiber *f, struct qcow2 *q, uint64_t bits, struct
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header");
 	q->h.autoclear = bits;
-	q->h.nr_bitmaps = 0;
+	if (!(bits & QCOW2_AUTOCLEAR_BITMAPS))
+		q->h.nr_bitmaps = 0;
 	return 0;
+}
+
+int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	return set_autoclear(f, q, q->h.autoclear & ~QCOW2_AUTOCLEAR_BITMAPS, err);
+}
+
+/* The bit of bitmaps that stays: they are all that will be changed, or they say themselves which of them are not to be trusted. */
+static int keep_bitmaps(struct fiber *f, struct qcow2 *q, uint64_t *ret_bits, struct varve_error *err)
+{
+	int ret = q->node->flags & NODE_BITMAPS ? !bitmaps_valid(&q->h) : bitmap_dir_mark_in_use(f, q, err);
+
+	if (ret == 0)
+		*ret_bits = QCOW2_AUTOCLEAR_BITMAPS;
+	return MIN(ret, 0);
 }
 
 /*
@@ -190,16 +207,19 @@ static int set_autoclear(struct fiber *f, struct qcow2 *q, uint64_t bits, struct
  */
 static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
 {
-	int ret;
+	uint64_t bitmaps = 0;
+	int ret = keep_bitmaps(f, q, &bitmaps, err);
 
+	if (ret < 0)
+		return ret;
 	if (!state_dir) {
 		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
 			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
 				    "acknowledged and not flushed is lost unless it has been started with it since",
 				    node_name(q->node));
-		return set_autoclear(f, q, 0, err);
+		return set_autoclear(f, q, bitmaps, err);
 	}
-	ret = set_autoclear(f, q, QCOW2_AUTOCLEAR_JOURNAL, err);
+	ret = set_autoclear(f, q, bitmaps | QCOW2_AUTOCLEAR_JOURNAL, err);
 	if (ret == 0)
 		ret = order_keep(f, q->order, state_dir, err);
 	if (ret == 0)
@@ -212,7 +232,7 @@ static void end_journal(struct fiber *f, struct qcow2 *q)
 {
 	order_keep_end(f, q->order);
 	if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
-		(void)set_autoclear(f, q, 0, NULL);
+		(void)set_autoclear(f, q, q->h.autoclear & ~QCOW2_AUTOCLEAR_JOURNAL, NULL);
 }
 
 /* What knows of counts: q->order is there. */
@@ -526,4 +546,9 @@ const struct driver driver_qcow2 = {
 	.snapshot_graph = qcow2_snapshot_graph,
 	.state_area_read = qcow2_state_area_read,
 	.state_area_write = qcow2_state_area_write,
+	.bitmap_list = qcow2_bitmap_list,
+	.bitmap_change = qcow2_bitmap_change,
+	.bitmap_open = qcow2_bitmap_open,
+	.bitmap_read = qcow2_bitmap_read,
+	.bitmap_close = qcow2_bitmap_close,
 };

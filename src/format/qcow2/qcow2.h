@@ -27,6 +27,7 @@
  *   snapshot.c  the snapshot table: read, built
  *   snapshot.h  making, applying and deleting snapshots, and the state of virtual machines in them
  *   info.c      what `img info` shows
+ *   bitmap_dir.h  persistent dirty bitmaps: read, made, changed
  *
  * All offsets in the file are host_off, all offsets of the virtual disk guest_off; both are bytes.
  */
@@ -61,6 +62,12 @@ struct qcow2_header {
 	uint32_t nr_bitmaps;
 	uint64_t bitmap_directory_len, bitmap_directory_off;
 };
+
+/* open.c. What bitmaps say of the disk is not worth anything any more, durably; nothing if there are none. */
+struct qcow2;
+int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+/* bitmap_ops.c. The same, and their space is given back. */
+int qcow2_remove_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
 struct cache;
 struct meta;

@@ -342,10 +342,14 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
-	int ret;
+	int ret = check_len(q, len, prealloc, err);
 
+	if (ret == 0 && align_up(len, 512) != q->h.disk_len && q->h.nr_bitmaps)
+		ret = qcow2_remove_bitmaps(f, q, err); /* they are of a disk of this length */
+	if (ret < 0)
+		return ret;
 	fiber_lock(f, &q->resize_mutex);
-	ret = check_len(q, len, prealloc, err);
+	ret = check_len(q, len, prealloc, err); /* as things are now */
 	len = ret < 0 ? 0 : align_up(len, 512);
 	if (ret == 0 && len < q->h.disk_len)
 		ret = shrink(f, q, len, err);

@@ -265,6 +265,8 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 		ret = varve_error_set(err, -ENOMEM, "L1 table: out of memory");
 	if (ret == 0)
 		ret = tables_verify(f, q, &old, err);
+	if (ret == 0 && q->h.nr_bitmaps && fd.all.list[fd.index].disk_len != q->h.disk_len)
+		ret = qcow2_give_up_bitmaps(f, q, err); /* they are of a disk of this length */
 	if (ret == 0)
 		ret = settle(f, q, apply(f, q, &fd, &old, err), err);
 	free(old.entries);

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * qcow2/bitmap_dir.h - changing persistent dirty bitmaps
+ *
+ *   bitmap_dir.c   the directory, as bytes: entries keep what is in them that we do not know
+ *   bitmap_bits.c  the bits of one bitmap: reading them, making a table of them
+ *   bitmap_ops.c   the driver's calls
+ */
+#ifndef VARVE_QCOW2_BITMAP_DIR_H
+#define VARVE_QCOW2_BITMAP_DIR_H
+
+#include "block/bitmap.h"
+#include "format/qcow2/bitmaps.h"
+
+struct bitmap_dir {
+	uint8_t *bytes;
+	size_t len;
+	struct qcow2_bitmap *list; /* nr of them, as they are in bytes */
+	uint32_t nr;
+};
+
+/* An image without bitmaps has an empty one. */
+int bitmap_dir_load(struct fiber *f, struct qcow2 *q, struct bitmap_dir *d, struct varve_error *err);
+void bitmap_dir_free(struct bitmap_dir *d);
+/* UINT32_MAX: none of that name. */
+uint32_t bitmap_dir_find(const struct bitmap_dir *d, const char *name);
+/* In memory: */
+int bitmap_dir_append(struct bitmap_dir *d, const struct qcow2_bitmap *b);
+void bitmap_dir_remove(struct bitmap_dir *d, uint32_t i);
+void bitmap_dir_set(struct bitmap_dir *d, uint32_t i, uint64_t table_off, uint32_t flags);
+/* The image has this directory, durably and at once, and everything queued before is durable. The old one's space is free. */
+int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
+/*
+ * Before the image is written by somebody who does not note it in bitmaps: those that are to be up to date are marked, durably.
+ * 1: there is nothing left that could be relied upon, the autoclear bit must go.
+ */
+int bitmap_dir_mark_in_use(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+
+struct qcow2_bits {
+	struct bitmap_bits bits;
+	struct qcow2 *q;
+	uint64_t *table; /* host byte order */
+	uint64_t nr_bytes;
+	uint32_t nr;
+};
+
+/* Checks everything that is in the table. */
+int bits_open(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *b, struct qcow2_bits **ret, struct varve_error *err);
+void bits_close(struct qcow2_bits *h);
+int bits_read(struct fiber *f, const struct qcow2_bits *h, uint64_t off, uint8_t *buf, size_t len);
+/* Bytes [off, off + len) of a bitmap of that granularity that says what the source says. */
+int bits_read_as(struct fiber *f, struct node *source, struct bitmap_bits *bits, uint64_t granularity, uint64_t off, uint8_t *buf,
+		 size_t len);
+
+/* Entries of the table of a bitmap for the disk as long as it is. -EFBIG: too many. */
+int bits_table_entries(const struct qcow2 *q, unsigned granularity_bits, uint32_t *ret, struct varve_error *err);
+/* Queues a table for a bitmap without a bit set (NULL), or with these entries. */
+int bits_put_table(struct fiber *f, struct qcow2 *q, const uint64_t *entries, uint32_t nr, uint64_t *ret_off);
+/* Space of bits (entry by entry unless it is in `kept`) and their table. What led there is gone, durably. */
+void bits_free_space(struct qcow2 *q, const struct qcow2_bitmap *b, const struct qcow2_bits *h, const uint64_t *kept);
+
+int qcow2_bitmap_list(struct fiber *f, struct node *n, struct bitmap_info **ret_list, uint32_t *ret_nr,
+		      struct varve_error *err);
+int qcow2_bitmap_change(struct fiber *f, struct node *n, const struct bitmap_change *c, struct varve_error *err);
+int qcow2_bitmap_open(struct fiber *f, struct node *n, const char *name, struct bitmap_bits **ret, struct varve_error *err);
+int qcow2_bitmap_read(struct fiber *f, struct node *n, struct bitmap_bits *bits, uint64_t off, void *buf, size_t len);
+void qcow2_bitmap_close(struct node *n, struct bitmap_bits *bits);
+
+#endif

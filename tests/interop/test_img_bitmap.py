@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: MIT
+"""Persistent dirty bitmaps: img bitmap, convert --bitmaps, and what becomes of them when the disk is written
+
+What a bitmap says is read by qemu-nbd. Never: leaves a server running.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused
+
+LEN = 24 * MIB
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bitmaps(path):
+    """Name: (granularity, flags), as both tools say."""
+    def told(i):
+        return {b["name"]: (b["granularity"], frozenset(b["flags"])) for b in i["format-specific"]["data"].get("bitmaps", [])}
+
+    ours = told(info(path))
+    assert ours == told(ok(qimg("info", "--output=json", path)).json)
+    return ours
+
+
+def dirty(path, name):
+    """The stretches of the disk that the bitmap says are dirty."""
+    sock = os.path.abspath("sock")
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", sock, "-B", name, "-f", "qcow2", path], stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 20
+        while not os.path.exists(sock):
+            assert server.poll() is None and time.monotonic() < end, server.stderr.read()
+            os.sched_yield()
+        lines = ok(qimg("map", "--output=json", "--image-opts", f"driver=nbd,server.type=unix,server.path={sock},"
+                        f"x-dirty-bitmap=qemu:dirty-bitmap:{name}")).json
+    finally:
+        server.terminate()
+        server.wait()
+        server.stderr.close()
+        if os.path.exists(sock):
+            os.unlink(sock)
+    joined = []
+    for e in lines:
+        if not e["data"]: # that is how a dirty stretch looks
+            if joined and joined[-1][1] == e["start"]:
+                joined[-1][1] += e["length"]
+            else:
+                joined.append([e["start"], e["start"] + e["length"]])
+    return joined
+
+
+def clean(path):
+    ok(qimg("check", path)) # a leak is an error, too
+    ok(img("check", path))
+
+
+def test_dirty_is_what_it_seems(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", str(LEN)))
+    ok(qimg("bitmap", "--add", "-g", "64k", "a", "b"))
+    ok(qio("a", "write -q 1M 1k"))
+    assert dirty("a", "b") == [[MIB, MIB + 64 * KIB]]
+
+
+@pytest.mark.parametrize("cluster", [512, 4 * KIB, 64 * KIB, 2 * MIB])
+def test_every_action(here, cluster):
+    ok(img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "a", str(LEN)))
+    ok(img("bitmap", "--add", "-g", "16k", "a", "one"))
+    ok(img("bitmap", "--add", "--disable", "a", "two"))
+    default = min(max(cluster, 4 * KIB), 64 * KIB)
+    assert bitmaps("a") == {"one": (16 * KIB, {"auto"}), "two": (default, frozenset())}
+    clean("a")
+    ok(qio("a", "write -q 1M 70k", "write -q 9M 3M"))
+    assert dirty("a", "one") == [[MIB, MIB + 80 * KIB], [9 * MIB, 12 * MIB]]
+    assert dirty("a", "two") == []
+    ok(img("bitmap", "--merge", "one", "--enable", "a", "two"))
+    ok(img("bitmap", "--add", "--merge", "two", "-g", "1M", "a", "three"))
+    clean("a")
+    step = max(default, 16 * KIB)
+    assert dirty("a", "two") == [[MIB, MIB + (70 * KIB + step - 1) // step * step], [9 * MIB, 12 * MIB]]
+    assert dirty("a", "three") == [[MIB, 2 * MIB], [9 * MIB, 12 * MIB]]
+    assert bitmaps("a")["two"] == (default, {"auto"})
+    ok(qio("a", "write -q 20M 1k"))
+    assert dirty("a", "two")[2][0] == 20 * MIB
+    ok(img("bitmap", "--clear", "a", "one"))
+    assert dirty("a", "one") == []
+    clean("a")
+    for name in ("two", "one", "three"):
+        ok(img("bitmap", "--remove", "a", name))
+        clean("a")
+    assert bitmaps("a") == {}
+
+
+def test_merge_from_another_file(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "base", "16M"))
+    ok(qimg("bitmap", "--add", "-g", "64k", "base", "b"))
+    ok(qio("base", "write -q 3M 1M"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"))
+    ok(qimg("bitmap", "--add", "-g", "4k", "top", "b"))
+    ok(qio("top", "write -q 5M 4k"))
+    ok(img("bitmap", "--merge", "b", "-b", "base", "-F", "qcow2", "-f", "qcow2", "top", "b"))
+    assert dirty("top", "b") == [[3 * MIB, 4 * MIB], [5 * MIB, 5 * MIB + 4 * KIB]]
+    clean("top")
+    ok(qimg("create", "-q", "-f", "qcow2", "long", "32M"))
+    ok(img("bitmap", "--add", "long", "b"))
+    refused(img("bitmap", "--merge", "b", "-b", "base", "long", "b"), "16777216", "33554432")
+
+
+def test_what_cannot_be_is_said(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "compat=0.10", "old", "16M"))
+    ok(qimg("create", "-q", "-f", "raw", "raw", "16M"))
+    ok(img("bitmap", "--add", "a", "b"))
+    before = open("a", "rb").read()
+    for args, words in ((["--add", "a", "b"], ["b", "already"]), (["--remove", "a", "c"], ["c", "none"]),
+                        (["--merge", "c", "a", "b"], ["c"]), (["--add", "old", "b"], ["compat"]),
+                        (["--add", "-f", "raw", "raw", "b"], ["raw"]), (["--add", "a", "n" * 1024], ["1023"]),
+                        (["--add", "a", ""], ["name"]), (["--add", "none", "b"], ["none"]),
+                        (["--merge", "b", "-b", "none", "a", "b"], ["none"])):
+        refused(img("bitmap", *args), *words)
+    assert open("a", "rb").read() == before
+
+
+def test_wrong_words_are_refused_as_by_the_peer(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    for args in (["a", "n"], ["--add", "a"], ["--add", "-g", "3", "a", "n"], ["--remove", "-g", "64k", "a", "n"],
+                 ["--add", "-b", "x", "a", "n"], ["--merge", "a", "n"], ["--add", "-F", "raw", "a", "n"]):
+        refused(img("bitmap", *args))
+        assert qimg("bitmap", *args).rc == 1
+    assert bitmaps("a") == {}
+
+
+# ---- what becomes of them when the disk is written ----
+
+def test_writers_that_note_nothing_say_so(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    for name in ("on", "off"):
+        ok(qimg("bitmap", "--add", "-g", "64k", "a", name))
+    ok(qio("a", "write -q 3M 1M"))
+    ok(qimg("bitmap", "--disable", "a", "off"))
+    ok(io("a", "write -q 1M 64k"))
+    # An enabled one would have had to note that. A disabled one speaks of a time that is over.
+    assert bitmaps("a") == {"on": (64 * KIB, {"auto", "in-use"}), "off": (64 * KIB, frozenset())}
+    assert dirty("a", "off") == [[3 * MIB, 4 * MIB]]
+    clean("a")
+    for action in ("--clear", "--enable", "--disable"):
+        refused(img("bitmap", action, "a", "on"), "inconsistent")
+    refused(img("bitmap", "--merge", "on", "a", "off"), "inconsistent")
+    refused(img("convert", "--bitmaps", "-O", "qcow2", "a", "b"), "'on'", "--skip-broken-bitmaps")
+    assert not os.path.exists("b")
+    r = img("convert", "--bitmaps", "--skip-broken-bitmaps", "-O", "qcow2", "a", "b")
+    assert r.rc == 0 and "'on'" in r.err and len(r.err.splitlines()) == 1, str(r)
+    assert bitmaps("b") == {"off": (64 * KIB, frozenset())} and dirty("b", "off") == [[3 * MIB, 4 * MIB]]
+    ok(img("bitmap", "--remove", "a", "on"))
+    clean("a")
+    assert list(bitmaps("a")) == ["off"]
+    # Of another length they would be nonsense.
+    ok(img("resize", "a", "20M"))
+    assert bitmaps("a") == {}
+    clean("a")
+
+
+def test_other_changes_keep_what_they_can(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    ok(qimg("bitmap", "--add", "--disable", "-g", "64k", "a", "off"))
+    ok(qimg("create", "-q", "-f", "qcow2", "base", "16M"))
+    ok(img("amend", "-o", "lazy_refcounts=on,refcount_bits=32", "a"))
+    ok(img("snapshot", "-c", "s", "a"))
+    ok(img("rebase", "-u", "-b", "base", "-F", "qcow2", "a"))
+    ok(img("snapshot", "-a", "s", "a"))
+    ok(img("snapshot", "-d", "s", "a"))
+    assert bitmaps("a") == {"off": (64 * KIB, frozenset())}
+    clean("a")
+    ok(img("rebase", "-u", "-b", "", "a"))
+    ok(img("amend", "-o", "refcount_bits=16", "a"))
+    ok(img("amend", "-o", "compat=0.10", "a"))
+    assert bitmaps("a") == {}
+    clean("a")
+
+
+# ---- convert ----
+
+@pytest.mark.parametrize("options", [[], ["-o", "cluster_size=4k"], ["-c", "-o", "cluster_size=512"], ["-o", "cluster_size=2M"]])
+def test_bitmaps_are_converted(here, options):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", str(LEN)))
+    for name, granularity in (("fine", "512"), ("middle", "64k"), ("coarse", "4M")):
+        ok(qimg("bitmap", "--add", "-g", granularity, "a", name))
+    ok(qio("a", "write -q 1M 70k", "write -q 9M 11M"))
+    ok(qimg("bitmap", "--disable", "a", "middle"))
+    ok(img("convert", "--bitmaps", "-O", "qcow2", *options, "a", "b"))
+    ok(qimg("compare", "a", "b"))
+    clean("b")
+    assert bitmaps("b") == bitmaps("a") and len(bitmaps("a")) == 3
+    for name in bitmaps("a"):
+        assert dirty("b", name) == dirty("a", name)
+    ok(qimg("create", "-q", "-f", "qcow2", "c", str(LEN)))
+    ok(img("convert", "-n", "--target-is-zero", "--bitmaps", "-O", "qcow2", "a", "c"))
+    assert bitmaps("c") == bitmaps("a")
+    clean("c")
+
+
+@pytest.mark.parametrize("args,words", [
+    (["-O", "raw", "a", "b"], ["raw"]), (["-f", "raw", "-O", "qcow2", "raw", "b"], ["raw"]),
+    (["-O", "qcow2", "-o", "compat=0.10", "a", "b"], ["compat"]), (["-O", "qcow2", "a", "a", "b"], ["one source"]),
+    (["-O", "qcow2", "-l", "x", "a", "b"], ["-l"]), (["-O", "qcow2", "a", "-"], ["pipe"]),
+])
+def test_what_cannot_be_converted(here, args, words):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "1M"))
+    ok(qimg("bitmap", "--add", "a", "x"))
+    ok(qimg("create", "-q", "-f", "raw", "raw", "1M"))
+    r = img("convert", "--bitmaps", *args)
+    assert r.rc == 1 and len(r.err.splitlines()) == 1 and all(w in r.err for w in words), str(r)
+    assert not os.path.exists("b")
+    r = img("convert", "--skip-broken-bitmaps", "-O", "qcow2", "a", "b")
+    assert r.rc == 1 and "--bitmaps" in r.err
+
+
+# ---- at random ----
+
+def test_the_same_as_the_peer_by_seed(here):
+    """The same commands on two images, by both: the same bitmaps with the same bits."""
+    seed = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
+    print(f"VARVE_SEED={seed}")
+    rng = random.Random(seed)
+    cluster = rng.choice(["512", "4k", "64k", "1M"])
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "a", "40M"))
+    shutil.copy("a", "b")
+    names = ["x", "y", "z"]
+    for _ in range(int(os.environ.get("VARVE_SEEDS", 25))):
+        if rng.random() < 0.4:
+            write = f"write -q -P {rng.randrange(256)} {rng.randrange(80) * 512 * KIB} {rng.randrange(1, 300)}k"
+            ok(qio("a", write))
+            ok(qio("b", write))
+            continue
+        action = rng.choice(["--add", "--add", "--remove", "--clear", "--enable", "--disable", "--merge", "--merge"])
+        args = [action]
+        if action == "--add":
+            args += ["-g", str(512 << rng.randrange(12))]
+        if action == "--merge":
+            args.append(rng.choice(names))
+        name = rng.choice(names)
+        if action == "--merge" and args[1] == name:
+            continue
+        print("bitmap", *args, name)
+        ours, theirs = img("bitmap", *args, "a", name), qimg("bitmap", *args, "b", name)
+        assert ours.rc == theirs.rc, f"{ours}\n{theirs}"
+        assert bitmaps("a") == bitmaps("b")
+    for name in bitmaps("a"):
+        assert dirty("a", name) == dirty("b", name)
+    ok(qimg("compare", "-s", "a", "b"))
+    clean("a")
