@@ -12,12 +12,15 @@
 #include "api/api.h"
 
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #define SECTOR_LEN 512
+#define LINKS_MAX 40 /* as the kernel */
 
 struct create {
 	/* what was asked for */
@@ -31,6 +34,7 @@ struct create {
 	struct varve_error *err;
 
 	const char *path; /* of the local file; NULL: the target is no local file */
+	char *followed;	  /* its memory, if it is where links lead */
 	bool is_new;	  /* made by us */
 	bool exists;
 	uint64_t file_id[2]; /* exists: which file it is, in the form of struct node */
@@ -179,12 +183,35 @@ static int create_round(struct create *c)
 
 /* ---- the target ---- */
 
+/* A link that leads nowhere yet: what it names is made, and not more than one of them is followed at a time. */
+static int follow_links(struct create *c)
+{
+	for (unsigned i = 0; i < LINKS_MAX; i++) {
+		char target[PATH_MAX];
+		ssize_t len = readlink(c->path, target, sizeof(target) - 1);
+		const char *slash = strrchr(c->path, '/');
+		char *path;
+
+		if (len < 0) /* no link */
+			return 0;
+		target[len] = '\0';
+		if (asprintf(&path, "%.*s%s", target[0] != '/' && slash ? (int)(slash + 1 - c->path) : 0, c->path, target) < 0)
+			return -ENOMEM;
+		free(c->followed);
+		c->path = c->followed = path;
+	}
+	return -ELOOP;
+}
+
 static int create_file(struct create *c)
 {
-	int fd;
+	int fd, ret;
 
 	if (!c->path || c->exists)
 		return 0;
+	ret = follow_links(c);
+	if (ret < 0)
+		return varve_error_errno(c->err, ret, "%s: cannot be created", c->name);
 	fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 	if (fd < 0)
 		return varve_error_errno(c->err, -errno, "%s: cannot be created", c->name);
@@ -266,6 +293,7 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 		ret = fiber_call(queue->q, create_fiber, &c);
 	varve_queue_free(queue);
 	opts_free(c.opts);
+	free(c.followed);
 	return ret;
 }
 

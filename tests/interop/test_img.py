@@ -117,6 +117,19 @@ def test_create_unsafe_does_not_look_at_the_backing_file(tmp_path):
     assert info(tmp_path / "top")["backing-filename"] == "later.qcow2"
 
 
+def test_create_makes_what_a_link_names(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a").symlink_to("sub/b")
+    (tmp_path / "sub" / "b").symlink_to("../target")
+    refused(img("create", "-f", "qcow2", "-o", "cluster_size=3", tmp_path / "a", "1M"), "cluster_size")
+    assert not (tmp_path / "target").exists()
+    ok(img("create", "-f", "qcow2", tmp_path / "a", "1M"))
+    assert (tmp_path / "a").is_symlink() and (tmp_path / "sub" / "b").is_symlink()
+    assert (tmp_path / "target").read_bytes()[:4] == b"QFI\xfb"
+    (tmp_path / "nowhere").symlink_to("missing/x")
+    refused(img("create", "-f", "raw", tmp_path / "nowhere", "1M"), "cannot be created")
+
+
 def test_create_over_an_existing_file_replaces_what_it_held(tmp_path):
     disk = tmp_path / "disk"
     disk.write_bytes(b"x" * 5 * MIB)
