@@ -86,8 +86,12 @@ int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, u
 	int first = 0;
 
 	for (unsigned i = 0; i < nr; i++) {
+		struct bench *b = container_of(n, struct bench, node);
 		int err = node_writev(f, n, writes[i].off, writes[i].iov, writes[i].nr_iov, 0);
 
+		assert_true(writes[i].flags & REQ_META);
+		if (b->nr_flags < ARRAY_LEN(b->flags))
+			b->flags[b->nr_flags++] = writes[i].flags;
 		first = first ? first : err;
 	}
 	return first;

@@ -29,6 +29,8 @@ struct bench {
 	unsigned nr_writes, nr_flushes; /* submitted */
 	int64_t fail_nr;       /* this op (counted from 0) fails with -EIO; -1: none */
 	bool fail_all;	       /* all writes and flushes do */
+	uint32_t flags[4];     /* of the first writes since it was cleared */
+	unsigned nr_flags;
 	bool hold_reads;       /* node_read() does not return before bench_release_reads() */
 	struct waitlist held;
 };

@@ -4,6 +4,8 @@
  */
 #include "bench.h"
 
+#include "block/event.h"
+
 #include <stdlib.h>
 
 static void expect_read(struct bench *b, uint64_t off, const char *bytes)
@@ -219,6 +221,38 @@ static void neighbours_are_joined_and_rewrites_merged(void **state)
 	assert_int_equal(bench_flush(b), 0);
 	assert_int_equal(stats(b).writes, 1);
 	assert_int_equal(stats(b).bytes, 2048);
+	bench_free(b);
+}
+
+/* An event travels with the bytes to the disk. For who listens, neighbours of other events are writes of their own. */
+static void a_write_says_which_events_it_is(void **state)
+{
+	struct bench *b = bench_new(false, 0);
+
+	order_as(b->o, EVENT_L2_ALLOC_WRITE);
+	bench_put(b, 0, "new table", 9, ORDER_NONE);
+	order_as(b->o, EVENT_L2_UPDATE);
+	bench_put(b, 0, "its entry", 9, ORDER_NONE);
+	order_as(b->o, EVENT_REFBLOCK_UPDATE_PART);
+	bench_put(b, 2048, "count", 5, ORDER_NONE);
+	bench_put(b, 4096, "header", 6, ORDER_NONE); /* the event was the last one's alone */
+	assert_int_equal(bench_flush(b), 0);
+	assert_int_equal(b->nr_flags, 3);
+	assert_int_equal(b->flags[0], req_flags_of(EVENT_L2_ALLOC_WRITE, EVENT_L2_UPDATE));
+	assert_int_equal(b->flags[1], req_flags_of(EVENT_REFBLOCK_UPDATE_PART, EVENT_UNNAMED));
+	assert_int_equal(b->flags[2], REQ_META);
+	for (unsigned listens = 0; listens < 2; listens++) {
+		uint8_t sector[512] = { 1 };
+
+		b->node.flags = listens ? NODE_EVENTS : 0;
+		b->nr_flags = 0;
+		for (unsigned i = 0; i < 2; i++) {
+			order_as(b->o, i ? EVENT_L2_UPDATE : EVENT_REFBLOCK_UPDATE_PART);
+			bench_put(b, i * 512, sector, 512, ORDER_NONE);
+		}
+		assert_int_equal(bench_flush(b), 0);
+		assert_int_equal(b->nr_flags, 1 + listens);
+	}
 	bench_free(b);
 }
 
@@ -674,6 +708,7 @@ int main(void)
 		cmocka_unit_test(a_later_put_to_the_same_place_wins_on_disk),
 		cmocka_unit_test(a_put_beside_a_later_entry_stays_in_the_open_section),
 		cmocka_unit_test(neighbours_are_joined_and_rewrites_merged),
+		cmocka_unit_test(a_write_says_which_events_it_is),
 		cmocka_unit_test(a_long_run_is_written_in_several_vectors),
 		cmocka_unit_test(waiting_for_now_syncs_data_once_when_nothing_is_queued),
 		cmocka_unit_test(waiting_for_an_early_mark_leaves_later_sections_queued),
