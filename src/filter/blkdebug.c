@@ -216,10 +216,16 @@ static void change_done(struct req *r, int ret)
 	req_done(r, ret);
 }
 
+static void forward(struct node *n, struct req *r)
+{
+	r->flags &= ~REQ_ALIGNED; /* to what we want; the file below may want more */
+	req_forward(r, n->file, r->off, r->op == REQ_WRITE || r->op == REQ_ZERO ? change_done : NULL);
+}
+
 static void end_or_forward(struct node *n, struct req *r)
 {
 	struct blkdebug *d = node_state(n);
-	bool immediately = false, changes = r->op == REQ_WRITE || r->op == REQ_ZERO;
+	bool immediately = false;
 	int error;
 
 	if (unlikely(is_cut(d, r))) {
@@ -231,7 +237,7 @@ static void end_or_forward(struct node *n, struct req *r)
 	error = blkdebug_rules_judge(&d->rules, r, &immediately);
 	pthread_mutex_unlock(&d->lock);
 	if (!error) {
-		req_forward(r, n->file, r->off, changes ? change_done : NULL);
+		forward(n, r);
 	} else if (immediately) {
 		req_done(r, error);
 	} else {
@@ -273,7 +279,7 @@ static void blkdebug_submit(struct node *n, struct req *r)
 	if (d->limited || atomic_load_explicit(&d->armed, memory_order_relaxed))
 		go_on(n, r, 0);
 	else
-		req_forward(r, n->file, r->off, r->op == REQ_WRITE || r->op == REQ_ZERO ? change_done : NULL);
+		forward(n, r);
 }
 
 /* ---- break points ---- */

@@ -195,11 +195,13 @@ def test_a_stable_write_is_stable_below_and_above_the_format(tmp_path, layer):
     ok(qio(disk, "read -q -P 5 1M 64k", options=("-r", "-U")))
 
 
-def test_limits_keep_the_bytes(tmp_path):
+@pytest.mark.parametrize("cache", ["writeback", "none"])
+@pytest.mark.parametrize("align", [512, 4096])
+def test_limits_keep_the_bytes(tmp_path, cache, align):
     path = tmp_path / "disk"
     path.write_bytes(bytes(1 << 20))
-    spec = f"driver=raw,file.driver=blkdebug,file.image.filename={path}"
-    ok(io(f"{spec},file.align=4096,file.max-transfer=12k,file.opt-write-zero=8k,file.max-write-zero=16k,file.opt-discard=4k,"
+    spec = f"driver=raw,cache={cache},file.driver=blkdebug,file.image.filename={path}"
+    ok(io(f"{spec},file.align={align},file.max-transfer={3 * align},file.opt-write-zero=8k,file.max-write-zero=16k,file.opt-discard=4k,"
           "file.max-discard=64k", "write -q -P 1 100 300k", "write -q -z 5000 100000", "discard -q 200k 60k", "flush",
           "read -q -P 1 100 4900", "read -q -P 0 5000 100000", "read -q -P 1 105000 90k", options=("--image-opts",)))
     data = path.read_bytes()
