@@ -20,7 +20,8 @@ static int debug_fiber(struct fiber *f, void *arg)
 	return node_debug(a->top, a->op, a->event, a->tag, a->err);
 }
 
-static int debug(struct varve_image *image, enum debug_op op, const char *event, const char *tag, struct varve_error *err)
+static int debug(struct varve_image *image, enum debug_op op, const char *event, const char *tag,
+		 struct varve_error *err)
 {
 	struct debug_args a = { .top = image->top, .op = op, .event = event, .tag = tag, .err = err };
 

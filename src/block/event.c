@@ -88,14 +88,16 @@ void node_tell(struct fiber *f, struct node *n, enum event e)
 		n->drv->event(f, n, e);
 }
 
-int node_debug(struct node *top, enum debug_op op, const char *event, const char *tag, struct varve_error *err)
+int node_debug(struct node *top, enum debug_op op, const char *event, const char *tag,
+	       struct varve_error *err)
 {
 	struct node *n = top;
 
 	while (n && !n->drv->debug)
 		n = n->file;
 	if (!n)
-		return varve_error_set(err, -ENOTSUP, "%s: no node of driver blkdebug is there to have break points",
+		return varve_error_set(err, -ENOTSUP,
+				       "%s: no node of driver blkdebug is there to have break points",
 				       node_name(top));
 	return n->drv->debug(n, op, event, tag, err);
 }

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * block/event.h - what a format is about to do with its file, for a filter below that wants to know (filter/blkdebug.c)
+ * block/event.h - what a format is about to do with its file, for a filter below that wants to know
+ * (filter/blkdebug.c)
  *
  * Names are those that rule files use. Two ways lead to the filter:
  *
  *   node_event()       a step that may wait: called on a fiber of the home queue, before the step
- *   flags of a write   metadata waits in order/, so its event travels with the bytes: order_as(), req_flags_of()
+ *   flags of a write   metadata waits in order/, so its event travels with the bytes: order_as()
  *
- * I/O without either is the guest's: read_aio, write_aio. What happens when nobody listens is one look at a flag, and only
- * on the cold path; the hot path knows nothing of events.
+ * I/O without either is the guest's: read_aio, write_aio. What happens when nobody listens is one look at a
+ * flag, and only on the cold path; the hot path knows nothing of events.
  */
 #ifndef VARVE_BLOCK_EVENT_H
 #define VARVE_BLOCK_EVENT_H
@@ -114,6 +115,7 @@ enum debug_op {
 };
 
 /* The filter below top, top included, that has break points. -ENOTSUP: there is none. Home queue. */
-int node_debug(struct node *top, enum debug_op op, const char *event, const char *tag, struct varve_error *err);
+int node_debug(struct node *top, enum debug_op op, const char *event, const char *tag,
+	       struct varve_error *err);
 
 #endif

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * filter/blkdebug.c - errors and break points at what a format does with its file: rules of that name's grammar
+ * filter/blkdebug.c - errors and break points at what a format does with its file: rules of that name's
+ * grammar
  *
  *     driver=qcow2,file.driver=blkdebug,file.image.filename=x,file.inject-error.0.event=l2_update,file.inject-error.0.once=on
  *     blkdebug:RULES:x
  *
- * A request tells its events first: what the format above said it is for (block/event.h), then that it is a write of the
- * file. An event changes the state and arms rules; the request after it (of any kind, unless the rule chooses) fails. At a
- * break point the request, or the fiber that told the event, is held until somebody lets it go.
+ * A request tells its events first: what the format above said it is for (block/event.h), then that it is a
+ * write of the file. An event changes the state and arms rules; the request after it (of any kind, unless the
+ * rule chooses) fails. At a break point the request, or the fiber that told the event, is held until somebody
+ * lets it go.
  *
  * Owns:    the rules, the break points, and what is held.
  * Assumes: break points are set and lifted on the home queue; requests come from any.
@@ -109,7 +111,8 @@ static void blkdebug_event(struct fiber *f, struct node *n, unsigned event)
 	struct blkdebug *d = node_state(n);
 	struct held *h;
 
-	if (!atomic_load_explicit(&d->armed, memory_order_relaxed) || !happens(d, (enum event)event, NULL, f, &h))
+	if (!atomic_load_explicit(&d->armed, memory_order_relaxed) ||
+	    !happens(d, (enum event)event, NULL, f, &h))
 		return;
 	while (!h->released)
 		fiber_wait(f);
@@ -144,7 +147,8 @@ static int pieces(struct fiber *f, struct node *n, struct req *r)
 		if (iov)
 			nr = iov_slice(iov, r->nr_iov, r->iov, r->nr_iov, pos, len, &got);
 		req_init(&sub, fiber_queue(f), r->op, r->off + pos, len, iov, nr,
-			 (r->flags & (REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK)) | REQ_META | REQ_ALIGNED, NULL);
+			 (r->flags & (REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK)) | REQ_META | REQ_ALIGNED,
+			 NULL);
 		ret = node_submit_wait(f, n, &sub);
 	}
 	free(iov);
@@ -211,7 +215,8 @@ static void change_done(struct req *r, int ret)
 	note_length(r->at);
 	r->aio.res = ret;
 	req_set_state(r, AFTER_DONE);
-	if (atomic_load_explicit(&d->armed, memory_order_relaxed) && happens(d, EVENT_PWRITEV_DONE, r, NULL, NULL))
+	if (atomic_load_explicit(&d->armed, memory_order_relaxed) &&
+	    happens(d, EVENT_PWRITEV_DONE, r, NULL, NULL))
 		return;
 	req_done(r, ret);
 }
@@ -230,7 +235,8 @@ static void end_or_forward(struct node *n, struct req *r)
 
 	if (unlikely(is_cut(d, r))) {
 		r->job.run = pieces_run;
-		fiber_start(r->q, &r->job, n->level - 1); /* ours: open() has taken one more than we stand on */
+		fiber_start(r->q, &r->job,
+			    n->level - 1); /* ours: open() has taken one more than we stand on */
 		return;
 	}
 	pthread_mutex_lock(&d->lock);
@@ -371,14 +377,16 @@ static bool is_held(struct blkdebug *d, const char *tag)
 	return false;
 }
 
-static int blkdebug_debug(struct node *n, unsigned op, const char *event, const char *tag, struct varve_error *err)
+static int blkdebug_debug(struct node *n, unsigned op, const char *event, const char *tag,
+			  struct varve_error *err)
 {
 	struct blkdebug *d = node_state(n);
 	unsigned nr;
 	int ret = 0;
 
 	if (tag && strlen(tag) >= TAG_MAX)
-		return varve_error_set(err, -ENAMETOOLONG, "a tag has at most %d characters, '%.20s...' has %zu", TAG_MAX - 1,
+		return varve_error_set(err, -ENAMETOOLONG,
+				       "a tag has at most %d characters, '%.20s...' has %zu", TAG_MAX - 1,
 				       tag, strlen(tag));
 	pthread_mutex_lock(&d->lock);
 	if (op == DEBUG_BREAK) {
@@ -392,8 +400,10 @@ static int blkdebug_debug(struct node *n, unsigned op, const char *event, const 
 	if (op == DEBUG_RESUME || op == DEBUG_REMOVE_BREAK)
 		nr += release_all(d, tag);
 	if ((op == DEBUG_RESUME || op == DEBUG_REMOVE_BREAK) && tag && !nr)
-		return varve_error_set(err, -ENOENT, op == DEBUG_RESUME ? "no request is suspended under the tag '%s'" :
-									  "no break point has the tag '%s'", tag);
+		return varve_error_set(err, -ENOENT,
+				       op == DEBUG_RESUME ? "no request is suspended under the tag '%s'"
+							  : "no break point has the tag '%s'",
+				       tag);
 	return ret;
 }
 
@@ -417,10 +427,12 @@ static int parse_limits(struct node *n, struct blkdebug *d, struct opts *o, stru
 	}
 	align = v[0] ? v[0] : 1;
 	if (align & (align - 1))
-		return varve_error_set(err, -EINVAL, "option 'align': %llu is no power of two", (unsigned long long)align);
+		return varve_error_set(err, -EINVAL, "option 'align': %llu is no power of two",
+				       (unsigned long long)align);
 	for (unsigned i = 1; i < ARRAY_LEN(keys); i++) {
 		if (v[i] % align)
-			return varve_error_set(err, -EINVAL, "option '%s': %llu is no multiple of align (%llu)", keys[i],
+			return varve_error_set(err, -EINVAL,
+					       "option '%s': %llu is no multiple of align (%llu)", keys[i],
 					       (unsigned long long)v[i], (unsigned long long)align);
 		d->limited |= v[i] != 0;
 	}
@@ -431,7 +443,8 @@ static int parse_limits(struct node *n, struct blkdebug *d, struct opts *o, stru
 	if (!d->limited)
 		return 0;
 	if (n->level + 1 >= FIBER_LEVELS)
-		return varve_error_set(err, -EINVAL, "too many layers above one file for max-transfer and the like");
+		return varve_error_set(err, -EINVAL,
+				       "too many layers above one file for max-transfer and the like");
 	n->level++;
 	return 0;
 }

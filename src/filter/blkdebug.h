@@ -30,8 +30,8 @@ struct blkdebug_rule {
 /* Callers keep others away. */
 struct blkdebug_rules {
 	unsigned nr, nr_active;
-	unsigned state; /* 1 at the beginning */
-	struct blkdebug_rule *rule;		 /* in the order they were given */
+	unsigned state;				   /* 1 at the beginning */
+	struct blkdebug_rule *rule;		   /* in the order they were given */
 	unsigned short active[BLKDEBUG_RULES_MAX]; /* rules that wait for a request to fail */
 };
 
@@ -40,8 +40,8 @@ int blkdebug_rules_open(struct blkdebug_rules *rules, struct opts *o, struct var
 void blkdebug_rules_free(struct blkdebug_rules *rules);
 
 /*
- * All rules of the event are judged by the state that was. Those that inject take the place of what was active; if there are
- * none, it stays.
+ * All rules of the event are judged by the state that was. Those that inject take the place of what was
+ * active; if there are none, it stays.
  */
 void blkdebug_rules_event(struct blkdebug_rules *rules, enum event event);
 /* The error that r ends with, 0: none. The first active rule that fits. */

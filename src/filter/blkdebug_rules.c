@@ -38,8 +38,11 @@ static int parse_event(struct opts *o, enum event *ret, struct varve_error *err)
 	if (*ret == EVENT_UNNAMED)
 		return varve_error_set(err, -EINVAL, "option 'event': there is no event '%.100s'", text);
 	if (!event_occurs(*ret))
-		return varve_error_set(err, -EINVAL, "option 'event': %.100s never occurs in this engine, the rule could not "
-						     "match", text);
+		return varve_error_set(
+			err, -EINVAL,
+			"option 'event': %.100s never occurs in this engine, the rule could not "
+			"match",
+			text);
 	return 0;
 }
 
@@ -61,7 +64,8 @@ static int parse_errno(struct opts *o, int *ret, struct varve_error *err)
 	int r = opts_get_u64(o, "errno", &number, err);
 
 	if (r == 0 && (number < 1 || number > 4095))
-		return varve_error_set(err, -EINVAL, "option 'errno': %llu is not from 1 to 4095 (5 is EIO, 28 ENOSPC)",
+		return varve_error_set(err, -EINVAL,
+				       "option 'errno': %llu is not from 1 to 4095 (5 is EIO, 28 ENOSPC)",
 				       (unsigned long long)number);
 	*ret = -(int)number;
 	return r;
@@ -78,7 +82,8 @@ static int parse_sector(struct opts *o, int64_t *ret, struct varve_error *err)
 		return 0;
 	r = opts_get_u64(o, "sector", &number, err);
 	if (r == 0 && number > VARVE_LEN_MAX / 512)
-		return varve_error_set(err, -EINVAL, "option 'sector': %.40s lies behind the end of any file", text);
+		return varve_error_set(err, -EINVAL, "option 'sector': %.40s lies behind the end of any file",
+				       text);
 	*ret = (int64_t)number;
 	return r;
 }
@@ -97,10 +102,12 @@ static int parse_iotype(struct opts *o, unsigned *ret, struct varve_error *err)
 			return 0;
 	}
 	if (!strcmp(text, "block-status"))
-		return varve_error_set(err, -ENOTSUP, "option 'iotype': block-status is asked of the file itself here, it "
-						      "cannot be made to fail");
-	return varve_error_set(err, -EINVAL, "option 'iotype': '%.40s' is none of read, write, write-zeroes, discard, flush",
-			       text);
+		return varve_error_set(err, -ENOTSUP,
+				       "option 'iotype': block-status is asked of the file itself here, it "
+				       "cannot be made to fail");
+	return varve_error_set(
+		err, -EINVAL, "option 'iotype': '%.40s' is none of read, write, write-zeroes, discard, flush",
+		text);
 }
 
 static int parse_inject(struct opts *o, struct blkdebug_rule *rule, struct varve_error *err)
@@ -129,7 +136,8 @@ static int parse_rule(struct blkdebug_rules *rules, struct opts *o, bool sets_st
 	if (r == 0)
 		r = parse_state(o, "state", &rule.state, err);
 	if (r == 0)
-		r = sets_state ? parse_state(o, "new_state", &rule.new_state, err) : parse_inject(o, &rule, err);
+		r = sets_state ? parse_state(o, "new_state", &rule.new_state, err)
+			       : parse_inject(o, &rule, err);
 	if (r == 0 && sets_state && !rule.new_state)
 		r = varve_error_set(err, -EINVAL, "option 'new_state' is missing, or 0");
 	if (r == 0)
@@ -189,20 +197,24 @@ static int section_end(struct blkdebug_rules *rules, struct section *s, struct v
 static int section_begin(struct section *s, const char *line, unsigned nr, struct varve_error *err)
 {
 	static const char *const names[] = { "inject-error", "set-state" };
-	char name[32], rest[128];
+	char name[32], rest[128] = "";
+	size_t len;
+	unsigned i = 0;
 
-	rest[0] = '\0';
-	for (unsigned i = 0; sscanf(line, "[%31[a-z-]%127[^\n]", name, rest) == 2 && i < ARRAY_LEN(names); i++) {
-		bool closed = !strcmp(rest, "]") || (rest[0] == ' ' && strlen(rest) > 3 && !strcmp(rest + strlen(rest) - 2, "\"]"));
-
-		if (strcmp(name, names[i]) || !closed)
-			continue;
-		s->sets_state = i == 1;
-		s->line = nr;
-		s->o = opts_new();
-		return s->o ? 0 : varve_error_errno(err, -ENOMEM, "options");
-	}
-	return varve_error_set(err, -EINVAL, "line %u: '%.60s' is neither [inject-error] nor [set-state]", nr, line);
+	if (sscanf(line, "[%31[a-z-]%127[^\n]", name, rest) != 2)
+		i = ARRAY_LEN(names);
+	while (i < ARRAY_LEN(names) && strcmp(name, names[i]))
+		i++;
+	len = strlen(rest);
+	if (strcmp(rest, "]") && (len < 4 || rest[0] != ' ' || strcmp(rest + len - 2, "\"]")))
+		i = ARRAY_LEN(names);
+	if (i == ARRAY_LEN(names))
+		return varve_error_set(err, -EINVAL, "line %u: '%.60s' is neither [inject-error] nor [set-state]", nr,
+				       line);
+	s->sets_state = i == 1;
+	s->line = nr;
+	s->o = opts_new();
+	return s->o ? 0 : varve_error_errno(err, -ENOMEM, "options");
 }
 
 /* key = "value" */
@@ -213,13 +225,16 @@ static int section_value(struct section *s, const char *line, unsigned nr, struc
 
 	if (!s->o)
 		return varve_error_set(err, -EINVAL, "line %u: a value before the first section", nr);
-	if (sscanf(line, "%31[a-z_] = \"%127[^\"]%c", key, value, &end) != 3 || end != '"' || strrchr(line, '"')[1])
-		return varve_error_set(err, -EINVAL, "line %u: '%.60s' is not of the form key = \"value\"", nr, line);
+	if (sscanf(line, "%31[a-z_] = \"%127[^\"]%c", key, value, &end) != 3 || end != '"' ||
+	    strrchr(line, '"')[1])
+		return varve_error_set(err, -EINVAL, "line %u: '%.60s' is not of the form key = \"value\"",
+				       nr, line);
 	r = opts_set(s->o, key, value, err);
 	return r < 0 ? varve_error_prefix(err, r, "line %u: ", nr) : 0;
 }
 
-static int parse_line(struct blkdebug_rules *rules, struct section *s, char *line, unsigned nr, struct varve_error *err)
+static int parse_line(struct blkdebug_rules *rules, struct section *s, char *line, unsigned nr,
+		      struct varve_error *err)
 {
 	int r;
 

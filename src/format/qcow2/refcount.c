@@ -137,7 +137,8 @@ static int place_add(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_
 	if (q->lazy)
 		err = lazy_count(f, q, pl->p, &mark);
 	else
-		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_UPDATE_PART), pl->host_off + first, pl->bytes + first, end - first, after, &mark);
+		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_UPDATE_PART), pl->host_off + first,
+				pl->bytes + first, end - first, after, &mark);
 	if (err < 0) {
 		shift_counts(q, pl, index, nr, -delta);
 		return err;

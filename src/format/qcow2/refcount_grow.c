@@ -195,7 +195,8 @@ static int write_new_table(struct fiber *f, struct qcow2 *q, struct growth *g, u
 		return -ENOMEM;
 	for (uint32_t i = 0; i < g->entries; i++)
 		disk[i] = be64_put(g->table[i]);
-	err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_WRITE_TABLE), host_off, disk, g->entries * sizeof(disk[0]), ORDER_NONE, &mark);
+	err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_WRITE_TABLE), host_off, disk,
+			g->entries * sizeof(disk[0]), ORDER_NONE, &mark);
 	free(disk);
 	g->before = order_max(g->before, mark);
 	return err;
