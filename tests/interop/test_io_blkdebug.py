@@ -19,12 +19,18 @@ NEVER = ["read_backing_aio", "refblock_update", "reftable_update", "empty_image_
          "l1_shrink_free_l2_clusters", "cor_write", "cluster_alloc_space"]
 
 
-def pair(tmp_path, size="64M", fmt="qcow2", *create):
+MADE = []
+
+
+def pair(tmp_path):
     """Two images that are the same, with 128 KiB of data; one for each implementation."""
     paths = tmp_path / "ours", tmp_path / "theirs"
-    ok(qimg("create", "-q", "-f", fmt, *create, paths[0], size))
-    ok(qio(paths[0], "write -q -P 1 0 128k", options=("-f", fmt)))
-    paths[1].write_bytes(paths[0].read_bytes())
+    if not MADE:
+        ok(qimg("create", "-q", "-f", "qcow2", paths[0], "64M"))
+        ok(qio(paths[0], "write -q -P 1 0 128k"))
+        MADE.append(paths[0].read_bytes())
+    for path in paths:
+        path.write_bytes(MADE[0])
     return paths
 
 
