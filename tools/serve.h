@@ -47,7 +47,7 @@ struct serve_disk {
 	/* with hand_over */
 	_Atomic bool wanted; /* the front end wants its queues to run */
 	bool held;	     /* image is open for writing; else it is a stand-in */
-	bool told;	     /* that something is in the way */
+	char trouble[VARVE_ERROR_MAX]; /* what is in the way, as it was told; empty: nothing */
 	int wake_fd;	     /* of struct serve */
 };
 

@@ -66,6 +66,15 @@ struct varve_image *serve_lent(struct serve *s, struct serve_disk *d)
 	return open_stand_in(d);
 }
 
+/* Once, until it is another one. */
+static void tell_trouble(struct serve_disk *d, const char *what, const struct varve_error *err)
+{
+	if (strcmp(d->trouble, err->message) == 0)
+		return;
+	snprintf(d->trouble, sizeof(d->trouble), "%s", err->message);
+	complain("warning: %s: %s: %s", d->file, what, err->message);
+}
+
 /* Puts another image in place of the one that is open, which is closed; d->image tells if it could be. */
 static void swap(struct serve_disk *d, struct varve_image *image)
 {
@@ -90,17 +99,15 @@ static int take(struct serve_disk *d)
 	struct varve_image *image = try_open_image(d->file, &d->open, VARVE_OPEN_WRITABLE, d->queues[0], &err);
 
 	if (!image) {
-		if (!d->told)
-			complain("warning: %s: the guest waits until the image can be had: %s", d->file, err.message);
-		d->told = true;
+		tell_trouble(d, "the guest waits until the image can be had", &err);
 		return 1;
 	}
 	swap(d, image);
 	if (d->image != image)
 		return 1;
-	if (d->told)
+	if (*d->trouble)
 		complain("warning: %s: the guest goes on", d->file);
-	d->told = false;
+	*d->trouble = 0;
 	d->held = true;
 	if (!d->paused)
 		varve_export_resume(d->exp);
@@ -117,15 +124,13 @@ static int give(struct serve_disk *d)
 		return 1;
 	varve_export_pause(d->exp);
 	if (varve_image_flush(d->image, &err) < 0) {
-		if (!d->told)
-			complain("%s: the image is not handed over: %s", d->file, err.message);
-		d->told = true;
+		tell_trouble(d, "the image is not handed over", &err);
 		return 1;
 	}
 	stand_in = open_stand_in(d);
 	if (!stand_in)
 		return 1;
-	d->told = false;
+	*d->trouble = 0;
 	swap(d, stand_in);
 	d->held = d->image != stand_in;
 	return d->held;

@@ -22,6 +22,7 @@
 
 #include "base/log.h"
 #include "export/vhost-user-blk/session.h"
+#include "export/vhost-user-blk/strange.h"
 
 #define RINGS_MAX 64
 #define QUEUE_SIZE_DEFAULT 1024
@@ -69,9 +70,14 @@ static void pause_listening(struct vublk *v)
 	v->listening = false;
 }
 
+/* Not while descriptors of the last session are still being closed: a front end that sends such would come with more. */
 static int listen_again(struct vublk *v)
 {
-	int ret = v->listening ? 0 : watch_add(v->control, &v->listener);
+	int ret;
+
+	if (strange_debt_is_open(v->session.msg.debt))
+		return -EBUSY;
+	ret = v->listening ? 0 : watch_add(v->control, &v->listener);
 
 	v->listening = ret == 0;
 	return ret;

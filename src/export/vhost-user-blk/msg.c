@@ -17,6 +17,7 @@
 
 #include "base/error.h"
 #include "base/math.h"
+#include "export/vhost-user-blk/strange.h"
 
 enum form {
 	FORM_UNKNOWN, /* not served here */
@@ -114,10 +115,11 @@ int umsg_take_fd(struct umsg *m, unsigned i)
 
 /* ---- receiving ---- */
 
-/* Keeps the descriptors of one recvmsg(). True: there were more than fit, and those were closed. */
-static bool take_fds(struct umsg *m, struct msghdr *mh)
+/* Keeps the descriptors of one recvmsg(), if they are fit to be kept; else they are closed, and told in words. */
+static int take_fds(struct umsg *m, struct msghdr *mh, struct varve_error *err)
 {
 	bool lost = mh->msg_flags & MSG_CTRUNC; /* the kernel has closed those */
+	bool strange = false;
 
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
 		size_t nr;
@@ -129,7 +131,10 @@ static bool take_fds(struct umsg *m, struct msghdr *mh)
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
-			if (m->nr_fds < UMSG_FDS_MAX) {
+			if (fd_is_strange(fd)) {
+				fd_close_strange(fd, m->debt);
+				strange = true;
+			} else if (m->nr_fds < UMSG_FDS_MAX) {
 				m->fds[m->nr_fds++] = fd;
 			} else {
 				close(fd);
@@ -137,7 +142,13 @@ static bool take_fds(struct umsg *m, struct msghdr *mh)
 			}
 		}
 	}
-	return lost;
+	if (strange)
+		return varve_error_set(err, -EPROTO,
+				       "a descriptor came that is neither memory, nor an eventfd, a pipe or a unix socket, and might "
+				       "make us wait");
+	return !lost ? 0 : varve_error_set(err, -EPROTO,
+					   "a message came with more than the %d descriptors that one may carry",
+					   UMSG_FDS_MAX);
 }
 
 /* Receives up to len bytes and whatever descriptors come with them. Bytes, or as umsg_recv(). */
@@ -155,6 +166,7 @@ static ssize_t recv_part(struct umsg *m, int sock, void *buf, size_t len, struct
 		.msg_controllen = sizeof(control),
 	};
 	ssize_t n;
+	int ret;
 
 	do
 		n = recvmsg(sock, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
@@ -163,10 +175,9 @@ static ssize_t recv_part(struct umsg *m, int sock, void *buf, size_t len, struct
 		return -EAGAIN;
 	if (n < 0)
 		return varve_error_errno(err, -errno, "cannot receive");
-	if (take_fds(m, &mh))
-		return varve_error_set(err, -EPROTO,
-				       "a message came with more than the %d descriptors that one may carry",
-				       UMSG_FDS_MAX);
+	ret = take_fds(m, &mh, err);
+	if (ret < 0)
+		return ret;
 	if (n == 0 && m->have)
 		return varve_error_set(
 			err, -ECONNRESET,

@@ -183,6 +183,7 @@ struct umsg {
 	int fds[UMSG_FDS_MAX];
 	unsigned nr_fds;
 	size_t have; /* bytes received so far */
+	struct strange_debt *debt; /* of the disk; set once. strange.h */
 };
 
 static_assert(sizeof(struct umsg_header) == 12, "vhost-user header");

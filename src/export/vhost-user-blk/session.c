@@ -18,6 +18,7 @@
 
 #include "base/log.h"
 #include "export/vhost-user-blk/requests.h"
+#include "export/vhost-user-blk/strange.h"
 
 /* Messages served in one turn of the control queue, so that a chatterer does not keep it for itself. */
 #define MESSAGES_PER_TURN 32
@@ -535,7 +536,8 @@ int session_init(struct session *s, const char *name, const struct blk_disk *dis
 	if (ret < 0)
 		return ret;
 	s->rings = calloc(nr_rings, sizeof(*s->rings));
-	if (!s->rings)
+	s->msg.debt = strange_debt_new();
+	if (!s->rings || !s->msg.debt)
 		return varve_error_errno(err, -ENOMEM, "%u rings", nr_rings);
 	for (unsigned i = 0; i < nr_rings; i++)
 		ring_init(&s->rings[i], i, name, queues[i % nr_queues], control, disk, ring_answered, s);
@@ -547,6 +549,8 @@ void session_free(struct session *s)
 	assert(s->state == SESSION_CLOSED);
 	free(s->rings);
 	s->rings = NULL;
+	strange_debt_free(s->msg.debt);
+	s->msg.debt = NULL;
 }
 
 void session_open(struct session *s, int fd)

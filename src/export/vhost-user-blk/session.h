@@ -74,7 +74,7 @@ struct session {
 	struct inflight inflight; /* what SET_INFLIGHT_FD brought; changed only while no ring runs */
 
 	/* the message being processed */
-	struct umsg msg;
+	struct umsg msg; /* msg.debt: strange descriptors that are still being closed; nobody is to connect meanwhile */
 	bool need_reply;
 	int result; /* of the message: 0 or a negative errno, with the reason in err */
 	struct varve_error err;

@@ -78,7 +78,7 @@ static inline bool near_has(const struct gmem_region *r, uint64_t addr, uint32_t
 {
 	uint64_t off = addr - r->guest_addr, end; /* off: something large below the region */
 
-	*ret_host = r->host + off;
+	*ret_host = (uint8_t *)((uintptr_t)r->host + off); /* anything, if it is not there */
 	return !u64_add(off, len, &end) && end <= r->len && len;
 }
 
