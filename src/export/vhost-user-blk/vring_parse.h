@@ -73,13 +73,13 @@ static inline struct gather gather_begin(const struct vring *v, struct iovec *io
 	return (struct gather){ .near = v->near, .next = iov, .end = iov + max };
 }
 
-/* Our pointer to len bytes at addr, if there are any and the region has them all. */
-static inline bool near_has(const struct gmem_region *r, uint64_t addr, uint32_t len, uint8_t **ret_host)
+/* Are there any bytes, and has the region them all? *ret_off: from its start. */
+static inline bool near_has(const struct gmem_region *r, uint64_t addr, uint32_t len, uint64_t *ret_off)
 {
-	uint64_t off = addr - r->guest_addr, end; /* off: something large below the region */
+	uint64_t end;
 
-	*ret_host = (uint8_t *)((uintptr_t)r->host + off); /* anything, if it is not there */
-	return !u64_add(off, len, &end) && end <= r->len && len;
+	*ret_off = addr - r->guest_addr; /* wraps to something large below the region */
+	return !u64_add(*ret_off, len, &end) && end <= r->len && len;
 }
 
 /*
@@ -93,11 +93,11 @@ struct iovec *gather_far(struct vring *v, struct iovec *iov, struct iovec *next,
 static inline __attribute__((always_inline)) int gather_put(struct vring *v, struct gather *g, struct iovec *iov,
 							    uint64_t addr, uint32_t len)
 {
-	uint8_t *host;
+	uint64_t off;
 
 	g->len += len;
-	if (likely(near_has(g->near, addr, len, &host)) && likely(g->next != g->end)) {
-		g->next->iov_base = host;
+	if (likely(near_has(g->near, addr, len, &off)) && likely(g->next != g->end)) {
+		g->next->iov_base = g->near->host + off;
 		g->next++->iov_len = len;
 		return 0;
 	}
@@ -134,10 +134,10 @@ const uint8_t *far_table(struct vring *v, uint64_t addr, uint32_t len, bool has_
 static inline const uint8_t *indirect_table(struct vring *v, const struct gather *g, uint64_t addr,
 					    uint32_t len, bool has_next)
 {
-	uint8_t *host;
+	uint64_t off;
 
-	if (likely(near_has(g->near, addr, len, &host)) && likely(v->indirect && !has_next && !(len % DESC_LEN)))
-		return host;
+	if (likely(near_has(g->near, addr, len, &off)) && likely(v->indirect && !has_next && !(len % DESC_LEN)))
+		return g->near->host + off;
 	return far_table(v, addr, len, has_next);
 }
 
