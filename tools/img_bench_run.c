@@ -29,6 +29,8 @@ struct slot {
 	struct slot *next; /* while free */
 };
 
+#define NS UINT64_C(1000000000) /* in a second */
+
 struct bench {
 	const struct bench_args *a;
 	struct varve_queue *queue;
@@ -208,6 +210,10 @@ static void loop(struct bench *b)
 		for (int i = 0; i < n; i++)
 			completed(b, b->done[i].user_data, b->done[i].result);
 		refill(b);
+		if (b->a->count)
+			progress_update(NULL, b->submitted, b->a->count);
+		else
+			progress_update(NULL, b->a->seconds * NS - MIN(b->now_ns < b->end_ns ? b->end_ns - b->now_ns : 0, b->a->seconds * NS), b->a->seconds * NS);
 	}
 }
 

@@ -19,6 +19,7 @@
 #include "img.h"
 
 #define PIECE_LEN ((uint64_t)8 << 20)
+#define SLOW_PIECE_LEN ((uint64_t)256 << 10) /* with a limit of the rate */
 
 static const struct option_row options[] = {
 	OPT_FORMAT,
@@ -125,7 +126,7 @@ static int open_layers(struct commit *c, const char *name, const json_t *chain, 
 static int find_layer(struct commit *c, uint64_t off, struct varve_image **ret_image, struct varve_extent *e,
 		      struct varve_error *err)
 {
-	uint64_t len = MIN(c->layers[0].len - off, PIECE_LEN);
+	uint64_t len = MIN(c->layers[0].len - off, c->rate ? SLOW_PIECE_LEN : PIECE_LEN);
 
 	*ret_image = NULL;
 	for (size_t i = 0; i < c->nr; i++) {

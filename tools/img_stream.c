@@ -112,6 +112,8 @@ static int img_stream(int argc, char **argv)
 		return ret ? ret : p.status;
 	if (p.nr_args != 1)
 		return complain_usage("stream: one file name is needed");
+	if (a.quiet)
+		a.progress = false;
 	return stream(p.args[0], &a);
 }
 

@@ -41,6 +41,13 @@ static void note_found(void *user_data, const char *line)
 		snprintf(b->found, sizeof(b->found), "%s", line);
 }
 
+/* Who asked for a repair has no other to ask for. */
+static const char *advice(const struct rebuild *b)
+{
+	return b->q->node->flags & NODE_REPAIR ? "nobody can tell what is right; what can be read is read by a copy (img convert --salvage)" :
+						 "open it read-only, or see what is wrong (img check)";
+}
+
 static uint64_t region_end(const struct rebuild *b)
 {
 	return b->first + b->nr_blocks + b->nr_table;
@@ -69,9 +76,9 @@ static int judge_page(struct rebuild *b, const struct ref_page *p)
 		    ((p->counters[i] & REF_COPIED_SET) && refs != 1))
 			return varve_error_set(b->err, -EIO,
 					       "%s, and host offset 0x%llx is used %llu times in ways that exclude each "
-					       "other: open it read-only, or repair it (img check -r all)",
+					       "other: %s",
 					       b->why, (unsigned long long)(p->first + i) << b->q->cluster_bits,
-					       (unsigned long long)refs);
+					       (unsigned long long)refs, advice(b));
 		if (refs)
 			b->used[(p->first + i) / b->per_block] = 1;
 	}
@@ -266,12 +273,12 @@ static int count(struct fiber *f, struct rebuild *b)
 	if (r->corruptions || r->check_errors)
 		return varve_error_set(
 			b->err, -EIO,
-			"%s, and its refcounts cannot be rebuilt (%s): open it read-only, or repair it (img check -r all)",
-			b->why, *b->found ? b->found : "some of it cannot be read");
+			"%s, and its refcounts cannot be rebuilt (%s): %s",
+			b->why, *b->found ? b->found : "some of it cannot be read", advice(b));
 	if (b->k->refs.to < b->k->nr_clusters)
 		return varve_error_set(
 			b->err, -EFBIG,
-			"%s, and is too long to rebuild its refcounts in memory: repair it (img check -r all)", b->why);
+			"%s, and is too long to rebuild its refcounts in memory", b->why);
 	return 0;
 }
 
@@ -304,7 +311,8 @@ static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, co
 
 int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
-	int ret = recount(f, q, q->h.refcount_order, "the image was not closed cleanly", err);
+	bool repair = q->node->flags & NODE_REPAIR;
+	int ret = recount(f, q, q->h.refcount_order, repair ? "the image is damaged" : "the image was not closed cleanly", err);
 
 	if (ret == 0)
 		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt",
