@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "format/qcow2/sites.h"
 
 void bitmap_dir_free(struct bitmap_dir *d)
 {
@@ -215,7 +216,7 @@ int bitmap_dir_mark_in_use(struct fiber *f, struct qcow2 *q, struct varve_error 
 			ret = order_put(f, q->order, at, &flags, sizeof(flags), ORDER_NONE, &mark);
 	}
 	bitmap_dir_free(&d);
-	if (ret == 0)
+	if (ret == 0 && !site_off(q, SITE_BITMAP_USE))
 		ret = order_wait(f, q->order, mark);
 	return ret < 0 ? varve_error_errno(err, ret, "cannot mark bitmaps as not up to date") : 0;
 }

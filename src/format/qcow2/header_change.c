@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/sites.h"
 
 #define SECTOR 512u
 #define EXTENSION_HEAD 8u
@@ -177,7 +178,8 @@ static int write_out(struct fiber *f, struct qcow2 *q, struct new_header *n, con
 	if (ret < 0)
 		return ret;
 	fill_fields(n, q, want);
-	return order_put(f, q->order, 0, n->sector, SECTOR, order_max(written, order_all(q->order)), ret_mark);
+	return order_put(f, q->order, 0, n->sector, SECTOR,
+			 site_after(q, SITE_HEADER_CHANGE, order_max(written, order_all(q->order))), ret_mark);
 }
 
 static void adopt(struct qcow2 *q, const struct qcow2_header *want)

@@ -29,13 +29,15 @@ enum qcow2_site {
 	SITE_SNAPSHOT_DIRTY, /* the dirty bit, then counts and COPIED flags that do not agree for a while */
 	SITE_SNAPSHOT_LINK, /* counts, flags, tables and state of a snapshot, then the header that leads to it */
 	SITE_SNAPSHOT_GONE, /* the header no longer leads to a table, then what only that needed */
+	SITE_HEADER_CHANGE, /* everything written, then a header with other features, names or bitmaps */
+	SITE_BITMAP_USE,    /* bitmaps say that they are not kept up to date, then the disk is written */
 	SITES
 };
 
 #define SITE_NAMES                                                                                                      \
 	{ "l2-entry", "stock-entry", "stock-length", "l1-entry", "refcount-entry", "refcount-table", "refcount-linked", \
 	  "l1-header", "table-linked", "free", "dirty-bit", "clean-bit", "flush", "snapshot-dirty", "snapshot-link", \
-	  "snapshot-gone" }
+	  "snapshot-gone", "header-change", "bitmap-in-use" }
 
 /* Reads the environment; -EINVAL for a name that is none. */
 int sites_open(struct qcow2 *q, struct varve_error *err);
