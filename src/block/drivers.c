@@ -58,6 +58,35 @@ bool driver_names_unknown(const char *filename, size_t *ret_len)
 	return true;
 }
 
+const char *driver_probe_foreign(const uint8_t *buf, size_t len)
+{
+	static const struct {
+		const char *name;
+		size_t off, len;
+		const char *magic;
+	} formats[] = {
+		{ "vmdk", 0, 4, "KDMV" },
+		{ "vmdk", 0, 4, "COWD" },
+		{ "vmdk", 0, 21, "# Disk DescriptorFile" },
+		{ "vhdx", 0, 8, "vhdxfile" },
+		{ "vpc", 0, 8, "conectix" },
+		{ "vdi", 64, 4, "\x7f\x10\xda\xbe" },
+		{ "parallels", 0, 16, "WithoutFreeSpace" },
+		{ "parallels", 0, 16, "WithouFreSpacExt" },
+		{ "luks", 0, 8, "LUKS\xba\xbe\0\1" },
+		{ "qcow", 0, 8, "QFI\xfb\0\0\0\1" },
+		{ "bochs", 0, 21, "Bochs Virtual HD Image" },
+		{ "cloop", 0, 22, "#!/bin/sh\n#V2.0 Format" },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
+		if (len >= formats[i].off + formats[i].len &&
+		    !memcmp(buf + formats[i].off, formats[i].magic, formats[i].len))
+			return formats[i].name;
+	}
+	return NULL;
+}
+
 const struct driver *driver_probe(const uint8_t *buf, size_t len)
 {
 	const struct driver *best = &driver_raw;

@@ -170,11 +170,17 @@ static int probe_format(struct fiber *f, struct node *file, const struct driver 
 	uint8_t head[PROBE_LEN] = { 0 };
 	size_t len = MIN(sizeof(head), node_len(file));
 	int r = node_read(f, file, 0, head, len);
+	const char *foreign;
 
 	if (r < 0)
 		return varve_error_errno(err, r, "%s: cannot read the start of the file to find its format",
 					 node_name(file));
 	*ret = driver_probe(head, len);
+	foreign = *ret == driver_find("raw") ? driver_probe_foreign(head, len) : NULL;
+	if (foreign)
+		return varve_error_set(err, -ENOTSUP, "%s: is an image of format '%s', which this version cannot read; "
+						      "with format raw its bytes are taken as they are",
+				       node_name(file), foreign);
 	return 0;
 }
 

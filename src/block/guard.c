@@ -33,7 +33,7 @@ int guard_write(struct fiber *f, struct node *n, struct req *r)
 			iov_to_buf(r->iov, r->nr_iov, 0, head + r->off, part);
 		else
 			memset(head + r->off, 0, part);
-		if (driver_probe(head, known) != n->drv) {
+		if (driver_probe(head, known) != n->drv || driver_probe_foreign(head, known)) {
 			log_warning("%s: refused a write that would turn this probed raw image into another "
 				    "format; open it with format raw to allow it",
 				    node_name(n));

@@ -279,6 +279,11 @@ const struct driver *driver_by_prefix(const char *filename, const char **ret_res
 /* "nbd+unix:///...", and no driver of that name: most likely no file is meant. *ret_len: of the name before the colon. */
 bool driver_names_unknown(const char *filename, size_t *ret_len);
 const struct driver *driver_probe(const uint8_t *buf, size_t len);
+/*
+ * For what driver_probe() calls raw: the name of the format it is in, if it is one that no driver reads, or NULL. Its bytes,
+ * taken for those of a disk, would be a wrong answer that looks like a right one.
+ */
+const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 
 /* ---- nodes ---- */
 

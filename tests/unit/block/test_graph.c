@@ -92,6 +92,47 @@ static void a_name_is_probed_and_a_format_is_taken_at_its_word(void **state)
 	refused(leaf_file_opts("missing", ""), 0, -ENOENT, "missing");
 }
 
+/* Its bytes are no disk; but with the format given, they are what was asked for. */
+static void a_format_that_nobody_reads_is_not_taken_for_raw(void **state)
+{
+	static const struct {
+		const char *name, *magic;
+		size_t off, len;
+	} formats[] = {
+		{ "vmdk", "KDMV", 0, 4 },
+		{ "vdi", "\x7f\x10\xda\xbe", 64, 4 },
+		{ "vhdx", "vhdxfile", 0, 8 },
+		{ "vpc", "conectix", 0, 8 },
+		{ "luks", "LUKS\xba\xbe\0\1", 0, 8 },
+		{ "qcow", "QFI\xfb\0\0\0\1", 0, 8 },
+		{ "vmdk", "# Disk DescriptorFile", 0, 21 },
+		{ "parallels", "WithoutFreeSpace", 0, 16 },
+	};
+	struct leaf l;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
+		int fd;
+
+		leaf_make_file("foreign", 4096, false);
+		fd = open(leaf_path("foreign"), O_WRONLY | O_CLOEXEC);
+		assert_int_equal(pwrite(fd, formats[i].magic, formats[i].len, (off_t)formats[i].off),
+				 formats[i].len);
+		close(fd);
+		refused(leaf_file_opts("foreign", ""), 0, -ENOTSUP, formats[i].name);
+		opened(&l, leaf_file_opts("foreign", ",format=raw"), 0);
+		leaf_close(&l);
+	}
+	/* one byte off is another matter */
+	leaf_make_file("foreign", 4096, false);
+	opened(&l, leaf_file_opts("foreign", ""), NODE_WRITABLE);
+	assert_int_equal(leaf_write(&l, 0, "KDMV", 4, 0), -EPERM); /* it stays what it was found to be */
+	assert_int_equal(leaf_write(&l, 1, "KDMV", 4, 0), 0);
+	leaf_close(&l);
+	opened(&l, leaf_file_opts("foreign", ""), 0);
+	leaf_close(&l);
+}
+
 static void keys_that_nobody_knows_are_refused_by_name(void **state)
 {
 	(void)state;
@@ -362,6 +403,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_name_is_probed_and_a_format_is_taken_at_its_word),
+		cmocka_unit_test(a_format_that_nobody_reads_is_not_taken_for_raw),
 		cmocka_unit_test(keys_that_nobody_knows_are_refused_by_name),
 		cmocka_unit_test(layers_have_an_end),
 		cmocka_unit_test(a_json_name_is_its_options),
