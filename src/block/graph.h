@@ -56,4 +56,17 @@ int backing_path(const char *image_name, const char *backing_name, char *buf, st
 int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent,
 	      unsigned *ret_depth, bool *ret_present);
 
+/* A stretch of a file that is no hole. All zeroes: nothing is known. */
+struct file_data {
+	const struct node *file;
+	uint64_t off, end;
+};
+
+/*
+ * The same; and what a format has in place (preallocated, most likely) where its file is a hole is zeroes. *known is kept from
+ * call to call, so that a file is asked once for each of its own stretches; nobody writes to it meanwhile.
+ */
+int graph_map_file(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct file_data *known, struct extent *ret_extent,
+		   unsigned *ret_depth, bool *ret_present);
+
 #endif

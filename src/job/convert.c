@@ -67,6 +67,7 @@ struct converter {
 	struct fiber_mutex taking;
 	uint64_t next;
 	uint64_t data_off, data_end; /* known to be data */
+	struct file_data known;
 	uint64_t nr_taken, turn;
 	struct waitlist turns, ended;
 	unsigned nr_running;
@@ -136,7 +137,7 @@ static int look(struct fiber *f, struct converter *c, uint64_t off, enum kind *r
 		*ret_len = c->data_end - off;
 		return 0;
 	}
-	ret = graph_map(f, s->top, in_source, len, &e, &depth, &present);
+	ret = graph_map_file(f, s->top, in_source, len, &c->known, &e, &depth, &present);
 	if (ret < 0 && c->o->salvage) {
 		e = (struct extent){ .kind = EXTENT_ERROR, .len = MIN(len, SALVAGE_LEN) };
 		depth = 0;

@@ -59,6 +59,7 @@ struct pass {
 	struct fiber_mutex taking;
 	uint64_t next, nr_taken, turn;
 	uint64_t data_off, data_end; /* known to be data */
+	struct file_data known;
 	struct waitlist turns, ended;
 	unsigned nr_running;
 	int ret; /* of the first that failed */
@@ -173,7 +174,7 @@ static int look(struct fiber *f, struct pass *p, uint64_t off, enum kind *ret_ki
 		return 0;
 	}
 	if (p->o->sparse || p->o->over_backing)
-		ret = graph_map(f, s->top, in_source, len, &e, &depth, &present);
+		ret = graph_map_file(f, s->top, in_source, len, &p->known, &e, &depth, &present);
 	if (ret < 0 && p->o->salvage) {
 		e = (struct extent){ .kind = EXTENT_ERROR, .len = MIN(len, SALVAGE_LEN) };
 		ret = 0;

@@ -79,6 +79,21 @@ def test_what_is_zero_takes_no_space(here):
     assert os.stat("out").st_blocks * 512 >= 8 * MIB
 
 
+@pytest.mark.parametrize("target", ["out", "-"])
+def test_space_that_was_only_reserved_is_not_read(here, target):
+    """A terabyte in place, of which the file holds two clusters: who read all of it would need minutes."""
+    ok(img("create", "-f", "qcow2", "-o", "preallocation=metadata,cluster_size=2M", "pre", "1T"))
+    ok(qio("pre", "write -P 7 300G 64k", "write -P 8 1000G 1M"))
+    with open("out", "wb") as out:
+        began = os.times()
+        subprocess.run([varve_path(), "img", "convert", "-f", "qcow2", "-O", "qcow2", "pre", target], stdout=out, check=True,
+                       timeout=TIMEOUT)
+        used = os.times()
+    assert used.children_user + used.children_system - began.children_user - began.children_system < 5
+    ok(qio("out", "read -P 0 0 1M", "read -P 7 300G 64k", "read -P 0 500G 1M", "read -P 8 1000G 1M", "read -P 0 1001G 1M"))
+    assert os.stat("out").st_blocks * 512 < 64 * MIB
+
+
 def test_compressed_is_about_as_small_as_the_peers(here):
     for kind in ("zlib", "zstd"):
         ok(img("convert", "-c", "-O", "qcow2", "-o", f"compression_type={kind}", "src.raw", "ours"))
