@@ -16,12 +16,13 @@
 #include <cmocka.h>
 
 #include "served.h"
+#include "vu_lies.h"
 
 /* Room in guest memory that the lies use; set before each. */
 static struct vu_ring *ring;
 static uint64_t room_addr;
 static uint8_t *room; /* 64 KiB */
-static const struct vu_mem *memory;
+static struct vu_liar liar;
 
 #define HEADER (room_addr + 0x100)
 #define STATUS (room_addr + 0x200)
@@ -37,209 +38,54 @@ static struct vring_desc *table(void)
 	return (struct vring_desc *)(room + 0x1000);
 }
 
-/* A request of header, 512 bytes of data and status that begins at descriptor 0, ready to be spoilt. */
-static void honest_request(void)
-{
-	memset(room, 0, 0x10000);
-	vu_raw_desc(ring, 0, HEADER, 16, NEXT, 1);
-	vu_raw_desc(ring, 1, DATA, 512, NEXT | WRITE, 2);
-	vu_raw_desc(ring, 2, STATUS, 1, WRITE, 0);
-}
-
-static void head_outside(void)
-{
-	vu_raw_offer(ring, ring->len);
-}
-
-static void head_far_outside(void)
-{
-	vu_raw_offer(ring, 0xffff);
-}
-
-static void index_jumps(void)
-{
-	vu_raw_avail_idx(ring, (uint16_t)(ring->next_avail + ring->len + 1));
-}
-
-static void index_goes_back(void)
-{
-	vu_raw_avail_idx(ring, (uint16_t)(ring->next_avail - 1));
-}
-
-static void chain_of_itself(void)
-{
-	vu_raw_desc(ring, 0, HEADER, 16, NEXT, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void chain_in_a_circle(void)
-{
-	vu_raw_desc(ring, 2, DATA, 16, NEXT | WRITE, 1);
-	vu_raw_offer(ring, 0);
-}
-
-static void next_outside(void)
-{
-	vu_raw_desc(ring, 0, HEADER, 16, NEXT, ring->len);
-	vu_raw_offer(ring, 0);
-}
-
-static void address_outside(void)
-{
-	vu_raw_desc(ring, 1, UINT64_C(1) << 60, 512, NEXT | WRITE, 2);
-	vu_raw_offer(ring, 0);
-}
-
-static void address_that_wraps(void)
-{
-	vu_raw_desc(ring, 1, UINT64_MAX - 100, 512, NEXT | WRITE, 2);
-	vu_raw_offer(ring, 0);
-}
-
-static void buffer_over_the_end(void)
-{
-	vu_raw_desc(ring, 1, room_addr, UINT32_MAX - 1000, NEXT | WRITE, 2);
-	vu_raw_offer(ring, 0);
-}
-
-static void buffer_of_nothing(void)
-{
-	vu_raw_desc(ring, 1, DATA, 0, NEXT | WRITE, 2);
-	vu_raw_offer(ring, 0);
-}
-
-static void readable_behind_writable(void)
-{
-	vu_raw_desc(ring, 2, STATUS, 1, 0, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void no_status(void)
-{
-	vu_raw_desc(ring, 0, HEADER, 16, 0, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void read_only_status(void)
-{
-	memset(room + 0x100, 0, 16);
-	room[0x100] = 1; /* a write: all of it is readable, the byte for the status too */
-	vu_raw_desc(ring, 1, DATA, 512, NEXT, 2);
-	vu_raw_desc(ring, 2, STATUS, 1, 0, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void ring_as_its_table(void)
-{
-	vu_raw_desc(ring, 0, vu_mem_guest(memory, ring->desc), 16, INDIRECT, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void short_header(void)
-{
-	vu_raw_desc(ring, 0, HEADER, 15, NEXT, 2);
-	vu_raw_offer(ring, 0);
-}
-
-static void no_header(void)
-{
-	vu_raw_desc(ring, 0, STATUS, 1, WRITE, 0);
-	vu_raw_offer(ring, 0);
-}
-
-static void indirect_of(uint64_t addr, uint32_t len, uint16_t flags)
-{
-	vu_raw_desc(ring, 0, addr, len, INDIRECT | flags, 1);
-	vu_raw_offer(ring, 0);
-}
-
-static void indirect_of_odd_length(void)
-{
-	indirect_of(TABLE, 24, 0);
-}
-
-static void indirect_of_nothing(void)
-{
-	indirect_of(TABLE, 0, 0);
-}
-
-static void indirect_outside(void)
-{
-	indirect_of(UINT64_C(1) << 50, 32, 0);
-}
-
-static void indirect_over_the_end(void)
-{
-	indirect_of(TABLE, 0xfffffff0, 0);
-}
-
-static void indirect_with_next(void)
-{
-	vu_raw_table_desc(table(), 0, HEADER, 16, 0, 0);
-	indirect_of(TABLE, 16, NEXT);
-}
-
-static void indirect_in_indirect(void)
-{
-	vu_raw_table_desc(table(), 0, HEADER, 16, NEXT, 1);
-	vu_raw_table_desc(table(), 1, TABLE, 32, INDIRECT, 0);
-	indirect_of(TABLE, 32, 0);
-}
-
-static void indirect_in_a_circle(void)
-{
-	vu_raw_table_desc(table(), 0, HEADER, 16, NEXT, 1);
-	vu_raw_table_desc(table(), 1, DATA, 16, NEXT, 0);
-	indirect_of(TABLE, 32, 0);
-}
-
-static void indirect_of_too_many(void)
-{
-	for (unsigned i = 0; i < 300; i++)
-		vu_raw_table_desc(table(), i, HEADER, 16, NEXT, (uint16_t)(i + 1));
-	vu_raw_table_desc(table(), 300, STATUS, 1, WRITE, 0);
-	indirect_of(TABLE, 301 * 16, 0);
-}
-
-static const struct lie {
+/* What the log says of each lie (vu_lies.h). */
+static const struct said {
 	const char *name;
-	void (*tell)(void);
 	const char *logged;
-} lies[] = {
-	{ "a head outside the table", head_outside, "names descriptor 128 of 128" },
-	{ "a head far outside the table", head_far_outside, "names descriptor 65535 of 128" },
-	{ "an index that jumps", index_jumps, "jumps" },
-	{ "an index that goes back", index_goes_back, "jumps" },
-	{ "a chain of itself", chain_of_itself, "loops" },
-	{ "a chain in a circle", chain_in_a_circle, "loops" },
-	{ "a next descriptor outside the table", next_outside, "number 128 in a table of 128" },
-	{ "an address outside memory", address_outside, "not in the guest's memory" },
-	{ "an address that wraps", address_that_wraps, "wraps around" },
-	{ "a buffer over the end of memory", buffer_over_the_end, "not in the guest's memory" },
-	{ "a buffer of no bytes", buffer_of_nothing, "no bytes" },
-	{ "a readable buffer behind a writable one", readable_behind_writable, "behind a writable one" },
-	{ "no place for a status", no_status, "status" },
-	{ "a read-only status byte", read_only_status, "status" },
-	{ "the ring as its own indirect table", ring_as_its_table, "inside an indirect table" },
-	{ "a short header", short_header, "header" },
-	{ "no header", no_header, "header" },
-	{ "an indirect table of odd length", indirect_of_odd_length, "indirect table of 24 bytes" },
-	{ "an indirect table of nothing", indirect_of_nothing, "indirect table of 0 bytes" },
-	{ "an indirect table outside memory", indirect_outside, "not in one region" },
-	{ "an indirect table over the end of memory", indirect_over_the_end, "not in one region" },
-	{ "an indirect descriptor with a next one", indirect_with_next, "with a next one" },
-	{ "an indirect table in an indirect table", indirect_in_indirect, "inside an indirect table" },
-	{ "an indirect table in a circle", indirect_in_a_circle, "loops" },
-	{ "an indirect table of too many buffers", indirect_of_too_many, "more than 256 buffers" },
+} said[] = {
+	{ "a head outside the table", "names descriptor 128 of 128" },
+	{ "a head far outside the table", "names descriptor 65535 of 128" },
+	{ "an index that jumps", "jumps" },
+	{ "an index that goes back", "jumps" },
+	{ "a chain of itself", "loops" },
+	{ "a chain in a circle", "loops" },
+	{ "a next descriptor outside the table", "number 128 in a table of 128" },
+	{ "an address outside memory", "not in the guest's memory" },
+	{ "an address that wraps", "wraps around" },
+	{ "a buffer over the end of memory", "not in the guest's memory" },
+	{ "a buffer of no bytes", "no bytes" },
+	{ "a readable buffer behind a writable one", "behind a writable one" },
+	{ "no place for a status", "status" },
+	{ "a read-only status byte", "status" },
+	{ "the ring as its own indirect table", "inside an indirect table" },
+	{ "a short header", "header" },
+	{ "no header", "header" },
+	{ "an indirect table of odd length", "indirect table of 24 bytes" },
+	{ "an indirect table of nothing", "indirect table of 0 bytes" },
+	{ "an indirect table outside memory", "not in one region" },
+	{ "an indirect table over the end of memory", "not in one region" },
+	{ "an indirect descriptor with a next one", "with a next one" },
+	{ "an indirect table in an indirect table", "inside an indirect table" },
+	{ "an indirect table in a circle", "loops" },
+	{ "an indirect table of too many buffers", "more than 256 buffers" },
 };
+
+static const char *said_of(const char *name)
+{
+	for (unsigned i = 0; i < sizeof(said) / sizeof(said[0]); i++) {
+		if (strcmp(said[i].name, name) == 0)
+			return said[i].logged;
+	}
+	fail_msg("nobody knows what is said of %s", name);
+	return NULL;
+}
 
 static void prepare(struct vu_front *f, unsigned q)
 {
-	ring = &f->ring[q];
-	memory = &f->mem;
-	room = vu_mem_alloc(&f->mem, 0x10000, 4096, &room_addr);
-	assert_non_null(room);
-	honest_request();
+	assert_true(vu_liar_init(&liar, f, q));
+	ring = liar.ring;
+	room = liar.room;
+	room_addr = liar.room_addr;
 }
 
 static void expect_broken(struct vu_front *f, unsigned q, const char *name)
@@ -268,18 +114,19 @@ static void a_lie_breaks_one_ring_which_can_be_reset(void **state)
 
 	(void)state;
 	served_connect(&other, 1, 2);
-	for (unsigned i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
-		const struct lie *lie = &lies[i];
+	assert_int_equal(vu_nr_lies, sizeof(said) / sizeof(said[0]));
+	for (unsigned i = 0; i < vu_nr_lies; i++) {
+		const struct vu_lie *lie = &vu_lies[i];
 		struct vu_front f;
 
 		served_connect(&f, 0, 4);
 		served_io_works(&f, 2);
 		prepare(&f, 2);
-		lie->tell();
+		lie->tell(&liar);
 		vu_raw_kick(ring);
 		expect_broken(&f, 2, lie->name);
-		if (served_logged(lie->logged) == 0)
-			fail_msg("%s: the log does not say \"%s\"", lie->name, lie->logged);
+		if (served_logged(said_of(lie->name)) == 0)
+			fail_msg("%s: the log does not say \"%s\"", lie->name, said_of(lie->name));
 		/* Its neighbour on the same thread, another queue, and the other disk go on. */
 		served_io_works(&f, 0);
 		served_io_works(&f, 3);

@@ -44,6 +44,8 @@ static const char usage[] =
 	"  --ops N                  how many requests, flushes not counted\n"
 	"  --verify                 judge every read, and read back all writes at the end\n"
 	"  --seed N                 of offsets and contents (drawn from the clock)\n"
+	"  --hostile                no load: put into the rings what no guest may, see what becomes of it, and\n"
+	"                           whether the next guest is served; nothing is written\n"
 	"how to do it\n"
 	"  --queues N               virtqueues (1)\n"
 	"  --depth D                requests in flight on each queue (32)\n"
@@ -144,7 +146,7 @@ enum {
 	O_SOCKET = 256, O_QUEUES, O_DEPTH, O_BLOCK, O_RW, O_OFFSET, O_SIZE, O_RUNTIME, O_OPS,
 	O_SEED, O_READS, O_VERIFY, O_FLUSH, O_DISCARD, O_ZEROES, O_PROGRESS, O_OUTPUT, O_INDIRECT,
 	O_EVENT_IDX, O_POLL, O_QUEUE_SIZE, O_REGIONS, O_SEGMENT, O_LAYOUT, O_TIMEOUT, O_HELP,
-	O_PACKED, O_IN_ORDER, O_INFLIGHT, O_RECONNECT,
+	O_PACKED, O_IN_ORDER, O_INFLIGHT, O_RECONNECT, O_HOSTILE,
 };
 
 static const struct option long_options[] = {
@@ -161,7 +163,7 @@ static const struct option long_options[] = {
 	{ "segment-size", 1, NULL, O_SEGMENT }, { "layout", 1, NULL, O_LAYOUT },
 	{ "packed", 1, NULL, O_PACKED }, { "in-order", 1, NULL, O_IN_ORDER },
 	{ "inflight", 1, NULL, O_INFLIGHT }, { "reconnect", 1, NULL, O_RECONNECT },
-	{ "timeout", 1, NULL, O_TIMEOUT }, { "help", 0, NULL, O_HELP }, { NULL, 0, NULL, 0 },
+	{ "hostile", 0, NULL, O_HOSTILE }, { "timeout", 1, NULL, O_TIMEOUT }, { "help", 0, NULL, O_HELP }, { NULL, 0, NULL, 0 },
 };
 
 static void set_indirect(struct load_options *o, int mode)
@@ -199,6 +201,7 @@ static void set_option(struct load_options *o, int opt, const char *name, const 
 	case O_RECONNECT:
 		o->reconnect_ns = number(name, arg, 0, 1000000, false) * 1000000000u;
 		break;
+	case O_HOSTILE:	o->hostile = true; break;
 	case O_POLL:	o->spin = true; break;
 	case O_QUEUE_SIZE: o->queue_len = (unsigned)number(name, arg, 2, 32768, false); break;
 	case O_REGIONS:
@@ -239,6 +242,8 @@ static void parse(struct load_options *o, int argc, char **argv)
 		die("unexpected argument \"%s\"", argv[optind]);
 	if (!o->socket)
 		die("--socket PATH is missing");
+	if (o->hostile && (o->packed || o->verify || o->runtime_ns || o->nr_ops))
+		die("--hostile is about split rings and puts no load on them");
 	if (!o->runtime_ns && !o->nr_ops)
 		o->runtime_ns = UINT64_C(10000000000);
 	if (o->block_len % VU_SECTOR || o->range_off % VU_SECTOR || o->range_len % VU_SECTOR)
@@ -498,6 +503,8 @@ int blkload_main(int argc, char **argv)
 
 	argv[0] = (char *)PROG;	/* getopt begins its complaints with it */
 	parse(&l->o, argc, argv);
+	if (l->o.hostile)
+		return blkload_hostile(&l->o);
 	prepare(l);
 	run(l);
 	for (q = 0; q < l->o.nr_queues; q++)

@@ -22,6 +22,10 @@
 /* What `varve` runs. */
 int blkload_main(int argc, char **argv);
 
+struct load_options;
+/* blkload_hostile.c: the exit status. */
+int blkload_hostile(const struct load_options *o);
+
 enum load_rw { LOAD_READ, LOAD_WRITE, LOAD_RANDREAD, LOAD_RANDWRITE, LOAD_RANDRW };
 
 enum load_kind { KIND_READ, KIND_WRITE, KIND_FLUSH, KIND_DISCARD, KIND_ZEROES, NR_KINDS };
@@ -43,6 +47,7 @@ struct load_options {
 	uint64_t flush_every;		/* writes between two flushes of a queue; 0: no flushes */
 	bool verify, progress, json, spin, event_idx, use_indirect;
 	bool packed, in_order, inflight; /* taken when offered */
+	bool hostile;			/* no load, but lies */
 	uint64_t reconnect_ns;		/* how long to look for a back end that is gone; 0: not at all */
 	enum vu_indirect indirect;
 	unsigned queue_len;		/* descriptors; 0: chosen from depth */
