@@ -191,7 +191,7 @@ static int open_new(struct rebase *r, const char *image_name)
 	return 0;
 }
 
-static int safe(struct rebase *r, const char *name, const json_t *info)
+static int copy(struct rebase *r, const json_t *info)
 {
 	int ret = 1;
 
@@ -200,36 +200,29 @@ static int safe(struct rebase *r, const char *name, const json_t *info)
 	r->len = varve_image_length(r->image);
 	r->old_bytes = malloc(MAX(PIECE_LEN, r->unit));
 	r->new_bytes = malloc(MAX(PIECE_LEN, r->unit));
-	if (!r->old_bytes || !r->new_bytes)
+	if (r->old_bytes && r->new_bytes)
+		ret = copy_differences(r);
+	else
 		complain("out of memory");
-	else if (open_new(r, info_str(info, "filename")) == 0)
-		ret = img_snapshots_keep(info, name, &r->open, r->backing_image, UINT64_MAX,
-					 "; delete it first (-u would make it read something else)") ||
-		      copy_differences(r);
 	free(r->old_bytes);
 	free(r->new_bytes);
-	return r->backing_image && close_image(r->backing_image) ? 1 : ret;
-}
-
-static int rebase_image(struct rebase *r, const char *name)
-{
-	json_t *info = image_info(r->image);
-	struct varve_error err;
-	int ret = 0;
-
-	if (!info)
-		return 1;
-	if (!r->unsafe)
-		ret = safe(r, name, info);
-	json_decref(info);
-	if (!ret && varve_image_set_backing(r->image, r->backing, r->backing_open.format, &err) < 0) {
-		complain("%s", err.message);
-		ret = 1;
-	}
 	return ret;
 }
 
-static int rebase(const char *name, struct rebase *r)
+static int rebase_image(struct rebase *r, const json_t *info)
+{
+	struct varve_error err;
+
+	if (!r->unsafe && copy(r, info))
+		return 1;
+	if (varve_image_set_backing(r->image, r->backing, r->backing_open.format, &err) < 0) {
+		complain("%s", err.message);
+		return 1;
+	}
+	return 0;
+}
+
+static int open_and_rebase(const char *name, struct rebase *r, const json_t *info)
 {
 	unsigned flags = VARVE_OPEN_WRITABLE | (r->unsafe ? VARVE_OPEN_NO_BACKING : 0);
 	int ret;
@@ -237,9 +230,28 @@ static int rebase(const char *name, struct rebase *r)
 	r->image = open_image(name, &r->open, flags, NULL);
 	if (!r->image)
 		return 1;
-	ret = rebase_image(r, name);
+	ret = rebase_image(r, info);
 	ret |= finish_stdout();
 	return close_image(r->image) | ret;
+}
+
+/* What can be found wrong is, before the image is opened for writing: that alone may change its header. */
+static int rebase(const char *name, struct rebase *r)
+{
+	json_t *list = img_chain(name, &r->open, false);
+	const json_t *info = json_array_get(list, 0);
+	int ret = !list;
+
+	if (!ret && !r->unsafe)
+		ret = open_new(r, info_str(info, "filename")) ||
+		      img_snapshots_keep(info, name, &r->open, r->backing_image, UINT64_MAX,
+					 "; delete it first (-u would make it read something else)");
+	if (!ret)
+		ret = open_and_rebase(name, r, info);
+	if (r->backing_image)
+		ret |= close_image(r->backing_image);
+	json_decref(list);
+	return ret;
 }
 
 static int take_option(struct rebase *r, int id, const char *value)

@@ -6,7 +6,7 @@ have left: everything before the last flush, and of what came after it any part,
 clean or has leaks only, reads what it read before or what the command promises, can be written, and is clean then. When the
 command has said that it succeeded, nothing of it can be lost.
 
-VARVE_CUT_STATES: states for each case (default 12). VARVE_CUT_SEED: another choice of them.
+VARVE_CHANGE_STATES: states for each case (default 12). VARVE_CHANGE_SEED: another choice of them.
 """
 import json
 import os
@@ -24,8 +24,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 from faultfs import Faultfs  # noqa: E402
 from tool import KIB, MIB, img, io, ok, qimg, qio  # noqa: E402
 
-STATES = int(os.environ.get("VARVE_CUT_STATES", "12"))
-SEED = int(os.environ.get("VARVE_CUT_SEED", "1"))
+STATES = int(os.environ.get("VARVE_CHANGE_STATES", "12"))
+SEED = int(os.environ.get("VARVE_CHANGE_SEED", "1"))
 SECTOR = 512
 FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 
@@ -152,7 +152,7 @@ def run_case(case, fmt, args, promise, count):
             r = img("check", "-f", fmt, name)
             assert r.rc in (0, 3), str(r)
         except AssertionError as e:
-            raise AssertionError(f"{case}, VARVE_CUT_SEED={SEED}: {what}:\n{e}") from e
+            raise AssertionError(f"{case}, VARVE_CHANGE_SEED={SEED}: {what}:\n{e}") from e
     # What is left of the last one, with its leaks given back, is clean for the peer, too.
     if fmt == "qcow2":  # a hole in the middle of a QED image is never used again
         ok(img("check", "-q", "-r", "leaks", "-f", fmt, name))
@@ -309,7 +309,7 @@ def test_without_its_order_some_state_is_wrong(folder, monkeypatch, order, test,
     else:
         monkeypatch.setenv("VARVE_FORGET_ORDER", order)
     monkeypatch.setattr(here, "STATES", 200)
-    with pytest.raises(AssertionError, match="VARVE_CUT_SEED"):
+    with pytest.raises(AssertionError, match="VARVE_CHANGE_SEED"):
         test(folder, *args)
 
 

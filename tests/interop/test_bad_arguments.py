@@ -24,6 +24,7 @@ BAD = {
         ("-o preallocation=full q.qcow2", "preallocation"), ("-o nocow=on q.qcow2", "nocow"), ("-o data_file=x q.qcow2", "data_file"),
         ("-o compat=1.1 r.raw", "raw"), ("-o compat=1.1 e.qed", "qed"), ("-o compat=1.1 none", "none"), ("-o compat=1.1 q.qcow2 r.raw", "one file"),
         ("-t fast -o compat=1.1 q.qcow2", "fast"), ("-f frob -o compat=1.1 q.qcow2", "frob"), ("-o compat=0.10 snap.qcow2", "snapshots"),
+        ("-o compat=0.10 zstd.qcow2", "compression_type=zstd"),
         ("-o encrypt.key-secret=x q.qcow2", "encrypt"),
     ],
     "bench": [
@@ -33,9 +34,10 @@ BAD = {
         ("-w -U q.qcow2", "-U"), ("--duration 0 q.qcow2", ""),
     ],
     "bitmap": [
-        ("--add q.qcow2", "bitmap"), ("q.qcow2 b", "nothing to do"), ("--add -g 3 q.qcow2 b", "power of two"), ("--remove -g 64k q.qcow2 b", "--add"),
+        ("--add q.qcow2", "bitmap"), ("q.qcow2 b", "nothing to do"), ("--add -g 3 q.qcow2 b", "-g"), ("--remove -g 64k q.qcow2 b", "--add"),
         ("--merge a -F raw q.qcow2 b", "-b"), ("--add -b r.raw q.qcow2 b", "--merge"), ("--merge", "value"), ("--add q.qcow2 b c", "needed"),
-        ("--add q.qcow2 b", "bitmap"),
+        ("--remove q.qcow2 b", "b"), ("--clear q.qcow2 b", "b"), ("--merge a q.qcow2 b", ""), ("--add r.raw b", ""), ("--add e.qed b", ""), ("--add none b", "none"),
+        ("--enable q.qcow2 b", "b"), ("--add -g 4G q.qcow2 b", "-g"),
     ],
     "check": [
         ("", "file name"), ("none", "none"), ("q.qcow2 r.raw", "one file"), ("-r some q.qcow2", "some"), ("-r", "value"), ("--dry-run q.qcow2", "-r"),
@@ -128,6 +130,7 @@ def folder(tmp_path_factory):
     ok(qimg("create", "-q", "-u", "-f", "qcow2", "-b", "gone.raw", "-F", "raw", "lost.qcow2", "4M"))
     ok(qimg("create", "-q", "-f", "qcow2", "snap.qcow2", "4M"))
     ok(qimg("snapshot", "-c", "one", "snap.qcow2"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "compression_type=zstd", "zstd.qcow2", "4M"))
     yield path
     os.chdir(old)
 

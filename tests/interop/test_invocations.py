@@ -88,7 +88,18 @@ CALLERS = {
         convert -p -t none -T none -f qcow2 -O qcow2 -o compat=1.1,backing_file=base.raw,backing_fmt=raw new.qcow2 over2.qcow2
         convert -p -t none -T none -f qcow2 -O qcow2 -c plain.qcow2 small.qcow2
         measure --output json -O raw plain.qcow2
-        check --output json plain.qcow2""",
+        check --output json plain.qcow2
+        create -f qcow2 marked.qcow2 4M
+        bitmap --add --disable -g 65536 marked.qcow2 one
+        bitmap --add --disable marked.qcow2 two
+        bitmap --add --enable marked.qcow2 three
+        bitmap --merge one marked.qcow2 two
+        bitmap --remove marked.qcow2 three
+        measure --output json -O qcow2 marked.qcow2
+        info --output json -f qcow2 marked.qcow2
+        convert -p -t none -T none -f qcow2 -O qcow2 -o compat=1.1 --bitmaps marked.qcow2 moved.qcow2
+        convert -f qcow2 -O qcow2 --bitmaps --skip-broken-bitmaps marked.qcow2 moved2.qcow2
+        info --output json -f qcow2 moved.qcow2""",
     "cdi": """
         create -f raw disk.img 4M
         create -f raw -o preallocation=falloc falloc.img 4M
@@ -194,8 +205,6 @@ REFUSED = [
     ("libvirt", "create -f qcow2 --object secret,id=s,file=pw -o encrypt.format=luks,encrypt.key-secret=s new 1M", "encrypt"),
     ("libvirt", "convert -n --image-opts --target-image-opts driver=raw,file.filename=base.raw "
                 "driver=luks,file.filename=plain.qcow2,key-secret=s", "luks"),
-    ("vdsm", "bitmap --add --enable -g 65536 plain.qcow2 b", "--add"), ("vdsm", "bitmap --add --disable plain.qcow2 b", "--add"),
-    ("vdsm", "bitmap --remove plain.qcow2 b", "--remove"), ("vdsm", "bitmap --merge a -b top.qcow2 -F qcow2 plain.qcow2 b", "--merge"),
     ("cdi", "info --output=json nbd+unix:///?socket=/var/run/nbd.sock", "nbd+unix"),
     ("cdi", "convert -t none -p -O raw nbd+unix:///?socket=/var/run/nbd.sock new", "nbd+unix"),
     ("proxmox", "create -F raw -b base.raw -f qcow2 new -o extended_l2=on,cluster_size=128k", "extended_l2"),
