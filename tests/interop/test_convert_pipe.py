@@ -6,7 +6,9 @@ Never: leaves a program behind that waits for the other end.
 
 import os
 import random
+import signal
 import subprocess
+import threading
 
 import pytest
 
@@ -269,6 +271,25 @@ def test_what_cannot_come_out_of_a_pipe(here, args, words):
     assert r.rc == 1 and r.out == "" and len(r.err.splitlines()) == 1, str(r)
     assert all(w in r.err for w in words), str(r)
     assert sorted(os.listdir()) == ["src.raw"]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_ended_while_it_waits_for_more(here, sig):
+    with subprocess.Popen([varve_path(), "img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", "-", "out"], stdin=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL)) as p:
+        timer = threading.Timer(TIMEOUT, p.kill)
+        timer.start()
+        try:
+            p.stdin.write(bytes(3 * MIB))
+            p.stdin.flush()
+            while not (os.path.exists("out") and os.stat("out").st_size > MIB) and p.poll() is None:
+                os.sched_yield()
+            p.send_signal(sig)
+            assert p.wait() == -sig
+        finally:
+            timer.cancel()
+            p.kill()
+    assert not os.path.exists("out")
 
 
 def test_from_one_pipe_into_the_next(here):
