@@ -72,7 +72,7 @@ def test_dirty_is_what_it_seems(here):
     assert dirty("a", "b") == [[MIB, MIB + 64 * KIB]]
 
 
-@pytest.mark.parametrize("cluster", [512, 4 * KIB, 64 * KIB, 2 * MIB])
+@pytest.mark.parametrize("cluster", [512, 64 * KIB])
 def test_every_action(here, cluster):
     ok(img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "a", str(LEN)))
     ok(img("bitmap", "--add", "-g", "16k", "a", "one"))
@@ -209,7 +209,7 @@ def test_other_changes_keep_what_they_can(here):
 
 # ---- convert ----
 
-@pytest.mark.parametrize("options", [[], ["-o", "cluster_size=4k"], ["-c", "-o", "cluster_size=512"], ["-o", "cluster_size=2M"]])
+@pytest.mark.parametrize("options", [[], ["-o", "cluster_size=4k"], ["-c", "-o", "cluster_size=512"]])
 def test_bitmaps_are_converted(here, options):
     ok(qimg("create", "-q", "-f", "qcow2", "a", str(LEN)))
     for name, granularity in (("fine", "512"), ("middle", "64k"), ("coarse", "4M")):
