@@ -184,10 +184,13 @@ def test_a_reader_that_goes_away(here, fmt):
 
 def test_a_named_pipe_and_progress(here):
     os.mkfifo("pipe")
-    with subprocess.Popen(["cat", "pipe"], stdout=open("out", "wb")) as reader:
-        r = img("convert", "-p", "-O", "qcow2", "src.raw", "pipe")
-        assert r.rc == 0 and "(100.00/100%)" in r.out, str(r)
-        assert reader.wait(TIMEOUT) == 0
+    with open("out", "wb") as out, subprocess.Popen(["cat", "pipe"], stdout=out) as reader:
+        try:
+            r = img("convert", "-p", "-O", "qcow2", "src.raw", "pipe")
+            assert r.rc == 0 and "(100.00/100%)" in r.out, str(r)
+            assert reader.wait(TIMEOUT) == 0
+        finally:
+            reader.kill() # it would wait for somebody to open the pipe
     same("src.raw", "out")
     refused(img("convert", "-O", "qcow2", "src.raw", "/dev/full"), "/dev/full", "No space left")
 
