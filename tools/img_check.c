@@ -154,7 +154,7 @@ static int repair(const char *name, const struct check_args *a, const struct var
 		return CHECK_CORRUPT;
 	}
 	open.force_share = false;
-	image = open_image(name, &open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_WRITABLE | VARVE_OPEN_REPAIR, NULL);
+	image = open_image(name, &open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS | VARVE_OPEN_REPAIR, NULL);
 	if (!image)
 		return status_of(found);
 	return close_image(image) ? CHECK_FAILED : 0;

@@ -224,7 +224,7 @@ static int rebase_image(struct rebase *r, const json_t *info)
 
 static int open_and_rebase(const char *name, struct rebase *r, const json_t *info)
 {
-	unsigned flags = VARVE_OPEN_WRITABLE | (r->unsafe ? VARVE_OPEN_NO_BACKING : 0);
+	unsigned flags = VARVE_OPEN_WRITABLE | (r->unsafe ? VARVE_OPEN_NO_BACKING | VARVE_OPEN_BITMAPS : 0);
 	int ret;
 
 	r->image = open_image(name, &r->open, flags, NULL);

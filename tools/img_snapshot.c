@@ -99,12 +99,14 @@ static int change(struct varve_image *image, const struct snapshot_args *a)
 static int run(const char *file, const struct snapshot_args *a)
 {
 	bool changes = a->action && a->action != 'l';
+	unsigned flags = !changes ? VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO :
+			 a->action == 'a' ? VARVE_OPEN_WRITABLE : VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS;
 	struct varve_image *image;
 	int ret;
 
 	if (a->graph)
 		return img_snapshot_graph(file, &a->open, a->svg);
-	image = open_image(file, &a->open, changes ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	image = open_image(file, &a->open, flags, NULL);
 
 	if (!image)
 		return 1;

@@ -142,9 +142,9 @@ VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_
 #define VARVE_OPEN_REPAIR (1u << 7)
 
 /*
- * With VARVE_OPEN_WRITABLE: only for the calls varve_bitmap_*(). The disk cannot be written, so that bitmaps stay true.
- * Opened without this flag for writing, an image keeps its disabled bitmaps; enabled ones become inconsistent, because this
- * version does not note in them what is written.
+ * With VARVE_OPEN_WRITABLE: the disk cannot be written, so that bitmaps stay true; only for varve_bitmap_*(), amend (but for
+ * another size), set_backing, making and deleting snapshots, and VARVE_OPEN_REPAIR. Opened for writing without this flag, an image
+ * keeps its disabled bitmaps; enabled ones become inconsistent, because this version does not note in them what is written.
  */
 #define VARVE_OPEN_BITMAPS (1u << 8)
 

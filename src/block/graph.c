@@ -675,7 +675,7 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 	/* Nobody is left who could let go what a break point holds, or what would be held now. */
 	(void)node_debug(top, DEBUG_RESUME, NULL, NULL, NULL);
 	cor_stop(f, below_filters(top));
-	if (top->flags & NODE_WRITABLE) {
+	if (top->flags & (NODE_WRITABLE | NODE_BITMAPS)) {
 		ret = node_sync_all(f, top);
 		if (ret < 0)
 			varve_error_errno(err, ret, "%s: the last flush failed, data written before may be lost",

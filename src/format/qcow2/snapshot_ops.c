@@ -257,6 +257,8 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 	struct found fd;
 	int ret;
 
+	if (n->flags & NODE_BITMAPS)
+		return varve_error_set(err, -EACCES, "opened for changes that leave the disk as it is");
 	fiber_lock(f, &q->snapshot_mutex);
 	range_lock(f, &n->ranges, &all, 0, UINT64_MAX); /* who holds a part of it may want the next: this first */
 	fiber_lock(f, &q->l1_mutex);
