@@ -685,19 +685,44 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 	return ret;
 }
 
-/* A format without tables (raw) knows no holes; the file below may. */
-static int ask_file(struct fiber *f, struct extent *e)
+/*
+ * A format with tables knows what is data, but where they were filled beforehand (preallocation=metadata) nothing was ever written
+ * behind them. Most images are not like that, and each question costs: the file is asked only if it is mostly holes.
+ */
+static int worth_asking(struct fiber *f, struct node *n, struct node *leaf, bool *ret)
 {
-	struct node *leaf = below_filters(e->node);
-	bool hole = false;
+	bool sparse = false;
+	int error;
+
+	if (n->drv->load && n->holes == HOLES_UNKNOWN) {
+		error = leaf->drv->sparse ? leaf->drv->sparse(f, leaf, &sparse) : 0;
+		if (error < 0)
+			return error;
+		n->holes = sparse ? HOLES_MANY : HOLES_FEW;
+	}
+	*ret = !n->drv->load || n->holes == HOLES_MANY;
+	return 0;
+}
+
+/* A format without tables (raw) knows no holes; the file below may. */
+static int ask_file(struct fiber *f, struct node *n, struct extent *e)
+{
+	struct node *leaf;
+	bool hole = false, ask;
 	int ret;
 
-	if (e->kind != EXTENT_DATA || !leaf->drv->status)
+	if (e->kind != EXTENT_DATA)
 		return 0;
+	leaf = below_filters(e->node);
+	if (!leaf->drv->status)
+		return 0;
+	ret = worth_asking(f, n, leaf, &ask);
+	if (ret < 0 || !ask)
+		return ret;
 	ret = leaf->drv->status(f, leaf, e->host_off, e->len, &hole, &e->len);
 	if (ret == 0 && hole) {
 		e->kind = EXTENT_ZERO;
-		e->flags |= EXTENT_ALLOCATED;
+		e->flags |= EXTENT_ALLOCATED | (n->drv->load ? EXTENT_MAPPED : 0);
 	}
 	return ret;
 }
@@ -733,7 +758,7 @@ int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, str
 		len = ret_extent->len;
 		if (ret_extent->kind != EXTENT_ABSENT) {
 			*ret_present = true;
-			return n->drv->load ? 0 : ask_file(f, ret_extent);
+			return ask_file(f, n, ret_extent);
 		}
 		n = n->backing;
 		if (n)
