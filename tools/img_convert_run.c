@@ -36,7 +36,7 @@ static int give_up_file(const char *name)
 
 static void on_end(int sig)
 {
-	if (unfinished && give_up_file(unfinished) < 0)
+	if (unfinished && give_up_file(unfinished) < 0 && errno != ENOENT)
 		(void)!write(STDERR_FILENO, "the target is not complete\n", 27);
 	signal(sig, SIG_DFL);
 	raise(sig);
@@ -85,7 +85,11 @@ static int make_target(struct conversion *c)
 	c->is_device = existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
 		return 0;
+	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
+	if (!existed)
+		unfinished = name;
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
+		unfinished = NULL; /* the library removed what it made */
 		complain("%s", err.message);
 		return 1;
 	}

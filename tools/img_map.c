@@ -70,7 +70,7 @@ static void print_json(const struct varve_extent *e, bool first)
 /* One line for what holds data; what cannot be said in a line is an error, not a wrong line. */
 static int print_human(const struct varve_extent *e, const char *name)
 {
-	if (!e->data)
+	if (!e->data || e->zero)
 		return 0;
 	if (!e->has_offset) {
 		complain("%s: offset %" PRIu64 " is compressed or encrypted and has no place to show; use --output=json",

@@ -291,7 +291,7 @@ struct varve_extent {
 	uint64_t offset;     /* in file, when has_offset */
 	unsigned depth;	     /* 0: the image itself, 1: its backing file, ... */
 	bool present;	     /* allocated in a layer of the chain */
-	bool data;	     /* may hold other bytes than zero */
+	bool data;	     /* may hold other bytes than zero; with zero: has a place, which is a hole of the file */
 	bool zero;	     /* reads as zeroes */
 	bool compressed;
 	bool has_offset;

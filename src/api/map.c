@@ -46,7 +46,8 @@ int varve_image_map(struct varve_image *image, uint64_t off, uint64_t len, struc
 	ret_extent->depth = a.depth;
 	ret_extent->present = a.present;
 	ret_extent->compressed = e->kind == EXTENT_PACKED;
-	ret_extent->data = e->kind == EXTENT_DATA || e->kind == EXTENT_PACKED;
+	ret_extent->data = e->kind == EXTENT_DATA || e->kind == EXTENT_PACKED ||
+			   (e->kind == EXTENT_ZERO && (e->flags & EXTENT_MAPPED));
 	ret_extent->zero = e->kind == EXTENT_ZERO || e->kind == EXTENT_ABSENT;
 	ret_extent->has_offset = e->kind == EXTENT_DATA || (e->kind == EXTENT_ZERO && (e->flags & EXTENT_ALLOCATED));
 	if (ret_extent->has_offset) {

@@ -51,7 +51,8 @@ int backing_path(const char *image_name, const char *backing_name, char *buf, st
 
 /*
  * The stretch at off as the top sees it, resolved down the chain: DATA names the leaf-side node, *ret_depth counts
- * layers from the top (0), *ret_present says whether a layer of the chain holds it. Loads what it needs.
+ * layers from the top (0), *ret_present says whether a layer of the chain holds it. Loads what it needs. What has a place where
+ * its file is a hole is ZERO (EXTENT_ALLOCATED, and EXTENT_MAPPED where the format's tables say data).
  */
 int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent,
 	      unsigned *ret_depth, bool *ret_present);
@@ -63,8 +64,8 @@ struct file_data {
 };
 
 /*
- * The same; and what a format has in place (preallocated, most likely) where its file is a hole is zeroes. *known is kept from
- * call to call, so that a file is asked once for each of its own stretches; nobody writes to it meanwhile.
+ * The same. *known is kept from call to call, so that a file is asked once for each of its own stretches; nobody writes to it
+ * meanwhile.
  */
 int graph_map_file(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct file_data *known, struct extent *ret_extent,
 		   unsigned *ret_depth, bool *ret_present);

@@ -14,32 +14,49 @@ static struct node *without_filters(struct node *n)
 	return n;
 }
 
-/* A format without tables (raw) knows no holes; the file below may. */
-static int ask_file(struct fiber *f, struct extent *e)
+/*
+ * A format without tables (raw) knows no holes; the file below may. A format with tables knows what is data, but where they were
+ * filled beforehand (preallocation=metadata) nothing was ever written behind them. Most images are not like that, and each question
+ * costs: the file is asked only if it is mostly holes. holder: whose data it is.
+ */
+static int worth_asking(struct fiber *f, struct node *holder, struct node *leaf, bool *ret)
 {
-	struct node *leaf = without_filters(e->node);
-	bool hole = false;
-	int ret;
+	bool sparse = false;
+	int error;
 
-	if (e->kind != EXTENT_DATA || !leaf->drv->status)
-		return 0;
-	ret = leaf->drv->status(f, leaf, e->host_off, e->len, &hole, &e->len);
+	if (holder->drv->load && holder->holes == HOLES_UNKNOWN) {
+		error = leaf->drv->sparse ? leaf->drv->sparse(f, leaf, &sparse) : 0;
+		if (error < 0)
+			return error;
+		holder->holes = sparse ? HOLES_MANY : HOLES_FEW;
+	}
+	*ret = leaf->drv->status && (!holder->drv->load || holder->holes == HOLES_MANY);
+	return 0;
+}
+
+/* e->len: as far as an answer is wanted, and then, as far as it holds. */
+static int ask_file(struct fiber *f, const struct node *holder, struct node *leaf, struct extent *e)
+{
+	bool hole = false;
+	int ret = leaf->drv->status(f, leaf, e->host_off, e->len, &hole, &e->len);
+
 	if (ret == 0 && hole) {
 		e->kind = EXTENT_ZERO;
-		e->flags |= EXTENT_ALLOCATED;
+		e->flags |= EXTENT_ALLOCATED | (holder->drv->load ? EXTENT_MAPPED : 0);
 	}
 	return ret;
 }
 
-/* By the tables only. *ret_ask: of a format that has none. */
+/* By the tables only. *ret_holder: the format whose they are; NULL: nobody's. */
 static int resolve(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *ret_extent, unsigned *ret_depth,
-		   bool *ret_present, bool *ret_ask)
+		   bool *ret_present, struct node **ret_holder)
 {
 	unsigned depth = 0;
 
 	n = without_filters(n);
 	*ret_depth = 0;
-	*ret_present = *ret_ask = false;
+	*ret_present = false;
+	*ret_holder = NULL;
 	if (n->drv->kind != DRIVER_FORMAT) {
 		*ret_extent = (struct extent){ .kind = EXTENT_DATA, .node = n, .host_off = off, .len = len };
 		*ret_present = true;
@@ -63,7 +80,7 @@ static int resolve(struct fiber *f, struct node *n, uint64_t off, uint64_t len, 
 		len = ret_extent->len;
 		if (ret_extent->kind != EXTENT_ABSENT) {
 			*ret_present = true;
-			*ret_ask = !n->drv->load;
+			*ret_holder = n;
 			return 0;
 		}
 		n = n->backing;
@@ -74,39 +91,40 @@ static int resolve(struct fiber *f, struct node *n, uint64_t off, uint64_t len, 
 	return 0;
 }
 
-int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent, unsigned *ret_depth,
-	      bool *ret_present)
-{
-	bool ask;
-	int ret = resolve(f, top, off, len, ret_extent, ret_depth, ret_present, &ask);
-
-	return ret == 0 && ask ? ask_file(f, ret_extent) : ret;
-}
-
 int graph_map_file(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct file_data *known, struct extent *ret_extent,
 		   unsigned *ret_depth, bool *ret_present)
 {
+	struct node *holder, *leaf;
 	struct extent e;
-	const struct node *file;
 	bool ask;
-	int ret = resolve(f, top, off, len, ret_extent, ret_depth, ret_present, &ask);
+	int ret = resolve(f, top, off, len, ret_extent, ret_depth, ret_present, &holder);
 
-	if (ret < 0 || ret_extent->kind != EXTENT_DATA)
+	if (ret < 0 || !holder || ret_extent->kind != EXTENT_DATA)
 		return ret;
 	e = *ret_extent;
-	file = e.node;
-	if (known->file == file && e.host_off >= known->off && e.host_off < known->end) {
+	leaf = without_filters(e.node);
+	if (known->file == leaf && e.host_off >= known->off && e.host_off < known->end) {
 		ret_extent->len = MIN(e.len, known->end - e.host_off);
 		return 0;
 	}
+	ret = worth_asking(f, holder, leaf, &ask);
+	if (ret < 0 || !ask)
+		return ret;
 	e.len = UINT64_MAX - e.host_off; /* as far as it goes: the next ones may lie there */
-	ret = ask_file(f, &e);
+	ret = ask_file(f, holder, leaf, &e);
 	if (ret < 0)
 		return ret;
-	e.len = MIN(e.len, UINT64_MAX - e.host_off);
 	if (e.kind == EXTENT_DATA)
-		*known = (struct file_data){ file, e.host_off, e.host_off + e.len };
+		*known = (struct file_data){ leaf, e.host_off, e.host_off + e.len };
 	e.len = MIN(e.len, ret_extent->len);
 	*ret_extent = e;
 	return 0;
+}
+
+int graph_map(struct fiber *f, struct node *top, uint64_t off, uint64_t len, struct extent *ret_extent, unsigned *ret_depth,
+	      bool *ret_present)
+{
+	struct file_data unknown = { NULL, 0, 0 };
+
+	return graph_map_file(f, top, off, len, &unknown, ret_extent, ret_depth, ret_present);
 }

@@ -30,6 +30,7 @@ enum extent_kind {
 
 #define EXTENT_INPLACE (1u << 0) /* DATA: may be overwritten where it is (not shared with a snapshot) */
 #define EXTENT_ALLOCATED (1u << 1) /* ZERO: space is reserved for it all the same */
+#define EXTENT_MAPPED (1u << 3)	   /* ZERO, of graph_map(): data by the format's tables, in a hole of the file */
 /* of alloc(): */
 #define EXTENT_READS_ZERO (1u << 2) /* the fresh space is known to read as zeroes: no need to fill head and tail */
 
@@ -132,6 +133,8 @@ struct driver {
 	/* Leaf, optional: is there a hole at off, and for how many bytes (1 .. len) does the answer hold? Never claims a
 	 * hole that is not certain. */
 	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
+	/* Leaf, optional: so much less space than length that looking for holes behind a format's tables pays? */
+	int (*sparse)(struct fiber *f, struct node *n, bool *ret);
 	/*
 	 * Leaf: set the length; format: resize of the virtual disk, durable when it returns. What is cut off is gone; what
 	 * is added reads as zeroes. A length that cannot be had leaves the one that was.
@@ -378,6 +381,7 @@ struct node {
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */
 	uint64_t file_birth;	  /* leaf: ns, when that inode was made; 0: not known */
+	enum { HOLES_UNKNOWN, HOLES_FEW, HOLES_MANY } holes; /* format: of its file, as graph_map() found it first */
 	uint32_t wish;		  /* the disk's top: discard=, detect-zeroes= (block/wish.h) */
 	struct policy *policy;	   /* werror= (block/policy.h); NULL: report */
 	struct cor *cor;	   /* copy-on-read (block/copy_on_read.h); NULL: off */
