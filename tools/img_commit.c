@@ -288,7 +288,7 @@ static int take_option(struct commit *c, int id, const char *value)
 		c->drop = true;
 		return 0;
 	case 'r':
-		if (parse_size(value, &c->rate) < 0 || !c->rate)
+		if (parse_size(value, &c->rate) < 0)
 			return complain_usage("commit: the rate '%s' is no size", value);
 		return 0;
 	case 'p':

@@ -47,7 +47,7 @@ static const struct option_row options[] = {
 	{ 'W', "oob-writes", NULL, "writes need not come in order" },
 	{ LONG_CANONICAL, "canonical", NULL, "the same contents give the same file, bit for bit" },
 	{ 'C', "copy-range-offloading", NULL, "the kernel copies where it can; zeroes in the data stay data" },
-	{ 'r', "rate-limit", "RATE", "bytes of data in a second at most" },
+	{ 'r', "rate-limit", "RATE", "bytes of data in a second at most; 0: as fast as it goes" },
 	OPT_OBJECT,
 	OPT_PROGRESS,
 	OPT_QUIET,
@@ -99,7 +99,7 @@ static int take_number(struct parsing *ps, int c, const char *value)
 			v->flags &= ~VARVE_CONVERT_ALL_DATA;
 		return 0;
 	case 'r':
-		if (parse_size(value, &v->rate) < 0 || !v->rate)
+		if (parse_size(value, &v->rate) < 0)
 			return complain_usage("convert: the rate '%s' is no size", value);
 		return 0;
 	default:

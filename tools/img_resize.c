@@ -40,7 +40,7 @@ static int parse_prealloc(const char *text, enum varve_prealloc *ret)
 }
 
 /* "10G", or "+1G", "-1G" from what it is now. */
-static int new_length(const char *text, uint64_t now, uint64_t *ret)
+static int new_length(const char *name, const char *text, uint64_t now, uint64_t *ret)
 {
 	bool more = *text == '+', less = *text == '-';
 	uint64_t len;
@@ -48,32 +48,32 @@ static int new_length(const char *text, uint64_t now, uint64_t *ret)
 	if (parse_size(text + (more || less), &len) < 0)
 		return complain_usage("resize: '%s' is no size (bytes, or with k, M, G, T, P, E; +SIZE and -SIZE change it)", text);
 	if (less && len > now) {
-		complain("resize: the image has %" PRIu64 " bytes, less than the %" PRIu64 " that it is to lose", now, len);
+		complain("%s: the image has %" PRIu64 " bytes, less than the %" PRIu64 " that it is to lose", name, now, len);
 		return 1;
 	}
 	if (more && len > UINT64_MAX - now) {
-		complain("resize: %" PRIu64 " bytes more are too many", len);
+		complain("%s: %" PRIu64 " bytes more are too many", name, len);
 		return 1;
 	}
 	*ret = less ? now - len : more ? now + len : len;
 	if (!*ret) {
-		complain("resize: the image would have no bytes left");
+		complain("%s: the image would have no bytes left", name);
 		return 1;
 	}
 	return 0;
 }
 
-static int resize_image(struct varve_image *image, const char *size, const struct resize *r)
+static int resize_image(struct varve_image *image, const char *name, const char *size, const struct resize *r)
 {
 	struct varve_error err;
 	uint64_t len;
 
-	if (new_length(size, varve_image_length(image), &len))
+	if (new_length(name, size, varve_image_length(image), &len))
 		return 1;
 	if (len < varve_image_length(image) && !(r->flags & VARVE_RESIZE_SHRINK)) {
-		complain("resize: %" PRIu64 " bytes are less than the image has (%" PRIu64
+		complain("%s: %" PRIu64 " bytes are less than the image has (%" PRIu64
 			 "): what is behind would be lost; --shrink says that this is meant",
-			 len, varve_image_length(image));
+			 name, len, varve_image_length(image));
 		return 1;
 	}
 	if (varve_image_resize(image, len, r->prealloc, r->flags, &err) < 0) {
@@ -91,12 +91,12 @@ static int resize(const char *name, const char *size, const struct resize *r)
 	uint64_t len;
 	int ret;
 
-	if (new_length(size, UINT64_MAX / 2, &len)) /* before anything is opened */
+	if (new_length(name, size, UINT64_MAX / 2, &len)) /* before anything is opened */
 		return 1;
 	image = open_image(name, &r->open, VARVE_OPEN_WRITABLE, NULL);
 	if (!image)
 		return 1;
-	ret = resize_image(image, size, r);
+	ret = resize_image(image, name, size, r);
 	ret |= finish_stdout();
 	return close_image(image) | ret;
 }

@@ -46,7 +46,7 @@ BAD = {
     ],
     "commit": [
         ("", "file name"), ("none", "none"), ("q.qcow2", "no backing file"), ("r.raw", "no backing file"), ("-b other over.qcow2", "other"),
-        ("-r 0 over.qcow2", "rate"), ("-r x over.qcow2", "rate"), ("-t x over.qcow2", "x"), ("-f raw over.qcow2", "no backing file"),
+        ("-r fast over.qcow2", "rate"), ("-r x over.qcow2", "rate"), ("-t x over.qcow2", "x"), ("-f raw over.qcow2", "no backing file"),
         ("over.qcow2 q.qcow2", "one file"), ("-f qed over.qcow2", "over.qcow2"), ("lost.qcow2", "gone.raw"),
     ],
     "compare": [
@@ -56,7 +56,7 @@ BAD = {
     "convert": [
         ("", "source"), ("q.qcow2", "target"), ("none new", "none"), ("-O frob q.qcow2 new", "frob"), ("-f frob q.qcow2 new", "frob"),
         ("-O qcow2 -o frob=1 q.qcow2 new", "frob"), ("-O qcow2 -o cluster_size=3k q.qcow2 new", "cluster_size"), ("-S 3 q.qcow2 new", "-S"),
-        ("-S x q.qcow2 new", "-S"), ("-m 0 q.qcow2 new", "-m"), ("-m 17 q.qcow2 new", "-m"), ("-r 0 q.qcow2 new", "rate"),
+        ("-S x q.qcow2 new", "-S"), ("-m 0 q.qcow2 new", "-m"), ("-m 17 q.qcow2 new", "-m"), ("-r fast q.qcow2 new", "rate"),
         ("-c -O raw q.qcow2 new", ""), ("-n -O raw q.qcow2 new", "new"), ("-n -o size=1M q.qcow2 r.raw", "-n"),
         ("--target-is-zero q.qcow2 new", "-n"), ("-t x q.qcow2 new", "x"), ("-T x q.qcow2 new", "x"), ("-l none -O raw q.qcow2 new", "none"),
         ("-B r.raw -O qcow2 q.qcow2 new", "format"), ("-F raw -O qcow2 q.qcow2 new", "-F"), ("-C -S 4k q.qcow2 new", "-C"),

@@ -122,7 +122,7 @@ def test_what_is_wrong_changes_nothing(tmp_path):
     alone = tmp_path / "alone"
     ok(qimg("create", "-q", "-f", "qcow2", alone, "1M"))
     before = top.read_bytes(), (tmp_path / "base").read_bytes()
-    for words, args in ((["other"], ["-b", "other", top]), (["top"], ["-b", top, top]), (["rate"], ["-r", "0", top]),
+    for words, args in ((["other"], ["-b", "other", top]), (["top"], ["-b", top, top]), (["rate"], ["-r", "fast", top]),
                         (["no backing file"], [alone]), (["one file name"], []), (["one file name"], [top, alone]),
                         (["cache"], ["-t", "x", top]), (["unknown option"], ["-z", top])):
         refused(img("commit", *args), *words)
