@@ -90,6 +90,8 @@ struct varve_image *img_open_snapshot(const char *name, const struct open_args *
 {
 	struct open_args with = *args;
 	struct varve_image *image;
+	struct varve_error err;
+	const char *said;
 	char *list;
 
 	if (!snapshot)
@@ -99,7 +101,11 @@ struct varve_image *img_open_snapshot(const char *name, const struct open_args *
 		return NULL;
 	with.image_opts = true;
 	with.format = NULL;
-	image = open_image(list, &with, flags, home);
+	image = try_open_image(list, &with, flags, home, &err);
+	if (!image && *err.message) { /* without the list, which is ours */
+		said = strncmp(err.message, list, strlen(list)) == 0 ? err.message + strlen(list) : err.message;
+		complain("%s", strncmp(said, ": ", 2) == 0 ? said + 2 : said);
+	}
 	free(list);
 	return image;
 }
