@@ -85,7 +85,7 @@ def test_the_length_and_the_limits_are_those_of_now(tmp_path):
 
 
 def test_a_killed_server_takes_up_what_it_had_in_flight(tmp_path):
-    disk = make_disk(tmp_path, "qcow2", "64M")
+    disk = make_disk(tmp_path, "qcow2", "2G")  # so large that there is something to allocate all the time
     with Server(tmp_path, "a", disk, "qcow2", "--state-dir", tmp_path / "state") as a, Load(a.socket, 3, *MIXED) as load:
         for _ in range(4):
             a.wait_held(True)
