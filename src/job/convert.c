@@ -14,7 +14,6 @@
  */
 #include "job/convert.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -30,7 +29,6 @@
 #define RUNS_MAX 32
 #define LANES_MANY 8
 #define LANES_CACHED 2
-#define SALVAGE_LEN KiB(4)
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
 
@@ -88,19 +86,9 @@ static int fail(struct converter *c, int ret, const char *what, const struct nod
 
 /* ---- what comes next ---- */
 
-static const struct convert_source *source_at(const struct converter *c, uint64_t off)
+static const struct convert_source *here(const struct converter *c, uint64_t off)
 {
-	unsigned low = 0, high = c->o->nr_sources;
-
-	while (high - low > 1) {
-		unsigned mid = (low + high) / 2;
-
-		if (c->o->sources[mid].start <= off)
-			low = mid;
-		else
-			high = mid;
-	}
-	return &c->o->sources[low];
+	return source_at(c->o->sources, c->o->nr_sources, off);
 }
 
 static enum kind kind_of(const struct converter *c, const struct extent *e, unsigned depth)
@@ -120,7 +108,7 @@ static enum kind kind_of(const struct converter *c, const struct extent *e, unsi
  */
 static int look(struct fiber *f, struct converter *c, uint64_t off, enum kind *ret_kind, uint64_t *ret_len)
 {
-	const struct convert_source *s = source_at(c, off);
+	const struct convert_source *s = here(c, off);
 	uint64_t in_source = off - s->start, len = MIN(node_len(s->top) - in_source, ZEROES_LEN);
 	struct extent e;
 	unsigned depth;
@@ -219,7 +207,7 @@ static bool take(struct fiber *f, struct converter *c, struct lane *l)
 	}
 	ret = take_piece(f, c, l);
 	if (ret < 0) {
-		fail(c, ret, "the map", source_at(c, l->off)->top, l->off - source_at(c, l->off)->start);
+		fail(c, ret, "the map", here(c, l->off)->top, l->off - here(c, l->off)->start);
 	} else {
 		c->next = l->off + l->len;
 		l->turn = c->nr_taken++;
@@ -266,32 +254,12 @@ static int lane_wait(struct fiber *f, struct lane *l)
 	return ret;
 }
 
-/* What cannot be read becomes zeroes, and is told, by the smallest unit that a disk may lose. */
-static void salvage(struct fiber *f, struct lane *l, const struct convert_source *s, uint64_t off, uint8_t *buf, uint64_t len)
-{
-	const struct convert_options *o = l->c->o;
-	char text[256];
-
-	for (uint64_t pos = 0, step; pos < len; pos += step) {
-		step = MIN(SALVAGE_LEN - (off + pos) % SALVAGE_LEN, len - pos);
-		lane_submit(l, &l->runs[0], s->top, REQ_READ, off + pos, buf + pos, step, 0);
-		if (lane_wait(f, l) == 0)
-			continue;
-		memset(buf + pos, 0, step);
-		if (o->report) {
-			snprintf(text, sizeof(text), "%.100s: cannot be read at offset %llu: %llu zeroes instead",
-				 node_name(s->top), (unsigned long long)(off + pos), (unsigned long long)step);
-			o->report(o->user_data, text);
-		}
-	}
-}
-
 static int read_piece(struct fiber *f, struct lane *l)
 {
 	struct converter *c = l->c;
 
 	for (uint64_t pos = 0, step; pos < l->len; pos += step) {
-		const struct convert_source *s = source_at(c, l->off + pos);
+		const struct convert_source *s = here(c, l->off + pos);
 		uint64_t off = l->off + pos - s->start;
 		int ret;
 
@@ -299,7 +267,7 @@ static int read_piece(struct fiber *f, struct lane *l)
 		lane_submit(l, &l->runs[0], s->top, REQ_READ, off, l->buf + pos, step, 0);
 		ret = lane_wait(f, l);
 		if (ret < 0 && c->o->salvage)
-			salvage(f, l, s, off, l->buf + pos, step);
+			source_salvage(f, s, off, l->buf + pos, step, c->o->report, c->o->user_data);
 		else if (ret < 0)
 			return fail(c, ret, "read", s->top, off);
 	}
@@ -385,7 +353,7 @@ static int submit_writes(struct fiber *f, struct lane *l)
 static int copy_offloaded(struct fiber *f, struct lane *l)
 {
 	for (uint64_t pos = 0; pos < l->len;) {
-		const struct convert_source *s = source_at(l->c, l->off + pos);
+		const struct convert_source *s = here(l->c, l->off + pos);
 		struct node_copy copy = { .src = s->top, .dst = l->c->o->target, .src_off = l->off + pos - s->start,
 					  .dst_off = l->off + pos, .offload = true };
 		uint64_t len;

@@ -5,15 +5,10 @@
 #ifndef VARVE_JOB_CONVERT_H
 #define VARVE_JOB_CONVERT_H
 
-#include "block/node.h"
+#include "job/source.h"
 
 #define CONVERT_PARALLEL_MAX 16
 #define CONVERT_SOURCES_MAX 1024
-
-struct convert_source {
-	struct node *top;
-	uint64_t start; /* in the target; convert() sets it */
-};
 
 struct convert_options {
 	struct convert_source *sources; /* of the same home queue as the target */

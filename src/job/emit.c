@@ -13,7 +13,6 @@
  */
 #include "job/emit.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,7 +26,6 @@
 #define GATHERED_LEN KiB(256)
 #define LANES_READING 4
 #define LANES_PACKING 8
-#define SALVAGE_LEN KiB(4)
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
 
@@ -133,20 +131,9 @@ static int pass_write(struct fiber *f, void *arg, const void *buf, size_t len)
 
 /* ---- what comes next ---- */
 
-static const struct convert_source *source_at(const struct pass *p, uint64_t off)
+static const struct convert_source *here(const struct pass *p, uint64_t off)
 {
-	const struct convert_source *s = p->o->sources;
-	unsigned low = 0, high = p->o->nr_sources;
-
-	while (high - low > 1) {
-		unsigned mid = (low + high) / 2;
-
-		if (s[mid].start <= off)
-			low = mid;
-		else
-			high = mid;
-	}
-	return &s[low];
+	return source_at(p->o->sources, p->o->nr_sources, off);
 }
 
 static enum kind kind_of(const struct pass *p, const struct extent *e, unsigned depth)
@@ -161,7 +148,7 @@ static enum kind kind_of(const struct pass *p, const struct extent *e, unsigned 
 /* What the map says about off, and for how long. Unreadable metadata is data when it is to be salvaged: reading it tells. */
 static int look(struct fiber *f, struct pass *p, uint64_t off, enum kind *ret_kind, uint64_t *ret_len)
 {
-	const struct convert_source *s = source_at(p, off);
+	const struct convert_source *s = here(p, off);
 	uint64_t in_source = off - s->start, len = MIN(node_len(s->top) - in_source, STRETCH_LEN);
 	struct extent e = { .kind = EXTENT_DATA, .len = len };
 	unsigned depth = 0;
@@ -277,37 +264,20 @@ static bool take(struct fiber *f, struct pass *p, struct lane *l)
 
 /* ---- reading ---- */
 
-/* What cannot be read becomes zeroes, and is told once, by the smallest unit that a disk may lose. */
-static void salvage(struct fiber *f, const struct pass *p, struct node *n, uint64_t off, uint8_t *buf, uint64_t len)
-{
-	char text[256];
-
-	for (uint64_t pos = 0, step; pos < len; pos += step) {
-		step = MIN(SALVAGE_LEN - (off + pos) % SALVAGE_LEN, len - pos);
-		if (node_read(f, n, off + pos, buf + pos, step) == 0)
-			continue;
-		memset(buf + pos, 0, step);
-		if (p->o->report && !p->measuring) {
-			snprintf(text, sizeof(text), "%.100s: cannot be read at offset %llu: %llu zeroes instead", node_name(n),
-				 (unsigned long long)(off + pos), (unsigned long long)step);
-			p->o->report(p->o->user_data, text);
-		}
-	}
-}
-
+/* What cannot be read is told once, in the pass that writes. */
 static int read_piece(struct fiber *f, struct lane *l)
 {
 	struct pass *p = l->p;
 
 	for (uint64_t pos = 0, step; pos < l->len; pos += step) {
-		const struct convert_source *s = source_at(p, l->off + pos);
+		const struct convert_source *s = here(p, l->off + pos);
 		uint64_t off = l->off + pos - s->start;
 		int ret;
 
 		step = MIN(l->len - pos, node_len(s->top) - off);
-		ret = node_read(f, s->top, off, l->buf + pos, step);
+		ret = source_read(f, s, off, l->buf + pos, step);
 		if (ret < 0 && p->o->salvage)
-			salvage(f, p, s->top, off, l->buf + pos, step);
+			source_salvage(f, s, off, l->buf + pos, step, p->measuring ? NULL : p->o->report, p->o->user_data);
 		else if (ret < 0)
 			return fail(p, ret, "read", s->top, off);
 	}

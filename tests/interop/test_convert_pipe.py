@@ -302,3 +302,15 @@ def test_from_one_pipe_into_the_next(here):
                            capture_output=True, timeout=TIMEOUT, check=False)
         assert a.wait(TIMEOUT) == 0 and p.returncode == 0 and p.stderr == b""
     same("src.raw", "out")
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_what_is_read_for_a_pipe_is_the_guests(here, fmt):
+    """Rules for reads of data see it, as they see those of a conversion into a file."""
+    ok(img("create", "-f", fmt, "s", "4M"))
+    ok(qio("s", "write -P 5 0 4M", options=["-f", fmt]))
+    with open("rules", "w", encoding="utf-8") as f:
+        f.write('[inject-error]\nevent = "read_aio"\nerrno = "5"\n')
+    for target in ("-", "out"):
+        r = img("convert", "-f", fmt, "-O", "raw", "blkdebug:rules:s", target)
+        assert r.rc == 1 and "read at offset" in r.err and "Input/output error" in r.err, str(r)
