@@ -17,20 +17,27 @@ static struct node *without_filters(struct node *n)
 /*
  * A format without tables (raw) knows no holes; the file below may. A format with tables knows what is data, but where they were
  * filled beforehand (preallocation=metadata) nothing was ever written behind them. Most images are not like that, and each question
- * costs: the file is asked only if it is mostly holes. holder: whose data it is.
+ * costs: the file is asked only if the format says that much of it is only reserved. holder: whose data it is.
  */
 static int worth_asking(struct fiber *f, struct node *holder, struct node *leaf, bool *ret)
 {
-	bool sparse = false;
-	int error;
+	const struct driver *drv = holder->drv;
 
-	if (holder->drv->load && holder->holes == HOLES_UNKNOWN) {
-		error = leaf->drv->sparse ? leaf->drv->sparse(f, leaf, &sparse) : 0;
+	*ret = leaf->drv->status && !drv->load;
+	if (!leaf->drv->status || !leaf->drv->taken || !drv->reserved)
+		return 0;
+	if (holder->holes == HOLES_UNKNOWN) {
+		bool reserved = false;
+		uint64_t taken;
+		int error = leaf->drv->taken(f, leaf, &taken);
+
+		if (error == 0)
+			error = drv->reserved(f, holder, taken, &reserved);
 		if (error < 0)
 			return error;
-		holder->holes = sparse ? HOLES_MANY : HOLES_FEW;
+		holder->holes = reserved ? HOLES_MANY : HOLES_FEW;
 	}
-	*ret = leaf->drv->status && (!holder->drv->load || holder->holes == HOLES_MANY);
+	*ret = holder->holes == HOLES_MANY;
 	return 0;
 }
 

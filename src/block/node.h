@@ -133,8 +133,10 @@ struct driver {
 	/* Leaf, optional: is there a hole at off, and for how many bytes (1 .. len) does the answer hold? Never claims a
 	 * hole that is not certain. */
 	int (*status)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole, uint64_t *ret_len);
-	/* Leaf, optional: so much less space than length that looking for holes behind a format's tables pays? */
-	int (*sparse)(struct fiber *f, struct node *n, bool *ret);
+	/* Leaf, optional: bytes of the device that it takes; UINT64_MAX: not known. */
+	int (*taken)(struct fiber *f, struct node *n, uint64_t *ret);
+	/* Format, optional: is clearly more of its file in use than the file takes? Looking for holes behind its tables pays then. */
+	int (*reserved)(struct fiber *f, struct node *n, uint64_t taken, bool *ret);
 	/*
 	 * Leaf: set the length; format: resize of the virtual disk, durable when it returns. What is cut off is gone; what
 	 * is added reads as zeroes. A length that cannot be had leaves the one that was.

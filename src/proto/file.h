@@ -87,7 +87,7 @@ uint32_t file_extent_hint(int fd);						   /* worker threads; 0: none, or not kn
 /* file_len.c */
 int file_fd_len(int fd, bool is_blockdev, uint64_t *ret_len); /* worker threads */
 int64_t file_get_len(struct fiber *f, struct node *n);
-int file_sparse(struct fiber *f, struct node *n, bool *ret);
+int file_taken(struct fiber *f, struct node *n, uint64_t *ret);
 int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
 		uint64_t *ret_len);
 int file_extend(struct fiber *f, struct node *n, uint64_t len);

@@ -115,24 +115,24 @@ int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, boo
 	return 0;
 }
 
-static int sparse_work(void *arg)
+static int taken_work(void *arg)
 {
 	struct status *s = arg;
 	struct stat st;
 
 	if (fstat(s->fd, &st) < 0)
 		return -errno;
-	s->hole = (uint64_t)st.st_blocks * 512 < (uint64_t)st.st_size / 10 * 9;
+	s->len = (uint64_t)st.st_blocks * 512;
 	return 0;
 }
 
-int file_sparse(struct fiber *f, struct node *n, bool *ret)
+int file_taken(struct fiber *f, struct node *n, uint64_t *ret)
 {
 	struct file *fl = node_state(n);
-	struct status s = { .fd = fl->af.fd };
-	int error = fl->af.is_blockdev ? 0 : fiber_work(f, sparse_work, &s);
+	struct status s = { .fd = fl->af.fd, .len = UINT64_MAX };
+	int error = fl->af.is_blockdev ? 0 : fiber_work(f, taken_work, &s);
 
-	*ret = s.hole;
+	*ret = s.len;
 	return error;
 }
 

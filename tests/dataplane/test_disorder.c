@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "seed.h"
 #include "served.h"
 
 #define BIT(n) (UINT64_C(1) << (n))
@@ -279,13 +280,11 @@ static void disorder(struct vu_front *f, const struct cast *c)
 
 static void any_message_may_come_at_any_time(void **state)
 {
-	const char *given = getenv("VARVE_SEED");
 	struct vu_front other;
 	unsigned fds;
 
 	(void)state;
-	seed = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 2654435761u + (uint64_t)getpid();
-	print_message("# VARVE_SEED=%llu\n", (unsigned long long)seed);
+	seed = seed_of_run();
 	dice = seed;
 	served_connect(&other, 1, 1);
 	fds = served_open_fds();

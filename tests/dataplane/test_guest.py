@@ -16,15 +16,13 @@ VARVE_SEED=N                repeat a run
 import json
 import os
 import random
-import sys
 
 import pytest
 
 from guest import (BOOT_TIMEOUT, DATA_LEN, ControlledBackend, CopyOnReadBackend, Guest, GuestError, Job, Kernel, KilledBackend,
                    KilledGuest, LentBackend, MigratedGuest, PlainDisk, PulledGuest, QsdBackend, StreamBackend, VarveBackend, qemu_check, run, sha256_file, varve_path)
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from webserver import Nginx  # noqa: E402
+from seeds import seed as seed_of_run
+from webserver import Nginx
 
 pytestmark = pytest.mark.skipif(os.environ.get("VARVE_SKIP_GUEST") == "1",
                                 reason="VARVE_SKIP_GUEST=1 is set")
@@ -47,9 +45,7 @@ def kernel():
 
 @pytest.fixture
 def seed():
-    value = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"VARVE_SEED={value}")
-    return value
+    return seed_of_run()
 
 
 def create(disk, size=None, base=None):

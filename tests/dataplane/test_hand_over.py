@@ -3,17 +3,13 @@
 
 The move of a running guest, for which that is made, is in test_guest.py.
 """
-import pathlib
 import subprocess
-import sys
 import time
 
 import pytest
+from faultfs import Faultfs
 from test_control import Control
-from test_restart import MIXED, SECONDS, VARVE, Load, Process, make_disk, require_sound, varve
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "interop"))
-from faultfs import Faultfs  # noqa: E402
+from test_restart import MIXED, SECONDS, Load, Process, make_disk, require_sound, varve
 
 
 class Server(Process):

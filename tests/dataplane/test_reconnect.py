@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import seeds
 from test_vublk import SECONDS, VARVE, Server, make_disk
 
 KILLS = int(os.environ.get("VARVE_KILLS", 5))
@@ -24,8 +25,7 @@ def start(server):
 @pytest.mark.parametrize("rings", [["--packed=off"], ["--packed=on"], ["--packed=off", "--event-idx=off", "--indirect=off"],
                                    ["--packed=on", "--inflight=off"]], ids=" ".join)
 def test_a_killed_server_loses_no_request(tmp_path, rings):
-    seed = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"VARVE_SEED={seed}")
+    seed = seeds.seed()
     rng = random.Random(seed)
     disk, fmt = make_disk(tmp_path, "raw")
     with Server(tmp_path, disk, "-f", fmt, "--num-queues", 2) as s:

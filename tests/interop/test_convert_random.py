@@ -13,6 +13,7 @@ import subprocess
 import pytest
 
 from chains import chain
+from seeds import seed
 from test_full_disk import FULL, fill as fill_file_system, small_file_system
 from tool import KIB, MIB, TIMEOUT, img, ok, qimg, qio, run, varve_path
 
@@ -23,9 +24,7 @@ SALVAGED = 4 * KIB
 @pytest.fixture
 def rng(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    seed = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"VARVE_SEED={seed}")
-    return random.Random(seed)
+    return random.Random(seed())
 
 
 def bytes_of(path):

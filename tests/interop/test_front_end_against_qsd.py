@@ -22,6 +22,8 @@ import subprocess
 
 import pytest
 
+import seeds
+
 QSD = shutil.which("qemu-storage-daemon")
 pytestmark = pytest.mark.skipif(QSD is None,
                                 reason="qemu-storage-daemon (Debian: qemu-system-common) "
@@ -43,9 +45,7 @@ def blkload():
 
 @pytest.fixture
 def seed():
-    value = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
-    print(f"VARVE_SEED={value}")
-    return value
+    return seeds.seed()
 
 
 class Qsd:

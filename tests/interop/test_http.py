@@ -4,15 +4,12 @@
 import json
 import os
 import random
-import sys
 import time
 
 import pytest
 
 from tool import KIB, MIB, img, io, ok, qimg
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "lib"))
-from webserver import Liar, Nginx, free_port  # noqa: E402
+from webserver import Liar, Nginx, free_port
 
 LEN = 6 * MIB + 512 * 77
 

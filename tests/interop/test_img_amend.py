@@ -16,9 +16,19 @@ def features(path):
     return ok(qimg("info", "--output=json", path)).json["format-specific"]["data"]
 
 
+def grown_over_backing(before, ours, theirs):
+    """A version 2 image cannot hide what its backing file has behind the old end with zeroes; theirs gives up, ours writes them."""
+    return ("backing-filename" in before and before["format-specific"]["data"]["compat"] == "0.10" and ours.rc == 0 and
+            theirs.rc == 1 and "zero out new clusters" in theirs.err)
+
+
 def both(ours, theirs, *args):
+    before = info(ours)
     a, b = img("amend", *args, ours), qimg("amend", *args, theirs)
-    assert (a.rc, a.out) == (b.rc, b.out), f"{a}\n{b}"
+    if grown_over_backing(before, a, b):
+        shutil.copy(ours, theirs)
+    else:
+        assert (a.rc, a.out) == (b.rc, b.out), f"{a}\n{b}"
     if a.rc == 0:
         assert a.err == "", str(a)
     else:

@@ -7,14 +7,13 @@ import random
 import pytest
 
 from chains import chain, image, twin
+from seeds import seed
 from tool import MIB, img, info, ok, qimg, qio, refused
 
 
 @pytest.fixture
 def rng():
-    seed = int(os.environ.get("VARVE_SEED", random.randrange(1 << 32)))
-    print(f"VARVE_SEED={seed}")
-    return random.Random(seed)
+    return random.Random(seed())
 
 
 def content(path, fmt, to):

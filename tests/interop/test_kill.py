@@ -19,6 +19,7 @@ import time
 import pytest
 
 from faultfs import Faultfs
+from seeds import seed
 from serving import Server
 from tool import MIB, img, io, ok, qimg, varve_path
 
@@ -29,9 +30,7 @@ SECTOR = 512
 
 @pytest.fixture
 def rng():
-    seed = int(os.environ.get("VARVE_SEED", random.randrange(1 << 30)))
-    print(f"seed {seed} (VARVE_SEED)")
-    return random.Random(seed)
+    return random.Random(seed())
 
 
 class Promises:

@@ -14,6 +14,7 @@ import os
 import random
 import shutil
 
+from seeds import seeds
 from tool import KIB, MIB, img, io, ok, qimg, qio
 
 WORKERS = os.cpu_count() or 1
@@ -174,14 +175,7 @@ def attempt(seed, folder):
     return None
 
 
-def seeds():
-    if "VARVE_SEED" in os.environ:
-        return [int(os.environ["VARVE_SEED"])]
-    first = random.SystemRandom().randrange(1 << 40)
-    return range(first, first + int(os.environ.get("VARVE_SEEDS", "200")))
-
-
 def test_images_read_the_same_in_both(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        failed = [f for f in pool.map(lambda s: attempt(s, str(tmp_path)), seeds()) if f]
+        failed = [f for f in pool.map(lambda s: attempt(s, str(tmp_path)), seeds(200)) if f]
     assert not failed, f"{len(failed)} seeds failed\n" + "\n\n".join(failed[:3])

@@ -18,6 +18,7 @@ import pathlib
 import random
 import shutil
 
+from seeds import seeds
 from tool import KIB, MIB, img, io, qimg, qio, run
 
 SECTOR = 512
@@ -307,14 +308,7 @@ def attempt(seed, folder):
     return None
 
 
-def seeds():
-    if "VARVE_SEED" in os.environ:
-        return [int(os.environ["VARVE_SEED"])]
-    first = random.SystemRandom().randrange(1 << 40)
-    return range(first, first + int(os.environ.get("VARVE_SEEDS", "16")))
-
-
 def test_commands_do_the_same_in_both(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        failed = [f for f in pool.map(lambda s: attempt(s, str(tmp_path)), seeds()) if f]
+        failed = [f for f in pool.map(lambda s: attempt(s, str(tmp_path)), seeds(16)) if f]
     assert not failed, f"{len(failed)} seeds failed\n" + "\n\n".join(failed[:3])

@@ -5,7 +5,6 @@ What one makes the other lists, reads, applies and deletes; both find the image 
 leaves the image as it was.
 """
 
-import os
 import random
 import signal
 import subprocess
@@ -13,15 +12,14 @@ import xml.etree.ElementTree
 
 import pytest
 
+from seeds import seed
 from test_full_disk import fill, small_file_system
 from tool import KIB, MIB, img, io, ok, qimg, qio, refused, varve, varve_path
 
 
 @pytest.fixture
 def rng():
-    seed = int(os.environ.get("VARVE_SEED", random.randrange(1 << 30)))
-    print(f"seed {seed} (VARVE_SEED)")
-    return random.Random(seed)
+    return random.Random(seed())
 
 
 def clean(path):

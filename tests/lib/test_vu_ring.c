@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "seed.h"
 #include "vu_raw.h"
 #include "vu_ring.h"
 
@@ -384,14 +385,12 @@ static void more_written_than_there_was_room_for(void **state)
 /* Random requests, finished in random order, across the wrap of the indices: none is lost. */
 static void random_traffic_keeps_the_books(void **state)
 {
-	const char *given = getenv("VARVE_SEED");
-	uint64_t first = given ? strtoull(given, NULL, 0) : vu_now_ns(), seed = first;
+	uint64_t seed = seed_of_run();
 	uint16_t held[LEN];
 	uint64_t mark_of[LEN], next_mark = 1, finished = 0;
 	struct bed *b = *state;
 	unsigned nr_held = 0, step;
 
-	printf("# VARVE_SEED=%llu\n", (unsigned long long)first);
 	vu_ring_reset(&b->r, 65000);
 	b->last_avail = 65000;
 	for (step = 0; step < 100000; step++) {

@@ -528,6 +528,7 @@ const struct driver driver_qcow2 = {
 	.create = qcow2_create,
 	.emit = &qcow2_emit,
 	.measure = qcow2_measure,
+	.reserved = qcow2_reserved,
 	.check = qcow2_check,
 	.set_backing = qcow2_set_backing,
 	.amend = qcow2_amend,

@@ -27,6 +27,7 @@
  *   snapshot.c  the snapshot table: read, built
  *   snapshot.h  making, applying and deleting snapshots, and the state of virtual machines in them
  *   info.c      what `img info` shows
+ *   reserved.c  was space only reserved?
  *   bitmap_dir.h  persistent dirty bitmaps: read, made, changed
  *
  * All offsets in the file are host_off, all offsets of the virtual disk guest_off; both are bytes.
@@ -307,5 +308,7 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const char *format, bool snapshots_too,
 		      struct varve_error *err);
 int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+/* reserved.c: the driver's reserved(). */
+int qcow2_reserved(struct fiber *f, struct node *n, uint64_t taken, bool *ret);
 
 #endif

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "../../lib/seed.h"
 #include "api_test.h"
 #include "order/journal.h" /* the state as a dying process leaves it */
 
@@ -173,18 +174,9 @@ static void begin(const char *format, const char *create, const char *more)
 		 *more == ',' ? "" : ",state-dir=", *more == ',' ? "" : path_of("state"));
 }
 
-static unsigned seed_of_run(void)
-{
-	const char *text = getenv("VARVE_SEED");
-	unsigned seed = text ? (unsigned)strtoul(text, NULL, 0) : (unsigned)getpid();
-
-	printf("# seed %u\n", seed);
-	return seed;
-}
-
 static void survives(const char *format, const char *create, const char *more)
 {
-	unsigned seed = seed_of_run(), rounds = getenv("VARVE_KILLS") ? (unsigned)atoi(getenv("VARVE_KILLS")) : ROUNDS;
+	unsigned seed = (unsigned)seed_of_run(), rounds = getenv("VARVE_KILLS") ? (unsigned)atoi(getenv("VARVE_KILLS")) : ROUNDS;
 
 	begin(format, create, more);
 	for (unsigned round = 0; round < rounds; round++) {

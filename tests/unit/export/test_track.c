@@ -24,6 +24,7 @@
 #include <cmocka.h>
 
 #include "export/vhost-user-blk/vring.h"
+#include "../../lib/seed.h"
 
 #define NUM 16
 #define MEM 0x10000u
@@ -323,16 +324,12 @@ static bool step_and_kill(pid_t child)
 
 static void kill_and_look(bool packed)
 {
-	const char *given = getenv("VARVE_SEED");
 	const char *kills = getenv("VARVE_KILLS");
 	unsigned rounds = kills ? (unsigned)strtoul(kills, NULL, 0) : ROUNDS;
-	struct timespec now;
 
 	if (SANITIZED)
 		skip();
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	seed = given ? strtoull(given, NULL, 0) : (uint64_t)now.tv_nsec;
-	print_message("# VARVE_SEED=%llu\n", (unsigned long long)seed);
+	seed = seed_of_run();
 	drv = (struct driver){ .packed = packed, .next_mark = 1, .wrap = true, .used_wrap = true };
 	memset(mem, 0, MEM);
 	/* The area begins its life here, at the driver's first places. */
