@@ -2,7 +2,7 @@
 # Thin: Meson builds, scripts/ does the rest. BUILD names the build directory.
 BUILD ?= build
 
-.PHONY: all install install-compat demo test fuzz bench clean
+.PHONY: all install install-compat demo test fuzz soak bench clean
 
 all: $(BUILD)/build.ninja
 	ninja -C $(BUILD)
@@ -36,6 +36,12 @@ fuzz:
 	[ -f $(BUILD)-fuzz/build.ninja ] || CC=clang meson setup $(BUILD)-fuzz -Dfuzzers=true -Dtests=disabled -Db_lundef=false
 	ninja -C $(BUILD)-fuzz
 	tests/fuzz/run --build $(BUILD)-fuzz --seconds $(SECONDS)
+
+# The tests that draw lots, with new seeds each time, for MINUTES; 'test' uses the same seeds in every run.
+MINUTES ?= 60
+soak: all
+	scripts/install-packages test
+	scripts/soak --build $(BUILD) --minutes $(MINUTES)
 
 # Us and our peers on the same files, side by side.
 bench: all
