@@ -191,6 +191,8 @@ static CURL *handle_new(struct http *h)
 		return NULL;
 	c = lc.easy_setopt(e, CURLOPT_URL, h->url);
 	c |= lc.easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
+	c |= lc.easy_setopt(e, CURLOPT_CLOSESOCKETFUNCTION, http_loop_close);
+	c |= lc.easy_setopt(e, CURLOPT_CLOSESOCKETDATA, h);
 	/* A redirect leads nowhere but to http(s), and from https to https only. */
 	c |= lc.easy_setopt(e, CURLOPT_PROTOCOLS_STR, "http,https");
 	c |= lc.easy_setopt(e, CURLOPT_REDIR_PROTOCOLS_STR, https ? "https" : "http,https");

@@ -98,6 +98,8 @@ void fetch_pool_free(struct http *h);
 int http_loop_new(struct http *h, struct varve_error *err);
 void http_loop_free(struct http *h);
 void http_loop_add(struct http *h, CURL *easy);
+/* CURLOPT_CLOSESOCKETFUNCTION of every transfer; arg: the struct http. */
+int http_loop_close(void *arg, curl_socket_t fd);
 
 /* ---- ahead.c ---- */
 

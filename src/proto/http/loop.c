@@ -2,13 +2,16 @@
 /*
  * proto/http/loop.c - libcurl's sockets and timer in the queue's loop
  *
- * Owns:    the multi handle, a watch for each socket that libcurl wants watched.
+ * Owns:    the multi handle, a watch for each socket that libcurl wants watched, on a descriptor of its own: libcurl may
+ *          have closed its own before it says that the socket is to be watched no more.
  * Assumes: the home queue's thread, outside of fibers.
  * Never:   calls into libcurl from one of its own callbacks.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "proto/http/http.h"
@@ -16,6 +19,7 @@
 struct sock {
 	struct watch w;
 	struct http *h;
+	curl_socket_t fd; /* as libcurl calls it; w.fd: the same socket, ours */
 	struct sock *next, **prev;
 };
 
@@ -49,7 +53,7 @@ static void sock_ready(struct watch *w, uint32_t events)
 {
 	struct sock *s = container_of(w, struct sock, w);
 
-	act(s->h, w->fd,
+	act(s->h, s->fd,
 	    (events & EPOLLIN ? CURL_CSELECT_IN : 0) | (events & EPOLLOUT ? CURL_CSELECT_OUT : 0) |
 		    (events & (EPOLLERR | EPOLLHUP) ? CURL_CSELECT_ERR : 0));
 }
@@ -57,6 +61,7 @@ static void sock_ready(struct watch *w, uint32_t events)
 static void sock_free(struct http *h, struct sock *s)
 {
 	watch_del(h->home, &s->w);
+	close(s->w.fd);
 	*s->prev = s->next;
 	if (s->next)
 		s->next->prev = s->prev;
@@ -70,8 +75,11 @@ static struct sock *sock_new(struct http *h, curl_socket_t fd, uint32_t events)
 	if (!s)
 		return NULL;
 	s->h = h;
-	s->w = (struct watch){ .fd = fd, .events = events, .ready = sock_ready };
-	if (watch_add(h->home, &s->w) < 0) {
+	s->fd = fd;
+	s->w = (struct watch){ .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .events = events, .ready = sock_ready };
+	if (s->w.fd < 0 || watch_add(h->home, &s->w) < 0) {
+		if (s->w.fd >= 0)
+			close(s->w.fd);
 		free(s);
 		return NULL;
 	}
@@ -83,7 +91,22 @@ static struct sock *sock_new(struct http *h, curl_socket_t fd, uint32_t events)
 	return s;
 }
 
-/* libcurl: watch this socket so, or no more. It is open still when that is said. */
+/* libcurl: this socket is not needed any more. Whoever gets its number next is another one, so ours goes along. */
+int http_loop_close(void *arg, curl_socket_t fd)
+{
+	struct http *h = arg;
+	struct sock *s = h->socks;
+
+	while (s && s->fd != fd)
+		s = s->next;
+	if (s) {
+		sock_free(h, s);
+		lc.multi_assign(h->multi, fd, NULL);
+	}
+	return close(fd);
+}
+
+/* libcurl: watch this socket so, or no more. */
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *sockp)
 {
 	struct http *h = arg;
