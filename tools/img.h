@@ -64,6 +64,10 @@ int options_help(const char *command, const char *format, bool amend);
  */
 struct varve_image *img_open_snapshot(const char *name, const struct open_args *args, const char *snapshot, unsigned flags,
 				      struct varve_queue *home);
+/* The path in the name of a local file or device, as stat() wants it. */
+const char *img_local_path(const char *name);
+/* True, after a message: a new image of that name would take the place of what the sources are read from. */
+bool img_would_overwrite(struct varve_image *const *sources, unsigned nr, const char *target);
 /*
  * The image is to read `other` (NULL: nothing) below itself, up to limit. 0: its snapshots, which do so too, read what they read
  * now; else 1, after a message that ends with advice. info: the image's ImageInfo. It may be open for writing by this process,

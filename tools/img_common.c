@@ -109,3 +109,25 @@ struct varve_image *img_open_snapshot(const char *name, const struct open_args *
 	free(list);
 	return image;
 }
+
+const char *img_local_path(const char *name)
+{
+	static const char *const prefixes[] = { "file:", "host_device:" };
+
+	for (unsigned i = 0; i < ARRAY_LEN(prefixes); i++) {
+		if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0)
+			return name + strlen(prefixes[i]);
+	}
+	return name;
+}
+
+bool img_would_overwrite(struct varve_image *const *sources, unsigned nr, const char *target)
+{
+	for (unsigned i = 0; i < nr; i++) {
+		if (varve_image_stands_on(sources[i], target)) {
+			complain("%s: is what is read from, or a backing file of it: a new image there would destroy it", target);
+			return true;
+		}
+	}
+	return false;
+}

@@ -77,24 +77,26 @@ static int open_sources(struct conversion *c)
 static int make_target(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
-	const char *name = a->names[a->nr_sources];
+	const char *name = a->names[a->nr_sources], *path = img_local_path(name);
 	struct varve_error err;
 	struct stat st;
 
-	existed = stat(name, &st) == 0;
+	existed = stat(path, &st) == 0;
 	c->is_device = existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
 		return 0;
+	if (img_would_overwrite(c->sources, c->nr_open, name))
+		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
 	if (!existed)
-		unfinished = name;
+		unfinished = path;
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
 		unfinished = NULL; /* the library removed what it made */
 		complain("%s", err.message);
 		return 1;
 	}
-	if (stat(name, &st) == 0 && S_ISREG(st.st_mode))
-		unfinished = name;
+	if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
+		unfinished = path;
 	return 0;
 }
 

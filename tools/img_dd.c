@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "img.h"
@@ -128,22 +129,27 @@ static int plan(struct dd *d)
 
 static int open_target(struct dd *d, struct varve_queue *queue, bool *ret_made)
 {
-	const char *format = d->target_format ? d->target_format : "raw";
+	const char *format = d->target_format ? d->target_format : "raw", *path;
 	struct open_args oa = { .format = format };
 	struct varve_error err;
+	struct stat st;
 	bool existed;
 
 	*ret_made = false;
 	if (!d->out)
 		return 0;
 	if (!d->no_create) {
-		existed = access(d->out, F_OK) == 0;
+		if (img_would_overwrite(&d->source, d->source ? 1 : 0, d->out))
+			return 1;
+		path = img_local_path(d->out);
+		existed = stat(path, &st) == 0;
 		if (varve_image_create(d->out, format, d->osize != UINT64_MAX ? d->osize : d->len, NULL, 0, NULL, NULL, &err) < 0) {
 			complain("%s", err.message);
 			return 1;
 		}
 		*ret_made = !existed;
-		d->fresh = true;
+		/* What a device held before is still there, until a format says otherwise. */
+		d->fresh = !(existed && S_ISBLK(st.st_mode) && strcmp(format, "raw") == 0);
 	}
 	d->target = open_image(d->out, &oa, VARVE_OPEN_WRITABLE, queue);
 	if (!d->target)
@@ -293,7 +299,7 @@ static int run(struct dd *d, struct varve_queue *queue)
 	if (d->source)
 		ret |= close_image(d->source);
 	if (ret && made)
-		unlink(d->out);
+		unlink(img_local_path(d->out));
 	free(d->buf);
 	return ret;
 }

@@ -338,6 +338,12 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
 
 #define VARVE_CREATE_NO_BACKING_CHECK (1u << 0) /* do not open the backing file (-u) */
 
+/*
+ * Is this the image's own file, or that of one of its backing files, by whatever name? Creating an image empties the file: who
+ * makes one out of another, opened with VARVE_OPEN_FORCE_SHARE and thus without the locks that refuse it, asks first.
+ */
+VARVE_API bool varve_image_stands_on(const struct varve_image *image, const char *filename);
+
 /* An option of varve_image_create() or varve_image_amend(), for people. */
 struct varve_option_info {
 	const char *name;  /* NULL: the list ends here */

@@ -42,26 +42,35 @@ struct create {
 
 /* ---- before the target is touched ---- */
 
-/* A local file's path; other protocols have nothing that could be made here. */
-static const char *create_path(const char *name)
+/* The path of a local file, or of a device; other protocols have nothing that could be made here. */
+static const char *create_path(const char *name, bool *ret_is_device)
 {
 	const char *rest = name;
 	const struct driver *leaf = driver_by_prefix(name, &rest);
 
-	if (leaf && strcmp(leaf->name, "file") != 0)
+	*ret_is_device = leaf && strcmp(leaf->name, "host_device") == 0;
+	if (leaf && strcmp(leaf->name, "file") != 0 && !*ret_is_device)
 		return NULL;
 	return rest;
+}
+
+/* In the form of struct node. */
+static void file_identity(const struct stat *st, uint64_t ret_id[2])
+{
+	ret_id[0] = S_ISBLK(st->st_mode) ? UINT64_MAX : st->st_dev;
+	ret_id[1] = S_ISBLK(st->st_mode) ? st->st_rdev : st->st_ino;
 }
 
 static int create_look(struct create *c)
 {
 	struct stat st;
+	bool is_device;
 	size_t len;
 
 	if (strncmp(c->name, "json:", 5) == 0)
 		return varve_error_set(c->err, -EINVAL, "%.200s: an image is created by its file name, not by json:",
 				       c->name);
-	c->path = create_path(c->name);
+	c->path = create_path(c->name, &is_device);
 	if (!c->path)
 		return 0;
 	if (*c->path == '\0')
@@ -71,32 +80,53 @@ static int create_look(struct create *c)
 		if (errno == ENOENT && c->path == c->name && driver_names_unknown(c->name, &len))
 			return varve_error_set(c->err, -EINVAL, "%.500s: protocol '%.*s' is not known to this version", c->name,
 					       (int)MIN(len, 100), c->name);
-		if (errno == ENOENT)
+		if (errno == ENOENT && !is_device)
 			return 0;
 		return varve_error_errno(c->err, -errno, "%s", c->name);
 	}
 	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
 		return varve_error_set(c->err, -EINVAL, "%s: neither a regular file nor a block device", c->name);
 	c->exists = true;
-	c->file_id[0] = S_ISBLK(st.st_mode) ? UINT64_MAX : st.st_dev;
-	c->file_id[1] = S_ISBLK(st.st_mode) ? st.st_rdev : st.st_ino;
+	file_identity(&st, c->file_id);
 	return 0;
+}
+
+/* The layer of the chain whose file it is, or NULL. */
+static const struct node *chain_find(const struct node *top, const uint64_t file_id[2])
+{
+	for (const struct node *n = top; n; n = n->backing) {
+		const struct node *leaf = n;
+
+		while (leaf->file)
+			leaf = leaf->file;
+		if (leaf->file_id[0] == file_id[0] && leaf->file_id[1] == file_id[1])
+			return n;
+	}
+	return NULL;
 }
 
 /* The target must not be a layer of its own backing chain: it would be overwritten, and then back itself. */
 static int create_check_chain(struct create *c, struct node *n)
 {
-	for (; n && c->exists; n = n->backing) {
-		const struct node *leaf = n;
+	const struct node *layer = c->exists ? chain_find(n, c->file_id) : NULL;
 
-		while (leaf->file)
-			leaf = leaf->file;
-		if (leaf->file_id[0] == c->file_id[0] && leaf->file_id[1] == c->file_id[1])
-			return varve_error_set(c->err, -EINVAL,
-					       "%s: the new image would be part of its own backing chain (%s)",
-					       c->name, n->name);
-	}
+	if (layer)
+		return varve_error_set(c->err, -EINVAL, "%s: the new image would be part of its own backing chain (%s)",
+				       c->name, layer->name);
 	return 0;
+}
+
+bool varve_image_stands_on(const struct varve_image *image, const char *filename)
+{
+	bool is_device;
+	const char *path = image && filename ? create_path(filename, &is_device) : NULL;
+	uint64_t file_id[2];
+	struct stat st;
+
+	if (!path || stat(path, &st) < 0)
+		return false;
+	file_identity(&st, file_id);
+	return chain_find(image->top, file_id) != NULL;
 }
 
 /* The graph's options for the backing file as the new image will name it. */

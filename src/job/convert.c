@@ -58,6 +58,7 @@ struct converter {
 	const struct convert_options *o;
 	struct varve_error *err;
 	uint64_t total, piece, granule, write_max;
+	uint64_t below_len; /* over_backing: as far as the target's backing image reaches */
 	bool in_order, one_by_one;
 	unsigned nr_lanes;
 	struct queue *q;
@@ -91,9 +92,9 @@ static const struct convert_source *here(const struct converter *c, uint64_t off
 	return source_at(c->o->sources, c->o->nr_sources, off);
 }
 
-static enum kind kind_of(const struct converter *c, const struct extent *e, unsigned depth)
+static enum kind kind_of(const struct converter *c, uint64_t off, const struct extent *e, unsigned depth)
 {
-	if (c->o->over_backing && depth)
+	if (c->o->over_backing && depth && off < c->below_len)
 		return KIND_SKIP;
 	if (!c->o->sparse)
 		return KIND_DATA;
@@ -133,7 +134,9 @@ static int look(struct fiber *f, struct converter *c, uint64_t off, enum kind *r
 	}
 	if (ret < 0)
 		return ret;
-	*ret_kind = kind_of(c, &e, depth);
+	if (off < c->below_len)
+		e.len = MIN(e.len, c->below_len - off);
+	*ret_kind = kind_of(c, off, &e, depth);
 	*ret_len = e.len;
 	if (*ret_kind == KIND_DATA) {
 		c->data_off = off;
@@ -452,6 +455,8 @@ static void geometry(struct converter *c)
 
 	while (n->drv->kind == DRIVER_FILTER)
 		n = n->file;
+	/* What the target has below it may be shorter than what the source has: behind its end there is nothing to leave out for. */
+	c->below_len = n->backing ? node_len(n->backing) : UINT64_MAX;
 	cluster = MAX(n->cluster_len, 512);
 	/* In a cluster that has data, zeroes are written along with it, unless they are long enough to be worth a hole. */
 	c->granule = MAX(o->sparse ? 1ull << log2_u64(o->sparse) : 512, MIN(cluster, GRANULE_MAX));

@@ -123,6 +123,18 @@ def test_over_a_backing_file_only_the_difference_is_written(here, how):
     assert os.stat("out").st_size < 2 * MIB
 
 
+@pytest.mark.parametrize("how", [[], ["-c"], ["-S", "0"], ["-C"], ["-W", "-m", "16"]], ids=lambda how: " ".join(how) or "plain")
+@pytest.mark.parametrize("length", [0, MIB, MIB + 33 * 512])
+def test_over_a_shorter_backing_file_nothing_is_lost(here, how, length):
+    """What the source reads from its own backing file, behind the end of the new one, is in no other place."""
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "src.raw", "-F", "raw", "top.qcow2"))
+    ok(qio("top.qcow2", "write -q -P 7 100k 200k", "write -q -z 2M 1M"))
+    with open("src.raw", "rb") as f, open("short.raw", "wb") as g:
+        g.write(f.read(length))
+    ok(img("convert", "-f", "qcow2", "-O", "qcow2", *how, "-B", "short.raw", "-F", "raw", "top.qcow2", "out"))
+    same("top.qcow2", "out", source_fmt="qcow2")
+
+
 def test_sources_follow_each_other(here):
     fill("b.raw", 2, 70 * KIB + 512)
     fill("c.raw", 3, 2 * MIB)

@@ -108,5 +108,5 @@ def test_what_is_wrong_leaves_nothing(tmp_path, disk):
     refused(img("dd", f"of={out}", "isize=1M", input="short"), "ended after 5 bytes")
     assert not out.exists()
     before = disk.read_bytes()
-    refused(img("dd", f"if={disk}", f"of={disk}"), "lock")
+    refused(img("dd", f"if={disk}", f"of={disk}"), "read from")
     assert disk.read_bytes() == before
