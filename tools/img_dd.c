@@ -31,13 +31,13 @@ static const struct option_row options[] = {
 struct dd {
 	struct open_args open;
 	const char *target_format, *snapshot;
-	bool no_create;
+	bool no_create, zeroinit; /* zeroinit: of= exists, and reads as zeroes */
 	const char *in, *out;			 /* NULL: standard input, standard output */
 	uint64_t bs, count, skip, isize, osize; /* UINT64_MAX: not given */
 
 	struct varve_image *source, *target; /* NULL: a stream */
 	uint64_t from, len;		     /* bytes of the input; len UINT64_MAX: to the end of the stream */
-	bool fresh;			     /* the target was made by us: it reads as zeroes */
+	bool fresh;			     /* the target reads as zeroes: it was made by us, or that is said of it */
 	uint8_t *buf;
 };
 
@@ -95,6 +95,9 @@ static int check_operands(struct dd *d)
 		return complain_usage("dd: isize= is for standard input, but if= is given");
 	if (!d->out && (d->osize != UINT64_MAX || d->no_create || !is_raw(d->target_format)))
 		return complain_usage("dd: osize=, -n and -O (but raw) are about an output image, but there is no of=");
+	d->zeroinit = d->out && img_take_zeroinit(&d->out);
+	if (d->zeroinit && !d->no_create)
+		return complain_usage("dd: " ZEROINIT " is about an output that exists; -n is needed with it");
 	if (d->no_create && d->osize != UINT64_MAX)
 		return complain_usage("dd: osize= is for a new image, but -n makes none");
 	if (!d->in && (d->snapshot || !is_raw(d->open.format) || d->open.image_opts || d->open.force_share))
@@ -134,6 +137,7 @@ static int open_target(struct dd *d, struct varve_queue *queue, bool *ret_made)
 	bool existed;
 
 	*ret_made = false;
+	d->fresh = d->zeroinit;
 	if (!d->out)
 		return 0;
 	if (!d->no_create) {
