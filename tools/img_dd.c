@@ -36,6 +36,7 @@ struct dd {
 	uint64_t bs, count, skip, isize, osize; /* UINT64_MAX: not given */
 
 	struct varve_image *source, *target; /* NULL: a stream */
+	uint64_t most;			     /* bytes that count= says; UINT64_MAX: not given */
 	uint64_t from, len;		     /* bytes of the input; len UINT64_MAX: to the end of the stream */
 	bool fresh;			     /* the target reads as zeroes: it was made by us, or that is said of it */
 	uint8_t *buf;
@@ -89,39 +90,45 @@ static bool is_raw(const char *format)
 
 static int check_operands(struct dd *d)
 {
-	uint64_t bytes;
-
-	if (d->in && d->isize != UINT64_MAX)
-		return complain_usage("dd: isize= is for standard input, but if= is given");
 	if (!d->out && (d->osize != UINT64_MAX || d->no_create || !is_raw(d->target_format)))
 		return complain_usage("dd: osize=, -n and -O (but raw) are about an output image, but there is no of=");
 	d->zeroinit = d->out && img_take_zeroinit(&d->out);
 	if (d->zeroinit && !d->no_create)
 		return complain_usage("dd: " ZEROINIT " is about an output that exists; -n is needed with it");
-	if (d->no_create && d->osize != UINT64_MAX)
-		return complain_usage("dd: osize= is for a new image, but -n makes none");
 	if (!d->in && (d->snapshot || !is_raw(d->open.format) || d->open.image_opts || d->open.force_share))
 		return complain_usage("dd: -f (but raw), --image-opts, -l and -U are about an input image, but there is no if=");
+	/* More than there can be is all there is. */
 	if (__builtin_mul_overflow(d->skip, d->bs, &d->from) || d->from > INT64_MAX)
-		return complain_usage("dd: skip=%" PRIu64 " blocks are too many", d->skip);
-	if (d->count != UINT64_MAX && (__builtin_mul_overflow(d->count, d->bs, &bytes) || bytes > INT64_MAX))
-		return complain_usage("dd: count=%" PRIu64 " blocks are too many", d->count);
+		d->from = INT64_MAX;
+	if (d->count != UINT64_MAX && (__builtin_mul_overflow(d->count, d->bs, &d->most) || d->most > INT64_MAX))
+		d->most = INT64_MAX;
 	return 0;
 }
 
 /* ---- how much ---- */
 
+static void skipped_all(const struct dd *d, const char *name)
+{
+	complain("dd: warning: skip=%" PRIu64 " blocks of %" PRIu64 " bytes is beyond the end of %s: nothing is copied", d->skip, d->bs, name);
+}
+
 static int plan(struct dd *d)
 {
 	uint64_t have = d->source ? varve_image_length(d->source) : d->isize;
 
-	if (have != UINT64_MAX && d->from > have) {
-		complain("dd: skip=%" PRIu64 " (%" PRIu64 " bytes) is beyond the end of the input at %" PRIu64, d->skip, d->from, have);
+	if (d->source && d->isize != UINT64_MAX && d->isize > have) {
+		complain("%s: has %" PRIu64 " bytes, isize= says %" PRIu64, d->in, have, d->isize);
 		return 1;
 	}
-	d->len = have == UINT64_MAX ? UINT64_MAX : have - d->from;
-	if (d->count != UINT64_MAX)
-		d->len = MIN(d->len, d->count * d->bs);
+	if (have != UINT64_MAX)
+		have = MIN(have, d->isize);
+	if (have != UINT64_MAX && d->from > have) {
+		skipped_all(d, d->in ? d->in : "standard input");
+		d->from = have;
+	}
+	d->len = MIN(have == UINT64_MAX ? UINT64_MAX : have - d->from, d->most);
+	if (d->source) /* of an image a part may be meant; a stream that goes on behind that is a surprise, see write_image() */
+		d->len = MIN(d->len, d->osize);
 	if (d->len == UINT64_MAX && d->out && !d->no_create && d->osize == UINT64_MAX) {
 		complain("dd: how long standard input is cannot be known: isize=, osize= or count= is needed to make an image");
 		return 1;
@@ -219,11 +226,12 @@ static int read_image(struct dd *d, uint64_t off, uint64_t *len, bool *ret_zero)
 
 static int write_image(struct dd *d, uint64_t off, uint64_t len, bool zero)
 {
+	uint64_t room = MIN(varve_image_length(d->target), d->osize);
 	struct varve_error err;
 	int ret = 0;
 
-	if (off > varve_image_length(d->target) || len > varve_image_length(d->target) - off) {
-		complain("%s: is full: standard input has more than its %" PRIu64 " bytes", d->out, varve_image_length(d->target));
+	if (off > room || len > room - off) {
+		complain("%s: is full: standard input has more than %" PRIu64 " bytes", d->out, room);
 		return 1;
 	}
 	if (zero && !d->fresh)
@@ -246,8 +254,8 @@ static int skip_stream(struct dd *d)
 		left -= got;
 	}
 	if (left)
-		complain("dd: skip=%" PRIu64 " is beyond the end of standard input", d->skip);
-	return left ? 1 : 0;
+		skipped_all(d, "standard input");
+	return 0;
 }
 
 static int copy(struct dd *d)
@@ -321,7 +329,7 @@ static int take_option(struct dd *d, int id, const char *value)
 
 static int img_dd(int argc, char **argv)
 {
-	struct dd d = { .bs = 512, .count = UINT64_MAX, .isize = UINT64_MAX, .osize = UINT64_MAX };
+	struct dd d = { .bs = 512, .count = UINT64_MAX, .most = UINT64_MAX, .isize = UINT64_MAX, .osize = UINT64_MAX };
 	struct varve_queue *queue;
 	struct varve_error err;
 	struct parse p;
@@ -352,5 +360,6 @@ const struct command cmd_dd = {
 	.args = "[if=FILE] [of=FILE] [bs=SIZE] [count=N] [skip=N] [isize=SIZE] [osize=SIZE]",
 	.options = options,
 	.notes = "Without if= standard input is read, without of= standard output is written. A block has 512 bytes (bs=).\n"
-		 "isize= is how long standard input is, osize= how long the new image shall be.\n",
+		 "isize= is how much of the input there is to read, osize= how long the new image shall be, or with -n how much is\n"
+		 "written at most.\n",
 };
