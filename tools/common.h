@@ -7,6 +7,7 @@
  *   options.h      the options of a command as a table: parser, help, completions, grammar
  *   objects.c      --object
  *   completion.c   that table for shells and the manual
+ *   stop.h         signals that end a command
  *   progress.c     how far a long operation is: -p, SIGUSR1
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "img.h"
+#include "stop.h"
 
 #define PIECE_LEN ((size_t)1 << 20)
 
@@ -176,13 +177,13 @@ static int read_stream(void *buf, size_t len, size_t *ret_got)
 	while (got < len) {
 		ssize_t n = read(STDIN_FILENO, (char *)buf + got, len - got);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && errno == EINTR && !stop_asked())
 			continue;
-		if (n < 0) {
+		if (n < 0 && !stop_asked()) {
 			complain("standard input: %s", strerror(errno));
 			return 1;
 		}
-		if (n == 0)
+		if (n <= 0)
 			break;
 		got += (size_t)n;
 	}
@@ -195,10 +196,10 @@ static int write_stream(const void *buf, size_t len)
 	for (size_t done = 0; done < len;) {
 		ssize_t n = write(STDOUT_FILENO, (const char *)buf + done, len - done);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && errno == EINTR && !stop_asked())
 			continue;
 		if (n < 0) {
-			complain("standard output: %s", strerror(errno));
+			complain("standard output: %s", stop_asked() ? "not all of it was taken" : strerror(errno));
 			return 1;
 		}
 		done += (size_t)n;
@@ -248,12 +249,12 @@ static int skip_stream(struct dd *d)
 	uint64_t left = d->from;
 	size_t got = 1;
 
-	while (left && got) {
+	while (left && got && !stop_asked()) {
 		if (read_stream(d->buf, MIN(left, PIECE_LEN), &got))
 			return 1;
 		left -= got;
 	}
-	if (left)
+	if (left && !stop_asked())
 		skipped_all(d, "standard input");
 	return 0;
 }
@@ -264,7 +265,7 @@ static int copy(struct dd *d)
 
 	if (!d->source && skip_stream(d))
 		return 1;
-	for (; done < d->len; done += len) {
+	for (; done < d->len && !stop_asked(); done += len) {
 		bool zero = false;
 		size_t got;
 
@@ -282,6 +283,10 @@ static int copy(struct dd *d)
 		if (d->target ? write_image(d, done, len, zero) : write_stream(d->buf, len))
 			return 1;
 		progress_update(NULL, done + len, d->len);
+	}
+	if (done < d->len && stop_asked()) {
+		complain("dd: ended by %s after %" PRIu64 " bytes", stop_asked(), done);
+		return 1;
 	}
 	if (!d->source && d->isize != UINT64_MAX && done < d->len) {
 		complain("standard input: ended after %" PRIu64 " bytes, isize= says %" PRIu64, d->from + done, d->isize);
@@ -344,6 +349,7 @@ static int img_dd(int argc, char **argv)
 		ret = take_operand(&d, p.args[i]);
 	if (ret || check_operands(&d))
 		return 1;
+	stop_watch();
 	if (varve_queue_new(&queue, NULL, &err) < 0) {
 		complain("%s", err.message);
 		return 1;

@@ -195,6 +195,12 @@ VARVE_API int varve_image_close(struct varve_image *image, struct varve_error *e
 VARVE_API int varve_image_attach(struct varve_image *image, struct varve_queue *queue, struct varve_error *err);
 VARVE_API void varve_image_detach(struct varve_image *image, struct varve_queue *queue);
 
+/*
+ * From any thread, and from a signal handler: what takes long on this image (convert and copy into it, resize, amend) ends at its
+ * next safe point with -ECANCELED, and so does what is begun later. The image can be closed cleanly then.
+ */
+VARVE_API void varve_image_cancel(struct varve_image *image);
+
 VARVE_API uint64_t varve_image_length(const struct varve_image *image);
 VARVE_API bool varve_image_writable(const struct varve_image *image);
 VARVE_API const char *varve_image_format(const struct varve_image *image);
