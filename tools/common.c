@@ -304,6 +304,13 @@ const char *state_directory(const char *text)
 	return path;
 }
 
+void explain_zeroinit(const char *name, struct varve_error *err)
+{
+	if (strncmp(name, ZEROINIT, strlen(ZEROINIT)) == 0)
+		snprintf(err->message, sizeof(err->message),
+			 "%.500s: " ZEROINIT " says that the target of convert -n or dd -n reads as zeroes; no other file has it", name);
+}
+
 struct varve_image *try_open_image(const char *name, const struct open_args *args, unsigned flags,
 				   struct varve_queue *home, struct varve_error *err)
 {
@@ -333,8 +340,10 @@ struct varve_image *try_open_image(const char *name, const struct open_args *arg
 		oo.flags |= VARVE_OPEN_FORCE_SHARE;
 	if (args->copy_on_read)
 		oo.flags |= VARVE_OPEN_COPY_ON_READ;
-	if (varve_image_open(&image, spec ? spec : name, &oo, err) < 0)
+	if (varve_image_open(&image, spec ? spec : name, &oo, err) < 0) {
 		image = NULL;
+		explain_zeroinit(name, err);
+	}
 	free(spec);
 	return image;
 }

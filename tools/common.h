@@ -7,6 +7,7 @@
  *   options.h      the options of a command as a table: parser, help, completions, grammar
  *   objects.c      --object
  *   completion.c   that table for shells and the manual
+ *   stop.h         signals that end a command
  *   progress.c     how far a long operation is: -p, SIGUSR1
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
@@ -72,6 +73,11 @@ const char *size_text(char buf[32], uint64_t bytes);
 const char *size_text_exact(char buf[32], double bytes);
 
 /* ---- opening images ---- */
+
+/* Before the name of a target that exists and reads as zeroes. What is read, or made, has no such prefix. */
+#define ZEROINIT "zeroinit:"
+/* After a failure: if the name has it, *err says where it belongs. */
+void explain_zeroinit(const char *name, struct varve_error *err);
 
 /* What the options -f, --image-opts, -U, -C, -t/-T and -i of a command say. */
 struct open_args {

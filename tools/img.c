@@ -6,6 +6,8 @@
 
 #include <string.h>
 
+#include "stop.h"
+
 const struct command *const img_commands[] = {
 	&cmd_amend,
 	&cmd_bench,
@@ -53,7 +55,7 @@ int img_main(int argc, char **argv)
 	progress_start(false); /* SIGUSR1 must never end a command */
 	for (const struct command *const *c = img_commands; *c; c++) {
 		if (strcmp(argv[1], (*c)->name) == 0)
-			return (*c)->run(argc - 1, argv + 1);
+			return stop_status((*c)->run(argc - 1, argv + 1));
 	}
 	return complain_usage("no command '%s'", argv[1]);
 }

@@ -80,6 +80,12 @@ bool img_same_place(const struct varve_extent *a, const struct varve_extent *b);
 /* `snapshot --graph`: the chain of an image, bottom first, with the snapshots of each, as text or SVG. */
 int img_snapshot_graph(const char *file, const struct open_args *open, bool svg);
 
+/*
+ * Takes "zeroinit:" off the name of a target that exists, and answers whether it was there: all of the target reads as zeroes
+ * (the way in which Proxmox VE says --target-is-zero).
+ */
+bool img_take_zeroinit(const char **name);
+
 /* The extent at off, joined with the neighbours behind it that differ in nothing but their place. */
 int img_map_joined(struct varve_image *image, uint64_t off, uint64_t end, struct varve_extent *ret,
 		   struct varve_error *err);

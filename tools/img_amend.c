@@ -2,10 +2,12 @@
 /*
  * tools/img_amend.c - `varve img amend`: options of an image become others
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "img.h"
+#include "stop.h"
 
 enum { ID_FORCE = LONG_COMMAND };
 
@@ -33,18 +35,21 @@ static int amend(const char *name, const struct amend *a)
 	unsigned flags = VARVE_OPEN_WRITABLE | (a->options && strstr(a->options, "size=") ? 0 : VARVE_OPEN_BITMAPS);
 	struct varve_image *image = open_image(name, &a->open, flags, NULL);
 	struct varve_error err;
-	int ret = 0;
+	int ret;
 
 	if (!image)
 		return 1;
 	progress_start(a->progress);
-	if (varve_image_amend(image, a->options, progress_update, NULL, &err) < 0) {
+	stop_image(image);
+	ret = varve_image_amend(image, a->options, progress_update, NULL, &err);
+	stop_image(NULL);
+	if (ret == -ECANCELED && stop_asked())
+		complain("amend: ended by %s: %s keeps what was changed until then", stop_asked(), name);
+	else if (ret < 0)
 		complain("%s", err.message);
-		ret = 1;
-	} else {
+	else
 		progress_end();
-	}
-	ret |= finish_stdout();
+	ret = finish_stdout() || ret < 0;
 	return close_image(image) | ret;
 }
 
@@ -100,8 +105,10 @@ static int img_amend(int argc, char **argv)
 		ret = complain_usage("amend: one file name is needed");
 	else if (!ret && options_ask_help(a.options))
 		ret = help_for(p.args[0], &a);
-	else if (!ret)
+	else if (!ret) {
+		stop_watch();
 		ret = amend(p.args[0], &a);
+	}
 	free(a.options);
 	return ret;
 }

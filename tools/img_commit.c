@@ -17,6 +17,7 @@
 #include <time.h>
 
 #include "img.h"
+#include "stop.h"
 
 #define PIECE_LEN ((uint64_t)8 << 20)
 #define SLOW_PIECE_LEN ((uint64_t)256 << 10) /* with a limit of the rate */
@@ -150,21 +151,21 @@ static int find_layer(struct commit *c, uint64_t off, struct varve_image **ret_i
 	return 0;
 }
 
+/* In steps: a signal may have gone to another thread, and wakes nobody here. */
 static void wait_for_rate(const struct commit *c)
 {
-	struct timespec now, pause = { 0 };
-	double ahead;
+	while (c->rate && !stop_asked()) {
+		struct timespec now, pause = { 0 };
+		double ahead;
 
-	if (!c->rate)
-		return;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	ahead = (double)c->copied / (double)c->rate - ((double)(now.tv_sec - c->began.tv_sec) + (double)(now.tv_nsec - c->began.tv_nsec) / 1e9);
-	if (ahead <= 0)
-		return;
-	pause.tv_sec = (time_t)ahead;
-	pause.tv_nsec = (long)((ahead - (double)pause.tv_sec) * 1e9);
-	while (nanosleep(&pause, &pause) < 0 && errno == EINTR)
-		;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		ahead = (double)c->copied / (double)c->rate -
+			((double)(now.tv_sec - c->began.tv_sec) + (double)(now.tv_nsec - c->began.tv_nsec) / 1e9);
+		if (ahead <= 0)
+			return;
+		pause.tv_nsec = (long)(MIN(ahead, 0.1) * 1e9);
+		nanosleep(&pause, NULL);
+	}
 }
 
 static int commit_piece(struct commit *c, uint64_t off, uint64_t *ret_len, struct varve_error *err)
@@ -194,6 +195,8 @@ static int copy_all(struct commit *c, struct varve_error *err)
 	clock_gettime(CLOCK_MONOTONIC, &c->began);
 	progress_start(c->progress);
 	for (uint64_t off = 0; ret >= 0 && off < len; off += done) {
+		if (stop_asked())
+			return -ECANCELED;
 		ret = commit_piece(c, off, &done, err);
 		if (ret >= 0) {
 			progress_update(NULL, off + done, len);
@@ -225,18 +228,24 @@ static int check_snapshots(struct commit *c, const char *name, const json_t *cha
 	return close_image(view) | ret;
 }
 
-static int copy_and_tell(struct commit *c)
+static int copy_and_tell(struct commit *c, const char *name)
 {
 	struct varve_error err;
+	int ret;
 
 	if (!c->drop && strcmp(varve_image_format(c->layers[0].image), "qed") == 0) {
 		complain("a QED image cannot be emptied after the commit; -d says that it will not be used any more");
 		return 1;
 	}
-	if (copy_all(c, &err) < 0) {
+	stop_image(c->base);
+	ret = copy_all(c, &err);
+	stop_image(NULL);
+	if (ret == -ECANCELED && stop_asked())
+		complain("commit: ended by %s: %s reads what it read, and the same command does the rest", stop_asked(), name);
+	else if (ret < 0)
 		complain("%s", err.message);
+	if (ret < 0)
 		return 1;
-	}
 	progress_end();
 	if (!c->quiet)
 		printf("Image committed.\n");
@@ -248,7 +257,7 @@ static int run(struct commit *c, const char *name, const json_t *chain, size_t b
 	int ret = open_layers(c, name, chain, base);
 
 	if (!ret)
-		ret = check_snapshots(c, name, chain) || copy_and_tell(c);
+		ret = check_snapshots(c, name, chain) || copy_and_tell(c, name);
 	if (c->base)
 		ret |= close_image(c->base);
 	for (size_t i = 0; c->layers && i < base; i++) {
@@ -317,6 +326,7 @@ static int img_commit(int argc, char **argv)
 		return complain_usage("commit: one file name is needed");
 	if (c.quiet)
 		c.progress = false;
+	stop_watch();
 	return commit(p.args[0], &c);
 }
 

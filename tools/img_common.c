@@ -49,6 +49,14 @@ char *options_append(char *list, const char *key, const char *value, bool escape
 	return out;
 }
 
+bool img_take_zeroinit(const char **name)
+{
+	if (strncmp(*name, ZEROINIT, strlen(ZEROINIT)) != 0)
+		return false;
+	*name += strlen(ZEROINIT);
+	return true;
+}
+
 /* The key under which a snapshot is known by that word. NULL, after a message. */
 static const char *snapshot_key(const char *name, const struct open_args *args, const char *word)
 {

@@ -37,7 +37,7 @@ static const struct option_row options[] = {
 	{ 'B', NULL, "FILE", "the same as -b" },
 	{ 'F', "backing-format", "FORMAT", "of FILE: needed with -b, never guessed" },
 	{ 'n', "no-create", NULL, "TARGET exists" },
-	{ LONG_IS_ZERO, "target-is-zero", NULL, "with -n: all of it reads as zeroes" },
+	{ LONG_IS_ZERO, "target-is-zero", NULL, "with -n: all of it reads as zeroes (also: zeroinit:TARGET)" },
 	{ LONG_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: TARGET is driver=...,file.filename=..." },
 	{ 't', "target-cache", "MODE", "unsafe (default): nothing waits for the disk; none, writeback, ..." },
 	{ 'c', "compress", NULL, "compress clusters" },
@@ -57,7 +57,7 @@ static const struct option_row options[] = {
 struct parsing {
 	struct convert_args *a;
 	const char *backing, *backing_format;
-	bool has_options, has_sparse;
+	bool has_options, has_sparse, zeroinit;
 };
 
 /* Adds to the options of the new image. 0, or 1 after a message. */
@@ -215,6 +215,8 @@ static int check_target(const struct parsing *ps)
 
 	if (a->no_create && ps->has_options)
 		return complain_usage("convert: -o is about a new image, but -n says that there is none");
+	if (ps->zeroinit && !a->no_create)
+		return complain_usage("convert: " ZEROINIT " is about a target that exists; -n is needed with it");
 	if (a->target_is_zero && !a->no_create)
 		return complain_usage("convert: --target-is-zero is about an image that exists; -n is needed with it");
 	if (a->target.image_opts && !a->no_create)
@@ -260,6 +262,8 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 		return complain_usage("convert: a source and a target are needed");
 	a->names = names;
 	a->nr_sources = (unsigned)nr_names - 1;
+	ps->zeroinit = !a->target.image_opts && img_take_zeroinit((const char **)&names[a->nr_sources]);
+	a->target_is_zero |= ps->zeroinit;
 	a->has_backing = ps->backing || options_have(a->options, "backing_file");
 	ret = check_target(ps);
 	if (ret == 0)

@@ -6,6 +6,7 @@
  *          that nobody takes it for an image. (A target that existed and was overwritten is emptied. A device stays.)
  */
 #include "img_convert.h"
+#include "stop.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -138,6 +139,7 @@ static int copy(struct conversion *c)
 	const struct convert_args *a = c->a;
 	struct varve_convert_options o = a->convert;
 	struct varve_error err;
+	int ret;
 
 	if (a->has_backing)
 		o.flags |= VARVE_CONVERT_OVER_BACKING;
@@ -145,11 +147,15 @@ static int copy(struct conversion *c)
 		o.flags |= VARVE_CONVERT_TARGET_IS_ZERO;
 	o.report = convert_report;
 	progress_start(a->progress && !a->quiet);
-	if (varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err) < 0) {
+	if (a->no_create)
+		stop_image(c->target);
+	ret = varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err);
+	stop_image(NULL);
+	if (ret == -ECANCELED && stop_asked())
+		complain("convert: ended by %s: %s has a part of the contents", stop_asked(), a->names[a->nr_sources]);
+	else if (ret < 0)
 		complain("convert: %s", err.message);
-		return 1;
-	}
-	return 0;
+	return ret < 0;
 }
 
 static int finish(struct conversion *c, int ret)
@@ -211,7 +217,10 @@ int convert_run(const struct convert_args *a)
 		free(c.sources);
 		return 1;
 	}
-	watch_signals();
+	if (a->no_create)
+		stop_watch(); /* what is there is not ours to remove: it is closed */
+	else
+		watch_signals();
 	ret = a->source_is_pipe ? 0 : open_sources(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
 		ret = convert_pipe(a, c.sources);

@@ -10,6 +10,7 @@
  * Never:   probes: what came out of a pipe cannot be read again.
  */
 #include "img_convert.h"
+#include "stop.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -177,12 +178,13 @@ static void write_block(struct intake *in, struct block *b, uint64_t off, uint64
 /* Returns the number of bytes, 0 at the end, or a negative errno. Writes go on meanwhile. */
 static ssize_t read_some(struct intake *in, uint8_t *buf, size_t len)
 {
-	while (!in->error) {
+	while (!in->error && !stop_asked()) {
 		struct pollfd p[2] = { { .fd = in->fd, .events = POLLIN },
 				       { .fd = varve_queue_fd(in->queue), .events = POLLIN } };
 		ssize_t n;
 
-		if (poll(p, in->nr_pending ? 2 : 1, -1) < 0 && errno != EINTR)
+		/* Now and then a look at signals: one may come between that and poll(). */
+		if (poll(p, in->nr_pending ? 2 : 1, 500) < 0 && errno != EINTR)
 			return -errno;
 		if (in->nr_pending && p[1].revents)
 			reap(in, 0);
@@ -192,7 +194,7 @@ static ssize_t read_some(struct intake *in, uint8_t *buf, size_t len)
 		if (n >= 0 || (errno != EINTR && errno != EAGAIN))
 			return n < 0 ? -errno : n;
 	}
-	return in->error;
+	return in->error ? in->error : -ECANCELED;
 }
 
 /* A block's worth, less only at the end. 0, or 1 after a message. */
@@ -206,7 +208,9 @@ static int fill(struct intake *in, uint8_t *buf, uint64_t *ret_len)
 		if (n > 0)
 			len += (uint64_t)n;
 	}
-	if (n < 0 && !in->error)
+	if (n == -ECANCELED && stop_asked())
+		complain("convert: ended by %s: %s has a part of the contents", stop_asked(), in->a->names[1]);
+	else if (n < 0 && !in->error)
 		complain("convert: %s: %s", in->a->names[0], strerror((int)-n));
 	*ret_len = len;
 	return n < 0;

@@ -88,6 +88,7 @@ static int create(const char *name, uint64_t len, const struct create_args *a)
 	struct varve_error err;
 
 	if (varve_image_create(name, a->format, len, a->options, a->flags, progress_update, NULL, &err) < 0) {
+		explain_zeroinit(name, &err);
 		complain("%s", err.message);
 		return 1;
 	}

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "img.h"
+#include "stop.h"
 
 #define PIECE_LEN ((size_t)1 << 20)
 
@@ -32,13 +33,14 @@ static const struct option_row options[] = {
 struct dd {
 	struct open_args open;
 	const char *target_format, *snapshot;
-	bool no_create;
+	bool no_create, zeroinit; /* zeroinit: of= exists, and reads as zeroes */
 	const char *in, *out;			 /* NULL: standard input, standard output */
 	uint64_t bs, count, skip, isize, osize; /* UINT64_MAX: not given */
 
 	struct varve_image *source, *target; /* NULL: a stream */
+	uint64_t most;			     /* bytes that count= says; UINT64_MAX: not given */
 	uint64_t from, len;		     /* bytes of the input; len UINT64_MAX: to the end of the stream */
-	bool fresh;			     /* the target was made by us: it reads as zeroes */
+	bool fresh;			     /* the target reads as zeroes: it was made by us, or that is said of it */
 	uint8_t *buf;
 };
 
@@ -90,36 +92,45 @@ static bool is_raw(const char *format)
 
 static int check_operands(struct dd *d)
 {
-	uint64_t bytes;
-
-	if (d->in && d->isize != UINT64_MAX)
-		return complain_usage("dd: isize= is for standard input, but if= is given");
 	if (!d->out && (d->osize != UINT64_MAX || d->no_create || !is_raw(d->target_format)))
 		return complain_usage("dd: osize=, -n and -O (but raw) are about an output image, but there is no of=");
-	if (d->no_create && d->osize != UINT64_MAX)
-		return complain_usage("dd: osize= is for a new image, but -n makes none");
+	d->zeroinit = d->out && img_take_zeroinit(&d->out);
+	if (d->zeroinit && !d->no_create)
+		return complain_usage("dd: " ZEROINIT " is about an output that exists; -n is needed with it");
 	if (!d->in && (d->snapshot || !is_raw(d->open.format) || d->open.image_opts || d->open.force_share))
 		return complain_usage("dd: -f (but raw), --image-opts, -l and -U are about an input image, but there is no if=");
+	/* More than there can be is all there is. */
 	if (__builtin_mul_overflow(d->skip, d->bs, &d->from) || d->from > INT64_MAX)
-		return complain_usage("dd: skip=%" PRIu64 " blocks are too many", d->skip);
-	if (d->count != UINT64_MAX && (__builtin_mul_overflow(d->count, d->bs, &bytes) || bytes > INT64_MAX))
-		return complain_usage("dd: count=%" PRIu64 " blocks are too many", d->count);
+		d->from = INT64_MAX;
+	if (d->count != UINT64_MAX && (__builtin_mul_overflow(d->count, d->bs, &d->most) || d->most > INT64_MAX))
+		d->most = INT64_MAX;
 	return 0;
 }
 
 /* ---- how much ---- */
 
+static void skipped_all(const struct dd *d, const char *name)
+{
+	complain("dd: warning: skip=%" PRIu64 " blocks of %" PRIu64 " bytes is beyond the end of %s: nothing is copied", d->skip, d->bs, name);
+}
+
 static int plan(struct dd *d)
 {
 	uint64_t have = d->source ? varve_image_length(d->source) : d->isize;
 
-	if (have != UINT64_MAX && d->from > have) {
-		complain("dd: skip=%" PRIu64 " (%" PRIu64 " bytes) is beyond the end of the input at %" PRIu64, d->skip, d->from, have);
+	if (d->source && d->isize != UINT64_MAX && d->isize > have) {
+		complain("%s: has %" PRIu64 " bytes, isize= says %" PRIu64, d->in, have, d->isize);
 		return 1;
 	}
-	d->len = have == UINT64_MAX ? UINT64_MAX : have - d->from;
-	if (d->count != UINT64_MAX)
-		d->len = MIN(d->len, d->count * d->bs);
+	if (have != UINT64_MAX)
+		have = MIN(have, d->isize);
+	if (have != UINT64_MAX && d->from > have) {
+		skipped_all(d, d->in ? d->in : "standard input");
+		d->from = have;
+	}
+	d->len = MIN(have == UINT64_MAX ? UINT64_MAX : have - d->from, d->most);
+	if (d->source) /* of an image a part may be meant; a stream that goes on behind that is a surprise, see write_image() */
+		d->len = MIN(d->len, d->osize);
 	if (d->len == UINT64_MAX && d->out && !d->no_create && d->osize == UINT64_MAX) {
 		complain("dd: how long standard input is cannot be known: isize=, osize= or count= is needed to make an image");
 		return 1;
@@ -136,6 +147,7 @@ static int open_target(struct dd *d, struct varve_queue *queue, bool *ret_made)
 	bool existed;
 
 	*ret_made = false;
+	d->fresh = d->zeroinit;
 	if (!d->out)
 		return 0;
 	if (!d->no_create) {
@@ -171,13 +183,13 @@ static int read_stream(void *buf, size_t len, size_t *ret_got)
 	while (got < len) {
 		ssize_t n = read(STDIN_FILENO, (char *)buf + got, len - got);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && errno == EINTR && !stop_asked())
 			continue;
-		if (n < 0) {
+		if (n < 0 && !stop_asked()) {
 			complain("standard input: %s", strerror(errno));
 			return 1;
 		}
-		if (n == 0)
+		if (n <= 0)
 			break;
 		got += (size_t)n;
 	}
@@ -190,10 +202,10 @@ static int write_stream(const void *buf, size_t len)
 	for (size_t done = 0; done < len;) {
 		ssize_t n = write(STDOUT_FILENO, (const char *)buf + done, len - done);
 
-		if (n < 0 && errno == EINTR)
+		if (n < 0 && errno == EINTR && !stop_asked())
 			continue;
 		if (n < 0) {
-			complain("standard output: %s", strerror(errno));
+			complain("standard output: %s", stop_asked() ? "not all of it was taken" : strerror(errno));
 			return 1;
 		}
 		done += (size_t)n;
@@ -221,11 +233,12 @@ static int read_image(struct dd *d, uint64_t off, uint64_t *len, bool *ret_zero)
 
 static int write_image(struct dd *d, uint64_t off, uint64_t len, bool zero)
 {
+	uint64_t room = MIN(varve_image_length(d->target), d->osize);
 	struct varve_error err;
 	int ret = 0;
 
-	if (off > varve_image_length(d->target) || len > varve_image_length(d->target) - off) {
-		complain("%s: is full: standard input has more than its %" PRIu64 " bytes", d->out, varve_image_length(d->target));
+	if (off > room || len > room - off) {
+		complain("%s: is full: standard input has more than %" PRIu64 " bytes", d->out, room);
 		return 1;
 	}
 	if (zero && !d->fresh)
@@ -242,14 +255,14 @@ static int skip_stream(struct dd *d)
 	uint64_t left = d->from;
 	size_t got = 1;
 
-	while (left && got) {
+	while (left && got && !stop_asked()) {
 		if (read_stream(d->buf, MIN(left, PIECE_LEN), &got))
 			return 1;
 		left -= got;
 	}
-	if (left)
-		complain("dd: skip=%" PRIu64 " is beyond the end of standard input", d->skip);
-	return left ? 1 : 0;
+	if (left && !stop_asked())
+		skipped_all(d, "standard input");
+	return 0;
 }
 
 static int copy(struct dd *d)
@@ -258,7 +271,7 @@ static int copy(struct dd *d)
 
 	if (!d->source && skip_stream(d))
 		return 1;
-	for (; done < d->len; done += len) {
+	for (; done < d->len && !stop_asked(); done += len) {
 		bool zero = false;
 		size_t got;
 
@@ -276,6 +289,10 @@ static int copy(struct dd *d)
 		if (d->target ? write_image(d, done, len, zero) : write_stream(d->buf, len))
 			return 1;
 		progress_update(NULL, done + len, d->len);
+	}
+	if (done < d->len && stop_asked()) {
+		complain("dd: ended by %s after %" PRIu64 " bytes", stop_asked(), done);
+		return 1;
 	}
 	if (!d->source && d->isize != UINT64_MAX && done < d->len) {
 		complain("standard input: ended after %" PRIu64 " bytes, isize= says %" PRIu64, d->from + done, d->isize);
@@ -323,7 +340,7 @@ static int take_option(struct dd *d, int id, const char *value)
 
 static int img_dd(int argc, char **argv)
 {
-	struct dd d = { .bs = 512, .count = UINT64_MAX, .isize = UINT64_MAX, .osize = UINT64_MAX };
+	struct dd d = { .bs = 512, .count = UINT64_MAX, .most = UINT64_MAX, .isize = UINT64_MAX, .osize = UINT64_MAX };
 	struct varve_queue *queue;
 	struct varve_error err;
 	struct parse p;
@@ -338,6 +355,7 @@ static int img_dd(int argc, char **argv)
 		ret = take_operand(&d, p.args[i]);
 	if (ret || check_operands(&d))
 		return 1;
+	stop_watch();
 	if (varve_queue_new(&queue, NULL, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
@@ -354,5 +372,6 @@ const struct command cmd_dd = {
 	.args = "[if=FILE] [of=FILE] [bs=SIZE] [count=N] [skip=N] [isize=SIZE] [osize=SIZE]",
 	.options = options,
 	.notes = "Without if= standard input is read, without of= standard output is written. A block has 512 bytes (bs=).\n"
-		 "isize= is how long standard input is, osize= how long the new image shall be.\n",
+		 "isize= is how much of the input there is to read, osize= how long the new image shall be, or with -n how much is\n"
+		 "written at most.\n",
 };

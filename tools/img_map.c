@@ -86,15 +86,11 @@ static int print_human(const struct varve_extent *e, const char *name)
 static int map_image(struct varve_image *image, const char *name, const struct map_args *a)
 {
 	uint64_t off = a->start, end = varve_image_length(image);
-	struct varve_extent e;
+	struct varve_extent e = { .start = off };
 	struct varve_error err;
 	bool first = true;
 
-	if (off > end) {
-		complain("%s: offset %" PRIu64 " is beyond the end of the image at %" PRIu64, name, off, end);
-		return 1;
-	}
-	if (a->len < end - off)
+	if (off < end && a->len < end - off)
 		end = off + a->len;
 	if (a->output == OUTPUT_HUMAN)
 		printf("%-16s%-16s%-16s%s\n", "Offset", "Length", "Mapped to", "File");
@@ -108,8 +104,12 @@ static int map_image(struct varve_image *image, const char *name, const struct m
 		else if (print_human(&e, name))
 			return 1;
 	}
-	if (a->output == OUTPUT_JSON)
-		printf("%s]\n", first ? "[" : "");
+	if (a->output == OUTPUT_JSON) {
+		/* Callers expect one stretch at least, also of nothing and behind the end. */
+		if (first)
+			print_json(&e, true);
+		printf("]\n");
+	}
 	return 0;
 }
 
@@ -135,12 +135,12 @@ static int img_map(int argc, char **argv)
 	while (!ret && (id = parse_next(&p)) > 0) {
 		switch (id) {
 		case 's':
-			if (parse_size(p.value, &a.start) < 0)
-				ret = complain_usage("map: -s '%s' is no offset", p.value);
+			if (parse_size(p.value, &a.start) < 0 || a.start > INT64_MAX)
+				ret = complain_usage("map: -s '%s' is no offset from 0 to 8E - 1", p.value);
 			break;
 		case 'l':
-			if (parse_size(p.value, &a.len) < 0)
-				ret = complain_usage("map: -l '%s' is no length", p.value);
+			if (parse_size(p.value, &a.len) < 0 || a.len > INT64_MAX)
+				ret = complain_usage("map: -l '%s' is no length from 0 to 8E - 1", p.value);
 			break;
 		case LONG_OUTPUT:
 			ret = parse_output(p.value, &a.output);

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "img.h"
+#include "stop.h"
 
 #define PIECE_LEN ((size_t)2 << 20)
 
@@ -148,6 +149,10 @@ static int copy_differences(struct rebase *r)
 
 	progress_start(r->progress);
 	for (uint64_t off = 0; off < r->len; off += done) {
+		if (stop_asked()) {
+			complain("rebase: ended by %s: the image keeps its backing file, and what was copied until then", stop_asked());
+			return 1;
+		}
 		if (rebase_piece(r, off, &done, &err) < 0) {
 			complain("%s", err.message);
 			return 1;
@@ -310,6 +315,7 @@ static int img_rebase(int argc, char **argv)
 		return complain_usage("rebase: a backing format is given (-F), but no backing file");
 	if (r.quiet)
 		r.progress = false;
+	stop_watch();
 	return rebase(p.args[0], &r);
 }
 

@@ -2,10 +2,12 @@
 /*
  * tools/img_resize.c - `varve img resize`
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <string.h>
 
 #include "img.h"
+#include "stop.h"
 
 enum { ID_PREALLOCATION = LONG_COMMAND, ID_SHRINK };
 
@@ -67,6 +69,7 @@ static int resize_image(struct varve_image *image, const char *name, const char 
 {
 	struct varve_error err;
 	uint64_t len;
+	int ret;
 
 	if (new_length(name, size, varve_image_length(image), &len))
 		return 1;
@@ -76,10 +79,15 @@ static int resize_image(struct varve_image *image, const char *name, const char 
 			 name, len, varve_image_length(image));
 		return 1;
 	}
-	if (varve_image_resize(image, len, r->prealloc, r->flags, &err) < 0) {
+	stop_image(image);
+	ret = varve_image_resize(image, len, r->prealloc, r->flags, &err);
+	stop_image(NULL);
+	if (ret == -ECANCELED && stop_asked())
+		complain("resize: ended by %s: %s has the size that it had", stop_asked(), name);
+	else if (ret < 0)
 		complain("%s", err.message);
+	if (ret < 0)
 		return 1;
-	}
 	if (!r->quiet)
 		printf("Image resized.\n");
 	return 0;
@@ -128,6 +136,7 @@ static int img_resize(int argc, char **argv)
 		return ret ? ret : p.status;
 	if (p.nr_args != 2)
 		return complain_usage("resize: a file name and a size are needed");
+	stop_watch();
 	return resize(p.args[0], p.args[1], &r);
 }
 

@@ -3,9 +3,9 @@
  * tools/img_stream.c - `varve img stream`: an image stops needing its backing files
  */
 #include "img.h"
+#include "stop.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <string.h>
 
 static const struct option_row options[] = {
@@ -26,15 +26,7 @@ struct stream_args {
 	bool progress, quiet;
 };
 
-static volatile sig_atomic_t ended;
-
-static void on_end(int sig)
-{
-	(void)sig;
-	ended = 1;
-}
-
-static int run_stream(struct varve_image *image, const struct stream_args *a)
+static int run_stream(struct varve_image *image, const char *name, const struct stream_args *a)
 {
 	struct varve_stream_status st;
 	struct varve_stream *stream;
@@ -50,15 +42,18 @@ static int run_stream(struct varve_image *image, const struct stream_args *a)
 	while ((ret = varve_stream_wait(stream, 100, &err)) == -EAGAIN) {
 		varve_stream_status(stream, &st);
 		progress_update(NULL, st.done, st.total);
-		if (ended)
+		if (stop_asked())
 			varve_stream_cancel(stream);
 	}
 	varve_stream_status(stream, &st);
 	varve_stream_free(stream);
-	if (ret < 0) {
+	if (ret == -ECANCELED && stop_asked())
+		complain("stream: ended by %s: %s keeps its backing file, and what was copied; the same command does the rest",
+			 stop_asked(), name);
+	else if (ret < 0)
 		complain("%s", err.message);
+	if (ret < 0)
 		return 1;
-	}
 	progress_end();
 	if (!a->quiet)
 		printf("%s copied\n", size_text(text, st.copied));
@@ -67,17 +62,14 @@ static int run_stream(struct varve_image *image, const struct stream_args *a)
 
 static int stream(const char *name, const struct stream_args *a)
 {
-	struct sigaction sa = { .sa_handler = on_end };
 	struct varve_image *image;
 	int ret;
 
-	sigemptyset(&sa.sa_mask);
-	sigaction(SIGINT, &sa, NULL);
-	sigaction(SIGTERM, &sa, NULL);
+	stop_watch();
 	image = open_image(name, &a->open, VARVE_OPEN_WRITABLE, NULL);
 	if (!image)
 		return 1;
-	ret = run_stream(image, a);
+	ret = run_stream(image, name, a);
 	return close_image(image) || ret;
 }
 
@@ -124,5 +116,5 @@ const struct command cmd_stream = {
 	.args = "FILE",
 	.options = options,
 	.notes = "At the end the link to the backing files (above BASE) is removed.\n"
-		 "SIGINT and SIGTERM end it; what was copied stays, and the next run goes on from there.\n",
+		 "SIGINT, SIGTERM and SIGHUP end it; what was copied stays, and the next run goes on from there.\n",
 };

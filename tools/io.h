@@ -88,15 +88,21 @@ void io_buf_free(void *buf);
 int io_size(const char *text, uint64_t *ret);
 int io_pattern(const char *text, int *ret);
 
+/* What -r of a command does. */
+#define REGISTER_WHAT "register the buffer with the engine, if it can (io_uring)"
+
 /* One buffer in pieces, as many as there are lengths in argv[0 .. argc); -1 after a message. */
 struct io_vector {
 	uint8_t *buf;
 	size_t len;
 	struct iovec *iov;
 	int nr_iov;
+	struct varve_queue *registered; /* with its engine, -r; NULL: not */
 };
 
 int io_vector(struct io_vector *ret, int argc, char **argv, int fill);
+/* The buffer is made known to the queue until it is freed. -1, after a message, with the vector freed. */
+int io_vector_register(struct io_vector *v, struct varve_queue *queue);
 void io_vector_free(struct io_vector *v);
 
 void io_dump(const uint8_t *buf, uint64_t off, size_t len);

@@ -14,6 +14,7 @@
 struct aio {
 	bool is_read, machine, quiet, dump, has_pattern, zero;
 	bool invalid; /* -i: parsed, and then dropped */
+	bool registered;
 	int pattern;
 	unsigned flags;
 	struct io_vector v; /* not for zeroes */
@@ -104,6 +105,7 @@ static const struct option_row aio_read_rows[] = {
 	{ 'C', NULL, NULL, "a result for machines" },
 	{ 'i', NULL, NULL, "say that the request is wrong, and send nothing" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'v', NULL, NULL, "dump the bytes" },
 	{ 'P', NULL, "pattern", "say so unless all bytes are this one" },
 	OPTION_END,
@@ -114,6 +116,7 @@ static const struct option_row aio_write_rows[] = {
 	{ 'f', NULL, NULL, "stable before it is done" },
 	{ 'i', NULL, NULL, "say that the request is wrong, and send nothing" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'u', NULL, NULL, "with -z: give the space back" },
 	{ 'z', NULL, NULL, "zeroes, without writing them where that can be" },
 	{ 'P', NULL, "pattern", "this byte, instead of 0xcd" },
@@ -137,6 +140,9 @@ static int aio_option(struct aio *a, int id, const char *value)
 		return io_pattern(value, &a->pattern);
 	case 'q':
 		a->quiet = a->report.quiet = true;
+		return 0;
+	case 'r':
+		a->registered = true;
 		return 0;
 	case 'u':
 		a->flags |= VARVE_REQ_MAY_UNMAP;
@@ -169,6 +175,10 @@ static int aio_options(struct aio *a, int argc, char **argv, struct parse *p)
 		printf("-z and -P exclude each other\n");
 		return -1;
 	}
+	if (a->zero && a->registered) {
+		printf("-r and -z exclude each other: zeroes have no buffer\n");
+		return -1;
+	}
 	if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero) {
 		printf("-u needs -z\n");
 		return -1;
@@ -176,7 +186,7 @@ static int aio_options(struct aio *a, int argc, char **argv, struct parse *p)
 	return io_size(p->args[0], &a->report.off);
 }
 
-static int aio_prepare(struct aio *a, int argc, char **argv)
+static int aio_prepare(struct io *io, struct aio *a, int argc, char **argv)
 {
 	struct parse p;
 
@@ -187,7 +197,7 @@ static int aio_prepare(struct aio *a, int argc, char **argv)
 	if (io_vector(&a->v, p.nr_args - 1, p.args + 1, a->is_read ? 0xab : a->pattern) < 0)
 		return -1;
 	a->report.len = a->v.len;
-	return 0;
+	return a->registered ? io_vector_register(&a->v, io->queue) : 0;
 }
 
 static int aio_common(struct io *io, int argc, char **argv, bool is_read)
@@ -202,7 +212,7 @@ static int aio_common(struct io *io, int argc, char **argv, bool is_read)
 	a->is_read = is_read;
 	a->pattern = 0xcd;
 	a->report.what = is_read ? "read" : "wrote";
-	if (aio_prepare(a, argc, argv) < 0) {
+	if (aio_prepare(io, a, argc, argv) < 0) {
 		free(a);
 		return -1;
 	}

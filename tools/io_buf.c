@@ -111,8 +111,24 @@ fail:
 	return -1;
 }
 
+int io_vector_register(struct io_vector *v, struct varve_queue *queue)
+{
+	struct varve_error err;
+
+	if (!v->len)
+		return 0;
+	if (varve_queue_add_memory(queue, v->buf, v->len, &err) < 0) {
+		io_vector_free(v);
+		return io_complain(NULL, &err);
+	}
+	v->registered = queue;
+	return 0;
+}
+
 void io_vector_free(struct io_vector *v)
 {
+	if (v->registered)
+		varve_queue_remove_memory(v->registered, v->buf, v->len);
 	io_buf_free(v->buf);
 	free(v->iov);
 }

@@ -14,6 +14,7 @@
 struct read_args {
 	bool machine, quiet, dump, vectored;
 	bool area; /* -b: behind the end of the disk */
+	bool registered;
 	bool has_pattern, has_verify_off, has_verify_len;
 	int pattern;
 	uint64_t verify_off, verify_len;
@@ -23,6 +24,7 @@ static const struct option_row read_rows[] = {
 	{ 'b', NULL, NULL, "of the area for the state of a machine, not of the disk" },
 	{ 'C', NULL, NULL, "a result for machines" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'v', NULL, NULL, "dump the bytes" },
 	{ 'p', NULL, NULL, NULL }, /* meant something long ago; scripts still say it */
 	{ 'P', NULL, "pattern", "fail unless all bytes are this one" },
@@ -34,6 +36,7 @@ static const struct option_row read_rows[] = {
 static const struct option_row readv_rows[] = {
 	{ 'C', NULL, NULL, "a result for machines" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'v', NULL, NULL, "dump the bytes" },
 	{ 'P', NULL, "pattern", "fail unless all bytes are this one" },
 	OPTION_END,
@@ -56,6 +59,9 @@ static int read_option(struct read_args *a, int id, const char *value)
 		return io_pattern(value, &a->pattern);
 	case 'q':
 		a->quiet = true;
+		return 0;
+	case 'r':
+		a->registered = true;
 		return 0;
 	case 's':
 		a->has_verify_off = true;
@@ -112,6 +118,8 @@ static int read_common(struct io *io, int argc, char **argv, bool vectored)
 		io_vector_free(&v);
 		return -1;
 	}
+	if (a.registered && io_vector_register(&v, io->queue) < 0)
+		return -1;
 	report.quiet = a.quiet;
 	report.machine = a.machine;
 	report.off = off;
@@ -148,7 +156,7 @@ static int cmd_readv(struct io *io, int argc, char **argv)
 struct write_args {
 	bool machine, quiet, zero;
 	bool area; /* -b: behind the end of the disk */
-	bool has_pattern;
+	bool has_pattern, registered;
 	const char *source; /* -s: file whose bytes are written over and over */
 	int pattern;
 	unsigned flags;
@@ -161,6 +169,7 @@ static const struct option_row write_rows[] = {
 	{ 'f', NULL, NULL, "stable before it is done" },
 	{ 'n', NULL, NULL, "with -z: fail rather than write zeroes as data" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'u', NULL, NULL, "with -z: give the space back" },
 	{ 'z', NULL, NULL, "zeroes, without writing them where that can be" },
 	{ 'p', NULL, NULL, NULL },
@@ -173,6 +182,7 @@ static const struct option_row writev_rows[] = {
 	{ 'C', NULL, NULL, "a result for machines" },
 	{ 'f', NULL, NULL, "stable before it is done" },
 	{ 'q', NULL, NULL, "no result" },
+	{ 'r', NULL, NULL, REGISTER_WHAT },
 	{ 'P', NULL, "pattern", "this byte, instead of 0xcd" },
 	OPTION_END,
 };
@@ -200,6 +210,9 @@ static int write_option(struct write_args *a, int id, const char *value)
 		return io_pattern(value, &a->pattern);
 	case 'q':
 		a->quiet = true;
+		return 0;
+	case 'r':
+		a->registered = true;
 		return 0;
 	case 's':
 		a->source = value;
@@ -230,6 +243,8 @@ static int write_conflicts(const struct write_args *a)
 		text = "-u needs -z";
 	else if ((a->flags & VARVE_REQ_NO_FALLBACK) && !a->zero)
 		text = "-n needs -z";
+	else if (a->registered && a->zero)
+		text = "-r and -z exclude each other: zeroes have no buffer";
 	else if (a->area && (a->zero || a->flags))
 		text = "-b takes none of -c, -f, -z";
 	if (text)
@@ -299,6 +314,8 @@ static int write_data(struct io *io, const struct write_args *a, uint64_t off, i
 		io_vector_free(&v);
 		return -1;
 	}
+	if (a->registered && io_vector_register(&v, io->queue) < 0)
+		return -1;
 	report->len = v.len;
 	report->start_ns = io_now_ns();
 	ret = a->area ? 0 : io_check_range(io, off, v.len);

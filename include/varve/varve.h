@@ -121,6 +121,16 @@ VARVE_API int varve_submit_discard(struct varve_queue *queue, struct varve_image
 VARVE_API int varve_submit_write_zeroes(struct varve_queue *queue, struct varve_image *image, uint64_t offset,
 					uint64_t length, unsigned flags, void *user_data);
 
+/*
+ * Requests of this queue will go to this memory, and come from it, so that an engine that can (io_uring) registers it with the
+ * kernel: its pages need not be looked up for each request, which pays with direct I/O. They stay in memory until it is
+ * removed, and count against RLIMIT_MEMLOCK. Up to 32 ranges of a queue, of at most 1 TiB in all; what is beyond that, or may
+ * not be registered, works as other memory does. Added more than once, it is removed as often, before it is unmapped or freed
+ * and with no request under way there.
+ */
+VARVE_API int varve_queue_add_memory(struct varve_queue *queue, void *base, size_t length, struct varve_error *err);
+VARVE_API void varve_queue_remove_memory(struct varve_queue *queue, void *base, size_t length);
+
 /* ---- images ------------------------------------------------------------------------------------------- */
 
 #define VARVE_OPEN_WRITABLE (1u << 0)
@@ -184,6 +194,12 @@ VARVE_API int varve_image_close(struct varve_image *image, struct varve_error *e
  */
 VARVE_API int varve_image_attach(struct varve_image *image, struct varve_queue *queue, struct varve_error *err);
 VARVE_API void varve_image_detach(struct varve_image *image, struct varve_queue *queue);
+
+/*
+ * From any thread, and from a signal handler: what takes long on this image (convert and copy into it, resize, amend) ends at its
+ * next safe point with -ECANCELED, and so does what is begun later. The image can be closed cleanly then.
+ */
+VARVE_API void varve_image_cancel(struct varve_image *image);
 
 VARVE_API uint64_t varve_image_length(const struct varve_image *image);
 VARVE_API bool varve_image_writable(const struct varve_image *image);

@@ -56,6 +56,7 @@ static void sqe_fill_rw(struct io_uring_sqe *sqe, struct uring *u, const struct 
 		io_uring_prep_rw(write ? IORING_OP_WRITE_FIXED : IORING_OP_READ_FIXED, sqe, op->file->fd,
 				 iov->iov_base, (unsigned)iov->iov_len, op->off);
 		sqe->buf_index = (uint16_t)buffer;
+		u->q->stats.aio_registered++;
 	} else {
 		io_uring_prep_rw(write ? IORING_OP_WRITE : IORING_OP_READ, sqe, op->file->fd, iov->iov_base,
 				 (unsigned)iov->iov_len, op->off);

@@ -169,6 +169,7 @@ struct queue_stats {
 	uint64_t msgs, timers, fd_events;
 	uint64_t fibers_started, fibers_parked, fiber_switches;
 	uint64_t aio_submitted, aio_completed;
+	uint64_t aio_registered; /* of these, by a registration of their memory with the kernel (aio_memory_add()) */
 };
 
 const struct queue_stats *queue_stats(const struct queue *q);

@@ -238,6 +238,13 @@ int varve_image_close(struct varve_image *image, struct varve_error *err)
 	return ret;
 }
 
+void varve_image_cancel(struct varve_image *image)
+{
+	/* The stack of an open image stays what it is: nothing is followed here that could go away. */
+	for (struct node *n = image->top; n; n = n->file)
+		atomic_store_explicit(&n->ending, true, memory_order_relaxed);
+}
+
 /* ---- further queues ---- */
 
 struct attach_args {

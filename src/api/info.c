@@ -307,6 +307,7 @@ int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_e
 	json_object_set_new(home, "fiber-switches", count(h->fiber_switches));
 	json_object_set_new(home, "aio-submitted", count(h->aio_submitted));
 	json_object_set_new(home, "aio-completed", count(h->aio_completed));
+	json_object_set_new(home, "aio-registered", count(h->aio_registered));
 	json_object_set_new(o, "home", home);
 	add_policy(image->top, o);
 	return json_to_text(o, ret_json, node_name(image->top), err);

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "aio/engine.h"
 #include "base/iov.h"
 #include "base/math.h"
 
@@ -100,6 +101,50 @@ int varve_queue_fd(struct varve_queue *vq)
 	if (vq->has_thread || vq->one_thread)
 		return -EINVAL;
 	return queue_poll_fd(vq->q);
+}
+
+/* ---- memory ---- */
+
+struct memory_args {
+	void *base;
+	size_t len;
+	bool add;
+};
+
+static int memory_fiber(struct fiber *f, void *arg)
+{
+	const struct memory_args *a = arg;
+
+	if (a->add)
+		aio_memory_add(fiber_queue(f), a->base, a->len, true); /* the caller knows what it costs */
+	else
+		aio_memory_del(fiber_queue(f), a->base, a->len);
+	return 0;
+}
+
+static int memory_call(struct varve_queue *vq, struct memory_args *a)
+{
+	int ret = fiber_call(vq->q, memory_fiber, a);
+
+	api_announce(vq);
+	return ret;
+}
+
+int varve_queue_add_memory(struct varve_queue *vq, void *base, size_t len, struct varve_error *err)
+{
+	struct memory_args a = { .base = base, .len = len, .add = true };
+
+	if (!vq || !base || !len || (uintptr_t)base + len < len)
+		return varve_error_set(err, -EINVAL, "varve_queue_add_memory: no queue, or no memory");
+	return memory_call(vq, &a);
+}
+
+void varve_queue_remove_memory(struct varve_queue *vq, void *base, size_t len)
+{
+	struct memory_args a = { .base = base, .len = len };
+
+	if (vq)
+		memory_call(vq, &a);
 }
 
 /* ---- submitting ---- */

@@ -171,7 +171,7 @@ static int copy_all(struct fiber *f, struct node_copy *c, void *buf)
 	uint64_t total = c->len, told = queue_now(fiber_queue(f)), step;
 
 	for (; c->len; c->src_off += step, c->dst_off += step, c->len -= step) {
-		int ret = c->offload ? offload(f, c, &step) : -ENOTSUP;
+		int ret = node_ending(c->dst) ? -ECANCELED : c->offload ? offload(f, c, &step) : -ENOTSUP;
 
 		if (ret == 0)
 			c->offloaded += step;

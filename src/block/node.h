@@ -393,6 +393,7 @@ struct node {
 	_Atomic uint64_t len;	      /* bytes, as the layer above sees it */
 	_Atomic unsigned serialising; /* leaf: > 0: writes go through the range lock (read-modify-write is going on) */
 	struct throttle *_Atomic throttle; /* limits (block/throttle.h); NULL: none */
+	_Atomic bool ending;	      /* long operations on it end at their next safe point, see node_ending() */
 	_Atomic unsigned drained;     /* > 0: nothing enters; home changes it, queues that attach read it */
 	struct node_slot *_Atomic slots[QUEUE_MAX];
 
@@ -448,6 +449,15 @@ void node_watch_len(struct node *n, struct len_watch *w);
 void node_unwatch_len(struct node *n, struct len_watch *w);
 
 int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
+
+/*
+ * Somebody asked for an end of what takes long (varve_image_cancel()): what loops over a disk answers -ECANCELED, at a point from
+ * which closing leaves nothing behind.
+ */
+static inline bool node_ending(const struct node *n)
+{
+	return atomic_load_explicit(&n->ending, memory_order_relaxed);
+}
 
 /* The request r, which was initialised by the caller, on node n; waits for it on fiber f (r->done is used). */
 int node_submit_wait(struct fiber *f, struct node *n, struct req *r);

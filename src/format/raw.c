@@ -118,7 +118,7 @@ static int write_full(struct fiber *f, struct node *file, uint64_t off, uint64_t
 		return -ENOMEM;
 	memset(buf, 0, chunk);
 	for (; !ret && off < end; off += MIN(chunk, end - off)) {
-		ret = node_write(f, file, off, buf, (size_t)MIN(chunk, end - off));
+		ret = node_ending(file) ? -ECANCELED : node_write(f, file, off, buf, (size_t)MIN(chunk, end - off));
 		if (progress && queue_now(fiber_queue(f)) - told >= 100000000) {
 			told = queue_now(fiber_queue(f));
 			progress(user_data, off - begin, end - begin);

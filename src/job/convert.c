@@ -188,7 +188,7 @@ static int take_piece(struct fiber *f, struct converter *c, struct lane *l)
 
 static void rate_wait(struct fiber *f, struct converter *c)
 {
-	while (c->o->rate && !c->ret) {
+	while (c->o->rate && !c->ret && !node_ending(c->o->target)) {
 		double due = (double)c->moved / (double)c->o->rate;
 
 		if (due * 1e9 <= (double)(queue_now(c->q) - c->start_ns))
@@ -204,6 +204,8 @@ static bool take(struct fiber *f, struct converter *c, struct lane *l)
 
 	fiber_lock(f, &c->taking);
 	rate_wait(f, c);
+	if (node_ending(c->o->target))
+		fail(c, -ECANCELED, "convert", c->o->target, c->next);
 	if (c->ret || c->next >= c->total) {
 		fiber_unlock(&c->taking);
 		return false;

@@ -171,6 +171,49 @@ def test_into_an_image_that_exists(here):
     refused(img("convert", "-n", "-O", "raw", "src.raw", "small"), "do not fit")
 
 
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_zeroinit_is_target_is_zero(here, fmt):
+    """What is not zero arrives; where the source is zero the target keeps what it had, as nobody has looked."""
+    kept = {}
+    for target, args in (("out", ["--target-is-zero", "out"]), ("out2", ["zeroinit:out2"]), ("out3", ["zeroinit:" + os.path.abspath("out3")])):
+        ok(qimg("create", "-q", "-f", fmt, target, "8M"))
+        ok(qio(target, "write -q -P 5 0 8M", options=["-f", fmt]))
+        ok(img("convert", "-p", "-n", "-f", "raw", "-O", fmt, "src.raw", *args))
+        ok(qimg("convert", "-f", fmt, "-O", "raw", target, "back.raw"))
+        kept[target] = open("back.raw", "rb").read()
+    source = open("src.raw", "rb").read()
+    assert kept["out"] == kept["out2"] == kept["out3"] != source
+    differ = int.from_bytes(kept["out"][:LEN], "big") ^ int.from_bytes(source, "big")
+    assert set(differ.to_bytes(LEN, "big")) == {0, 5}
+    ok(img("dd", "-n", "-f", "raw", "-O", fmt, "if=src.raw", "of=zeroinit:out", "bs=64k"))
+
+
+def test_zeroinit_of_a_device(here):
+    with open("disk", "wb") as f:
+        f.truncate(8 * MIB)
+    p = subprocess.run(["losetup", "--find", "--show", "disk"], capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    if p.returncode:
+        pytest.skip("no loop device: " + p.stderr.strip())
+    device = p.stdout.strip()
+    try:
+        ok(img("convert", "-p", "-n", "-f", "raw", "-O", "raw", "src.raw", "zeroinit:" + device))
+        subprocess.run(["blockdev", "--flushbufs", device], check=True, timeout=TIMEOUT)
+        assert open("disk", "rb").read() == open("src.raw", "rb").read() + bytes(8 * MIB - LEN)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True, timeout=TIMEOUT)
+
+
+def test_zeroinit_belongs_to_a_target_that_exists(here):
+    for args in (["convert", "zeroinit:src.raw", "out"], ["convert", "-l", "x", "zeroinit:src.raw", "out"], ["info", "zeroinit:src.raw"],
+                 ["create", "zeroinit:out", "1M"], ["convert", "src.raw", "zeroinit:out"], ["dd", "if=zeroinit:src.raw", "of=out"],
+                 ["dd", "if=src.raw", "of=zeroinit:out"]):
+        refused(img(*args), "zeroinit:", "-n")
+        assert sorted(os.listdir()) == ["src.raw"]
+    refused(img("convert", "-n", "src.raw", "zeroinit:none"), "none: ")
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "src.raw", "-F", "raw", "out"))
+    refused(img("convert", "-n", "-O", "qcow2", "-B", "src.raw", "-F", "raw", "src.raw", "zeroinit:out"), "backing file")
+
+
 def test_a_snapshot_is_read(here):
     ok(qimg("convert", "-O", "qcow2", "src.raw", "s.qcow2"))
     ok(qimg("snapshot", "-c", "before", "s.qcow2"))

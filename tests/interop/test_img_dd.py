@@ -80,6 +80,65 @@ def test_into_what_exists(tmp_path, disk):
     assert small.read_bytes() == b"x" * MIB
 
 
+def test_part_of_an_image(tmp_path, disk):
+    """isize= and osize= with an image as the input, as Proxmox VE clones the small disks of UEFI variables."""
+    want = raw(disk, "qcow2", tmp_path / "want")
+    out = tmp_path / "out"
+    out.write_bytes(b"x" * 2 * MIB)
+    ok(qimg("snapshot", "-c", "before", disk))
+    ok(qio(disk, "write -P 1 0 3M"))
+    ok(img("dd", "-n", "-O", "raw", "-l", "before", f"bs={MIB}", "osize=131072", f"if={disk}", f"of={out}"))
+    assert out.read_bytes() == want[:131072] + b"x" * (2 * MIB - 131072)
+    ok(img("dd", "-n", "-O", "raw", "-l", "before", f"if={disk}", f"of={out}", "isize=1536", "skip=1"))
+    assert out.read_bytes()[:KIB] == want[512:1536] and out.read_bytes()[KIB:2 * KIB] == want[KIB:2 * KIB]
+    ok(img("dd", "-O", "raw", "-l", "before", f"if={disk}", f"of={out}", "osize=1000448"))
+    assert out.read_bytes() == want[:1000448]
+    refused(img("dd", f"if={disk}", f"of={tmp_path / 'none'}", "isize=4M"), "3145728", "isize")
+    assert not (tmp_path / "none").exists()
+    # A stream that does not end there was not meant.
+    refused(img("dd", "-n", f"of={out}", "osize=3", input="longer"), "is full", "3 bytes")
+
+
+EDGES = ["", "0", "1", "602", "603", "604", "605", "1M", "8E", "9223372036854775807", "9223372036854775808", "18446744073709551615", "-1",
+         "x", "1k", "0x10", "1.5k"]
+
+
+def edges():
+    for bs in ("", "512", "1000", "2147483647"):
+        for key in ("count", "skip"):
+            for number in EDGES:
+                yield [f"bs={bs}"] * bool(bs) + [f"{key}={number}"]
+    for bs in ("0", "-1", "x", "2147483648", "2G", "1.5k"):
+        yield [f"bs={bs}"]
+
+
+def test_edges_beside_qemu_img(tmp_path):
+    """Exit codes, contents and lengths; what leads beyond the end is a warning, and an empty image."""
+    source, warned = tmp_path / "in", 0
+    source.write_bytes(random.Random(3).randbytes(603 * 512))
+    for operands in edges():
+        results = []
+        for tool in (img, qimg):
+            out = tmp_path / "out"
+            out.unlink(missing_ok=True)
+            r = tool("dd", "-f", "raw", f"if={source}", f"of={out}", *operands)
+            results.append((r.rc, out.read_bytes() if out.exists() else None))
+            if tool is img:
+                said = r.err
+        ours, theirs = results
+        assert ours == theirs, f"{operands}: {[(r[0], r[1] is not None and len(r[1])) for r in results]}"
+        assert said.count("\n") == (1 if ours[0] or "warning" in said else 0), said
+        warned += "is beyond the end of" in said
+    assert warned > 10
+    for fmt in ("raw", "qcow2"):
+        ok(qimg("convert", "-f", "raw", "-O", fmt, source, tmp_path / "source"))
+        out = tmp_path / "out"
+        r = img("dd", "-f", fmt, "-O", "qcow2", f"if={tmp_path / 'source'}", f"of={out}", "skip=604", "count=3")
+        assert r.rc == 0 and "warning" in r.err and info(out)["virtual-size"] == 0
+    r = img("dd", f"of={out}", "isize=1024", "skip=3", input="x" * 1024)
+    assert r.rc == 0 and "warning" in r.err and out.read_bytes() == b""
+
+
 def test_count_begins_behind_skip(tmp_path, disk):
     want = raw(disk, "qcow2", tmp_path / "want")
     ok(img("dd", f"if={disk}", f"of={tmp_path / 'out'}", "bs=4k", "skip=20", "count=40"))
@@ -100,8 +159,8 @@ def test_of_a_snapshot(tmp_path, disk):
 
 def test_what_is_wrong_leaves_nothing(tmp_path, disk):
     out = tmp_path / "out"
-    for words, args in ((["what"], ["what=1"]), (["bs"], ["bs=0"]), (["bs"], ["bs=3G"]), (["count"], ["count=x"]), (["skip"], ["skip=9000000"]),
-                        (["isize"], ["isize=5"]), (["fmt"], ["-O", "fmt"]), (["none"], [f"if={tmp_path / 'none'}"])):
+    for words, args in ((["what"], ["what=1"]), (["bs"], ["bs=0"]), (["bs"], ["bs=3G"]), (["count"], ["count=x"]), (["skip"], ["skip=-1"]),
+                        (["isize"], ["isize=5M"]), (["fmt"], ["-O", "fmt"]), (["none"], [f"if={tmp_path / 'none'}"])):
         refused(img("dd", f"if={disk}", f"of={out}", *args), *words)
         assert not out.exists()
     refused(img("dd", f"of={out}", input=""), "isize")

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tool import KIB, MIB, img, io, ok, qimg, qio, run, timeless, varve
+from tool import KIB, MIB, img, io, ok, qimg, qio, run, timeless, varve, varve_path
 
 
 @pytest.fixture(params=["qcow2", "raw"])
@@ -311,3 +311,25 @@ def test_invalid_requests_go_nowhere(disks):
     fmt, disk, _ = disks
     r = io(disk, "aio_write -i -P 9 0 64k", "aio_read -i 0 4k", "aio_flush", "read -q -P 0 0 64k", options=("-f", fmt))
     assert r.rc == 0 and r.out == "injecting invalid write request\ninjecting invalid read request\n", str(r)
+
+
+def test_registered_buffers_are_registered(tmp_path):
+    """Each command with -r shows its buffer to the kernel, of the length of the request, and takes it back; the others do not."""
+    path = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "raw", path, "4M"))
+    if io(path, "read 0 512", options=("-i", "io_uring", "-f", "raw")).rc:
+        pytest.skip("no io_uring here")
+    commands = ["write -q -P 1 0 12k", "write -qr -P 7 4k 16k", "writev -qr -P 8 64k 3k 5k", "aio_write -qr -P 9 1M 20k", "aio_flush",
+                "read -qr -P 1 0 4k", "readv -qr -P 8 64k 1k 3k", "aio_read -qr -P 9 1M 20k", "aio_flush", "read -q -P 7 4k 24k",
+                "read -qr 0 0"]
+    r = run("strace", "-f", "-o", tmp_path / "calls", "-e", "trace=io_uring_register", varve_path(), "io", "-f", "raw", "-i", "io_uring",
+            *[a for c in commands for a in ("-c", c)], path)
+    assert r.rc == 1 and r.out == "Pattern verification failed at offset 4096, 24576 bytes\n", str(r)
+    calls = re.findall(r"BUFFERS_UPDATE.*iov_base=(\w+), iov_len=(\d+)", (tmp_path / "calls").read_text())
+    assert [int(length) for base, length in calls if base != "NULL"] == [16 * KIB, 8 * KIB, 20 * KIB, 4 * KIB, 4 * KIB, 20 * KIB]
+    assert len([base for base, length in calls if base == "NULL"]) == 6
+    for command in ("write -rz 0 4k", "aio_write -rz 0 4k"):
+        r = io(path, command)
+        assert "exclude each other" in r.out, str(r)
+    # Other engines do without.
+    ok(io(path, "write -qr -P 3 0 4k", "read -qr -P 3 0 4k", options=("-i", "threads", "-f", "raw")))

@@ -168,6 +168,10 @@ static int remove_zero_entries(struct fiber *f, struct amend *a)
 	for (uint64_t off = 0; ret == 0 && off < end; off += e.len) {
 		struct range range;
 
+		if (node_ending(q->node)) {
+			ret = -ECANCELED;
+			break;
+		}
 		l2_map(q->node, off, end - off, &e);
 		if (e.kind == EXTENT_UNLOADED) {
 			ret = l2_load(f, q->node, off);

@@ -184,7 +184,8 @@ static int fill_extent(struct fiber *f, struct qcow2 *q, const struct extent *x,
 	if (prealloc == PREALLOC_FALLOC)
 		return node_zero(f, x->node, x->host_off, x->len, 0);
 	for (uint64_t pos = 0; ret == 0 && pos < x->len; pos += zeroes_len)
-		ret = node_write(f, x->node, x->host_off + pos, zeroes, (size_t)MIN(zeroes_len, x->len - pos));
+		ret = node_ending(q->node) ? -ECANCELED :
+					     node_write(f, x->node, x->host_off + pos, zeroes, (size_t)MIN(zeroes_len, x->len - pos));
 	return ret;
 }
 
@@ -239,7 +240,8 @@ static int preallocate(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 	if (first < end) {
 		range_lock(f, &q->node->ranges, &range, first, end - first);
 		for (uint64_t off = first; ret == 0 && off < end; off += done)
-			ret = preallocate_piece(f, q, off, end, prealloc, zeroes, zeroes_len, &done);
+			ret = node_ending(q->node) ? -ECANCELED :
+						     preallocate_piece(f, q, off, end, prealloc, zeroes, zeroes_len, &done);
 		if (ret < 0) /* the disk keeps its length, and has nothing behind it */
 			(void)l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
 		range_unlock(&q->node->ranges, &range);

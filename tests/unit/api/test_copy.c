@@ -293,6 +293,46 @@ static void a_copy_over_a_backing_file_gets_space_of_its_own(void **state)
 	close_two(a, b);
 }
 
+struct ending {
+	struct varve_image *image;
+	uint64_t done;
+};
+
+static void end_it(void *user_data, uint64_t done, uint64_t total)
+{
+	struct ending *e = user_data;
+
+	(void)total;
+	e->done = done;
+	varve_image_cancel(e->image);
+}
+
+/* What takes long ends, then and later; what a guest does goes on, and the image closes clean. */
+static void what_takes_long_ends_when_told_to(void **state)
+{
+	struct varve_image *a = filled("a", "qcow2", NULL, 0, 4 * MIB, 1), *b = filled("b", "qcow2", NULL, 0, 4096, 2);
+	struct varve_convert_options slow = { .rate = 4 * MIB, .parallel = 1 };
+	struct ending e = { .image = b };
+	struct varve_image *sources[] = { a };
+	struct varve_check_result check;
+	uint8_t byte = 9;
+
+	(void)state;
+	assert_int_equal(varve_convert(b, sources, 1, &slow, end_it, &e, &err), -ECANCELED);
+	assert_non_null(strstr(err.message, "b: "));
+	assert_in_range(e.done, 1, 3 * MIB);
+	assert_int_equal(varve_image_copy(b, 0, a, 0, MIB, 0, NULL, NULL, NULL, &err), -ECANCELED);
+	assert_int_equal(varve_image_resize(b, 64 * MIB, VARVE_PREALLOC_FULL, 0, &err), -ECANCELED);
+	assert_int_equal(varve_image_length(b), DISK_LEN);
+	expect_ok(varve_image_write(b, 0, &byte, 1, 0, &err));
+	expect_ok(varve_image_copy(a, MIB, b, 0, 4096, 0, NULL, NULL, NULL, &err));
+	close_two(a, b);
+	b = open_image("b", 0, home);
+	expect_ok(varve_image_check(b, &check, NULL, NULL, NULL, &err));
+	assert_int_equal(check.corruptions + check.leaks, 0);
+	expect_ok(varve_image_close(b, &err));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -304,6 +344,7 @@ int main(void)
 		cmocka_unit_test(a_source_shorter_than_its_last_sector_is_zeroes_there),
 		cmocka_unit_test(direct_io_copies_too),
 		cmocka_unit_test(what_cannot_be_copied_is_refused_in_words),
+		cmocka_unit_test(what_takes_long_ends_when_told_to),
 		cmocka_unit_test(blocks_are_shared_where_the_file_system_can),
 	};
 

@@ -4,6 +4,7 @@
  */
 #include "api_test.h"
 
+#include <jansson.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -86,6 +87,64 @@ static void a_full_queue_says_eagain(void **state)
 	}
 	expect_ok(varve_image_close(image, &err));
 	varve_queue_free(queue);
+}
+
+static uint64_t stat_of(struct varve_image *image, const char *key)
+{
+	json_t *stats;
+	uint64_t n;
+	char *text;
+
+	expect_ok(varve_image_stats(image, &text, &err));
+	stats = json_loads(text, 0, NULL);
+	free(text);
+	n = (uint64_t)json_integer_value(json_object_get(json_object_get(stats, "home"), key));
+	json_decref(stats);
+	return n;
+}
+
+/* What was made known is used registered, by synchronous calls too, until it is taken back as often as it was made known. */
+static void memory_that_was_made_known_is_used_registered(void **state)
+{
+	struct varve_queue *queue = make_queue(0, 0), *threaded = make_queue(0, VARVE_QUEUE_THREAD);
+	struct varve_open_options oo = { .aio = "io_uring", .home = queue };
+	struct varve_image *image;
+	uint8_t *buf = aligned_alloc(4096, 65536);
+	struct iovec iov = { buf + 512, 1024 };
+
+	(void)state;
+	make_image("disk", "raw", MIB, NULL);
+	if (varve_image_open(&image, path_of("disk"), &oo, &err) < 0) {
+		assert_non_null(strstr(err.message, "io_uring"));
+		varve_queue_free(queue);
+		varve_queue_free(threaded);
+		free(buf);
+		leave_out(err.message);
+	}
+	assert_int_equal(varve_queue_add_memory(queue, buf, 0, &err), -EINVAL);
+	assert_int_equal(varve_queue_add_memory(NULL, buf, 4096, &err), -EINVAL);
+	expect_ok(varve_queue_add_memory(threaded, buf, 65536, &err));
+	varve_queue_remove_memory(threaded, buf, 65536);
+	expect_ok(varve_image_read(image, 0, buf, 65536, &err));
+	assert_int_equal(stat_of(image, "aio-registered"), 0);
+
+	expect_ok(varve_queue_add_memory(queue, buf, 65536, &err));
+	expect_ok(varve_image_read(image, 0, buf, 65536, &err));
+	assert_int_equal(varve_submit_readv(queue, image, &iov, 1, 4096, (void *)1), 0);
+	assert_int_equal(reap_all(queue, 1), 1);
+	assert_int_equal(stat_of(image, "aio-registered"), 2);
+
+	expect_ok(varve_queue_add_memory(queue, buf, 65536, &err));
+	varve_queue_remove_memory(queue, buf, 65536);
+	expect_ok(varve_image_read(image, 0, buf, 65536, &err));
+	varve_queue_remove_memory(queue, buf, 65536);
+	varve_queue_remove_memory(queue, buf, 65536); /* once too often is nothing */
+	expect_ok(varve_image_read(image, 0, buf, 65536, &err));
+	assert_int_equal(stat_of(image, "aio-registered"), 3);
+	expect_ok(varve_image_close(image, &err));
+	varve_queue_free(threaded);
+	varve_queue_free(queue);
+	free(buf);
 }
 
 /* The caller promises to stay on one thread; it can do all but poll. */
@@ -332,6 +391,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_full_queue_says_eagain, dir_make, dir_remove),
 		cmocka_unit_test_setup_teardown(a_queue_of_one_thread_runs_requests_and_has_no_descriptor, dir_make,
 						dir_remove),
+		cmocka_unit_test_setup_teardown(memory_that_was_made_known_is_used_registered, dir_make, dir_remove),
 		cmocka_unit_test_setup_teardown(wrong_requests_are_refused_at_once, dir_make, dir_remove),
 		cmocka_unit_test(wrong_queue_options_are_refused),
 		cmocka_unit_test_setup_teardown(the_descriptor_is_readable_when_there_is_something_to_reap, dir_make,

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""test_ended - commands that change images, ended by signals: at a safe point, with nothing leaked and nothing lost
+
+The moment is chosen by what the command has done: it runs slowly (-r), or its file is looked at until it has grown so far.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+
+import pytest
+
+from tool import KIB, MIB, TIMEOUT, img, info, io, ok, qimg, qio, varve_path
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+
+
+def default_signals():
+    """Who runs the tests in the background may have some ignored, and children inherit that."""
+    for s in SIGNALS:
+        signal.signal(s, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def running(*args, **kw):
+    """The command; killed at the end, whatever happens."""
+    with subprocess.Popen([varve_path(), "img", *map(str, args)], stderr=subprocess.PIPE, preexec_fn=default_signals, **kw) as p:
+        timer = threading.Timer(TIMEOUT, p.kill)
+        timer.start()
+        try:
+            yield p
+        finally:
+            timer.cancel()
+            p.kill()
+
+
+def percent(p, least):
+    """Reads what -p --progress=json prints until it is that far. False: the command ended before."""
+    for line in p.stdout:
+        if float(line.split(b":")[1].strip(b" }\n")) >= least:
+            return True
+    return False
+
+
+def ended(p, sig, *words):
+    """By the signal, after one line that says so."""
+    if p.stdout:
+        p.stdout.read()
+    err = p.stderr.read().decode()
+    assert p.wait() == -sig, err
+    assert err.count("\n") == 1 and f"ended by {sig.name}" in err and all(w in err for w in words), err
+
+
+def sound(path, fmt="qcow2"):
+    """Clean, which lost space is not."""
+    if fmt == "qcow2":
+        ok(qimg("check", "-q", "-f", fmt, path))
+        ok(img("check", "-q", "-f", fmt, path))
+
+
+def same(a, b, fmt="qcow2"):
+    ok(qimg("compare", "-q", "-f", fmt, "-F", "raw", a, b))
+
+
+LEN = 8 * MIB
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """base.qcow2 under top.qcow2; want.raw is what top reads, base.raw what base does."""
+    monkeypatch.chdir(tmp_path)
+    rng = random.Random(8)
+    with open("base.raw", "wb") as f:
+        f.truncate(LEN)
+        for off in range(0, LEN, 256 * KIB):
+            f.seek(off)
+            f.write(rng.randbytes(100 * KIB))
+    ok(qimg("convert", "-O", "qcow2", "base.raw", "base.qcow2"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"))
+    ok(io("top.qcow2", *[f"write -q -P {n + 1} {n * 512 + 32}k 200k" for n in range(16)], "write -q -z 3M 200k"))
+    ok(qimg("convert", "-O", "raw", "top.qcow2", "want.raw"))
+    return tmp_path
+
+
+# ---- each command, many moments ----
+
+@pytest.mark.parametrize("sig, least", [(SIGNALS[0], 0), (SIGNALS[0], 10), (SIGNALS[1], 35), (SIGNALS[2], 60), (SIGNALS[0], 90)])
+def test_commit(here, sig, least):
+    with running("commit", "-p", "--progress=json", "-r", "16M", "top.qcow2", stdout=subprocess.PIPE) as p:
+        assert percent(p, least)
+        p.send_signal(sig)
+        ended(p, sig, "commit", "top.qcow2")
+    sound("base.qcow2")
+    sound("top.qcow2")
+    same("top.qcow2", "want.raw")
+    ok(img("commit", "-q", "top.qcow2"))
+    same("base.qcow2", "want.raw")
+    sound("top.qcow2")
+
+
+@pytest.mark.parametrize("least", [0, 70])
+def test_commit_of_several_layers(here, least):
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "top.qcow2", "-F", "qcow2", "over.qcow2"))
+    ok(io("over.qcow2", "write -q -P 77 1M 3M"))
+    ok(qimg("convert", "-O", "raw", "over.qcow2", "want.raw"))
+    with running("commit", "-p", "--progress=json", "-r", "16M", "-b", "base.qcow2", "over.qcow2", stdout=subprocess.PIPE) as p:
+        assert percent(p, least)
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM)
+    for path in ("base.qcow2", "top.qcow2", "over.qcow2"):
+        sound(path)
+    same("over.qcow2", "want.raw")
+
+
+@pytest.mark.parametrize("args, least", [([], 0), ([], 60), (["-c"], 25), (["-c"], 75)])
+def test_convert_into_an_image_that_exists(here, args, least):
+    ok(qimg("create", "-q", "-f", "qcow2", "out.qcow2", "10M"))
+    ok(io("out.qcow2", "write -q -P 9 9M 1M"))
+    with running("convert", "-n", "-p", "--progress=json", "-r", "16M", *args, "-O", "qcow2", "top.qcow2", "out.qcow2",
+                 stdout=subprocess.PIPE) as p:
+        assert percent(p, least)
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM, "convert", "out.qcow2")
+    sound("out.qcow2")
+    ok(qio("out.qcow2", "read -q -P 9 9M 1M"))
+
+
+def test_convert_out_of_a_pipe(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "out.qcow2", "10M"))
+    with running("convert", "-n", "-f", "raw", "-O", "qcow2", "-", "out.qcow2", stdin=subprocess.PIPE) as p:
+        p.stdin.write(b"x" * 3 * MIB)
+        p.stdin.flush()
+        while os.path.getsize("out.qcow2") < MIB:
+            os.sched_yield()
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM, "out.qcow2")
+        p.stdin.close()
+    sound("out.qcow2")
+
+
+@pytest.mark.parametrize("least", [0, 50])
+def test_stream(here, least):
+    """Pieces that are under way, up to eight of 1 MiB, are finished: there are more."""
+    ok(qimg("resize", "-q", "base.qcow2", "32M"))
+    ok(io("base.qcow2", "write -q -P 5 8M 24M"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"))
+    ok(io("top.qcow2", "write -q -P 6 4M 1M"))
+    ok(qimg("convert", "-O", "raw", "top.qcow2", "want.raw"))
+    with running("stream", "-p", "--progress=json", "-r", "8M", "top.qcow2", stdout=subprocess.PIPE) as p:
+        assert percent(p, least)
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM, "stream")
+    sound("top.qcow2")
+    same("top.qcow2", "want.raw")
+    assert info("top.qcow2")["backing-filename"] == "base.qcow2"
+    ok(img("stream", "-q", "top.qcow2"))
+    same("top.qcow2", "want.raw")
+
+
+@contextlib.contextmanager
+def held(path, limits):
+    """What goes through the image is slow."""
+    yield f"driver=qcow2,file.driver=file,file.filename={path},throttling.{limits}"
+
+
+@pytest.mark.parametrize("least", [0, 30, 80])
+def test_rebase(here, least):
+    ok(qimg("create", "-q", "-f", "qcow2", "empty.qcow2", str(LEN)))
+    ok(qio("empty.qcow2", "write -q -P 200 0 8M"))
+    with held("top.qcow2", "bps-total=16M") as name:
+        with running("rebase", "-p", "--progress=json", "--image-opts", "-b", "empty.qcow2", "-F", "qcow2", name,
+                     stdout=subprocess.PIPE) as p:
+            assert percent(p, least)
+            p.send_signal(signal.SIGTERM)
+            ended(p, signal.SIGTERM, "rebase")
+    sound("top.qcow2")
+    same("top.qcow2", "want.raw")
+    assert info("top.qcow2")["backing-filename"] == "base.qcow2"
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "raw"])
+@pytest.mark.parametrize("grown", [2 * MIB, 40 * MIB])
+def test_resize(here, fmt, grown):
+    """A disk that is to be longer by more than there is time for."""
+    ok(qimg("convert", "-O", fmt, "want.raw", "disk"))
+    before = os.path.getsize("disk")
+    with running("resize", "-f", fmt, "--preallocation=full", "disk", "+64G") as p:
+        while os.path.getsize("disk") < before + grown and p.poll() is None:
+            os.sched_yield()
+        p.send_signal(signal.SIGINT)
+        ended(p, signal.SIGINT, "resize", "disk")
+    assert info("disk", fmt)["virtual-size"] == LEN
+    assert os.stat("disk").st_blocks * 512 < 2 * LEN
+    sound("disk", fmt)
+    same("disk", "want.raw", fmt)
+
+
+def test_amend(here):
+    """Down to version 2, which has no entry that says zeroes: over a backing file they are written."""
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "disk", "4G"))
+    ok(io("disk", "write -q -z 0 4G"))
+    before = os.path.getsize("disk")
+    with running("amend", "-o", "compat=0.10", "disk") as p:
+        while os.path.getsize("disk") < before + 8 * MIB and p.poll() is None:
+            os.sched_yield()
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM, "amend", "disk")
+    sound("disk")
+    assert info("disk")["format-specific"]["data"]["compat"] == "1.1"
+    ok(qio("disk", "read -q -P 0 0 16M"))
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_dd(here, exists):
+    out = ["of=out.qcow2"]
+    if exists:
+        ok(qimg("create", "-q", "-f", "qcow2", "out.qcow2", "10M"))
+        out.append("-n")
+    with running("dd", "-O", "qcow2", "isize=10M", *out, stdin=subprocess.PIPE) as p:
+        p.stdin.write(b"x" * 3 * MIB)
+        p.stdin.flush()
+        while not os.path.exists("out.qcow2") or os.path.getsize("out.qcow2") < MIB:
+            os.sched_yield()
+        p.send_signal(signal.SIGTERM)
+        ended(p, signal.SIGTERM)
+        p.stdin.close()
+    assert os.path.exists("out.qcow2") == exists
+    if exists:
+        sound("out.qcow2")
+
+
+# ---- the second one ----
+
+def test_the_second_signal_ends_it_at_once(here):
+    """Both are there before the command can do anything about the first."""
+    with running("dd", "-n", "-O", "qcow2", "of=top.qcow2", "isize=8M", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as p:
+        p.stdin.write(b"x" * 3 * MIB)
+        p.stdin.flush()
+        os.kill(p.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, p.pid, os.WSTOPPED | os.WNOWAIT)
+        for _ in range(2):  # both are there when it goes on; the handler of the first has made way for the other
+            os.kill(p.pid, signal.SIGTERM)
+            os.kill(p.pid, signal.SIGINT)
+        os.kill(p.pid, signal.SIGCONT)
+        assert p.wait() in (-signal.SIGTERM, -signal.SIGINT)
+        assert p.stderr.read() == b""
+        p.stdin.close()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(here):
+    with subprocess.Popen([varve_path(), "img", "commit", "-p", "--progress=json", "-r", "16M", "top.qcow2"], stdout=subprocess.PIPE,
+                          preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) as p:
+        assert percent(p, 20)
+        p.send_signal(signal.SIGHUP)
+        p.stdout.read()
+        assert p.wait(TIMEOUT) == 0
+    same("base.qcow2", "want.raw")
