@@ -153,6 +153,12 @@ void thread_set_self(const void *self);
 /* The signals that threads of ours block. */
 void thread_signals(sigset_t *ret_blocked);
 
+/* One more of what queue_turns() tells other threads. */
+static inline void loop_count(uint64_t *n)
+{
+	__atomic_store_n(n, *n + 1, __ATOMIC_RELAXED);
+}
+
 /* ---- turn.c ---- */
 
 /* The loop of an own thread, and of fiber_call(): turns until *until is true. */

@@ -93,9 +93,12 @@ bool loop_spin(struct queue *q)
 
 	if (!q->poll.max_ns)
 		return false;
-	if (q->poll.now_ns && spin(q)) {
-		q->stats.spins_paid++;
-		return true;
+	if (q->poll.now_ns) {
+		loop_count(&q->stats.spins);
+		if (spin(q)) {
+			loop_count(&q->stats.spins_paid);
+			return true;
+		}
 	}
 	for (p = TAILQ_FIRST(&q->poll.pollers); p; p = next) {
 		next = TAILQ_NEXT(p, link);

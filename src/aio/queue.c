@@ -308,6 +308,15 @@ const struct queue_stats *queue_stats(const struct queue *q)
 	return &q->stats;
 }
 
+void queue_turns(const struct queue *q, struct queue_turns *ret)
+{
+	ret->turns = __atomic_load_n(&q->stats.turns, __ATOMIC_RELAXED);
+	ret->waits = __atomic_load_n(&q->stats.waits, __ATOMIC_RELAXED);
+	ret->spins = __atomic_load_n(&q->stats.spins, __ATOMIC_RELAXED);
+	ret->spins_paid = __atomic_load_n(&q->stats.spins_paid, __ATOMIC_RELAXED);
+	ret->spinning = __atomic_load_n(&q->poll.now_ns, __ATOMIC_RELAXED);
+}
+
 /* ---- hooks, slots ---- */
 
 void hook_add(struct queue *q, struct hook *h)

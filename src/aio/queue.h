@@ -163,8 +163,8 @@ void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destr
 /* ---- counters; read on the queue's thread or when nothing runs ---- */
 
 struct queue_stats {
-	uint64_t turns, waits; /* waits: turns that slept in the kernel */
-	uint64_t spins_paid;   /* found something before a wait */
+	uint64_t turns, waits;	    /* waits: turns that slept in the kernel */
+	uint64_t spins, spins_paid; /* looked around before a wait; and found something */
 	uint64_t syscalls;     /* made by the loop and the engines of this queue, or by others to wake it */
 	uint64_t msgs, timers, fd_events;
 	uint64_t fibers_started, fibers_parked, fiber_switches;
@@ -172,5 +172,13 @@ struct queue_stats {
 };
 
 const struct queue_stats *queue_stats(const struct queue *q);
+
+/* Any thread, at any time: how the queue's thread spends its turns. The numbers may be of slightly different moments. */
+struct queue_turns {
+	uint64_t turns, waits, spins, spins_paid;
+	bool spinning; /* it would look around before the next wait */
+};
+
+void queue_turns(const struct queue *q, struct queue_turns *ret);
 
 #endif

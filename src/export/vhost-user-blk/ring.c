@@ -196,6 +196,7 @@ static void ring_kicked(struct watch *w, uint32_t events)
 		ring_break(r);
 		return;
 	}
+	blk_stat_add(&r->nr_kicks, 1);
 	take_requests(r);
 }
 
@@ -220,8 +221,10 @@ static bool ring_hook(struct hook *h)
 			memory_lost(r);
 		if (unlikely(r->ctx.log != NULL) && r->log_used)
 			log_used(r);
-		if (call)
+		if (call) {
+			blk_stat_add(&r->nr_calls, 1);
 			notify(&r->notifier, r->call_fd);
+		}
 	}
 	return false;
 }

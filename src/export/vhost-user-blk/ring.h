@@ -47,6 +47,7 @@ struct ring {
 	uint32_t base; /* where the ring goes on, when off: vring_opts.base */
 	bool broken;
 	unsigned nr_breaks;	      /* in this session */
+	uint64_t nr_kicks, nr_calls;  /* met, and made: since the export was started; any thread reads them */
 	int kick_fd, call_fd, err_fd; /* -1: none */
 	struct notifier notifier;     /* of the last two */
 	struct vring vr;
