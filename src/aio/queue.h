@@ -151,6 +151,8 @@ void poller_del(struct queue *q, struct poller *p);
 bool queue_polls(const struct queue *q);
 /* look() will be called before the queue sleeps next, and rest() after it: nobody need announce anything until then. */
 bool queue_spins(const struct queue *q);
+/* The queue's thread: nr more things are done of those that the queue is for. By that it is told whether spinning pays. */
+void queue_progress(struct queue *q, uint64_t nr);
 
 /* ---- per-queue attachments of other rooms (request pools, ...) ---- */
 
