@@ -38,7 +38,7 @@ static const char daemon_help[] =
 	"Values of --blockdev, --export and --object may be JSON objects. SIGTERM, SIGINT and SIGHUP end it: requests in\n"
 	"flight are finished, everything is flushed. Exit status 1 when that failed.\n";
 
-enum { BLOCKDEV = 256, EXPORT, OBJECT, PIDFILE, DAEMONIZE, STATE_DIR, TAKEOVER, CHARDEV, MONITOR, NBD_SERVER };
+enum { BLOCKDEV = 256, EXPORT, OBJECT, PIDFILE, DAEMONIZE, STATE_DIR, TAKEOVER, HAND_OVER, CHARDEV, MONITOR, NBD_SERVER };
 
 static const struct option longs[] = {
 	{ "help", no_argument, NULL, 'h' },
@@ -51,6 +51,7 @@ static const struct option longs[] = {
 	{ "daemonize", no_argument, NULL, DAEMONIZE },
 	{ "state-dir", required_argument, NULL, STATE_DIR },
 	{ "takeover", no_argument, NULL, TAKEOVER },
+	{ "hand-over", no_argument, NULL, HAND_OVER },
 	{ "chardev", required_argument, NULL, CHARDEV },
 	{ "monitor", required_argument, NULL, MONITOR },
 	{ "nbd-server", required_argument, NULL, NBD_SERVER },
@@ -78,6 +79,9 @@ static int parse_long(struct daemon *d, int c)
 	case STATE_DIR:
 		d->state_dir = state_directory(optarg);
 		return !d->state_dir;
+	case HAND_OVER:
+		complain("--hand-over is not part of varve daemon, whose disks may share files: varve serve --hand-over has it");
+		return 1;
 	case CHARDEV:
 	case MONITOR:
 		return complain_missing("the QMP monitor (--chardev, --monitor)");
@@ -143,7 +147,8 @@ static int detach_end(int tell)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-	if (chdir("/") < 0 || null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 ||
+	/* The directory stays: names of sockets and of the pidfile, which are removed at the end, may be relative to it. */
+	if (null < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 ||
 	    write(tell, "", 1) != 1) {
 		complain("--daemonize: %s", strerror(errno));
 		return 1;

@@ -26,7 +26,7 @@ static const char serve_help[] =
 	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
 	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
 	"      --cpus LIST          processors for the queues' threads: 0-3, or one list for each queue in turn: 2:3:4-5\n"
-	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps; auto: up to 50, as long as\n"
+	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps; auto: up to 50, where it\n"
 	"                           it pays (default, where each queue has two processors, else 0)\n"
 	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
 	"      --in-order           offer the guest that requests of a queue end in order (slower; off)\n"

@@ -53,7 +53,7 @@ struct varve_queue;
 struct varve_image;
 
 #define VARVE_QUEUE_THREAD (1u << 0) /* the queue runs on a thread of its own; otherwise the caller runs it */
-#define VARVE_QUEUE_ADAPTIVE (1u << 1) /* poll_us is the longest; it spins while that pays, and not at all when idle */
+#define VARVE_QUEUE_ADAPTIVE (1u << 1) /* poll_us is the longest; it spins where that is found to pay, and not at all when idle */
 /*
  * The caller runs the queue, and always from the thread that makes it: every call that names the queue, or an image
  * whose home it is, comes from there. The kernel does io_uring with less work then. Another thread is a fatal error,

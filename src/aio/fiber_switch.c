@@ -39,29 +39,15 @@ bool runs_on_valgrind(void)
 #include <unistd.h>
 
 #include "aio/fiber.h"
+#include "base/sanitizer.h"
 
 /* ---- what watches us ---- */
 
-#ifdef __has_feature
-#if __has_feature(address_sanitizer)
-#define FIBER_ASAN
-#endif
-#if __has_feature(thread_sanitizer)
-#define FIBER_TSAN
-#endif
-#endif
-#ifdef __SANITIZE_ADDRESS__
-#define FIBER_ASAN
-#endif
-#ifdef __SANITIZE_THREAD__
-#define FIBER_TSAN
-#endif
-
-#ifdef FIBER_TSAN
+#if WITH_TSAN
 #error "ThreadSanitizer sees fibers as one thread: configure with -Dfiber=thread"
 #endif
 
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define STACK_LEN (4 * (size_t)FIBER_STACK_LEN) /* frames grow by their red zones */
@@ -96,7 +82,7 @@ struct fiber_ctx {
 	void *sp;      /* of the context, while the loop runs */
 	void *loop_sp; /* of the loop, while the context runs */
 #endif
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	void *fake, *loop_fake;
 	const void *loop_stack;
 	size_t loop_stack_len;
@@ -300,11 +286,11 @@ static void context_main(void *arg)
 {
 	struct fiber_ctx *c = arg;
 
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__sanitizer_finish_switch_fiber(NULL, &c->loop_stack, &c->loop_stack_len);
 #endif
 	c->entry(c->arg);
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__sanitizer_start_switch_fiber(NULL, c->loop_stack, c->loop_stack_len); /* NULL: this stack ends */
 #endif
 	switch_to_loop(c);
@@ -352,7 +338,7 @@ void fiber_ctx_free(struct fiber_ctx *c)
 #ifdef HAVE_VALGRIND
 	VALGRIND_STACK_DEREGISTER(c->valgrind_id);
 #endif
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__asan_unpoison_memory_region(c->stack, STACK_LEN); /* the next mapping here must not inherit it */
 #endif
 	munmap(c->stack - c->guard_len, c->guard_len + STACK_LEN);
@@ -363,7 +349,7 @@ void fiber_ctx_prepare(struct fiber_ctx *c, void (*entry)(void *arg), void *arg)
 {
 	c->entry = entry;
 	c->arg = arg;
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__asan_unpoison_memory_region(c->stack, STACK_LEN); /* of frames that never returned */
 #endif
 #ifdef FIBER_UCONTEXT
@@ -384,7 +370,7 @@ void fiber_ctx_prepare(struct fiber_ctx *c, void (*entry)(void *arg), void *arg)
 
 void fiber_ctx_enter(struct fiber_ctx *c)
 {
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__sanitizer_start_switch_fiber(&c->loop_fake, c->stack, STACK_LEN);
 #endif
 #ifdef FIBER_UCONTEXT
@@ -392,18 +378,18 @@ void fiber_ctx_enter(struct fiber_ctx *c)
 #else
 	varve_fiber_switch(&c->loop_sp, c->sp);
 #endif
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__sanitizer_finish_switch_fiber(c->loop_fake, NULL, NULL);
 #endif
 }
 
 void fiber_ctx_leave(struct fiber_ctx *c)
 {
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	__sanitizer_start_switch_fiber(&c->fake, c->loop_stack, c->loop_stack_len);
 #endif
 	switch_to_loop(c);
-#ifdef FIBER_ASAN
+#if WITH_ASAN
 	/* Another thread may run the queue now: its stack is the one to go back to. */
 	__sanitizer_finish_switch_fiber(c->fake, &c->loop_stack, &c->loop_stack_len);
 #endif

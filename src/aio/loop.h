@@ -16,6 +16,7 @@
 #include "aio/engine.h"
 #include "aio/fiber.h"
 #include "aio/queue.h"
+#include "aio/spin.h"
 #include "base/math.h"
 
 #define QUEUE_ENGINES 10	      /* engines attached to one queue at most */
@@ -92,6 +93,8 @@ struct queue {
 		TAILQ_HEAD(, poller) pollers;
 		uint64_t max_ns, now_ns; /* now_ns: how long it spins next */
 		bool adaptive;
+		uint64_t done; /* queue_progress() */
+		struct spin learnt;
 	} poll;
 	struct hook *hook_next; /* the one to run next, while hooks run */
 
@@ -152,6 +155,12 @@ void thread_set_self(const void *self);
 
 /* The signals that threads of ours block. */
 void thread_signals(sigset_t *ret_blocked);
+
+/* One more of what queue_turns() tells other threads. */
+static inline void loop_count(uint64_t *n)
+{
+	__atomic_store_n(n, *n + 1, __ATOMIC_RELAXED);
+}
 
 /* ---- turn.c ---- */
 

@@ -4,9 +4,7 @@
  *
  * A queue that has nothing to do may look around for a while before it goes to sleep: being woken costs more
  * than a short wait, on this side and on that of whoever wakes it. It costs a processor, too. So the time is
- * either fixed, or adapts itself: a sleep that turns out shorter than the longest spin would have been better
- * spent spinning, and the next spin becomes longer; a long one shows that nobody is there, and the time falls
- * to nothing.
+ * either fixed, or it is spun only where that has turned out to be better than sleeping at once (spin.h).
  *
  * Owns:    the pollers, and how long the queue spins.
  * Assumes: a queue with a thread of its own.
@@ -15,9 +13,6 @@
 #include <stdlib.h>
 
 #include "aio/loop.h"
-
-/* The adaptive time begins there, doubles, and ends when halving takes it below. */
-#define SPIN_MIN_NS 4000u
 
 void poller_add(struct queue *q, struct poller *p)
 {
@@ -86,6 +81,12 @@ static bool spin(struct queue *q)
 	return false;
 }
 
+/* Other threads may look at it. */
+static void set_time(struct queue *q)
+{
+	__atomic_store_n(&q->poll.now_ns, q->poll.learnt.spins ? q->poll.max_ns : 0, __ATOMIC_RELAXED);
+}
+
 bool loop_spin(struct queue *q)
 {
 	struct poller *p, *next;
@@ -93,9 +94,22 @@ bool loop_spin(struct queue *q)
 
 	if (!q->poll.max_ns)
 		return false;
-	if (q->poll.now_ns && spin(q)) {
-		q->stats.spins_paid++;
-		return true;
+	if (q->poll.adaptive && spin_pause(&q->poll.learnt)) {
+		loop_clock(q);
+		spin_next(&q->poll.learnt, q->head.now_ns, q->poll.done);
+		set_time(q);
+	}
+	if (q->poll.now_ns) {
+		loop_count(&q->stats.spins);
+		if (spin(q)) {
+			loop_count(&q->stats.spins_paid);
+			spin_paid(&q->poll.learnt);
+			return true;
+		}
+		if (q->poll.adaptive) {
+			spin_in_vain(&q->poll.learnt);
+			set_time(q);
+		}
 	}
 	for (p = TAILQ_FIRST(&q->poll.pollers); p; p = next) {
 		next = TAILQ_NEXT(p, link);
@@ -108,8 +122,6 @@ void loop_slept(struct queue *q, uint64_t ns)
 {
 	if (!q->poll.adaptive)
 		return;
-	if (ns < q->poll.max_ns)
-		q->poll.now_ns = MIN(MAX(2 * q->poll.now_ns, SPIN_MIN_NS), q->poll.max_ns);
-	else if (q->poll.now_ns)
-		q->poll.now_ns = q->poll.now_ns / 2 < SPIN_MIN_NS ? 0 : q->poll.now_ns / 2;
+	spin_slept(&q->poll.learnt, ns);
+	set_time(q);
 }

@@ -220,6 +220,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 	if (opts && opts->own_thread && opts->poll_ns) {
 		q->poll.max_ns = opts->poll_ns;
 		q->poll.adaptive = opts->poll_adaptive;
+		spin_init(&q->poll.learnt, opts->poll_ns);
 		q->poll.now_ns = opts->poll_adaptive ? 0 : opts->poll_ns;
 	}
 	fibers_init(q);
@@ -306,6 +307,20 @@ void queue_advance(struct queue *q, uint64_t ns)
 const struct queue_stats *queue_stats(const struct queue *q)
 {
 	return &q->stats;
+}
+
+void queue_progress(struct queue *q, uint64_t nr)
+{
+	q->poll.done += nr;
+}
+
+void queue_turns(const struct queue *q, struct queue_turns *ret)
+{
+	ret->turns = __atomic_load_n(&q->stats.turns, __ATOMIC_RELAXED);
+	ret->waits = __atomic_load_n(&q->stats.waits, __ATOMIC_RELAXED);
+	ret->spins = __atomic_load_n(&q->stats.spins, __ATOMIC_RELAXED);
+	ret->spins_paid = __atomic_load_n(&q->stats.spins_paid, __ATOMIC_RELAXED);
+	ret->spinning = __atomic_load_n(&q->poll.now_ns, __ATOMIC_RELAXED);
 }
 
 /* ---- hooks, slots ---- */

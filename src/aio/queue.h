@@ -151,6 +151,8 @@ void poller_del(struct queue *q, struct poller *p);
 bool queue_polls(const struct queue *q);
 /* look() will be called before the queue sleeps next, and rest() after it: nobody need announce anything until then. */
 bool queue_spins(const struct queue *q);
+/* The queue's thread: nr more things are done of those that the queue is for. By that it is told whether spinning pays. */
+void queue_progress(struct queue *q, uint64_t nr);
 
 /* ---- per-queue attachments of other rooms (request pools, ...) ---- */
 
@@ -163,8 +165,8 @@ void queue_slot_set(struct queue *q, enum queue_slot slot, void *p, void (*destr
 /* ---- counters; read on the queue's thread or when nothing runs ---- */
 
 struct queue_stats {
-	uint64_t turns, waits; /* waits: turns that slept in the kernel */
-	uint64_t spins_paid;   /* found something before a wait */
+	uint64_t turns, waits;	    /* waits: turns that slept in the kernel */
+	uint64_t spins, spins_paid; /* looked around before a wait; and found something */
 	uint64_t syscalls;     /* made by the loop and the engines of this queue, or by others to wake it */
 	uint64_t msgs, timers, fd_events;
 	uint64_t fibers_started, fibers_parked, fiber_switches;
@@ -173,5 +175,13 @@ struct queue_stats {
 };
 
 const struct queue_stats *queue_stats(const struct queue *q);
+
+/* Any thread, at any time: how the queue's thread spends its turns. The numbers may be of slightly different moments. */
+struct queue_turns {
+	uint64_t turns, waits, spins, spins_paid;
+	bool spinning; /* it would look around before the next wait */
+};
+
+void queue_turns(const struct queue *q, struct queue_turns *ret);
 
 #endif

@@ -208,7 +208,7 @@ static void loop_wait(struct queue *q, int64_t timeout_ns)
 		if (work_left(q))
 			timeout_ns = 0;
 		else
-			q->stats.waits++;
+			loop_count(&q->stats.waits);
 	}
 	if (q->wait)
 		q->wait(q->wait_ctx, timeout_ns);
@@ -263,7 +263,7 @@ void queue_turn(struct queue *q, int64_t timeout_ns)
 	uint64_t before;
 
 	loop_enter(q);
-	q->stats.turns++;
+	loop_count(&q->stats.turns);
 	/* Virtual time passes only when the test says so; but what the kernel was given comes back in real
 	 * time. */
 	if (q->virtual_time && !q->nr_outside)
@@ -299,7 +299,7 @@ void loop_run(struct queue *q, const _Atomic bool *until)
 	for (;;) {
 		bool more = loop_work(q);
 
-		q->stats.turns++;
+		loop_count(&q->stats.turns);
 		more |= hooks_run(q);
 		if (atomic_load_explicit(until, memory_order_relaxed))
 			break;

@@ -171,8 +171,12 @@ static json_t *count_to_json(const struct blk_count *c)
 static json_t *queue_to_json(const struct vublk_queue_stats *q)
 {
 	static const char *const names[BLK_CLASSES] = { "read", "write", "flush", "discard", "write-zeroes", "other" };
-	json_t *o = json_pack("{s:s, s:i}", "state", q->broken ? "broken" : q->running ? "running" : "stopped", "breaks",
-			      (int)q->nr_breaks);
+	json_t *loop = json_pack("{s:o, s:o, s:o, s:o, s:b}", "turns", number(q->loop.turns), "sleeps", number(q->loop.waits),
+				 "spins", number(q->loop.spins), "spins-paid", number(q->loop.spins_paid), "spinning",
+				 q->loop.spinning);
+	json_t *o = json_pack("{s:s, s:i, s:o, s:o, s:o}", "state",
+			      q->broken ? "broken" : q->running ? "running" : "stopped", "breaks", (int)q->nr_breaks, "kicks",
+			      number(q->nr_kicks), "calls", number(q->nr_calls), "loop", loop);
 
 	for (unsigned i = 0; i < BLK_CLASSES; i++)
 		json_object_set_new(o, names[i], count_to_json(&q->done.count[i]));

@@ -17,6 +17,7 @@
 
 #include "aio/sim.h"
 #include "base/error.h"
+#include "base/sanitizer.h"
 #include "block/graph.h"
 #include "block/copy_on_read.h"
 #include "proto/proto.h"
@@ -559,7 +560,7 @@ static void kill_now(struct cut *c)
 	free(t);
 }
 
-#ifdef __SANITIZE_ADDRESS__
+#if WITH_ASAN
 #include <sanitizer/lsan_interface.h>
 #else
 #define __lsan_disable() ((void)0)

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "base/math.h"
+#include "base/sanitizer.h"
 #include "cut.h"
 #include "order/order.h"
 
@@ -102,7 +103,7 @@ static void kills_and_power_cuts_are_survived(void **state)
 	unsigned cuts = 0, kills = 0, inside = 0;
 
 	(void)state;
-#ifdef __SANITIZE_THREAD__
+#if WITH_TSAN
 	skip(); /* the threads of the dead would be reported */
 #endif
 	assert_non_null(mkdtemp(dir));

@@ -139,6 +139,13 @@ class Job:
             f.write(self.data)
 
 
+def _link(path):
+    try:
+        return os.readlink(path)
+    except FileNotFoundError:  # a descriptor that is closed meanwhile
+        return None
+
+
 class Backend:
     """Serves one disk on a vhost-user socket, from start() to stop()."""
 
@@ -245,6 +252,27 @@ class LentBackend(ControlledBackend):
 
     def argv(self):
         return super().argv() + ["--hand-over"]
+
+    def kill_and_restart(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
+        self._wait_ready()
+
+    def _listening(self):
+        return self.proc.poll() is None and super()._listening() and os.path.exists(self.control)
+
+    def writes(self):
+        return sum(q["write"]["requests"] for q in self.ask("stats")["export"]["queues"])
+
+    def held(self):
+        return self.ask("disks")[0]["held"]
+
+    def locks(self):
+        """Locks on the image, of any kind, that the process has."""
+        folder = f"/proc/{self.proc.pid}"
+        of_disk = [n for n in os.listdir(f"{folder}/fd") if _link(f"{folder}/fd/{n}") == os.path.realpath(self.disk)]
+        return sum(open(f"{folder}/fdinfo/{n}").read().count("lock:") for n in of_disk)
 
 
 class CopyOnReadBackend(VarveBackend):
@@ -525,9 +553,12 @@ class Qmp:
 class MigratedGuest(Guest):
     """A guest that moves, while it is at work, to another QEMU whose disk another back end serves.
 
-    It moves when its console shows the line `first`, from self.disk to `to`; before that it is stopped for a moment. What it
-    prints is taken from both.
+    It moves when its console shows the line `first`, from self.disk to `to`; before that it is stopped for a moment, and moves
+    that fail are tried, after each of which it has to go on writing where it is. Until it has moved, its disk is so slow that its work
+    lasts. What it prints is taken from both.
     """
+
+    SLOW = "iops-total=10"
 
     def __init__(self, *args, to, first, **kw):
         super().__init__(*args, **kw)
@@ -554,52 +585,133 @@ class MigratedGuest(Guest):
                 raise GuestError(f"the guest never came to '{self.first}':\n{self._read(log).decode(errors='replace')}")
             time.sleep(0.05)  # a file has no way to tell
 
-    def _move(self, source, target, path):
-        """Migrates; True when the machine runs at the target."""
+    @staticmethod
+    def _until(what, deadline, why):
+        while not what():
+            if time.monotonic() > deadline:
+                raise GuestError(f"out of time: {why}")
+            time.sleep(0.02)  # control sockets answer; they do not tell
+
+    def _begin(self, source, target, bandwidth=1 << 30):
+        path = os.path.join(self.to.folder, "migration")
         for q in (source, target):
-            q("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
-        source("migrate-set-parameters", **{"max-bandwidth": 1 << 30, "downtime-limit": 2000})
+            q("migrate-set-capabilities", capabilities=[{"capability": c, "state": True} for c in ("events", "pause-before-switchover")])
+        source("migrate-set-parameters", **{"max-bandwidth": bandwidth, "downtime-limit": 2000})
         target("migrate-incoming", uri=f"unix:{path}")
+        source.events.clear()
         source("migrate", uri=f"unix:{path}")
+
+    def _wait_given(self, deadline):
+        """The machine is stopped: the source has flushed and closed the image, and nobody has it."""
+        self._until(lambda: not self.disk.held(), deadline, "the source does not let go of the image of a stopped machine")
+        assert self.disk.locks() == 0 and self.to.locks() == 0
+
+    # Ways to fail: each is given both monitors, the process of the target, and the time by which it has to be over.
+
+    def cancelled_while_memory_moves(self, source, target, _proc, _deadline):
+        self._begin(source, target, bandwidth=4 << 20)
+        source.wait("MIGRATION", "active")
+        source("migrate_cancel")
+        source.wait("MIGRATION", "cancelled")
+
+    def target_killed_while_memory_moves(self, source, target, proc, _deadline):
+        self._begin(source, target, bandwidth=4 << 20)
+        source.wait("MIGRATION", "active")
+        proc.kill()
+        source.wait("MIGRATION", "failed")
+
+    def target_killed_when_the_machine_is_stopped(self, source, target, proc, deadline):
+        self._begin(source, target)
+        source.wait("MIGRATION", "pre-switchover")
+        self._wait_given(deadline)
+        proc.kill()
+        proc.wait()
+        source("migrate-continue", state="pre-switchover")
+        source.wait("MIGRATION", "failed")
+
+    def server_killed_and_cancelled_when_the_machine_is_stopped(self, source, target, _proc, deadline):
+        self._begin(source, target)
+        source.wait("MIGRATION", "pre-switchover")
+        self._wait_given(deadline)
+        self.to.kill_and_restart()
+        source("migrate_cancel")
+        source.wait("MIGRATION", "cancelled")
+
+    FAILURES = (cancelled_while_memory_moves, target_killed_while_memory_moves, target_killed_when_the_machine_is_stopped,
+                server_killed_and_cancelled_when_the_machine_is_stopped)
+
+    def _fail(self, failure, source, target, proc, deadline):
+        """A move that fails: the guest goes on where it is, and the target's server has nothing."""
+        failure(self, source, target, proc, deadline)
+        proc.kill()
+        proc.wait()
+        name = failure.__name__
+        before = self.disk.writes()
+        self._until(lambda: self.disk.held() and self.disk.writes() > before, deadline, f"{name}: the source does not go on")
+        self._until(lambda: not self.to.ask("stats")["export"]["connected"], deadline, f"{name}: the target is still connected")
+        assert source("query-status")["running"], name
+        assert not self.to.held() and self.to.locks() == 0, f"{name}: the target's server has the image"
+
+    def _move(self, source, target, deadline):
+        """Migrates; returns when the machine runs at the target."""
+        self._begin(source, target)
+        source.wait("MIGRATION", "pre-switchover", "failed")
+        self._wait_given(deadline)
+        source("migrate-continue", state="pre-switchover")
         status = source.wait("MIGRATION", "completed", "failed")
         self.facts = source("query-migrate")
         if status == "failed":
             raise GuestError(f"migration failed: {self.facts}")
         target.wait("MIGRATION", "completed")
 
+    def _target(self, initrd, deadline, started):
+        proc, log, path = self._machine(initrd, f"target{len(started)}", self.to, "-incoming", "defer")
+        started.append((proc, log))
+        return proc, Qmp(path, deadline)
+
+    def _play(self, initrd, deadline, started):
+        """Ends when the guest has."""
+        proc, log, path = self._machine(initrd, "source", self.disk)
+        started.append((proc, log))
+        source = Qmp(path, deadline)
+        self._wait_line(proc, log, deadline)
+        self.disk.ask("throttle", limits=self.SLOW)
+        self._until(lambda: self.disk.writes() > 0, deadline, "the guest does not write")
+        source("stop")
+        source("cont")
+        for failure in self.FAILURES:
+            failed, target = self._target(initrd, deadline, started)
+            self._fail(failure, source, target, failed, deadline)
+            target.close()
+            os.unlink(os.path.join(self.to.folder, "qmp"))
+        self.writes = [self.disk.writes()]
+        arrived, target = self._target(initrd, deadline, started)
+        self._move(source, target, deadline)
+        source("quit")
+        proc.wait(max(1, deadline - time.monotonic()))
+        arrived.wait(max(1, deadline - time.monotonic()))
+        for q in (source, target):
+            q.close()
+
     def run(self, timeout=BOOT_TIMEOUT):
         initrd = self._initrd()
         start = time.monotonic()
-        deadline = start + timeout
-        procs, logs, monitors = [], [], []
+        started = []
         try:
-            for name, disk, more in (("source", self.disk, ()), ("target", self.to, ("-incoming", "defer"))):
-                proc, log, qmp = self._machine(initrd, name, disk, *more)
-                procs.append(proc)
-                logs.append(log)
-                monitors.append(Qmp(qmp, deadline))
-            self._wait_line(procs[0], logs[0], deadline)
-            monitors[0]("stop")
-            monitors[0]("cont")
-            self._move(*monitors, os.path.join(self.to.folder, "migration"))
-            monitors[0]("quit")
-            procs[0].wait(max(1, deadline - time.monotonic()))
-            procs[1].wait(max(1, deadline - time.monotonic()))
+            self._play(initrd, start + timeout, started)
         except subprocess.TimeoutExpired:
-            logs[-1].write(b"\n(QEMU killed: out of time)\n")
+            started[-1][1].write(b"\n(QEMU killed: out of time)\n")
         finally:
-            for proc in procs:
+            for proc, _ in started:
                 if proc.poll() is None:
                     proc.kill()
                 proc.wait()
-            for m in monitors:
-                m.close()
-            out = b"".join(self._read(log) for log in logs)
-            for log in logs:
+            out = b"".join(self._read(log) for _, log in started)
+            for _, log in started:
                 log.close()
             os.unlink(initrd)
         console = re.sub(r"\x1b(\[[?0-9;]*[A-Za-z]|c)|\r", "", out.decode(errors="replace"))
-        return Outcome(console, procs[1].returncode, time.monotonic() - start)
+        return Outcome(console, started[-1][0].returncode, time.monotonic() - start)
 
 
 def qemu_check(disk):

@@ -23,6 +23,7 @@
 struct served served[SERVED_DISKS];
 struct varve_vhost_user_blk_options served_opts;
 struct queue *served_control, *served_queues[2];
+uint64_t served_poll_ns;
 
 static unsigned fds_before;
 static char folder[] = "/tmp/vublk-XXXXXX";
@@ -237,9 +238,9 @@ void served_wait_fds(unsigned nr)
 	}
 }
 
-static struct queue *make_queue(const char *name)
+static struct queue *make_queue(const char *name, uint64_t poll_ns)
 {
-	struct queue_opts opts = { .name = name, .own_thread = true };
+	struct queue_opts opts = { .name = name, .own_thread = true, .poll_ns = poll_ns };
 	struct queue *q;
 
 	assert_int_equal(queue_new(&q, &opts, NULL), 0);
@@ -257,9 +258,9 @@ int served_setup(void **state)
 	varve_set_log(keep_line, NULL);
 	strcpy(folder + strlen(folder) - 6, "XXXXXX");
 	assert_non_null(mkdtemp(folder));
-	served_control = make_queue("control");
-	served_queues[0] = make_queue("queue0");
-	served_queues[1] = make_queue("queue1");
+	served_control = make_queue("control", 0);
+	served_queues[0] = make_queue("queue0", served_poll_ns);
+	served_queues[1] = make_queue("queue1", served_poll_ns);
 	served_opts =
 		(struct varve_vhost_user_blk_options){ .nr_queues = 4, .queue_size = 256, .writable = true };
 	for (unsigned i = 0; i < SERVED_DISKS; i++) {

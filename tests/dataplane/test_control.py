@@ -133,6 +133,10 @@ def test_statistics_count_every_request(tmp_path):
         assert after["sessions"] == 2
         assert queue["write"]["requests"] == 1000 and queue["write"]["bytes"] == 1000 * 4096
         assert queue["read"]["requests"] == 500
+        # A kick, a call and a turn may serve many requests. The first request finds the server asleep: it has to be kicked.
+        loop = queue["loop"]
+        assert 1 <= queue["kicks"] <= 1500 + 16 and 1 <= queue["calls"] <= 1500 + 16
+        assert 1 <= loop["sleeps"] <= loop["turns"] and loop["spins-paid"] <= loop["spins"]
         latency = queue["read"]["latency-ns"]
         assert sum(n for _, n in latency["histogram"]) == 500
         assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["p99.9"] <= latency["max"]

@@ -3,6 +3,8 @@
 
 The move of a running guest, for which that is made, is in test_guest.py.
 """
+import json
+import signal
 import subprocess
 import time
 
@@ -60,6 +62,41 @@ def test_an_image_goes_from_one_server_to_the_other_and_back(tmp_path, fmt):
         assert "the guest goes on" in a.text() and "the guest goes on" in b.text()
         a.stop()
         b.stop()
+
+
+@pytest.mark.parametrize("who", ["front end", "server"])
+def test_one_that_dies_waiting_leaves_the_image_alone(tmp_path, who):
+    """The move fails: at the target, the machine or its server ends before it had the image. The source goes on, and stops later."""
+    disk = make_disk(tmp_path, "qcow2", "64M")
+    with Server(tmp_path, "a", disk, "qcow2") as a, Server(tmp_path, "b", disk, "qcow2") as b:
+        with Load(a.socket, SECONDS, *MIXED) as load:  # its reads are compared with what it wrote, until it is interrupted
+            a.wait_held(True)
+            with Load(b.socket, 1, *MIXED) as waits:
+                deadline = time.monotonic() + SECONDS
+                while "the guest waits until the image can be had" not in b.text():
+                    assert waits.running() and time.monotonic() < deadline, b.text()
+                    time.sleep(0.01)
+                if who == "server":
+                    b.kill()
+                waits.process.kill()
+            if who == "server":
+                b.start()
+            while b.ask("stats")["export"]["connected"]:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert a.ask("disks")[0]["held"]
+            load.process.send_signal(signal.SIGINT)
+            report = json.loads(load.process.communicate(timeout=SECONDS)[0])
+            assert report["errors"] == 0 and report["mismatched_sectors"] == 0 and report["total"]["requests"] > 0
+        a.wait_held(False)
+        assert is_free(disk, "qcow2") and not b.ask("disks")[0]["held"]
+        require_sound(disk, "qcow2")
+        with Load(b.socket, 1, *MIXED) as load:
+            b.wait_held(True)
+            load.end()
+        a.stop()
+        b.stop()
+    require_sound(disk, "qcow2")
 
 
 def test_the_length_and_the_limits_are_those_of_now(tmp_path):

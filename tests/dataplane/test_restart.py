@@ -276,9 +276,11 @@ def test_a_daemon_of_two_disks_is_killed(tmp_path):
 def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
     make_disk(tmp_path, "qcow2")
     varve("img", "create", "-q", "-f", "raw", tmp_path / "second", "64M")
+    # Relative names mean at the end what they meant on the command line.
+    relative = [a.replace(f"{tmp_path}/", "") for a in daemon_argv(tmp_path, "--pidfile", "pid", "--daemonize")]
     link = tmp_path / "qemu-storage-daemon"
     link.symlink_to(VARVE)
-    argv = [link, *daemon_argv(tmp_path, "--pidfile", str(tmp_path / "pid"), "--daemonize")[1:]]
+    argv = [link, *relative[1:]]
     done = subprocess.run(argv, cwd=tmp_path, timeout=SECONDS, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     pid = int((tmp_path / "pid").read_text())
@@ -294,7 +296,7 @@ def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
         poll = select.poll()
         poll.register(watch, select.POLLIN)
         assert poll.poll(SECONDS * 1000), "it does not end"
-        assert not (tmp_path / "pid").exists() and not (tmp_path / "e0.sock").exists()
+        assert not any((tmp_path / name).exists() for name in ("pid", "e0.sock", "e1.sock"))
     finally:
         try:
             signal.pidfd_send_signal(watch, signal.SIGKILL)
@@ -303,7 +305,44 @@ def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
         os.close(watch)
 
 
+def test_daemons_follow_one_another_under_load(tmp_path):
+    """Upgrades: each command returns when its daemon serves, and the one before has flushed and gone; first a `varve serve` does."""
+    disk = make_disk(tmp_path, "qcow2")
+    varve("img", "create", "-q", "-f", "raw", tmp_path / "second", "64M")
+    pidfile, sockets = tmp_path / "pid", [tmp_path / "e0.sock", tmp_path / "e1.sock"]
+    serve = [disk, "-f", "qcow2", "--vhost-user", sockets[0], "--num-queues", 2,
+             "--and", tmp_path / "second", "-f", "raw", "--vhost-user", sockets[1], "--num-queues", 2,
+             "--state-dir", tmp_path / "state", "--pidfile", pidfile]
+    followers = []
+    with Process(tmp_path, "serve", *serve, sockets=("e0.sock", "e1.sock")) as first, \
+            Load(sockets[0], 3, *MIXED) as load, Load(sockets[1], 3, *MIXED) as second:
+        try:
+            for _ in range(3):
+                time.sleep(0.3)
+                done = subprocess.run([VARVE, *daemon_argv(tmp_path, "--pidfile", pidfile, "--takeover", "--daemonize")],
+                                      cwd=tmp_path, timeout=SECONDS, capture_output=True, text=True)
+                assert (done.returncode, done.stderr) == (0, "")
+                followers.append(os.pidfd_open(int(pidfile.read_text())))
+            assert first.process.wait(SECONDS) == 0, first.text()
+            for end in (load, second):
+                assert end.end()["reconnects"] >= 1
+            signal.pidfd_send_signal(followers[-1], signal.SIGTERM)
+            poll = select.poll()
+            poll.register(followers[-1], select.POLLIN)
+            assert poll.poll(SECONDS * 1000), "it does not end"
+        finally:
+            for fd in followers:
+                try:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+                os.close(fd)
+    assert not pidfile.exists()
+    require_sound(disk, "qcow2")
+
+
 @pytest.mark.parametrize("argv, words", [
+    (["--hand-over"], "varve serve --hand-over"),
     (["--monitor", "chardev=c"], "the QMP monitor"),
     (["--chardev", "stdio,id=c"], "the QMP monitor"),
     (["-T", "all"], "--trace is not part"),

@@ -443,6 +443,9 @@ static int read_stats(struct fiber *f, void *arg)
 		st->queue[i].running = r->on;
 		st->queue[i].broken = __atomic_load_n(&r->broken, __ATOMIC_RELAXED);
 		st->queue[i].nr_breaks = __atomic_load_n(&r->nr_breaks, __ATOMIC_RELAXED);
+		st->queue[i].nr_kicks = __atomic_load_n(&r->nr_kicks, __ATOMIC_RELAXED);
+		st->queue[i].nr_calls = __atomic_load_n(&r->nr_calls, __ATOMIC_RELAXED);
+		queue_turns(r->q, &st->queue[i].loop);
 		blk_stats_read(&r->ctx.stats, &st->queue[i].done);
 	}
 	return 0;

@@ -5,6 +5,7 @@
 #ifndef VARVE_VUBLK_EXPORT_H
 #define VARVE_VUBLK_EXPORT_H
 
+#include "aio/queue.h"
 #include "block/node.h"
 #include "export/vhost-user-blk/stats.h"
 
@@ -29,6 +30,8 @@ void vublk_resume(struct vublk *v);
 struct vublk_queue_stats {
 	bool running, broken;
 	unsigned nr_breaks; /* in this session */
+	uint64_t nr_kicks, nr_calls;
+	struct queue_turns loop; /* of the queue that runs it */
 	struct blk_stats done;
 };
 

@@ -19,6 +19,15 @@
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define BREAKS_LOGGED 20
 
+/*
+ * While the queue spins there are processors enough. The driver is shown the first request that is done in a turn at once, then so
+ * many at a time: it works on them while we do the others. If it is on its way to sleep it turns back, or is woken meanwhile; when
+ * we are through, there are new requests already, and neither side sleeps at all. Where both share a processor, each call would
+ * only take us from our work, so everything is shown at the end of the turn.
+ */
+#define SHOW_FIRST 1u
+#define SHOW_NEXT 2u
+
 /* How often a ring without a kick descriptor is looked at: in use, and after a while without requests. */
 #define POLL_MIN_NS 20000ull
 #define POLL_MAX_NS 1000000ull
@@ -132,12 +141,15 @@ static bool take_requests(struct ring *r)
 
 	if (r->broken || r->stopping || r->more_posted || memory_lost(r))
 		return false;
+	r->announced = false;
+	r->eager = queue_spins(r->q);
 	vring_kick_off(&r->vr);
 	for (unsigned i = 0; i < r->vr.num; i++) {
 		uint16_t slot;
 		int ret = vring_next(&r->vr, &slot);
 
 		if (ret == 0 && (r->polled || (queue_spins(r->q) && !r->resting) || !vring_kick_on(&r->vr))) {
+			r->announced = !queue_spins(r->q) || r->resting;
 			memory_lost(r); /* or else it only looks empty */
 			return some;
 		}
@@ -181,6 +193,8 @@ static bool ring_rest(struct poller *p)
 	struct ring *r = container_of(p, struct ring, poller);
 	bool some;
 
+	if (r->announced)
+		return false;
 	r->resting = true;
 	some = take_requests(r);
 	r->resting = false;
@@ -196,6 +210,7 @@ static void ring_kicked(struct watch *w, uint32_t events)
 		ring_break(r);
 		return;
 	}
+	blk_stat_add(&r->nr_kicks, 1);
 	take_requests(r);
 }
 
@@ -207,22 +222,32 @@ static __attribute__((noinline, cold)) void log_used(const struct ring *r)
 		memlog_mark_host(r->ctx.log, r->ctx.mem, r->vr.desc, 16 * (uint64_t)r->num);
 }
 
-/* Once a turn: everything that was completed becomes visible, with one call if the guest wants one. */
+/* Everything that was completed becomes visible, with one call if the guest wants one. */
+static void show(struct ring *r)
+{
+	bool call = vring_publish(&r->vr);
+
+	r->dirty = false;
+	queue_progress(r->q, r->nr_done);
+	r->nr_done = 0;
+	if (!r->broken)
+		memory_lost(r);
+	if (unlikely(r->ctx.log != NULL) && r->log_used)
+		log_used(r);
+	if (call) {
+		blk_stat_add(&r->nr_calls, 1);
+		notify(&r->notifier, r->call_fd);
+	}
+}
+
+/* Once a turn. */
 static bool ring_hook(struct hook *h)
 {
 	struct ring *r = container_of(h, struct ring, hook);
 
-	if (r->dirty) {
-		bool call = vring_publish(&r->vr);
-
-		r->dirty = false;
-		if (!r->broken)
-			memory_lost(r);
-		if (unlikely(r->ctx.log != NULL) && r->log_used)
-			log_used(r);
-		if (call)
-			notify(&r->notifier, r->call_fd);
-	}
+	if (r->dirty)
+		show(r);
+	r->show_at = SHOW_FIRST;
 	return false;
 }
 
@@ -266,6 +291,7 @@ static void push(struct ring *r, struct blk_slot *s)
 	vring_push(&r->vr, s->index, s->written);
 	s->busy = false;
 	r->nr_busy--;
+	r->nr_done++;
 	r->dirty = true;
 }
 
@@ -292,6 +318,10 @@ void blk_finished(struct blk_slot *s, uint32_t written)
 		push_in_order(r);
 	} else {
 		push(r, s);
+	}
+	if (r->eager && r->nr_done >= r->show_at) {
+		r->show_at = SHOW_NEXT;
+		show(r);
 	}
 	if (unlikely(r->stopping))
 		stop_if_idle(r);
@@ -483,6 +513,7 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const 
 	if (ret < 0)
 		return ret;
 	r->in_order = features >> BLK_F_IN_ORDER & 1;
+	r->show_at = SHOW_FIRST;
 	r->fifo_head = 0;
 	r->ctx.features = features;
 	r->ctx.mem = mem;

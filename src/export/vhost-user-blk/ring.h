@@ -47,6 +47,7 @@ struct ring {
 	uint32_t base; /* where the ring goes on, when off: vring_opts.base */
 	bool broken;
 	unsigned nr_breaks;	      /* in this session */
+	uint64_t nr_kicks, nr_calls;  /* met, and made: since the export was started; any thread reads them */
 	int kick_fd, call_fd, err_fd; /* -1: none */
 	struct notifier notifier;     /* of the last two */
 	struct vring vr;
@@ -60,6 +61,9 @@ struct ring {
 	uint16_t fifo[VRING_NUM_MAX]; /* with IN_ORDER: the nr_busy slots as they were taken, a ring */
 	unsigned fifo_head;
 	bool stopping, dirty; /* dirty: there are used elements to publish */
+	bool eager;	      /* they are published in the middle of a turn, too, ... */
+	unsigned show_at;     /* ... when there are so many */
+	unsigned nr_done;     /* requests given back and not yet told to the queue */
 	bool more_posted;     /* a turn was not enough to empty the ring */
 	bool watching;
 	struct watch kick;
@@ -68,6 +72,7 @@ struct ring {
 	struct hook hook;
 	struct poller poller; /* of a queue that spins before it sleeps */
 	bool resting;	      /* it will sleep: kicks are wanted */
+	bool announced;	      /* that kicks are wanted, to the driver, since it was last looked at */
 	struct msg more;
 
 	/* an order on its way, and back */

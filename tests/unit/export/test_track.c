@@ -23,6 +23,7 @@
 #include <unistd.h>
 #include <cmocka.h>
 
+#include "base/sanitizer.h"
 #include "export/vhost-user-blk/vring.h"
 #include "../../lib/seed.h"
 
@@ -316,11 +317,7 @@ static bool step_and_kill(pid_t child)
 
 /* With sanitizers an instruction of the device is a hundred: what is drawn here would not end its first turn.
  */
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#else
-#define SANITIZED 0
-#endif
+#define SANITIZED (WITH_TSAN || WITH_ASAN)
 
 static void kill_and_look(bool packed)
 {
