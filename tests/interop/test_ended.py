@@ -7,6 +7,7 @@ The moment is chosen by what the command has done: it runs slowly (-r), or its f
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import threading
@@ -68,21 +69,28 @@ def same(a, b, fmt="qcow2"):
 LEN = 8 * MIB
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
     """base.qcow2 under top.qcow2; want.raw is what top reads, base.raw what base does."""
-    monkeypatch.chdir(tmp_path)
+    path = tmp_path_factory.mktemp("images")
     rng = random.Random(8)
-    with open("base.raw", "wb") as f:
+    with open(path / "base.raw", "wb") as f:
         f.truncate(LEN)
         for off in range(0, LEN, 256 * KIB):
             f.seek(off)
             f.write(rng.randbytes(100 * KIB))
-    ok(qimg("convert", "-O", "qcow2", "base.raw", "base.qcow2"))
-    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", "top.qcow2"))
-    ok(io("top.qcow2", *[f"write -q -P {n + 1} {n * 512 + 32}k 200k" for n in range(16)], "write -q -z 3M 200k"))
-    ok(qimg("convert", "-O", "raw", "top.qcow2", "want.raw"))
-    return tmp_path
+    ok(qimg("convert", "-O", "qcow2", path / "base.raw", path / "base.qcow2"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", path / "top.qcow2"))
+    ok(io(path / "top.qcow2", *[f"write -q -P {n + 1} {n * 512 + 32}k 200k" for n in range(16)], "write -q -z 3M 200k"))
+    ok(qimg("convert", "-O", "raw", path / "top.qcow2", path / "want.raw"))
+    return path
+
+
+@pytest.fixture
+def here(images, tmp_path, monkeypatch):
+    for name in os.listdir(images):
+        shutil.copy(images / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
 
 
 # ---- each command, many moments ----
