@@ -374,6 +374,9 @@ struct varve_option_info {
  */
 VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
 
+/* Names that driver= takes: formats, where images are stored, layers between. NULL: there are no more than that. */
+VARVE_API const char *varve_driver_name(unsigned number);
+
 struct varve_measure {
 	uint64_t required;	  /* of the file, for what the source holds */
 	uint64_t fully_allocated; /* when all of the disk will have been written */
