@@ -513,6 +513,7 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const 
 	if (ret < 0)
 		return ret;
 	r->in_order = features >> BLK_F_IN_ORDER & 1;
+	r->announced = false;
 	r->show_at = SHOW_FIRST;
 	r->fifo_head = 0;
 	r->ctx.features = features;
