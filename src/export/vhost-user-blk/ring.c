@@ -67,8 +67,10 @@ static bool memory_lost(struct ring *r)
 {
 	if (likely(!atomic_load_explicit(&r->vr.mem->lost, memory_order_relaxed)))
 		return false;
-	vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
-	ring_break(r);
+	if (!r->broken) {
+		vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
+		ring_break(r);
+	}
 	return true;
 }
 
@@ -230,8 +232,7 @@ static void show(struct ring *r)
 	r->dirty = false;
 	queue_progress(r->q, r->nr_done);
 	r->nr_done = 0;
-	if (!r->broken)
-		memory_lost(r);
+	memory_lost(r);
 	if (unlikely(r->ctx.log != NULL) && r->log_used)
 		log_used(r);
 	if (call) {
