@@ -273,6 +273,54 @@ def test_what_is_read_is_kept_in_parts(tmp_path):
     assert content(top, tmp_path) == base.read_bytes()
 
 
+def test_a_stream_leaves_nothing_to_look_for_below(tmp_path):
+    base, top = over(tmp_path, "extended_l2=on,cluster_size=64k")
+    ok(io(top, "write -q -P 1 10k 3k", "write -q -z 1M 40k", "write -q -c -P 9 2M 64k", "discard -q 3M 6k"))
+    want = content(top, tmp_path)
+    ok(img("stream", top))
+    base.unlink()
+    clean(top)
+    assert content(top, tmp_path) == want
+
+
+def test_states_of_machines(tmp_path):
+    """Saved and loaded by ours; written behind the disk by one and read by the other."""
+    path, state = tmp_path / "d.qcow2", random.Random(3).randbytes(2 * MIB + 4711)
+    ok(img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=16k", path, str(LEN)))
+    ok(io(path, "write -q -P 3 1M 70k"))
+    for name, more in (("one", []), ("two", ["--now"])):
+        p = subprocess.run([varve_path(), "vmstate", "save", *more, path, name], input=state, capture_output=True, timeout=60, check=False)
+        assert p.returncode == 0, p.stderr
+        ok(io(path, "write -q -P 4 1M 5k"))
+        clean(path)
+    ok(qimg("snapshot", "-d", "one", path))
+    p = subprocess.run([varve_path(), "vmstate", "load", path, "two"], capture_output=True, timeout=60, check=False)
+    assert p.returncode == 0 and p.stdout == state
+    ok(qio(path, "write -q -b -P 5 0 100k", "write -q -b -P 6 10240 4k"))
+    ok(io(path, "read -q -b -P 5 0 10240", "read -q -b -P 6 10240 4k", "write -q -b -P 7 4k 3k", "write -q -b -P 8 98k 1000k"))
+    ok(qio(path, "read -q -b -P 7 4k 3k", "read -q -b -P 5 7k 1k", "read -q -b -P 8 98k 1000k", "read -q -P 4 1M 5k"))
+    clean(path)
+
+
+def test_wrong_counts_are_made_right(tmp_path):
+    """A leak and a count that is too low, with subclusters that must not be taken for anything else."""
+    base, top = over(tmp_path, "extended_l2=on,cluster_size=16k")
+    ok(io(top, *(f"write -q -P {i + 1} {i * 40}k 3k" for i in range(20)), "write -q -c -P 9 2M 16k", "discard -q 40k 1k"))
+    want = content(top, tmp_path)
+    with open(top, "r+b") as f:
+        f.seek(48)
+        f.seek(struct.unpack(">Q", f.read(8))[0])
+        block = struct.unpack(">Q", f.read(8))[0]
+        f.seek(block + 2 * 8)
+        f.write(b"\0\0")
+        f.seek(block + 2 * 2000)
+        f.write(b"\0\1")
+    assert img("check", "-q", top).rc == 2
+    assert img("check", "-q", "-r", "all", top).rc == 0
+    clean(top)
+    assert content(top, tmp_path) == want
+
+
 @pytest.mark.parametrize("options, word", [("extended_l2=on,cluster_size=8k", "16k"), ("extended_l2=on,compat=0.10", "1.1"),
                                            ("preallocation=metadata", "extended_l2")])
 def test_what_cannot_be_leaves_no_file(tmp_path, options, word):
