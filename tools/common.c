@@ -81,6 +81,13 @@ void complain(const char *fmt, ...)
 	va_end(ap);
 }
 
+static const char *help_command = "";
+
+void complain_help_is(const char *command)
+{
+	help_command = command;
+}
+
 int complain_usage(const char *fmt, ...)
 {
 	char text[2 * VARVE_ERROR_MAX];
@@ -89,7 +96,7 @@ int complain_usage(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	complain("%s (help: %s --help)", text, prog);
+	complain("%s (help: %s%s%s --help)", text, prog, *help_command ? " " : "", help_command);
 	return 1;
 }
 

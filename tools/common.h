@@ -8,6 +8,7 @@
  *   objects.c      --object
  *   completion.c   that table for shells and the manual
  *   stop.h         signals that end a command
+ *   suggest.h      which word was meant
  *   progress.c     how far a long operation is: -p, SIGUSR1
  *   img.h          the commands of `varve img`, one file each
  *   io.h           `varve io`
@@ -38,6 +39,8 @@ extern const char *prog;
 
 /* One line on stderr: "prog: text", or {"program": prog, "error": text}. */
 void complain(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* The command whose help that is, from now on; "": the tool's. It must live on. */
+void complain_help_is(const char *command);
 /* The same, and where help is found. Returns 1, the exit status. */
 int complain_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* --errors=text|json: from now on errors are said in that form. 0, or 1 after a message. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "stop.h"
+#include "suggest.h"
 
 const struct command *const img_commands[] = {
 	&cmd_amend,
@@ -36,10 +37,18 @@ static void usage(void)
 	printf("\n%s COMMAND --help shows the options of a command. A SIZE is bytes, or has a suffix k M G T P E\n"
 	       "(powers of 1024). FILE is a path, or with --image-opts a list driver=...,file.filename=...\n",
 	       prog);
+	/* In this form scripts look for it. */
+	printf("\nSupported formats:");
+	for (unsigned i = 0; varve_driver_name(i); i++)
+		printf(" %s", varve_driver_name(i));
+	putchar('\n');
 }
 
 int img_main(int argc, char **argv)
 {
+	struct suggestion s;
+	char text[64];
+
 	if (argc < 2)
 		return complain_usage("no command given");
 	if (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "help") == 0) {
@@ -57,5 +66,8 @@ int img_main(int argc, char **argv)
 		if (strcmp(argv[1], (*c)->name) == 0)
 			return stop_status((*c)->run(argc - 1, argv + 1));
 	}
-	return complain_usage("no command '%s'", argv[1]);
+	suggest_start(&s, argv[1], strlen(argv[1]));
+	for (const struct command *const *c = img_commands; *c; c++)
+		suggest_word(&s, (*c)->name);
+	return complain_usage("no command '%s'%s", argv[1], suggest_text(&s, text));
 }

@@ -57,28 +57,47 @@ bool img_take_zeroinit(const char **name)
 	return true;
 }
 
-/* The key under which a snapshot is known by that word. NULL, after a message. */
+/* snapshot.name=NAME, snapshot.id=ID, or both. */
+static bool is_key(const char *word)
+{
+	return strncmp(word, "snapshot.name=", 14) == 0 || strncmp(word, "snapshot.id=", 12) == 0;
+}
+
+/* The key under which a snapshot is known by that word; "": it has one. NULL, after a message: it is none of the image's. */
 static const char *snapshot_key(const char *name, const struct open_args *args, const char *word)
 {
-	json_t *chain = img_chain(name, args, false), *s;
-	const char *key = "snapshot.name";
-	size_t i;
+	struct varve_image *image = open_image(name, args, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	struct varve_snapshot_info *list = NULL;
+	const char *key = is_key(word) ? "" : NULL;
+	struct varve_error err;
+	unsigned nr = 0;
 
-	if (!chain)
+	if (!image)
 		return NULL;
-	json_array_foreach(json_object_get(json_array_get(chain, 0), "snapshots"), i, s) {
-		if (info_str(s, "id") && strcmp(info_str(s, "id"), word) == 0)
-			key = "snapshot.id";
+	if (varve_snapshot_list(image, &list, &nr, &err) < 0) {
+		complain("%s", err.message);
+		key = NULL;
+	} else if (!nr) {
+		complain("%s: the image (format %s) has no snapshots, so there is no '%s'", name, varve_image_format(image), word);
+		key = NULL;
+	} else {
+		for (unsigned i = 0; i < nr && !is_key(word); i++) {
+			if (strcmp(list[i].id, word) == 0)
+				key = "snapshot.id";
+			else if (!key && strcmp(list[i].name, word) == 0)
+				key = "snapshot.name";
+		}
+		if (!key)
+			complain("%s: none of its %u snapshots is '%s'; %s snapshot -l lists them", name, nr, word, prog);
 	}
-	json_decref(chain);
-	return key;
+	varve_snapshot_list_free(list, nr);
+	return close_image(image) ? NULL : key;
 }
 
 /* The image as a list of options, with the snapshot among them. NULL, after a message. */
 static char *snapshot_options(const char *name, const struct open_args *args, const char *snapshot)
 {
-	bool full = strncmp(snapshot, "snapshot.", strlen("snapshot.")) == 0;
-	const char *key = full ? "" : snapshot_key(name, args, snapshot);
+	const char *key = snapshot_key(name, args, snapshot);
 	char *list;
 
 	if (!key)
@@ -87,7 +106,7 @@ static char *snapshot_options(const char *name, const struct open_args *args, co
 	if (list && args->format)
 		list = options_append(list, "format", args->format, true);
 	if (list)
-		list = options_append(list, key, snapshot, !full);
+		list = options_append(list, key, snapshot, *key);
 	if (!list)
 		complain("out of memory");
 	return list;

@@ -57,6 +57,23 @@ static void watch_signals(void)
 
 /* ---- opening ---- */
 
+/* Said before the locks do, in their way. */
+static int check_same_file(const struct convert_args *a)
+{
+	const char *target = a->names[a->nr_sources];
+	struct stat s, t;
+
+	if (a->target.image_opts || a->source.image_opts || stat(target, &t) < 0 || !S_ISREG(t.st_mode))
+		return 0;
+	for (unsigned i = 0; i < a->nr_sources; i++) {
+		if (stat(a->names[i], &s) == 0 && s.st_dev == t.st_dev && s.st_ino == t.st_ino) {
+			complain("convert: %s is the source as well as the target", target);
+			return 1;
+		}
+	}
+	return 0;
+}
+
 static int open_sources(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
@@ -221,7 +238,7 @@ int convert_run(const struct convert_args *a)
 		stop_watch(); /* what is there is not ours to remove: it is closed */
 	else
 		watch_signals();
-	ret = a->source_is_pipe ? 0 : open_sources(&c);
+	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
 		ret = convert_pipe(a, c.sources);
 	else if (ret == 0)

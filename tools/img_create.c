@@ -105,6 +105,7 @@ static int img_create(int argc, char **argv)
 	int id, ret = 0;
 
 	parse_start(&p, &cmd_create, argc, argv);
+	p.numbers = true; /* no size, but no option either */
 	while (!ret && (id = parse_next(&p)) > 0)
 		ret = take_option(&a, id, p.value);
 	if (!ret && id < 0)

@@ -305,14 +305,17 @@ static int img_rebase(int argc, char **argv)
 		return ret ? ret : p.status;
 	if (p.nr_args != 1)
 		return complain_usage("rebase: one file name is needed");
-	if (!r.backing)
+	if (!r.backing && !r.unsafe)
 		return complain_usage("rebase: -b is needed: the new backing file, or \"\" for none");
+	/* As callers know it from qemu-img: -u alone means none, and a format beside none means nothing. */
+	if (!r.backing)
+		r.backing = "";
+	if (!*r.backing)
+		r.backing_open.format = NULL;
 	if (*r.backing && !r.backing_open.format)
 		return complain_usage("rebase: the format of the new backing file %s is not given (-F); it is never guessed", r.backing);
 	if (r.unsafe && r.write_flags)
 		return complain_usage("rebase: -c compresses what is copied, but with -u nothing is");
-	if (!*r.backing && r.backing_open.format)
-		return complain_usage("rebase: a backing format is given (-F), but no backing file");
 	if (r.quiet)
 		r.progress = false;
 	stop_watch();

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "common.h"
+#include "suggest.h"
 
 #define HELP_COLUMN_MAX 34
 
@@ -23,6 +24,8 @@ static const struct option_row shared[] = {
 
 void parse_start(struct parse *p, const struct command *command, int argc, char **argv)
 {
+	if (command->run)
+		complain_help_is(command->name);
 	*p = (struct parse){ .command = command, .argv = argv, .argc = argc, .at = 1, .args = argv + 1 };
 }
 
@@ -110,6 +113,22 @@ static bool take_next(struct parse *p)
 	return true;
 }
 
+static int unknown(struct parse *p, const char *word, size_t len)
+{
+	struct suggestion s;
+	char name[96];
+
+	suggest_start(&s, word, len);
+	for (const struct option_row *row = p->command->options; row->id; row++) {
+		if (row->name)
+			suggest_word(&s, row->name);
+	}
+	snprintf(name, sizeof(name), "unknown option '--%.*s'", (int)MIN(len, 60), word);
+	if (s.best)
+		return wrong(p, "%s; did you mean --%s?", name, s.best);
+	return wrong(p, "%s", name);
+}
+
 static int long_option(struct parse *p, const char *word)
 {
 	const char *equals = strchr(word, '=');
@@ -125,8 +144,10 @@ static int long_option(struct parse *p, const char *word)
 		if (other && !other->name[len])
 			nr = 1;
 	}
-	if (!row || nr > 1)
-		return wrong(p, "%s option '--%.*s'", nr > 1 ? "ambiguous" : "unknown", (int)len, word);
+	if (!row)
+		return unknown(p, word, len);
+	if (nr > 1)
+		return wrong(p, "ambiguous option '--%.*s'", (int)len, word);
 	p->value = equals ? equals + 1 : NULL;
 	if (!row->arg && equals)
 		return wrong(p, "option '--%s' takes no value", row->name);

@@ -136,8 +136,8 @@ VARVE_API void varve_queue_remove_memory(struct varve_queue *queue, void *base, 
 #define VARVE_OPEN_WRITABLE (1u << 0)
 #define VARVE_OPEN_NO_BACKING (1u << 1)	 /* open only the file named: no backing file, no data file */
 #define VARVE_OPEN_FORCE_SHARE (1u << 2) /* read although another process holds the image for writing */
-#define VARVE_OPEN_NO_IO (1u << 3)	 /* only varve_image_info() will be called */
-#define VARVE_OPEN_CHECK (1u << 4)	 /* for varve_image_check(): open although metadata is damaged */
+#define VARVE_OPEN_NO_IO (1u << 3)	 /* only varve_image_info() will be called; not with WRITABLE */
+#define VARVE_OPEN_CHECK (1u << 4)	 /* for varve_image_check(): open although metadata is damaged; not with WRITABLE */
 #define VARVE_OPEN_IMAGE_OPTS (1u << 5)	 /* name is "driver=qcow2,file.filename=..." instead of a file name */
 /*
  * What is read from a backing image is stored in the image (the same as copy-on-read=on among image options). Needs
@@ -190,7 +190,8 @@ VARVE_API int varve_image_close(struct varve_image *image, struct varve_error *e
 /*
  * Lets a further queue submit requests to the image. While it is attached, the image's home queue must run
  * (have a thread, or be reaped) for requests of the other queues to make progress. Detaching waits for the
- * queue's requests. The home queue is attached by varve_image_open().
+ * queue's requests. The home queue is attached by varve_image_open(). Calls that change more than contents (resize, snapshots,
+ * make_empty, ...) wait for what is in flight on all queues: a thread that runs one of them itself reaps it first.
  */
 VARVE_API int varve_image_attach(struct varve_image *image, struct varve_queue *queue, struct varve_error *err);
 VARVE_API void varve_image_detach(struct varve_image *image, struct varve_queue *queue);
@@ -373,6 +374,9 @@ struct varve_option_info {
  * driver, or none that makes anything.
  */
 VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
+
+/* Names that driver= takes: formats, where images are stored, layers between. NULL: there are no more than that. */
+VARVE_API const char *varve_driver_name(unsigned number);
 
 struct varve_measure {
 	uint64_t required;	  /* of the file, for what the source holds */

@@ -300,6 +300,7 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 		.err = err,
 	};
 	struct varve_queue *queue = NULL;
+	char formats[DRIVER_FORMATS_MAX];
 	int ret;
 
 	if (!name || !*name || !format)
@@ -308,7 +309,8 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 		return varve_error_set(err, -EINVAL, "%s: unknown create flags 0x%x", name, flags);
 	c.drv = driver_find(format);
 	if (!c.drv || c.drv->kind != DRIVER_FORMAT)
-		return varve_error_set(err, -EINVAL, "%s: format '%s' is not known to this version", name, format);
+		return varve_error_set(err, -EINVAL, "%s: format '%s' is not known to this version (%s)", name, format,
+				       driver_formats(formats));
 	if (!c.drv->create)
 		return varve_error_set(err, -ENOTSUP, "%s: images of format %s can be read, not created", name, format);
 	c.opts = opts_new();
@@ -325,6 +327,13 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 	opts_free(c.opts);
 	free(c.followed);
 	return ret;
+}
+
+const char *varve_driver_name(unsigned number)
+{
+	const struct driver *drv = driver_at(number);
+
+	return drv ? drv->name : NULL;
 }
 
 const struct varve_option_info *varve_driver_options(const char *driver)

@@ -107,6 +107,8 @@ int varve_export_set_image(struct varve_export *e, struct varve_image *image, st
 {
 	int ret;
 
+	if (!image)
+		return varve_error_set(err, -EINVAL, "%s: an export cannot be without an image", node_name(e->image->top));
 	if (!e->paused)
 		return varve_error_set(err, -EBUSY, "%s: the export must be paused before it gets another image",
 				       node_name(e->image->top));

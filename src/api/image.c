@@ -82,6 +82,8 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 		return varve_error_set(err, -EINVAL, "bitmaps are changed only when the image is open for writing");
 	if ((flags & NODE_WRITABLE) && (flags & NODE_FORCE_SHARE))
 		return varve_error_set(err, -EINVAL, "an image cannot be shared by force and open for writing");
+	if ((flags & NODE_WRITABLE) && (flags & (NODE_NO_IO | NODE_CHECK)))
+		return varve_error_set(err, -EINVAL, "an image that is opened for information or to be checked cannot be open for writing");
 	if (cold && strcmp(cold, "1") == 0)
 		flags |= NODE_FORCE_COLD;
 	*ret_flags = flags;
@@ -275,9 +277,13 @@ static bool is_attached(const struct varve_image *image, const struct varve_queu
 
 int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct varve_error *err)
 {
-	struct attach_args a = { .top = image->top, .q = vq->q, .err = err };
+	struct attach_args a = { .err = err };
 	int ret;
 
+	if (!image || !vq)
+		return varve_error_set(err, -EINVAL, "varve_image_attach: the image or the queue is missing");
+	a.top = image->top;
+	a.q = vq->q;
 	if (is_attached(image, vq))
 		return varve_error_set(err, -EEXIST, "%s: queue %s is attached already", node_name(image->top),
 				       queue_name(vq->q));
@@ -296,8 +302,12 @@ int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct
 
 void varve_image_detach(struct varve_image *image, struct varve_queue *vq)
 {
-	struct attach_args a = { .top = image->top, .q = vq->q };
+	struct attach_args a = { 0 };
 
+	if (!image || !vq)
+		return;
+	a.top = image->top;
+	a.q = vq->q;
 	if (vq == image->home || !is_attached(image, vq))
 		return;
 	throttle_pass_begin(image->top);

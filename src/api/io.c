@@ -25,8 +25,11 @@ static const char *const op_names[REQ_OPS] = {
 int api_check_request(const struct varve_image *image, enum req_op op, uint64_t off, uint64_t len,
 		      struct varve_error *err)
 {
-	uint64_t disk_len = node_len(image->top);
+	uint64_t disk_len;
 
+	if (!image)
+		return varve_error_set(err, -EINVAL, "%s: the image is missing", op_names[op]);
+	disk_len = node_len(image->top);
 	if (image->top->flags & NODE_NO_IO)
 		return varve_error_set(err, -EINVAL, "%s: opened for information only", node_name(image->top));
 	if (op != REQ_READ && op != REQ_FLUSH && !(image->top->flags & NODE_WRITABLE))

@@ -11,6 +11,7 @@
 #include "proto/proto.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <string.h>
 
 static const struct driver *const drivers[] = {
@@ -21,6 +22,22 @@ static const struct driver *const drivers[] = {
 	&driver_blkdebug, &driver_fault, &driver_write_log,					  /* filters */
 	&driver_qcow2, &driver_qed, &driver_raw,		  /* formats */
 };
+
+const struct driver *driver_at(unsigned i)
+{
+	return i < ARRAY_LEN(drivers) ? drivers[i] : NULL;
+}
+
+const char *driver_formats(char buf[DRIVER_FORMATS_MAX])
+{
+	size_t at = 0;
+
+	for (size_t i = 0; i < ARRAY_LEN(drivers); i++) {
+		if (drivers[i]->kind == DRIVER_FORMAT && at < DRIVER_FORMATS_MAX)
+			at += (size_t)snprintf(buf + at, DRIVER_FORMATS_MAX - at, "%s%s", at ? ", " : "", drivers[i]->name);
+	}
+	return buf;
+}
 
 const struct driver *driver_find(const char *name)
 {

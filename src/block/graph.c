@@ -269,6 +269,7 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 		      const char *aio, struct node **ret, struct varve_error *err)
 {
 	const char *filename, *driver_name;
+	char formats[DRIVER_FORMATS_MAX];
 	const struct driver *drv = NULL;
 	struct node *child;
 	bool probed = false;
@@ -284,7 +285,8 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	if (!driver_name)
 		driver_name = opts_get(o, "format");
 	if (driver_name && !(drv = driver_find(driver_name)))
-		return varve_error_set(err, -EINVAL, "driver or format '%s' is not known to this version", driver_name);
+		return varve_error_set(err, -EINVAL, "%.500s%sdriver or format '%s' is not known to this version (formats: %s)",
+				       filename ? filename : "", filename ? ": " : "", driver_name, driver_formats(formats));
 	if (want == WANT_LEAF && !drv && filename && !strncmp(filename, DEBUG_PREFIX, strlen(DEBUG_PREFIX))) {
 		r = debug_name(o, filename, err);
 		if (r < 0)

@@ -287,6 +287,11 @@ struct driver {
 	void (*bitmap_close)(struct node *n, struct bitmap_bits *bits);
 };
 
+#define DRIVER_FORMATS_MAX 128
+/* All of them, from 0 on; NULL: there are no more. */
+const struct driver *driver_at(unsigned i);
+/* "qcow2, qed, raw", for messages. Returns buf. */
+const char *driver_formats(char buf[DRIVER_FORMATS_MAX]);
 /* The one list of drivers (block/drivers.c). NULL if unknown. */
 const struct driver *driver_find(const char *name);
 const struct driver *driver_by_prefix(const char *filename, const char **ret_rest);

@@ -152,6 +152,7 @@ static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, enum prea
 			struct varve_error *err)
 {
 	struct raw *raw = node_state(n);
+	const struct node *leaf;
 	uint64_t end;
 	int ret;
 
@@ -164,6 +165,10 @@ static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, enum prea
 	if (len > VARVE_LEN_MAX - RAW_SECTOR || u64_add(raw->host_off, len, &end) || end > VARVE_LEN_MAX)
 		return varve_error_set(err, -EFBIG, "a length of %llu bytes is too large",
 				       (unsigned long long)len);
+	for (leaf = n->file; leaf->file;)
+		leaf = leaf->file;
+	if (leaf->fixed_len && end < node_len(leaf)) /* it would have its old length again when it is opened next */
+		return varve_error_set(err, -ENOTSUP, "a device of %llu bytes cannot be made shorter", (unsigned long long)node_len(leaf));
 	ret = set_file_len(f, n->file, end, prealloc, err);
 	if (ret < 0)
 		return ret;

@@ -258,6 +258,8 @@ int served_setup(void **state)
 	varve_set_log(keep_line, NULL);
 	strcpy(folder + strlen(folder) - 6, "XXXXXX");
 	assert_non_null(mkdtemp(folder));
+	if (!served_poll_ns && getenv("VARVE_POLL_US"))
+		served_poll_ns = strtoull(getenv("VARVE_POLL_US"), NULL, 0) * 1000;
 	served_control = make_queue("control", 0);
 	served_queues[0] = make_queue("queue0", served_poll_ns);
 	served_queues[1] = make_queue("queue1", served_poll_ns);

@@ -32,7 +32,7 @@ struct served {
 extern struct served served[SERVED_DISKS];
 extern struct varve_vhost_user_blk_options served_opts; /* for served_start(); socket_path is set there */
 extern struct queue *served_control, *served_queues[2];
-extern uint64_t served_poll_ns; /* for served_setup(): how long these two spin; 0: not at all */
+extern uint64_t served_poll_ns; /* for served_setup(): how long these two spin (VARVE_POLL_US); 0: not at all */
 
 /* For cmocka: makes queues and disks, starts both servers; stops them and looks for descriptors left open. */
 int served_setup(void **state);

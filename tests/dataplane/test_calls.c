@@ -70,6 +70,34 @@ static void a_queue_that_spins_shows_what_is_done_at_once(void **state)
 	assert_int_equal(calls_for_one_turn(), 1 + (LOAD - 1) / 2 + (LOAD - 1) % 2);
 }
 
+/* The requests of a turn end in the middle of it: that their memory is gone is noticed there and at the turn's own steps. */
+static void memory_that_is_lost_is_told_once(void **state)
+{
+	struct vu_io *ios[4];
+	struct vu_front f;
+	struct vu_blk b;
+
+	(void)state;
+	served_connect(&f, 0, 1);
+	assert_int_equal(vu_blk_open(&b, &f, 0, 4, 4096), 0);
+	for (unsigned i = 0; i < 4; i++) {
+		ios[i] = vu_blk_get(&b);
+		vu_io_read(ios[i], i * UINT64_C(4096), 4096);
+		assert_int_equal(vu_blk_submit(&b, ios[i]), 0);
+	}
+	/* The rings stay, the data does not. */
+	assert_int_equal(ftruncate(f.mem.fd, (off_t)(ios[0]->data - f.mem.base)), 0);
+	assert_int_equal(vu_blk_kick(&b), 0);
+	assert_int_equal(vu_raw_wait_broken(&f, 0, SERVED_MS), VU_RAW_ERR_SIGNALLED);
+	assert_int_equal(ftruncate(f.mem.fd, (off_t)f.mem.len), 0);
+	vu_blk_free(&b);
+	vu_front_close(&f);
+	/* The next one is served after all that. */
+	served_connect(&f, 0, 1);
+	assert_int_equal(served_logged("has cut off memory"), 1);
+	vu_front_close(&f);
+}
+
 static int setup_spinning(void **state)
 {
 	served_poll_ns = 20000;
@@ -88,6 +116,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_queue_that_sleeps_calls_once_a_turn, served_setup, served_teardown),
 		cmocka_unit_test_setup_teardown(a_queue_that_spins_shows_what_is_done_at_once, setup_spinning,
 						teardown_spinning),
+		cmocka_unit_test_setup_teardown(memory_that_is_lost_is_told_once, served_setup, served_teardown),
+		cmocka_unit_test_setup_teardown(memory_that_is_lost_is_told_once, setup_spinning, teardown_spinning),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -86,7 +86,7 @@ BAD = {
         ("--object secret,id=x q.qcow2", "data= or file="), ("--object secret,id=x,file=none q.qcow2", "none"), ("--object secret q.qcow2", "id"),
     ],
     "map": [
-        ("", "file name"), ("none", "none"), ("-s 99G q.qcow2", "beyond"), ("-s x q.qcow2", "-s"), ("-l x q.qcow2", "-l"), ("--output xml q.qcow2", "xml"),
+        ("", "file name"), ("none", "none"), ("-s 9E q.qcow2", "-s"), ("-s x q.qcow2", "-s"), ("-l x q.qcow2", "-l"), ("--output xml q.qcow2", "xml"),
         ("-f frob q.qcow2", "frob"), ("lost.qcow2", "gone.raw"), ("q.qcow2 r.raw", "one file"),
     ],
     "measure": [

@@ -416,3 +416,21 @@ def test_options_at_random(here):
         same("src.raw", out, fmt)
         if rng.random() < 0.5:
             source, source_fmt = out, fmt
+
+
+@pytest.mark.parametrize("word, words", [
+    ("nobody", ["none of its 1 snapshots is 'nobody'"]), ("", ["none of its 1 snapshots is ''"]), ("snapshot.foo=1", ["'snapshot.foo=1'"]),
+    ("snapshot.name=nobody", ["snapshot 'nobody'"]), ("snapshot.id=7", ["with id '7'"]), ("snapshot.id=1,snapshot.name=b", ["'1'", "'b'"])])
+@pytest.mark.parametrize("command", [["convert", "-O", "raw", "s,1.qcow2", "out"], ["measure", "-O", "raw", "s,1.qcow2"],
+                                     ["dd", "if=s,1.qcow2", "of=out"]])
+def test_a_wrong_snapshot_is_told_of_file_and_snapshot(here, command, word, words):
+    """In the caller's words: the options that are made of them are nobody's business."""
+    ok(qimg("create", "-q", "-f", "qcow2", "s,1.qcow2", "1M"))
+    ok(qimg("snapshot", "-c", "one", "s,1.qcow2"))
+    line = refused(img(*command, "-l", word), "varve img: s,1.qcow2: ", *words)
+    assert "filename=" not in line and ",," not in line, line
+    ok(qimg("create", "-q", "-f", "raw", "s,1.qcow2", "1M"))
+    assert "no snapshots" in refused(img(*command, "-l", word), "varve img: s,1.qcow2: ", "raw")
+    os.unlink("s,1.qcow2")
+    refused(img(*command, "-l", word), "varve img: s,1.qcow2: cannot open")
+    assert not os.path.exists("out")

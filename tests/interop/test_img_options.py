@@ -2,6 +2,7 @@
 """test_img_options - which options there are (-o help), what a new file's space shall be like, the layers that info shows"""
 
 import contextlib
+import os
 import re
 
 import pytest
@@ -134,3 +135,30 @@ def test_info_tells_limits_and_the_cache_mode_decides(tmp_path):
         assert ok(img("info", "--limits", "-f", "raw", "--cache=none", "--output=json", disk)).json["limits"]["request-alignment"] == align
     assert re.search(r"^Limits:\n    request alignment: 1$", ok(img("info", "--limits", disk)).out, re.M)
     refused(img("info", "-t", "some", disk), "some")
+
+
+@pytest.mark.parametrize("args, says", [
+    (["covnert", "a", "b"], "no command 'covnert'; did you mean convert? (help: varve img --help)"),
+    (["xyzzy"], "no command 'xyzzy' (help: varve img --help)"),
+    (["info", "--outptu=json", "x"], "info: unknown option '--outptu'; did you mean --output? (help: varve img info --help)"),
+    (["info", "--backing-chian", "x"], "unknown option '--backing-chian'; did you mean --backing-chain?"),
+    (["info", "--nonsense", "x"], "unknown option '--nonsense' (help"),
+    (["create", "x", "-1G"], "create: '-1G' is no size"),
+    (["create", "-f", "qcow22", "x", "1G"], "x: format 'qcow22' is not known to this version (qcow2, qed, raw)"),
+    (["info", "-f", "qcow22", "x"], "x: driver or format 'qcow22' is not known to this version (formats: qcow2, qed, raw)"),
+    (["convert", "-O", "qcow2", "disk", "link"], "convert: link is the source as well as the target"),
+])
+def test_slips(tmp_path, monkeypatch, args, says):
+    monkeypatch.chdir(tmp_path)
+    ok(img("create", "-q", "-f", "qcow2", "disk", "1M"))
+    os.symlink("disk", "link")
+    before = (tmp_path / "disk").read_bytes()
+    assert says in refused(img(*args))
+    assert sorted(os.listdir()) == ["disk", "link"] and (tmp_path / "disk").read_bytes() == before
+
+
+def test_help_lists_the_formats_as_scripts_look_for_them():
+    words = re.search(r"^Supported formats: (.*)$", ok(img("--help")).out, re.M)[1].split()
+    assert {"raw", "qcow2", "qed", "file"} <= set(words)
+    for fmt in ("raw", "qcow2", "qed"):
+        ok(img("create", "-f", fmt, "-o", "help"))

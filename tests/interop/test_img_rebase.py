@@ -192,6 +192,17 @@ def test_unsafe_asks_no_snapshot(tmp_path):
         ok(tool("rebase", "-u", "-b", "base", "-F", "raw", tmp_path / "top"))
 
 
+@pytest.mark.parametrize("args", [["-b", "", "-F", "raw"], ["-u", "-b", "", "-F", "qcow2"], ["-u"], ["-u", "-F", "raw"]])
+def test_no_backing_file_in_other_words(tmp_path, args):
+    """Scripts give a format whether or not there is a file; -u alone takes the name away, with both tools."""
+    ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "1M"))
+    for name, tool in (("ours", img), ("theirs", qimg)):
+        ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / name))
+        ok(tool("rebase", *args, tmp_path / name))
+        told = info(tmp_path / name)
+        assert "backing-filename" not in told and "backing-filename-format" not in told
+
+
 def test_what_is_copied_can_be_compressed(tmp_path):
     ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", str(4 * MIB + 512)))
     ok(qio(tmp_path / "base", "write -P 5 0 3M", "write -P 6 4M 512", options=("-f", "raw")))
@@ -224,7 +235,7 @@ def test_what_is_wrong_changes_nothing(tmp_path):
     top = tmp_path / "top"
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", top))
     before = top.read_bytes()
-    for words, args in ((["-b"], []), (["-F"], ["-b", "base"]), (["-F"], ["-F", "raw", "-b", ""]), (["what"], ["-b", "base", "-F", "what"]),
+    for words, args in ((["-b"], []), (["-F"], ["-b", "base"]), (["what"], ["-b", "base", "-F", "what"]),
                         (["what"], ["-u", "-b", "base", "-F", "what"]), (["none"], ["-b", "none", "-F", "raw"]),
                         (["lock"], ["-b", "top", "-F", "qcow2"]), (["-c", "-u"], ["-c", "-u", "-b", "base", "-F", "raw"]),
                         (["cache"], ["-t", "fast", "-b", "base", "-F", "raw"])):

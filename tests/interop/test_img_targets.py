@@ -43,6 +43,13 @@ def test_zeroes_reach_a_device_that_held_something(here, device, name, args):
         assert f.read() == b"\x77" * MIB
 
 
+def test_a_device_is_not_made_shorter(here, device):
+    """Saying that it was, while it keeps its length, would be a lie."""
+    refused(img("resize", "-f", "raw", "--shrink", device, "1M"), device, "shorter")
+    ok(img("resize", "-q", "-f", "raw", device, "3M"))
+    refused(img("resize", "-f", "raw", device, "4M"), device, "needed")
+
+
 @pytest.mark.parametrize("name", ["src.raw", "file:src.raw", "link", "other", "./src.raw"])
 @pytest.mark.parametrize("args", [["convert", "-U", "-O", "qcow2", "src.raw"], ["convert", "-U", "-O", "raw", "top"],
                                   ["convert", "-U", "-O", "raw", "small", "top"], ["dd", "-U", "-O", "raw", "if=top"]])

@@ -215,7 +215,6 @@ REFUSED = [
                 "driver=luks,file.filename=plain.qcow2,key-secret=s", "luks"),
     ("cdi", "info --output=json nbd+unix:///?socket=/var/run/nbd.sock", "nbd+unix"),
     ("cdi", "convert -t none -p -O raw nbd+unix:///?socket=/var/run/nbd.sock new", "nbd+unix"),
-    ("proxmox", "convert -p -n -f qcow2 -O raw plain.qcow2 zeroinit:base.raw", "zeroinit"),
     ("proxmox", "convert -p -f qcow2 -O raw plain.qcow2 zeroinit:new", "zeroinit"),
     ("proxmox", "create -f raw rbd:pool/new 1M", "rbd"),
     ("incus", "create -f qcow2 -o data_file=new.raw,data_file_raw=on,preallocation=metadata new 1M", "data_file"),

@@ -67,8 +67,10 @@ static bool memory_lost(struct ring *r)
 {
 	if (likely(!atomic_load_explicit(&r->vr.mem->lost, memory_order_relaxed)))
 		return false;
-	vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
-	ring_break(r);
+	if (!r->broken) {
+		vring_fault(&r->vr, "the front end has cut off memory that it shares (SIGBUS)");
+		ring_break(r);
+	}
 	return true;
 }
 
@@ -230,8 +232,7 @@ static void show(struct ring *r)
 	r->dirty = false;
 	queue_progress(r->q, r->nr_done);
 	r->nr_done = 0;
-	if (!r->broken)
-		memory_lost(r);
+	memory_lost(r);
 	if (unlikely(r->ctx.log != NULL) && r->log_used)
 		log_used(r);
 	if (call) {
@@ -513,6 +514,7 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const 
 	if (ret < 0)
 		return ret;
 	r->in_order = features >> BLK_F_IN_ORDER & 1;
+	r->announced = false;
 	r->show_at = SHOW_FIRST;
 	r->fifo_head = 0;
 	r->ctx.features = features;

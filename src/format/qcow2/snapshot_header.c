@@ -103,9 +103,9 @@ int snapshots_find(const struct snapshots *s, const struct snapshot_pick *pick, 
 	}
 	if (nr == 1)
 		return 0;
-	return varve_error_set(err, nr ? -EEXIST : -ENOENT, "snapshot%s%s%s%s: %s", pick->id ? " with id " : "",
-			       pick->id ? pick->id : "", pick->name ? " " : "", pick->name ? pick->name : "",
-			       nr ? "there are several; name it by its id" : "the image has none such");
+	return varve_error_set(err, nr ? -EEXIST : -ENOENT, "snapshot%s%s%s%s%s%s: %s", pick->id ? " with id '" : "",
+			       pick->id ? pick->id : "", pick->id ? "'" : "", pick->name ? " '" : "", pick->name ? pick->name : "",
+			       pick->name ? "'" : "", nr ? "there are several; name it by its id" : "the image has none such");
 }
 
 static void free_old_table(struct qcow2 *q, uint64_t off, uint64_t len, order_mark gone)

@@ -104,6 +104,11 @@ static void wrong_open_options_are_refused(void **state)
 	assert_int_equal(varve_image_open(&image, path_of("disk"), &oo, &err), -EINVAL);
 	oo = (struct varve_open_options){ .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_FORCE_SHARE };
 	assert_int_equal(varve_image_open(&image, path_of("disk"), &oo, &err), -EINVAL);
+	/* Tables that are not loaded cannot be changed: a discard once tried. */
+	oo = (struct varve_open_options){ .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_CHECK };
+	assert_int_equal(varve_image_open(&image, path_of("disk"), &oo, &err), -EINVAL);
+	oo = (struct varve_open_options){ .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_NO_IO };
+	assert_int_equal(varve_image_open(&image, path_of("disk"), &oo, &err), -EINVAL);
 	oo = (struct varve_open_options){ .flags = VARVE_OPEN_IMAGE_OPTS, .format = "qcow2" };
 	assert_int_equal(varve_image_open(&image, "driver=qcow2", &oo, &err), -EINVAL);
 	assert_true(varve_image_open(&image, "", NULL, &err) < 0);
@@ -118,6 +123,9 @@ static void closing_nothing_is_fine(void **state)
 	assert_int_equal(varve_image_close(NULL, NULL), 0);
 	assert_int_equal(varve_export_stop(NULL, NULL), 0);
 	varve_queue_free(NULL);
+	assert_int_equal(varve_image_attach(NULL, NULL, NULL), -EINVAL);
+	varve_image_detach(NULL, NULL);
+	assert_int_equal(varve_image_read(NULL, 0, NULL, 0, NULL), -EINVAL);
 }
 
 static void an_info_only_image_does_no_io(void **state)
