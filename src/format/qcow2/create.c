@@ -22,6 +22,7 @@ const struct varve_option_info qcow2_options[] = {
 	{ "cluster_size", "size", "unit in which space is given out: 512 .. 2M, a power of two (64k)", false },
 	{ "compat", "str", "version: 0.10 (v2) or 1.1 (v3, the default)", true },
 	{ "compression_type", "str", "of compressed clusters: zlib (default) or zstd", false },
+	{ "extended_l2", "bool", "clusters are allocated in 32 parts; for those of 16k and more, 128k over a backing file", false },
 	{ "lazy_refcounts", "bool", "counts of references are written when the image is closed", true },
 	{ "preallocation", "str", "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
 	{ "refcount_bits", "num", "width of a count of references: 1, 2, 4, 8, 16 (default), 32, 64", true },
@@ -32,7 +33,7 @@ const struct varve_option_info qcow2_options[] = {
 struct wish {
 	uint32_t version;
 	unsigned cluster_bits, refcount_order;
-	bool lazy_refcounts;
+	bool lazy_refcounts, extended_l2;
 	uint8_t compression_type;
 	enum prealloc prealloc;
 	const char *backing_file, *backing_format; /* NULL: none */
@@ -138,7 +139,7 @@ static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)
 /* What qcow2 has and we cannot write. "off" is what we do. */
 static int refuse_unsupported(struct opts *o, struct varve_error *err)
 {
-	static const char *const switches[] = { "extended_l2", "data_file_raw", "encryption" };
+	static const char *const switches[] = { "data_file_raw", "encryption" };
 	static const char *const encrypt[] = { "format",    "key-secret",     "cipher-alg", "cipher-mode",
 					       "ivgen-alg", "ivgen-hash-alg", "hash-alg",   "iter-time" };
 
@@ -180,10 +181,15 @@ static int check_wish(const struct wish *w, struct varve_error *err)
 		return varve_error_set(err, -EINVAL, "option lazy_refcounts=on needs compat=1.1");
 	if (w->version < 3 && w->compression_type)
 		return varve_error_set(err, -EINVAL, "option compression_type=zstd needs compat=1.1");
-	if (w->prealloc != PREALLOC_OFF && w->backing_file)
+	if (w->version < 3 && w->extended_l2)
+		return varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1");
+	if (w->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN && w->extended_l2)
+		return varve_error_set(err, -EINVAL, "option extended_l2=on needs cluster_size=16k or more, not %u",
+				       1u << w->cluster_bits);
+	if (w->prealloc != PREALLOC_OFF && w->backing_file && !w->extended_l2)
 		return varve_error_set(err, -EINVAL,
 				       "options preallocation and backing_file exclude each other: "
-				       "preallocated clusters would hide the backing file");
+				       "preallocated clusters would hide the backing file, unless extended_l2=on");
 	return 0;
 }
 
@@ -195,9 +201,23 @@ static int get_wish(struct wish *w, struct opts *o, struct varve_error *err)
 	    (ret = get_refcount_order(w, o, err)) < 0 || (ret = get_prealloc(w, o, err)) < 0 ||
 	    (ret = get_compression(w, o, err)) < 0 || (ret = get_backing(w, o, err)) < 0 ||
 	    (ret = opts_get_bool(o, "lazy_refcounts", &w->lazy_refcounts, err)) < 0 ||
+	    (ret = opts_get_bool(o, "extended_l2", &w->extended_l2, err)) < 0 ||
 	    (ret = refuse_unsupported(o, err)) < 0 || (ret = check_wish(w, err)) < 0)
 		return ret;
 	return opts_done(o, err);
+}
+
+/* len: of the disk, rounded up. */
+static int plan(struct layout *ret, const struct wish *w, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	*ret = (struct layout){
+		.disk_len = len,
+		.cluster_bits = w->cluster_bits,
+		.refcount_order = w->refcount_order,
+		.entry_words = w->extended_l2 ? 2 : 1,
+		.over_backing = w->backing_file,
+	};
+	return layout_plan(ret, prealloc, err);
 }
 
 static void fill_header(struct qcow2_header *h, const struct wish *w, const struct layout *l)
@@ -215,6 +235,8 @@ static void fill_header(struct qcow2_header *h, const struct wish *w, const stru
 	h->compression_type = w->compression_type;
 	if (w->compression_type)
 		h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+	if (w->extended_l2)
+		h->incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
 	if (w->lazy_refcounts)
 		h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
 	if (w->backing_file)
@@ -235,8 +257,7 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	if (ret < 0)
 		return ret;
 	/* Disks are whole sectors; other lengths are rounded up, as the other tools do. */
-	ret = layout_plan(&l, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.cluster_bits,
-			  w.refcount_order, w.prealloc, err);
+	ret = plan(&l, &w, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.prealloc, err);
 	if (ret < 0)
 		return ret;
 	h = calloc(1, sizeof(*h));
@@ -271,7 +292,7 @@ int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *re
 		r = varve_error_set(err, -ENOTSUP, "option preallocation=%s: an image in a pipe has no space to reserve",
 				    opts_get(o, "preallocation"));
 	if (r == 0)
-		r = layout_plan(&l, align_up(disk_len, SECTOR), w.cluster_bits, w.refcount_order, PREALLOC_OFF, err);
+		r = plan(&l, &w, align_up(disk_len, SECTOR), PREALLOC_OFF, err);
 	if (r == 0)
 		fill_header(ret, &w, &l);
 	return r;
@@ -280,18 +301,10 @@ int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *re
 int qcow2_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)
 {
 	struct wish w = { 0 };
-	bool extended_l2 = false;
-	int r = opts_get_bool(o, "extended_l2", &extended_l2, err);
+	int r = get_wish(&w, o, err);
 
-	/* Their size is known, although they are not written. */
-	if (r == 0 && extended_l2)
-		r = opts_set(o, "extended_l2", "off", err);
 	if (r == 0)
-		r = get_wish(&w, o, err);
-	if (r == 0 && extended_l2 && (w.version < 3 || w.cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN))
-		r = varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1 and clusters of at least 16k");
-	if (r == 0)
-		r = qcow2_measure_tables(align_up(len, SECTOR), w.cluster_bits, w.refcount_order, extended_l2, &ret->tables, err);
+		r = qcow2_measure_tables(align_up(len, SECTOR), w.cluster_bits, w.refcount_order, w.extended_l2, &ret->tables, err);
 	if (r < 0)
 		return r;
 	ret->unit = 1ull << w.cluster_bits;
