@@ -320,5 +320,8 @@ const struct command cmd_convert = {
 	.what = "copy the contents of images into a new one",
 	.args = "SOURCE...|- TARGET|-",
 	.options = options,
-	.notes = "What the sources read, with their backing files, one behind the other. A file that could not be made whole is removed.\n",
+	.notes = "What the sources read, with their backing files, one behind the other. A file that could not be made whole is removed.\n\n"
+		 "  varve img convert -p -f raw -O qcow2 disk.raw disk.qcow2         a raw disk becomes qcow2\n"
+		 "  varve img convert -c -O qcow2 -o compression_type=zstd a.qcow2 b.qcow2   smaller, to be kept\n"
+		 "  varve img convert -l before -O raw disk.qcow2 old.raw            what a snapshot holds\n",
 };

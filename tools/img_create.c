@@ -132,4 +132,7 @@ const struct command cmd_create = {
 	.what = "make a new image",
 	.args = "FILE [SIZE]",
 	.options = options,
+	.notes = "  varve img create -f qcow2 disk.qcow2 20G                         20 GiB, which take space when they are written\n"
+		 "  varve img create -f qcow2 -b base.raw -F raw work.qcow2          base.raw stays as it is\n"
+		 "  varve img create -f qcow2 -o help                                the options that -o takes\n",
 };

@@ -27,6 +27,25 @@ def complete(*words):
     return ok(run("bash", "-c", script, "bash", here.resolve(), *words)).out.split()
 
 
+def test_the_manual_says_what_every_option_means():
+    """With the command, or among those that all have in common."""
+    page = (TREE / "docs" / "man" / "varve-img.1.scd").read_text()
+    common = page[page.index("# COMMON OPTIONS"):page.index("# SIGNALS")]
+    sections = dict(s.split("\n", 1) for s in re.split(r"^## ", page, flags=re.M)[1:])
+    missing, seen = [], 0
+    for section in re.split(r"^## ", COMMANDS, flags=re.M)[1:]:
+        name, rows = section.split("\n", 1)
+        if name not in sections:
+            assert name.startswith(("varve io", "Commands of")), name
+            continue
+        for letter, long in re.findall(r"^\| (?:`-(.)`)? ?\| (?:`--([a-z-]+)`)?", rows, flags=re.M):
+            words = ([rf"\*-{re.escape(letter)}\*"] if letter else []) + ([rf"\*--{long}\*"] if long else [])
+            seen += bool(words)
+            if words and not any(re.search(w, sections[name] + common) for w in words):
+                missing.append((name, letter, long))
+    assert not missing and seen > 150, (seen, missing)
+
+
 def test_the_page_of_the_grammar_is_what_the_parser_reads():
     page = TREE / "docs" / "guide" / "grammar.md"
     assert page.read_text() == COMMANDS, f"run: varve completion markdown > {page}"
