@@ -20,14 +20,16 @@ def places():
     return {e["start"]: (e["length"], e["offset"]) for e in ok(img("map", "--output=json", "disk")).json if e["data"]}
 
 
-@pytest.fixture(params=["alone", "overlay", "small clusters"])
+@pytest.fixture(params=["alone", "overlay", "small clusters", "subclusters", "overlay with subclusters"])
 def disk(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if request.param == "overlay":
+    overlay = request.param.startswith("overlay")
+    if overlay:
         ok(qimg("create", "-q", "-f", "raw", "base", "8M"))
         ok(qio("base", "write -q -P 200 0 8M", options=("-f", "raw")))
-    ok(img("create", "-q", "-f", "qcow2", *(["-b", "base", "-F", "raw"] if request.param == "overlay" else []),
-           "-o", "cluster_size=" + ("4k" if request.param == "small clusters" else "64k"), "disk", "8M"))
+    ok(img("create", "-q", "-f", "qcow2", *(["-b", "base", "-F", "raw"] if overlay else []),
+           "-o", "cluster_size=" + ("4k" if request.param == "small clusters" else "64k"),
+           "-o", "extended_l2=" + ("on" if "subclusters" in request.param else "off"), "disk", "8M"))
     vio("write -P 1 0 8M")
 
 

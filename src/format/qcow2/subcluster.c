@@ -344,7 +344,7 @@ int sub_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *le
 /* What an entry becomes whose subclusters `mask` go. Its place goes with the last of them that has data. */
 static struct wide_entry unlinked(const struct qcow2 *q, struct wide_entry e, uint32_t mask, enum unlink_mode mode)
 {
-	bool keep = mode == UNLINK_ZERO && is_kept(&e), had_data = is_packed(&e) || e.data;
+	bool keep = (mode == UNLINK_ZERO || (q->keeps_space && mode != UNLINK_ABSENT)) && is_kept(&e), had_data = is_packed(&e) || e.data;
 	/* Zeroes that were told stay told; without a backing image, nothing reads as zeroes too, unless the place is kept. */
 	uint32_t stays = mode == UNLINK_ZERO || mode == UNLINK_ZERO_UNMAP ? e.zero : 0;
 
@@ -380,6 +380,38 @@ static int plan_unlink(const struct qcow2 *q, const struct piece *p, struct chan
 	return 0;
 }
 
+/* Has the cluster lost all of its data, and kept its place? */
+static bool is_emptied(const struct change *c, unsigned i)
+{
+	return is_kept(&c->old[i]) && c->old[i].data && !c->next[i].data && c->next[i].place == c->old[i].place;
+}
+
+/* Where the clusters are that will be emptied; NULL: there are none. To be asked before anything changes. */
+static struct node *emptied_file(const struct qcow2 *q, const struct change *c)
+{
+	for (unsigned i = 0; i < c->run.nr; i++) {
+		uint64_t off = cluster_start(q, &c->run, i);
+		struct extent e;
+
+		if (!is_emptied(c, i))
+			continue;
+		off += (uint64_t)__builtin_ctz(c->old[i].data) << sub_bits(q);
+		l2_map(q->node, off, 1ull << sub_bits(q), &e);
+		if (e.kind == EXTENT_DATA)
+			return e.node;
+	}
+	return NULL;
+}
+
+/* discard-no-unref: their blocks go at once, see punch_emptied() in l2.c. */
+static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *file, const struct change *c)
+{
+	for (unsigned i = 0; i < c->run.nr; i++) {
+		if (is_emptied(c, i))
+			(void)node_discard(f, file, c->old[i].place & QCOW2_OFF_MASK, q->cluster_len); /* advice */
+	}
+}
+
 /*
  * As in l2.c's unlink_pinned(): first nobody finds the old mapping any more and nothing is in flight under it, then the entry
  * is queued, and what it gave up is freed when it is durable. In between, places go after the bitmaps (subcluster.h, "taking").
@@ -389,11 +421,13 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 {
 	struct change c = { .run = *run };
 	bool changes, wait;
+	struct node *file;
 	order_mark mark;
 	int err = plan_unlink(q, p, &c, off, len, mode, &changes, &wait);
 
 	if (err < 0 || !changes)
 		return err;
+	file = q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) ? emptied_file(q, &c) : NULL;
 	for (unsigned i = 0; i < run->nr; i++)
 		set_bitmap(p, run->first + i, &c.next[i]);
 	if (wait)
@@ -409,5 +443,7 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 			release_entry(q, c.old[i].place, mark, mode != UNLINK_ZERO);
 		}
 	}
+	if (err == 0 && file)
+		punch_emptied(f, q, file, &c);
 	return err;
 }
