@@ -73,6 +73,7 @@ int main(int argc, char **argv)
 
 	/* A reader that goes away is an error of write(), not a reason to die half-way through a change. */
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error then, after which files are tidied up */
 	for (size_t i = 0; i < ARRAY_LEN(tools); i++) {
 		if (tools[i].link && strcmp(name, tools[i].link) == 0) {
 			prog = tools[i].link;

@@ -5,11 +5,12 @@ Loop devices need root; without it those tests are skipped.
 """
 
 import os
+import resource
 import subprocess
 
 import pytest
 
-from tool import KIB, MIB, img, ok, qio, refused
+from tool import KIB, MIB, TIMEOUT, img, ok, qio, refused, varve_path
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_forced_sharing_does_not_destroy_what_is_read(here, name, args):
     (here / "small").write_bytes(b"s" * 512)
     ok(img("create", "-q", "-f", "qcow2", "-b", "src.raw", "-F", "raw", "top"))
     before = (here / "src.raw").read_bytes()
-    refused(img(*args, f"of={name}" if args[0] == "dd" else name), name, "read from")
+    refused(img(*args, f"of={name}" if args[0] == "dd" else name), name)
     assert (here / "src.raw").read_bytes() == before
 
 
@@ -82,3 +83,14 @@ def test_after_an_error_a_link_stays_and_what_it_led_to_goes(here, args):
     os.symlink("sub/new", "link")
     refused(img(*args, "of=link" if args[0] == "dd" else "link"), "bad")
     assert os.readlink("link") == "sub/new" and os.listdir("sub") == []
+
+
+@pytest.mark.parametrize("args", [["convert", "-S", "0", "-O", "raw", "src.raw", "out"], ["convert", "-S", "0", "-O", "qcow2", "src.raw", "out"],
+                                  ["create", "-f", "raw", "out", "9M"], ["dd", "-O", "qcow2", "if=noise", "of=out"]])
+def test_a_limit_of_file_lengths_is_an_error_and_no_end(here, args):
+    """The signal for it would end the program, and leave half a file."""
+    (here / "noise").write_bytes(b"n" * 2 * MIB)
+    p = subprocess.run([varve_path(), "img", *args], capture_output=True, text=True, timeout=TIMEOUT, check=False,
+                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB)))
+    assert p.returncode == 1 and "File too large" in p.stderr and p.stderr.count("\n") == 1, p
+    assert not os.path.exists("out")
