@@ -173,6 +173,7 @@ static int stop(struct serve *s)
 	int failed = 0;
 
 	serve_control_free(s->asked);
+	serve_jobs_end(s);
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
 		failed |= stop_disk(&s->disk[i]);
 	varve_queue_free(s->control);
@@ -207,7 +208,7 @@ int serve_main(int argc, char **argv)
 	sigset_t ends;
 	int ret;
 
-	s.wake_fd = -1;
+	s.wake_fd = s.job_fd = -1;
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
 		stop(&s); /* names */

@@ -140,6 +140,8 @@ static int settle(struct serve_disk *d)
 {
 	bool wanted = atomic_load(&d->wanted);
 
+	if (d->job)
+		return -1; /* its end is heard of */
 	if (wanted && !d->held)
 		return take(d) ? RETRY_MS : -1;
 	if (!wanted && d->held)

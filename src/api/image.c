@@ -367,6 +367,11 @@ int varve_image_resume(struct varve_image *image)
 	return policy_resume(image->top);
 }
 
+void varve_image_stop_waiting(struct varve_image *image)
+{
+	policy_failing_begin(image->top);
+}
+
 /* ---- what an image says of itself ---- */
 
 uint64_t varve_image_length(const struct varve_image *image)
