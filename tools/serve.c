@@ -133,7 +133,7 @@ static int start_disk(struct serve *s, struct serve_disk *d)
 
 static int start(struct serve *s)
 {
-	if ((s->takeover && pidfile_take_over(s->pidfile)) || start_control(s))
+	if (start_control(s))
 		return 1;
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
@@ -215,6 +215,11 @@ int serve_main(int argc, char **argv)
 		return ret < 0 ? finish_stdout() : ret;
 	}
 	verbose = s.verbose;
+	/* With nothing opened yet, a signal may end this wait as it likes. */
+	if (s.takeover && pidfile_take_over(s.pidfile)) {
+		stop(&s);
+		return 1;
+	}
 	/* Blocked in every thread that is made from here on; this one waits for them. */
 	sigemptyset(&ends);
 	sigaddset(&ends, SIGTERM);

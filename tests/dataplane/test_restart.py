@@ -305,6 +305,45 @@ def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
         os.close(watch)
 
 
+@pytest.mark.parametrize("program", ["serve", "daemon"])
+def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
+    """The old one does not end; the new one does when it is told to, and the old one then has what it had."""
+    disk = make_disk(tmp_path, "raw", "1M")
+    pidfile = tmp_path / "pid"
+    argv = {"serve": ["serve", disk, "-f", "raw", "--vhost-user", tmp_path / "s.sock"],
+            "daemon": ["daemon", "--blockdev", f"driver=file,node-name=f,filename={disk}",
+                       "--export", f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={tmp_path}/s.sock,writable=on"]}[program]
+    with Process(tmp_path, *argv, "--pidfile", pidfile) as old:
+        wait_pidfile(pidfile, old.process.pid)
+        old.process.send_signal(signal.SIGSTOP)
+        new = subprocess.Popen([VARVE, *map(str, argv), "--pidfile", pidfile, "--takeover"], stderr=subprocess.PIPE)
+        try:
+            # It waits for the old one as soon as it has sent it the signal.
+            deadline = time.monotonic() + SECONDS
+            while not pending_sigterm(old.process.pid):
+                assert new.poll() is None and time.monotonic() < deadline
+                time.sleep(0.005)
+            new.send_signal(signal.SIGTERM)
+            assert new.wait(10) != 0
+        finally:
+            new.kill()
+            new.communicate()
+            old.process.send_signal(signal.SIGCONT)
+        assert old.process.wait(SECONDS) == 0, old.text()
+
+
+def wait_pidfile(path, pid):
+    deadline = time.monotonic() + SECONDS
+    while not path.exists() or path.read_text().strip() != str(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def pending_sigterm(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
+
+
 def test_daemons_follow_one_another_under_load(tmp_path):
     """Upgrades: each command returns when its daemon serves, and the one before has flushed and gone; first a `varve serve` does."""
     disk = make_disk(tmp_path, "qcow2")
