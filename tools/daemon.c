@@ -172,8 +172,6 @@ static int start(struct daemon *d, struct pidfile *p)
 	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-control" };
 	struct varve_error err;
 
-	if (d->takeover && pidfile_take_over(d->pidfile))
-		return 1;
 	if (varve_queue_new(&d->control, &qo, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
@@ -217,6 +215,9 @@ int daemon_main(int argc, char **argv)
 	ret = parse(argc, argv, &d);
 	if (ret == 0 && d.daemonize)
 		ret = detach_begin(&tell); /* before there are threads: they would not be in the child */
+	/* With nothing opened yet, a signal may end this wait as it likes. */
+	if (ret == 0 && d.takeover)
+		ret = pidfile_take_over(d.pidfile);
 	if (ret == 0) {
 		block_signals(&ends);
 		varve_set_log(log_to_stderr, NULL);

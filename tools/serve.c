@@ -133,7 +133,7 @@ static int start_disk(struct serve *s, struct serve_disk *d)
 
 static int start(struct serve *s)
 {
-	if ((s->takeover && pidfile_take_over(s->pidfile)) || start_control(s))
+	if (start_control(s))
 		return 1;
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
@@ -173,6 +173,7 @@ static int stop(struct serve *s)
 	int failed = 0;
 
 	serve_control_free(s->asked);
+	serve_jobs_end(s);
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
 		failed |= stop_disk(&s->disk[i]);
 	varve_queue_free(s->control);
@@ -207,13 +208,18 @@ int serve_main(int argc, char **argv)
 	sigset_t ends;
 	int ret;
 
-	s.wake_fd = -1;
+	s.wake_fd = s.job_fd = -1;
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
 		stop(&s); /* names */
 		return ret < 0 ? finish_stdout() : ret;
 	}
 	verbose = s.verbose;
+	/* With nothing opened yet, a signal may end this wait as it likes. */
+	if (s.takeover && pidfile_take_over(s.pidfile)) {
+		stop(&s);
+		return 1;
+	}
 	/* Blocked in every thread that is made from here on; this one waits for them. */
 	sigemptyset(&ends);
 	sigaddset(&ends, SIGTERM);

@@ -6,6 +6,7 @@
  *   serve_options.c  the command line
  *   serve_control.c  the control socket: connections, lines
  *   serve_command.c  what can be asked there
+ *   serve_job.c      what of it may wait
  *   serve_state.c    the state of a machine on its way into a snapshot
  *   serve_hand_over.c  the image is held only while the machine runs
  */
@@ -41,7 +42,8 @@ struct serve_disk {
 	struct varve_stream *stream;
 	struct varve_export *exp;
 	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
-	bool paused;	/* by the control socket */
+	struct serve_job *job; /* a command that may wait; NULL: none. Nothing else changes the disk meanwhile */
+	_Atomic bool paused; /* by the control socket */
 	char *limits;	/* set there; NULL: those of the command line */
 
 	/* with hand_over */
@@ -63,6 +65,7 @@ struct serve {
 	struct serve_control *asked;
 	struct pidfile held;
 	int wake_fd; /* readable when the main thread is to look at its disks; -1: it never is */
+	int job_fd;  /* readable when a job has ended; -1: there is no control socket */
 };
 
 /* 0; 1: failed, told; -1: done (help, version). */
@@ -101,5 +104,19 @@ void serve_control_free(struct serve_control *c);
 
 /* Carries out one line; the answer, without a newline, is malloc'd. NULL: no memory. */
 char *serve_command(struct serve *s, const char *line, size_t len);
+
+enum serve_kind { SERVE_AT_ONCE, SERVE_JOB, SERVE_RESUME };
+
+/* What a line asks for: something that is done at once, or may wait (*ret_disk: for which disk), or ends such a wait. */
+enum serve_kind serve_command_kind(struct serve *s, const char *line, size_t len, struct serve_disk **ret_disk);
+
+/* ---- commands that may wait; the main thread ---- */
+
+/* d has no job. 0, or a negative errno. */
+int serve_job_start(struct serve *s, struct serve_disk *d, const char *line, size_t len);
+/* True: d's job is over, and this is its answer as of serve_command(). */
+bool serve_job_take(struct serve_disk *d, char **ret_answer);
+/* Ends all: what they wait for fails if it has to. */
+void serve_jobs_end(struct serve *s);
 
 #endif

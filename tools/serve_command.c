@@ -8,7 +8,7 @@
  * "disk" may be left out when there is one; "id", which may be anything, comes back. A command more is a function and a
  * line in the table at the end.
  *
- * Assumes: the main thread; a command blocks it, not the disks.
+ * Assumes: the main thread, or for commands that may wait a job's (serve_job.c): nothing else changes their disk meanwhile.
  */
 #include "serve.h"
 
@@ -230,25 +230,26 @@ static const struct command {
 	const char *name;
 	json_t *(*run)(struct call *c);
 	bool about_disk;
+	bool waits; /* perhaps for requests of the disk */
 	const char *args; /* names of members beside "command", "disk" and "id", each with a space behind it */
 	const char *help;
 } commands[] = {
-	{ "help", cmd_help, false, "", "what can be asked" },
-	{ "disks", cmd_disks, false, "", "the disks that are served" },
-	{ "stats", cmd_stats, true, "", "requests, latencies, and what goes on inside" },
-	{ "pause", cmd_pause, true, "", "no request is taken from now on; returns when those in flight are done" },
-	{ "resume", cmd_resume, true, "", "after pause, or after an error with werror=stop" },
-	{ "resize", cmd_resize, true, "size shrink ",
+	{ "help", cmd_help, false, false, "", "what can be asked" },
+	{ "disks", cmd_disks, false, false, "", "the disks that are served" },
+	{ "stats", cmd_stats, true, false, "", "requests, latencies, and what goes on inside" },
+	{ "pause", cmd_pause, true, true, "", "no request is taken from now on; returns when those in flight are done" },
+	{ "resume", cmd_resume, true, false, "", "after pause, or after an error with werror=stop" },
+	{ "resize", cmd_resize, true, true, "size shrink ",
 	  "another length (\"size\": bytes, or \"20G\"; less only with \"shrink\": true); the guest is told" },
-	{ "throttle", cmd_throttle, true, "limits ",
+	{ "throttle", cmd_throttle, true, false, "limits ",
 	  "new limits (a string as for --throttle, \"\" for none), or without any, those in force" },
 
-	{ "snapshots", cmd_snapshots, true, "", "the internal snapshots of the disk" },
-	{ "snapshot-create", cmd_snapshot_create, true, "name state ",
+	{ "snapshots", cmd_snapshots, true, true, "", "the internal snapshots of the disk" },
+	{ "snapshot-create", cmd_snapshot_create, true, true, "name state ",
 	  "keeps the disk as it is now, while it is used; \"state\": a FIFO or file with the state of the machine" },
-	{ "snapshot-state", cmd_snapshot_state, true, "", "what the state of the last snapshot-create has come to" },
-	{ "snapshot-delete", cmd_snapshot_delete, true, "name snapshot-id ", "forgets a snapshot" },
-	{ "flush", cmd_flush, true, "", "everything acknowledged is on stable storage" },
+	{ "snapshot-state", cmd_snapshot_state, true, true, "", "what the state of the last snapshot-create has come to" },
+	{ "snapshot-delete", cmd_snapshot_delete, true, true, "name snapshot-id ", "forgets a snapshot" },
+	{ "flush", cmd_flush, true, true, "", "everything acknowledged is on stable storage" },
 };
 
 static json_t *cmd_help(struct call *c)
@@ -306,22 +307,46 @@ static bool check_members(struct call *c, const struct command *cmd)
 	return true;
 }
 
-static json_t *run(struct call *c)
+/* The command of c->args, whose disk is c->d then. NULL after fail(). */
+static const struct command *find_command(struct call *c)
 {
 	const char *name = json_string_value(json_object_get(c->args, "command"));
 
-	if (!name)
-		return fail(c, "a line is a JSON object with a member \"command\", a string; try {\"command\": \"help\"}");
+	if (!name) {
+		fail(c, "a line is a JSON object with a member \"command\", a string; try {\"command\": \"help\"}");
+		return NULL;
+	}
 	for (unsigned i = 0; i < ARRAY_LEN(commands); i++) {
 		const struct command *cmd = &commands[i];
 
 		if (strcmp(cmd->name, name) != 0)
 			continue;
-		if (!check_members(c, cmd) || (cmd->about_disk && !find_disk(c)))
-			return NULL;
-		return cmd->run(c);
+		return check_members(c, cmd) && (!cmd->about_disk || find_disk(c)) ? cmd : NULL;
 	}
-	return fail(c, "there is no command \"%.200s\"; try \"help\"", name);
+	fail(c, "there is no command \"%.200s\"; try \"help\"", name);
+	return NULL;
+}
+
+enum serve_kind serve_command_kind(struct serve *s, const char *line, size_t len, struct serve_disk **ret_disk)
+{
+	struct call c = { .s = s, .args = json_loadb(line, len, JSON_REJECT_DUPLICATES, NULL) };
+	const struct command *cmd = json_is_object(c.args) ? find_command(&c) : NULL;
+
+	json_decref(c.args);
+	*ret_disk = c.d;
+	if (!cmd)
+		return SERVE_AT_ONCE; /* to be answered with what is wrong */
+	return cmd->waits ? SERVE_JOB : cmd->run == cmd_resume ? SERVE_RESUME : SERVE_AT_ONCE;
+}
+
+/* Errors tell of files and words of others, which may be no UTF-8, or were cut in the middle of a letter. */
+static json_t *error_text(char *text)
+{
+	json_t *o = json_string(text);
+
+	for (char *c = text; !o && *c; c++)
+		*c = *c & 0x80 ? '?' : *c;
+	return o ? o : json_string(text);
 }
 
 char *serve_command(struct serve *s, const char *line, size_t len)
@@ -332,13 +357,17 @@ char *serve_command(struct serve *s, const char *line, size_t len)
 	char *text;
 
 	c.args = json_loadb(line, len, JSON_REJECT_DUPLICATES, &where);
-	value = json_is_object(c.args) ? run(&c)
-		: c.args		? fail(&c, "a line is a JSON object")
-					: fail(&c, "not JSON: %s", where.text);
+	if (json_is_object(c.args)) {
+		const struct command *cmd = find_command(&c);
+
+		value = cmd ? cmd->run(&c) : NULL;
+	} else {
+		value = c.args ? fail(&c, "a line is a JSON object") : fail(&c, "not JSON: %s", where.text);
+	}
 	if (value)
 		json_object_set_new(o, "return", value);
 	else
-		json_object_set_new(o, "error", json_string(c.error));
+		json_object_set_new(o, "error", error_text(c.error));
 	id = json_object_get(c.args, "id");
 	if (id)
 		json_object_set(o, "id", id);

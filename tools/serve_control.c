@@ -3,7 +3,8 @@
  * tools/serve_control.c - the control socket of `varve serve`: who is connected, and their lines
  *
  * Owns:    the listening socket and its name, the connections.
- * Assumes: the main thread; commands are carried out one after the other, while everybody waits.
+ * Assumes: the main thread. Commands of one connection are carried out one after the other; who asks for one that may wait
+ *          waits, and so do those who want something else of that kind of the same disk.
  * Never:   waits for somebody who does not read its answers, or keeps more than a line of anybody.
  */
 #include "serve.h"
@@ -12,6 +13,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -26,6 +28,8 @@ struct client {
 	char in[LINE_MAX_LEN];
 	char *out; /* the answer being sent; nothing is read meanwhile */
 	size_t out_len, out_sent;
+	struct serve_disk *asked; /* its command is that disk's job; NULL: none */
+	bool queues;		  /* the next one has to wait for somebody else's job */
 };
 
 struct serve_control {
@@ -101,6 +105,12 @@ struct serve_control *serve_control_new(struct serve *s)
 	}
 	c->s = s;
 	c->fd = -1;
+	s->job_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->job_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
+		free(c);
+		return NULL;
+	}
 	for (unsigned i = 0; i < CLIENTS_MAX; i++)
 		c->client[i].fd = -1;
 	if (make_socket(c, s->control_path)) {
@@ -118,6 +128,8 @@ static void drop(struct client *cl)
 	cl->fd = -1;
 	cl->out = NULL;
 	cl->have = 0;
+	cl->asked = NULL; /* the job goes on; nobody gets its answer */
+	cl->queues = false;
 }
 
 void serve_control_free(struct serve_control *c)
@@ -168,18 +180,53 @@ static void answer(struct client *cl, char *text)
 	send_more(cl);
 }
 
+static char *no_thread(int error)
+{
+	char *text = NULL;
+
+	if (asprintf(&text, "{\"error\": \"no thread for the command: %s\"}", strerror(error)) < 0)
+		return NULL;
+	return text;
+}
+
+/* False: not now. Sending the answer may end the connection; the line is still in its buffer. */
+static bool run_line(struct serve_control *c, struct client *cl, size_t len)
+{
+	struct serve_disk *d;
+	enum serve_kind kind = serve_command_kind(c->s, cl->in, len, &d);
+	int ret;
+
+	if (kind == SERVE_RESUME && d->job)
+		varve_image_resume(d->image); /* that is what it may be waiting for */
+	if (kind != SERVE_AT_ONCE && d->job)
+		return false;
+	if (kind == SERVE_JOB) {
+		ret = serve_job_start(c->s, d, cl->in, len);
+		if (ret == 0)
+			cl->asked = d;
+		else
+			answer(cl, no_thread(-ret));
+		return true;
+	}
+	answer(cl, serve_command(c->s, cl->in, len));
+	return true;
+}
+
 /* Carries out the lines that are there, as long as answers go out. */
 static void run_lines(struct serve_control *c, struct client *cl)
 {
 	char *end;
 
-	while (cl->fd >= 0 && !cl->out && (end = memchr(cl->in, '\n', cl->have))) {
+	cl->queues = false;
+	while (cl->fd >= 0 && !cl->out && !cl->asked && (end = memchr(cl->in, '\n', cl->have))) {
 		size_t len = (size_t)(end - cl->in);
-		char *text = serve_command(c->s, cl->in, len);
 
+		if (!run_line(c, cl, len)) {
+			cl->queues = true;
+			return;
+		}
 		cl->have -= len + 1;
 		memmove(cl->in, end + 1, cl->have);
-		answer(cl, text);
 	}
 }
 
@@ -195,7 +242,7 @@ static void read_more(struct serve_control *c, struct client *cl)
 	}
 	cl->have += (size_t)n;
 	run_lines(c, cl);
-	if (cl->have == sizeof(cl->in) && !cl->out) {
+	if (cl->have == sizeof(cl->in) && !cl->out && !cl->asked && !cl->queues) {
 		complain("%s: a command of more than %u bytes; the connection is closed", c->s->control_path,
 			 LINE_MAX_LEN);
 		drop(cl);
@@ -216,11 +263,46 @@ static void accept_one(struct serve_control *c)
 		close(fd);
 }
 
+/* Of a client that waits for a job nothing is wanted but to know that it has gone. */
+static bool waits(const struct client *cl)
+{
+	return !cl->out && (cl->asked || cl->queues);
+}
+
+/* Gives those who asked for them the answers of jobs that are over; then the next may have theirs. */
+static void jobs_done(struct serve_control *c)
+{
+	uint64_t count;
+
+	if (read(c->s->job_fd, &count, sizeof(count)) < 0)
+		return; /* it was for one that is taken already */
+	for (unsigned i = 0; i < c->s->nr_disks; i++) {
+		struct serve_disk *d = &c->s->disk[i];
+		struct client *who = NULL;
+		char *text;
+
+		if (!serve_job_take(d, &text))
+			continue;
+		for (unsigned k = 0; k < CLIENTS_MAX && !who; k++)
+			who = c->client[k].asked == d ? &c->client[k] : NULL;
+		if (!who) {
+			free(text);
+			continue;
+		}
+		who->asked = NULL;
+		answer(who, text);
+	}
+	for (unsigned k = 0; k < CLIENTS_MAX; k++) {
+		if (c->client[k].fd >= 0)
+			run_lines(c, &c->client[k]);
+	}
+}
+
 void serve_control_run(struct serve *s, int signal_fd)
 {
 	struct serve_control *c = s->asked;
 	static const struct client nobody = { .fd = -1 };
-	struct pollfd p[CLIENTS_MAX + 3];
+	struct pollfd p[CLIENTS_MAX + 4];
 
 	for (;;) {
 		int timeout = serve_hand_over(s);
@@ -230,13 +312,14 @@ void serve_control_run(struct serve *s, int signal_fd)
 			const struct client *cl = c ? &c->client[i] : &nobody;
 
 			nr_clients += cl->fd >= 0;
-			p[i] = (struct pollfd){ .fd = cl->fd, .events = cl->out ? POLLOUT : POLLIN };
+			p[i] = (struct pollfd){ .fd = cl->fd, .events = cl->out ? POLLOUT : waits(cl) ? 0 : POLLIN };
 		}
 		/* Who finds no place waits in the backlog. */
 		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
 		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = signal_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
-		if (poll(p, CLIENTS_MAX + 3, timeout) < 0 && errno != EINTR) {
+		p[CLIENTS_MAX + 3] = (struct pollfd){ .fd = s->job_fd, .events = POLLIN };
+		if (poll(p, CLIENTS_MAX + 4, timeout) < 0 && errno != EINTR) {
 			complain("poll: %s", strerror(errno));
 			return;
 		}
@@ -247,6 +330,10 @@ void serve_control_run(struct serve *s, int signal_fd)
 
 			if (!p[i].revents)
 				continue;
+			if (waits(cl)) {
+				drop(cl); /* it has gone: nothing else is asked for */
+				continue;
+			}
 			if (cl->out)
 				send_more(cl);
 			else
@@ -254,6 +341,8 @@ void serve_control_run(struct serve *s, int signal_fd)
 			if (!cl->out)
 				run_lines(c, cl);
 		}
+		if (p[CLIENTS_MAX + 3].revents)
+			jobs_done(c);
 		if (p[CLIENTS_MAX].revents)
 			accept_one(c);
 	}

@@ -119,11 +119,16 @@ static int give(struct serve_disk *d)
 {
 	struct varve_image *stand_in;
 	struct varve_error err;
+	bool failed;
 
 	if (serve_state_busy(d)) /* of this very machine: it is stopped for that */
 		return 1;
 	varve_export_pause(d->exp);
-	if (varve_image_flush(d->image, &err) < 0) {
+	/* The machine runs no more: nobody would resume a disk that stops here for an error (werror=stop). */
+	varve_image_set_waiting(d->image, false);
+	failed = varve_image_flush(d->image, &err) < 0;
+	varve_image_set_waiting(d->image, true);
+	if (failed) {
 		tell_trouble(d, "the image is not handed over", &err);
 		return 1;
 	}
@@ -140,6 +145,8 @@ static int settle(struct serve_disk *d)
 {
 	bool wanted = atomic_load(&d->wanted);
 
+	if (d->job)
+		return -1; /* its end is heard of */
 	if (wanted && !d->held)
 		return take(d) ? RETRY_MS : -1;
 	if (!wanted && d->held)

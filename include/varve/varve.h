@@ -228,6 +228,12 @@ VARVE_API int varve_image_acknowledge_flush_error(struct varve_image *image, uin
  */
 VARVE_API int varve_image_resume(struct varve_image *image);
 /*
+ * Off: until it is switched on again nothing waits so: what fails is reported, whatever werror= says, and what waits now is answered
+ * with the error that had stopped the image. For who has nobody that would resume it: a flush before a program ends, or before
+ * the image is somebody else's. On at the start; calls do not nest. Any thread, one at a time.
+ */
+VARVE_API void varve_image_set_waiting(struct varve_image *image, bool on);
+/*
  * Other limits for the image's requests: "iops-total=500,bps-read=10M,bps-read-max=50M,bps-read-max-length=10", the options
  * throttling.* of varve(1) without that word; "" for none. Requests that wait are judged anew. Any thread, one at a time.
  */

@@ -75,6 +75,7 @@ struct varve_image {
 	pthread_mutex_t turn;	/* private_home: whose turn it is to run it */
 	_Atomic unsigned users; /* further queues attached, and exports */
 	_Atomic bool streaming;
+	bool reports; /* whatever werror= says: varve_image_set_waiting() */
 };
 
 /* A queue without thread for one image or one call; it has no slots. */

@@ -367,6 +367,17 @@ int varve_image_resume(struct varve_image *image)
 	return policy_resume(image->top);
 }
 
+void varve_image_set_waiting(struct varve_image *image, bool on)
+{
+	if (image->reports == !on)
+		return;
+	image->reports = !on;
+	if (on)
+		policy_failing_end(image->top);
+	else
+		policy_failing_begin(image->top);
+}
+
 /* ---- what an image says of itself ---- */
 
 uint64_t varve_image_length(const struct varve_image *image)

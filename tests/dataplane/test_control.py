@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """test_serve.py - `varve serve` as operators use it: several disks, and the control socket"""
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 
 import pytest
+from faultfs import Faultfs
 from test_vublk import SECONDS, VARVE, varve
 
 
@@ -311,3 +313,83 @@ def test_a_disk_gets_longer_while_it_is_written(tmp_path, kind):
     assert json.loads(varve("img", "info", "--output=json", "-f", kind, disk))["virtual-size"] == 65 << 20
     if kind == "qcow2":
         varve("img", "check", "-f", "qcow2", disk)
+
+
+# ---- commands that wait, on a disk that an error has stopped (werror=stop) ----
+
+class Stopped:
+    """A disk that is being written, whose file takes nothing any more. pytest's `with`; .serve, .faults."""
+
+    def __init__(self, directory):
+        self.directory = directory
+
+    def __enter__(self):
+        made = self.directory / "made"
+        varve("img", "create", "-q", "-f", "raw", made, "16M")
+        with contextlib.ExitStack() as stack:
+            self.faults = stack.enter_context(Faultfs(self.directory / "faults"))
+            self.faults.put(made)
+            self.faults.tell("rule write 100 0 error 28")
+            self.serve = stack.enter_context(
+                Serve(self.directory, ("--image-opts", f"driver=raw,file.filename={self.faults.disk},werror=stop")))
+            self.load = stack.enter_context(subprocess.Popen(
+                [VARVE, "blkload", "--socket", self.serve.sockets[0], "--rw", "randwrite", "--verify", "--ops", "500"],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+            stack.callback(self.load.kill)
+            ask = self.serve.ask()
+            wait_until(lambda: ask("stats")["image"]["errors"]["state"] == "stopped")
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc):
+        return self.stack.__exit__(*exc)
+
+
+def wait_until(what):
+    deadline = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # a control socket answers; it does not tell
+
+
+@pytest.mark.parametrize("command", ["pause", "flush"])
+def test_a_command_that_waits_for_a_stopped_disk_leaves_others_their_say(tmp_path, command):
+    with Stopped(tmp_path) as at:
+        waiting, gone, behind, ask = (at.serve.ask() for _ in range(4))
+        waiting.socket.sendall(json.dumps({"command": command, "id": 1}).encode() + b'\n{"command": "disks", "id": 2}\n')
+        behind.socket.sendall(b'{"command": "snapshots", "id": 3}\n')
+        gone.socket.sendall(b'{"command": "flush"}\n')
+        gone.socket.close()
+        gone.lines.close()
+        assert len(ask("disks")) == 1 and ask("stats")["image"]["errors"]["state"] == "stopped"
+        waiting.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            waiting.socket.recv(1)
+        waiting.socket.settimeout(SECONDS)
+        # Somebody has made room: resume sends what waits, and all get their answers, each in its order.
+        at.faults.tell("clear")
+        assert ask("resume") == {}
+        assert json.loads(waiting.lines.readline()) == {"return": {}, "id": 1}
+        assert json.loads(waiting.lines.readline())["id"] == 2
+        assert json.loads(behind.lines.readline())["id"] == 3
+        ask("resume")
+        assert not ask("disks")[0]["paused"]
+        assert at.load.wait(SECONDS) == 0, at.load.stdout.read()
+
+
+@pytest.mark.parametrize("command", ["pause", "flush"])
+def test_a_command_that_waits_does_not_keep_the_server_from_ending(tmp_path, command):
+    with Stopped(tmp_path) as at:
+        waiting, ask = at.serve.ask(), at.serve.ask()
+        waiting.socket.sendall(json.dumps({"command": command}).encode() + b"\n")
+        ask("disks")
+        at.serve.process.send_signal(signal.SIGTERM)
+        assert at.serve.process.wait(SECONDS) == 0, at.serve.text()
+
+
+def test_errors_are_answered_whatever_words_are_in_them(tmp_path):
+    """A word of letters of two bytes each, cut in the middle of one."""
+    disk, = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        for word in ("a" + "\u00e9" * 150, "\u00e9" * 150):
+            assert "there is no command" in s.ask()(word)["error"]

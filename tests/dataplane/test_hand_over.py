@@ -15,10 +15,11 @@ from test_restart import MIXED, SECONDS, Load, Process, make_disk, require_sound
 
 
 class Server(Process):
-    def __init__(self, folder, name, disk, fmt, *more):
+    def __init__(self, folder, name, disk, fmt, *more, options=None):
         self.name, self.control = name, folder / f"{name}.control"
         self.socket = folder / f"{name}.sock"
-        super().__init__(folder, "serve", disk, "-f", fmt, "--vhost-user", self.socket, "--num-queues", 2, "--hand-over",
+        image = ("--image-opts", options) if options else (disk, "-f", fmt)
+        super().__init__(folder, "serve", *image, "--vhost-user", self.socket, "--num-queues", 2, "--hand-over",
                          "--control", self.control, *more, sockets=(f"{name}.sock", f"{name}.control"))
         self.log.close()
         self.log = open(folder / f"{name}.log", "w+")
@@ -148,6 +149,29 @@ def test_an_image_that_cannot_be_flushed_is_not_let_go(tmp_path):
                 time.sleep(0.01)
             assert a.ask("disks")[0]["held"]
             a.kill()
+
+
+def test_an_image_that_stops_for_errors_says_so_and_does_not_wait(tmp_path):
+    """werror=stop is for the guest's requests: the flush before the image is handed over has nobody who would resume it."""
+    made = make_disk(tmp_path, "raw", "16M")
+    with Faultfs(tmp_path / "faults") as faults:
+        faults.put(made)
+        options = f"driver=raw,file.filename={faults.disk},werror=stop"
+        with Server(tmp_path, "a", "--image-opts", "raw", options=options) as a:
+            with Load(a.socket, SECONDS, "--rw", "randwrite", "--queues", 2) as load:
+                a.wait_held(True)
+                deadline = time.monotonic() + SECONDS
+                while not a.ask("stats")["export"]["queues"][0]["write"]["requests"]:
+                    assert time.monotonic() < deadline
+                faults.tell("rule fsync 0 0 error 5")
+                load.process.kill()
+            while "the image is not handed over" not in a.text():
+                assert time.monotonic() < deadline, a.text()
+                time.sleep(0.01)
+            assert a.ask("disks")[0]["held"]
+            faults.tell("clear")
+            a.process.send_signal(signal.SIGTERM)
+            assert a.process.wait(SECONDS) == 1, "the kernel has given data up: it has to say so"
 
 
 @pytest.mark.parametrize("more", [["--read-only"], ["--stream"], ["--prefetch"]])

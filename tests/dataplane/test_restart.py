@@ -121,12 +121,12 @@ def require_sound(disk, fmt):
     assert not found.get("corruptions") and not found["check-errors"]
 
 
-@pytest.mark.parametrize("fmt, packed", [("qcow2", "off"), ("raw", "on"), ("qed", "on")])
-def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed):
+@pytest.mark.parametrize("fmt, packed, poll", [("qcow2", "off", 0), ("raw", "on", 50), ("qed", "off", 50)])
+def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed, poll):
     disk = make_disk(tmp_path, fmt)
     rng = random.Random(fmt)
     kills = KILLS if fmt != "qed" else 5
-    with Process(tmp_path, "serve", disk, "-f", fmt, "--vhost-user", tmp_path / "s.sock", "--num-queues", 2,
+    with Process(tmp_path, "serve", disk, "-f", fmt, "--vhost-user", tmp_path / "s.sock", "--num-queues", 2, "--poll-us", poll,
                  "--state-dir", tmp_path / "state") as server:
         done = reconnects = 0
         while done < kills:  # on a slow machine more than one load is needed for so many
@@ -303,6 +303,45 @@ def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
         except ProcessLookupError:
             pass
         os.close(watch)
+
+
+@pytest.mark.parametrize("program", ["serve", "daemon"])
+def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
+    """The old one does not end; the new one does when it is told to, and the old one then has what it had."""
+    disk = make_disk(tmp_path, "raw", "1M")
+    pidfile = tmp_path / "pid"
+    argv = {"serve": ["serve", disk, "-f", "raw", "--vhost-user", tmp_path / "s.sock"],
+            "daemon": ["daemon", "--blockdev", f"driver=file,node-name=f,filename={disk}",
+                       "--export", f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={tmp_path}/s.sock,writable=on"]}[program]
+    with Process(tmp_path, *argv, "--pidfile", pidfile) as old:
+        wait_pidfile(pidfile, old.process.pid)
+        old.process.send_signal(signal.SIGSTOP)
+        new = subprocess.Popen([VARVE, *map(str, argv), "--pidfile", pidfile, "--takeover"], stderr=subprocess.PIPE)
+        try:
+            # It waits for the old one as soon as it has sent it the signal.
+            deadline = time.monotonic() + SECONDS
+            while not pending_sigterm(old.process.pid):
+                assert new.poll() is None and time.monotonic() < deadline
+                time.sleep(0.005)
+            new.send_signal(signal.SIGTERM)
+            assert new.wait(10) != 0
+        finally:
+            new.kill()
+            new.communicate()
+            old.process.send_signal(signal.SIGCONT)
+        assert old.process.wait(SECONDS) == 0, old.text()
+
+
+def wait_pidfile(path, pid):
+    deadline = time.monotonic() + SECONDS
+    while not path.exists() or path.read_text().strip() != str(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def pending_sigterm(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
 
 
 def test_daemons_follow_one_another_under_load(tmp_path):

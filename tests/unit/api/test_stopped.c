@@ -111,6 +111,29 @@ static void a_synchronous_write_is_resumed_by_another_thread(void **state)
 	expect_ok(varve_image_close(image, &err));
 }
 
+/* For a program that ends, or has nobody who would resume: what fails is told, also to those who wait already. */
+static void nobody_waits_while_waiting_is_off(void **state)
+{
+	struct varve_image *image = open_failing(NULL, "stop", false);
+	struct varve_error e;
+	pthread_t thread;
+	void *ret;
+
+	(void)state;
+	varve_image_set_waiting(image, false);
+	varve_image_set_waiting(image, false);
+	assert_int_equal(varve_image_write(image, 0, buf, sizeof(buf), 0, &e), -ENOSPC);
+	varve_image_set_waiting(image, true);
+	assert_int_equal(pthread_create(&thread, NULL, write_and_wait, image), 0);
+	/* It fails and waits, is sent again and waits again. */
+	while (varve_image_resume(image) != -ENOSPC)
+		sched_yield();
+	varve_image_set_waiting(image, false);
+	pthread_join(thread, &ret);
+	assert_int_equal((intptr_t)ret, -ENOSPC);
+	expect_ok(varve_image_close(image, &err));
+}
+
 static void unknown_policies_are_refused(void **state)
 {
 	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
@@ -130,6 +153,7 @@ int main(void)
 		cmocka_unit_test(a_stopped_image_says_so_and_goes_on_when_resumed),
 		cmocka_unit_test(closing_a_stopped_image_fails_what_waits_and_says_what_is_at_stake),
 		cmocka_unit_test(a_synchronous_write_is_resumed_by_another_thread),
+		cmocka_unit_test(nobody_waits_while_waiting_is_off),
 		cmocka_unit_test(unknown_policies_are_refused),
 	};
 

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/serve_job.c - commands of the control socket that may wait, each on a thread of its own
+ *
+ *     none ──serve_job_start()──▶ RUNNING ──the command has its answer──▶ DONE ──serve_job_take()──▶ none
+ *
+ * A pause, a flush, a resize, a snapshot wait for requests of the disk, and those of a disk that an error has stopped
+ * (werror=stop) end only when somebody resumes it, who needs an ear for that. So the main thread goes on meanwhile. One job at a
+ * time for each disk, and nothing else changes that disk until it is done.
+ *
+ * Owns:    the jobs, from start to take.
+ * Assumes: the main thread, but for the command itself.
+ * Never:   leaves a thread behind when the server ends.
+ */
+#include "serve.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct serve_job {
+	struct serve *s;
+	pthread_t thread;
+	_Atomic bool done;
+	char *answer; /* set before done is; NULL: no memory */
+	size_t len;
+	char line[];
+};
+
+static void *job_main(void *arg)
+{
+	struct serve_job *j = arg;
+	uint64_t one = 1;
+
+	j->answer = serve_command(j->s, j->line, j->len);
+	atomic_store(&j->done, true); /* pairs with the load in serve_job_take() */
+	if (write(j->s->job_fd, &one, sizeof(one)) < 0)
+		return NULL; /* it cannot: the counter is read by the main thread */
+	return NULL;
+}
+
+int serve_job_start(struct serve *s, struct serve_disk *d, const char *line, size_t len)
+{
+	struct serve_job *j = malloc(sizeof(*j) + len);
+	int ret;
+
+	if (!j)
+		return -ENOMEM;
+	j->s = s;
+	j->answer = NULL;
+	j->len = len;
+	memcpy(j->line, line, len);
+	atomic_init(&j->done, false);
+	ret = pthread_create(&j->thread, NULL, job_main, j);
+	if (ret) {
+		free(j);
+		return -ret;
+	}
+	d->job = j;
+	return 0;
+}
+
+/* Waits for it. Its answer. */
+static char *end(struct serve_disk *d)
+{
+	struct serve_job *j = d->job;
+	char *answer;
+
+	pthread_join(j->thread, NULL);
+	answer = j->answer;
+	free(j);
+	d->job = NULL;
+	return answer;
+}
+
+bool serve_job_take(struct serve_disk *d, char **ret_answer)
+{
+	if (!d->job || !atomic_load(&d->job->done))
+		return false;
+	*ret_answer = end(d);
+	return true;
+}
+
+void serve_jobs_end(struct serve *s)
+{
+	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++) {
+		struct serve_disk *d = &s->disk[i];
+
+		if (!d->job)
+			continue;
+		varve_image_set_waiting(d->image, false);
+		free(end(d));
+	}
+	if (s->job_fd >= 0)
+		close(s->job_fd);
+	s->job_fd = -1;
+}
