@@ -413,8 +413,12 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 			err, -ENOTSUP,
 			"an unnamed feature (incompatible bit %d) is not known to this version",
 			__builtin_ctzll(unknown));
-	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return varve_error_set(err, -ENOTSUP, "images with an external data file are not supported");
+	if ((h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && h->nr_snapshots)
+		return varve_error_set(err, -EINVAL, "the header says both that there are %u internal snapshots and that the data is in an "
+						     "external data file; the format does not have that", h->nr_snapshots);
+	if ((h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA) && *h->backing_name)
+		return varve_error_set(err, -EINVAL, "the header says both that the external data file is a raw image of the disk "
+						     "(data_file_raw) and that there is a backing file; the format does not have that");
 	if (h->crypt_method)
 		return varve_error_set(err, -ENOTSUP, "%s encryption is not supported",
 				       h->crypt_method == 1 ? "AES" : "LUKS");
@@ -424,6 +428,8 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 		return varve_error_set(err, -EIO,
 				       "the image is marked corrupt and can be opened read-only; repair it "
 				       "(qemu-img check -r all) before writing");
+	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return varve_error_set(err, -ENOTSUP, "images with an external data file can be read, but not written");
 	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
 		return varve_error_set(err, -ENOTSUP,
 				       "images with extended L2 entries (subclusters) can be read, but not "

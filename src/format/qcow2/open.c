@@ -407,6 +407,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = use_snapshot(f, q, &set.snapshot, err);
 	if (ret == 0)
 		ret = set_names(q, err);
+	if (ret == 0)
+		ret = data_open(f, q, o, err);
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)

@@ -19,6 +19,7 @@
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   backing.c   another backing file, or none
+ *   data_file.c images whose data is in another file
  *   create.c    new images and preallocation
  *   emit.c      new images, written forward only
  *   check.c     examination
@@ -79,6 +80,9 @@ struct qcow2 {
 	/* set at open */
 	struct node *node, *file;
 	struct node *leaf;	  /* at the bottom below file: the one whose length counts */
+	struct node *data, *data_leaf; /* where clusters of data are: `file` and `leaf`, or those of the external data file */
+	bool external;		  /* there is one: each cluster is where the guest sees it, and none of them is counted */
+	bool raw_data;		  /* and what is there is always what the guest reads */
 	struct order *order;	  /* NULL: read-only */
 	struct qcow2_header h;	  /* l1_*, refcount_table_*, autoclear change on the home queue */
 	unsigned cluster_bits;
@@ -122,6 +126,20 @@ struct qcow2 {
  * says what is wrong where.
  */
 int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/*
+ * data_file.c ------------------------------------------------------------------------------------------
+ *
+ * The image's data file is opened, as q->data; its own file where it has none. Before anything is changed.
+ */
+int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err);
+/* One piece of an L2 table as it was read: entries that cannot be those of such an image become damage in memory. */
+void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *words);
+/* Does that entry lead to a cluster at 0? Only in a data file there is one. */
+static inline bool at_zero(const struct qcow2 *q, uint64_t entry)
+{
+	return unlikely(q->external) && (entry & QCOW2_COPIED) && !(entry & QCOW2_OFF_MASK);
+}
 
 /* header.c --------------------------------------------------------------------------------------------- */
 
