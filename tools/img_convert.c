@@ -245,6 +245,8 @@ static int check_ways(const struct parsing *ps)
 		return complain_usage("convert: --canonical writes in order: -W contradicts it");
 	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "preallocation"))
 		return complain_usage("convert: space that is preallocated is not compressed: -c and preallocation exclude each other");
+	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "data_file"))
+		return complain_usage("convert: what is in a data file is not compressed: -c and data_file exclude each other");
 	if (a->target.options && !(flags & VARVE_CONVERT_COMPRESS))
 		return complain_usage("convert: --compress-level is about -c, which is missing");
 	if (a->snapshot && a->nr_sources > 1)

@@ -148,6 +148,8 @@ static bool reads_zero(const struct conversion *c)
 {
 	const struct convert_args *a = c->a;
 
+	if (options_have(a->options, "data_file_raw")) /* which may be a device, and then holds what it held */
+		return a->target_is_zero;
 	return a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0));
 }
 

@@ -14,6 +14,8 @@
  */
 #include "format/qcow2/qcow2.h"
 
+#include <stdlib.h>
+
 #include "base/log.h"
 #include "block/data_file.h"
 
@@ -60,12 +62,11 @@ int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_err
 
 /* ---- entries ---- */
 
-/* NULL: there is nothing wrong. */
-static const char *what_is_wrong(uint64_t entry, uint64_t guest_off)
+const char *data_entry_fault(uint64_t entry, uint64_t guest_off)
 {
 	if (entry & QCOW2_COMPRESSED)
 		return "is compressed, in an image with an external data file";
-	if (((entry & QCOW2_OFF_MASK) || (entry & QCOW2_COPIED)) && (entry & QCOW2_OFF_MASK) != guest_off)
+	if ((entry & (QCOW2_OFF_MASK | QCOW2_COPIED)) && (entry & QCOW2_OFF_MASK) != guest_off)
 		return "leads to another place of the external data file";
 	return NULL;
 }
@@ -76,12 +77,123 @@ void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *word
 
 	for (unsigned i = 0; i < per_piece; i++) {
 		uint64_t guest_off = (((uint64_t)table << q->l2_bits) + (uint64_t)nr * per_piece + i) << q->cluster_bits;
-		const char *wrong = what_is_wrong(be64_get(words[i * step]), guest_off);
+		uint64_t entry = be64_get(words[i * step]);
+		const char *wrong = data_entry_fault(entry, guest_off);
 
 		if (!wrong)
 			continue;
 		(void)qcow2_damaged(q, "guest offset 0x%llx %s (entry 0x%llx); it cannot be read or written",
-				    (unsigned long long)guest_off, wrong, (unsigned long long)be64_get(words[i * step]));
+				    (unsigned long long)guest_off, wrong, (unsigned long long)entry);
 		words[i * step] = be64_put(QCOW2_L2_RESERVED);
 	}
+}
+
+/* ---- zeroes ---- */
+
+/* Of whole clusters, what the disk has. */
+static uint64_t inside(const struct qcow2 *q, uint64_t off, uint64_t len)
+{
+	uint64_t disk_len = node_len(q->node);
+
+	return off < disk_len ? MIN(len, disk_len - off) : 0;
+}
+
+void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len)
+{
+	uint64_t end = MIN(off + inside(q, off, len), node_len(q->data_leaf));
+
+	if (off < end)
+		(void)node_discard(f, q->data, off, end - off); /* what stays there is not seen */
+}
+
+int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode)
+{
+	len = inside(q, off, len);
+	if (mode == UNLINK_DISCARD) {
+		data_punch(f, q, off, len);
+		return 0;
+	}
+	return len ? node_zero(f, q->data, off, len, mode == UNLINK_ZERO_UNMAP ? REQ_MAY_UNMAP : 0) : 0;
+}
+
+/* ---- another length ---- */
+
+/* Allocated as the mode says, or merely there. Zeroes are written by who links clusters. */
+static enum prealloc of_file(enum prealloc prealloc)
+{
+	return prealloc == PREALLOC_FALLOC || prealloc == PREALLOC_FULL ? PREALLOC_FALLOC : PREALLOC_OFF;
+}
+
+/*
+ * What a data file has behind the old end of the disk (it may be longer) is not what a new part of it may show. As everything that
+ * was written, the zeroes are durable before the header with the new length. Power lost before that leaves a data file that is too
+ * long, which harms nobody.
+ */
+int data_grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	uint64_t old = q->h.disk_len, there = node_len(q->data_leaf);
+	int ret = 0;
+
+	if (there < len && q->data_leaf->fixed_len)
+		return varve_error_set(err, -ENOSPC, "the data file %s is a device of %llu bytes; a disk of %llu does not fit", node_name(q->data),
+				       (unsigned long long)there, (unsigned long long)len);
+	if (old < MIN(there, len))
+		ret = node_zero(f, q->data, old, MIN(there, len) - old, prealloc == PREALLOC_OFF ? REQ_MAY_UNMAP : 0);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "the data file %s: cannot write zeroes behind the old end at %llu", node_name(q->data),
+					 (unsigned long long)old);
+	return there < len ? node_truncate(f, q->data, len, of_file(prealloc), err) : 0;
+}
+
+/*
+ * The header with the shorter length is durable. The other way round, a cut would leave a disk of the old length over a data file
+ * that ends before it does.
+ */
+int data_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	if (q->data_leaf->fixed_len || node_len(q->data_leaf) <= len)
+		return 0;
+	return node_truncate(f, q->data, len, PREALLOC_OFF, err);
+}
+
+/* ---- new ---- */
+
+static int write_zeroes(struct fiber *f, struct node *data, uint64_t len)
+{
+	size_t zeroes_len = MiB(1);
+	void *zeroes = calloc(1, zeroes_len);
+	int ret = zeroes ? 0 : -ENOMEM;
+
+	for (uint64_t off = 0; ret == 0 && off < len; off += zeroes_len)
+		ret = node_write(f, data, off, zeroes, (size_t)MIN(zeroes_len, len - off));
+	free(zeroes);
+	return ret;
+}
+
+/*
+ * Durable before the header of the image has its magic (layout.c): a disk that is there reads as it was made. A device keeps what it
+ * holds if that is to be the disk (raw); otherwise what tables would show is zeroed.
+ */
+int data_create(struct fiber *f, struct node *data, uint64_t len, bool raw, enum prealloc prealloc, struct varve_error *err)
+{
+	const struct node *leaf = node_leaf(data);
+	int ret = 0;
+
+	if (leaf->fixed_len && node_len(leaf) < len)
+		return varve_error_set(err, -ENOSPC, "the data file %s is a device of %llu bytes; a disk of %llu does not fit", node_name(data),
+				       (unsigned long long)node_len(leaf), (unsigned long long)len);
+	if (!leaf->fixed_len) {
+		ret = node_truncate(f, data, 0, PREALLOC_OFF, err);
+		if (ret == 0)
+			ret = node_truncate(f, data, len, prealloc == PREALLOC_FALLOC ? PREALLOC_FALLOC : PREALLOC_OFF, err);
+		if (ret < 0)
+			return ret;
+	}
+	if (prealloc == PREALLOC_FULL && !(leaf->fixed_len && raw))
+		ret = write_zeroes(f, data, len);
+	else if (prealloc != PREALLOC_OFF && leaf->fixed_len && !raw && len)
+		ret = node_zero(f, data, 0, len, 0);
+	if (ret == 0)
+		ret = node_flush(f, data);
+	return ret < 0 ? varve_error_errno(err, ret, "the data file %s: cannot be made ready", node_name(data)) : 0;
 }

@@ -428,8 +428,6 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 		return varve_error_set(err, -EIO,
 				       "the image is marked corrupt and can be opened read-only; repair it "
 				       "(qemu-img check -r all) before writing");
-	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return varve_error_set(err, -ENOTSUP, "images with an external data file can be read, but not written");
 	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
 		return varve_error_set(err, -ENOTSUP,
 				       "images with extended L2 entries (subclusters) can be read, but not "
@@ -492,23 +490,26 @@ int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct va
 {
 	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name),
 	       pos = h->header_len;
-	size_t format_len = strlen(h->backing_format), need;
+	size_t format_len = strlen(h->backing_format), data_len = strlen(h->data_file), need;
 	struct qcow2_header_disk d = qcow2_header_to_disk(h);
 
 	assert(h->version == 3 ? h->header_len == sizeof(d) : h->header_len == QCOW2_V2_HEADER_LEN);
 	need = pos + (format_len ? sizeof(struct extension_disk) + align_up(format_len, 8) : 0) +
+	       (data_len ? sizeof(struct extension_disk) + align_up(data_len, 8) : 0) +
 	       sizeof(struct extension_disk) + name_len;
 	if (need > cluster_len)
 		return varve_error_set(
 			err, -EINVAL,
-			"backing file name of %zu bytes does not fit into the first cluster (%zu "
+			"a name of %zu bytes (backing file and data file) does not fit into the first cluster (%zu "
 			"bytes); use larger clusters or a shorter name",
-			name_len, cluster_len);
+			name_len + data_len, cluster_len);
 	memset(cluster, 0, cluster_len);
 	if (name_len)
 		d.backing_name_len = be32_put((uint32_t)name_len);
 	if (format_len)
 		pos += put_extension(cluster + pos, QCOW2_EXT_BACKING_FORMAT, h->backing_format, format_len);
+	if (data_len)
+		pos += put_extension(cluster + pos, QCOW2_EXT_DATA_FILE, h->data_file, data_len);
 	/* Names are a courtesy to versions that know less; in the smallest clusters there is no room for
 	 * them. */
 	if (h->version == 3 && need + sizeof(struct extension_disk) + sizeof(feature_names) <= cluster_len)

@@ -43,9 +43,10 @@ static void plan_refcounts(struct layout *l)
 }
 
 int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
-		enum prealloc prealloc, struct varve_error *err)
+		enum prealloc prealloc, bool external, struct varve_error *err)
 {
-	struct layout l = { .cluster_bits = cluster_bits,
+	struct layout l = { .external = external,
+			    .cluster_bits = cluster_bits,
 			    .refcount_order = refcount_order,
 			    .disk_len = disk_len };
 	uint64_t l2_entries = (1ull << cluster_bits) / 8;
@@ -68,7 +69,8 @@ int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, un
 	l.l1 = clusters_of(&l, l.l1_entries * 8);
 	if (prealloc != PREALLOC_OFF) {
 		l.l2 = div_up(data, l2_entries);
-		l.data = data;
+		l.mapped = data;
+		l.data = external ? 0 : data;
 	}
 	plan_refcounts(&l);
 	if (l.table << cluster_bits > QCOW2_REFCOUNT_TABLE_LEN_MAX)
@@ -232,7 +234,7 @@ static int write_tables(struct fiber *f, struct maker *m)
 	const struct table tables[] = {
 		{ "refcount table", layout_table_off(l), l->table, l->blocks, blocks_off(l), 0 },
 		{ "L1 table", layout_l1_off(l), l->l1, l->l2, l2_off(l), QCOW2_COPIED },
-		{ "L2 tables", l2_off(l), l->l2, l->data, data_off(l), QCOW2_COPIED },
+		{ "L2 tables", l2_off(l), l->l2, l->mapped, l->external ? 0 : data_off(l), QCOW2_COPIED },
 	};
 	int err = write_refcounts(f, m);
 

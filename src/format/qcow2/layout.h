@@ -17,12 +17,14 @@ struct layout {
 	unsigned cluster_bits, refcount_order;
 	uint64_t disk_len; /* bytes */
 	uint64_t table, blocks, l1, l2, data;
+	uint64_t mapped;   /* entries of the L2 tables that lead somewhere: `data`, or as many clusters of an external data file */
+	bool external;	   /* where each has its guest's offset */
 	uint64_t l1_entries, nr; /* nr: of the whole file */
 };
 
-/* Fills *ret from the first four arguments; -EFBIG with the reason when a limit of the format is exceeded. */
+/* Fills *ret from the arguments; -EFBIG with the reason when a limit of the format is exceeded. */
 int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
-		enum prealloc prealloc, struct varve_error *err);
+		enum prealloc prealloc, bool external, struct varve_error *err);
 
 /* Places as the header needs them. */
 uint64_t layout_table_off(const struct layout *l);

@@ -135,6 +135,17 @@ int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(p
 int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err);
 /* One piece of an L2 table as it was read: entries that cannot be those of such an image become damage in memory. */
 void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *words);
+/* What is wrong with an entry for that place, in words; NULL: nothing. */
+const char *data_entry_fault(uint64_t entry, uint64_t guest_off);
+/* Guest clusters of which entries no longer say that they are there: what the file system can have back. Advice. */
+void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len);
+/* With raw_data: the mode is not UNLINK_ABSENT. The data file itself reads as the disk shall; no entry changes. */
+int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode);
+/* The data file is as long as the disk is going to be; or no longer than it has become. */
+int data_grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err);
+int data_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err);
+/* The file of a new image gets its length and nothing else: it reads as zeroes, as long as it is not a device that stays `raw`. */
+int data_create(struct fiber *f, struct node *data, uint64_t len, bool raw, enum prealloc prealloc, struct varve_error *err);
 /* Does that entry lead to a cluster at 0? Only in a data file there is one. */
 static inline bool at_zero(const struct qcow2 *q, uint64_t entry)
 {

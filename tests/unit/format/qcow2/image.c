@@ -120,7 +120,7 @@ static int device_fiber(struct fiber *f, void *arg)
 	struct layout l;
 	int ret;
 
-	assert_int_equal(layout_plan(&l, c->len, c->cluster_bits, 4, c->prealloc, NULL), 0);
+	assert_int_equal(layout_plan(&l, c->len, c->cluster_bits, 4, c->prealloc, false, NULL), 0);
 	h->version = 3;
 	h->cluster_bits = c->cluster_bits;
 	h->disk_len = c->len;

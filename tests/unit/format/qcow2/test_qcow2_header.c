@@ -454,7 +454,17 @@ static void features_say_what_can_be_done(void **state)
 	expect_unusable(&h, false, 0, "");
 	expect_unusable(&h, true, -ENOTSUP, "extended L2");
 	h.incompatible = QCOW2_INCOMPAT_DATA_FILE;
-	expect_unusable(&h, false, -ENOTSUP, "external data file");
+	expect_unusable(&h, true, 0, "");
+	h.nr_snapshots = 1;
+	expect_unusable(&h, false, -EINVAL, "1 internal snapshots");
+	h.nr_snapshots = 0;
+	h.autoclear = QCOW2_AUTOCLEAR_RAW_DATA;
+	expect_unusable(&h, true, 0, "");
+	strcpy(h.backing_name, "base");
+	expect_unusable(&h, false, -EINVAL, "data_file_raw");
+	h.autoclear = 0;
+	expect_unusable(&h, true, 0, "");
+	h.backing_name[0] = 0;
 	h.incompatible = QCOW2_INCOMPAT_COMPRESSION;
 	expect_unusable(&h, true, 0, "");
 	h.incompatible = 0;
