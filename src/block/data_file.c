@@ -153,6 +153,15 @@ static int examine(const struct node *n, const struct node *data, struct varve_e
 	return 0;
 }
 
+static int adopt(struct node *n, struct node *data, struct varve_error *err)
+{
+	int r = examine(n, data, err);
+
+	if (r == 0)
+		n->level = MAX(n->level, data->level + 1);
+	return r;
+}
+
 static int open_it(struct fiber *f, struct node *n, const char *name, struct opts *o, struct varve_error *err)
 {
 	const uint32_t inherited = NODE_WRITABLE | NODE_FORCE_SHARE | NODE_CACHE_FLAGS | NODE_FORCE_COLD | NODE_SYNC;
@@ -164,14 +173,8 @@ static int open_it(struct fiber *f, struct node *n, const char *name, struct opt
 	r = graph_open_beside(f, n, o, n->flags & inherited, &data, err);
 	if (r < 0)
 		return r == -ENOENT ? r : explain(f, n, o, r, err);
-	r = examine(n, data, err);
-	if (r < 0) {
-		stack_close(f, data);
-		return r;
-	}
-	n->data = data;
-	n->level = MAX(n->level, data->level + 1);
-	return 0;
+	n->data = data; /* on failure, who opens n closes it */
+	return adopt(n, data, err);
 }
 
 int node_open_data(struct fiber *f, struct node *n, const char *name, struct opts *o, struct varve_error *err)
@@ -187,6 +190,11 @@ int node_open_data(struct fiber *f, struct node *n, const char *name, struct opt
 		if (o)
 			node_skip_data(o);
 		return graph_stack(f, &driver_absent, NULL, NULL, n->flags, &n->data, err);
+	}
+	if (n->file->data) {
+		n->data = n->file->data;
+		n->file->data = NULL;
+		return adopt(n, n->data, err);
 	}
 	sub = o ? opts_take_sub(o, "data-file") : NULL;
 	if (!sub && !(sub = opts_new()))

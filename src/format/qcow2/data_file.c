@@ -98,12 +98,16 @@ static uint64_t inside(const struct qcow2 *q, uint64_t off, uint64_t len)
 	return off < disk_len ? MIN(len, disk_len - off) : 0;
 }
 
+/*
+ * Zeroes without space behind them, where that costs nothing; not a discard, after which a device may hold anything: an entry that
+ * is on disk still may lead there after a power cut. What cannot be had stays, and is not seen.
+ */
 void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len)
 {
 	uint64_t end = MIN(off + inside(q, off, len), node_len(q->data_leaf));
 
 	if (off < end)
-		(void)node_discard(f, q->data, off, end - off); /* what stays there is not seen */
+		(void)node_zero(f, q->data, off, end - off, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
 }
 
 int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode)
