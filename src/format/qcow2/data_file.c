@@ -30,10 +30,9 @@ static void tell_short(const struct qcow2 *q)
 	uint64_t len = node_len(q->data_leaf);
 
 	if (len < q->h.disk_len)
-		log_warning("%s: the data file %s has %llu bytes, the disk %llu: it may have been cut off; what lies behind its end "
-			    "%s",
-			    node_name(q->node), node_name(q->data_leaf), (unsigned long long)len, (unsigned long long)q->h.disk_len,
-			    q->data_leaf->fixed_len ? "cannot be read" : "reads as zeroes");
+		log_error("%s: the data file %s has %llu bytes, the disk %llu: it was cut off, it seems; what lies behind its end %s",
+			  node_name(q->node), node_name(q->data_leaf), (unsigned long long)len, (unsigned long long)q->h.disk_len,
+			  q->data_leaf->fixed_len ? "cannot be read" : "reads as zeroes");
 }
 
 int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err)
