@@ -150,7 +150,11 @@ CALLERS = {
         convert -p -f qcow2 -O raw -t none -T none -W -n plain.qcow2 root.img
         create -f raw zero.img 4M
         convert -p -f qcow2 -O raw -t writeback -n --target-is-zero plain.qcow2 zero.img
-        convert -p -f raw -O qcow2 root.img root.qcow2""",
+        convert -p -f raw -O qcow2 root.img root.qcow2
+        create -f qcow2 -o data_file=block.raw,data_file_raw=on,preallocation=metadata block.qcow2 4194304
+        info -f qcow2 --output=json block.qcow2
+        convert -p -n -f raw -O qcow2 root.img block.qcow2
+        info -U --backing-chain --output=json block.qcow2""",
     "virt-v2v": """
         info --output=json json:{"driver":"raw","offset":1048576,"size":1048576,"file":{"driver":"file","filename":"base.raw"}}
         info json:{"file":{"driver":"file","filename":"top.qcow2"},"driver":"qcow2"}
@@ -210,7 +214,6 @@ REFUSED = [
     ("proxmox", "create -F raw -b base.raw -f qcow2 new -o extended_l2=on,cluster_size=128k", "extended_l2"),
     ("proxmox", "convert -p -f qcow2 -O raw plain.qcow2 zeroinit:new", "zeroinit"),
     ("proxmox", "create -f raw rbd:pool/new 1M", "rbd"),
-    ("incus", "create -f qcow2 -o data_file=new.raw,data_file_raw=on,preallocation=metadata new 1M", "data_file"),
     ("packer", "convert -O vmdk base.raw new", "vmdk"), ("packer", "create -f vdi new 1M", "vdi"),
 ]
 
