@@ -231,7 +231,7 @@ def test_options_name_another_data_file(folder):
     ok(io("disk.qcow2", "write -P 5 0 1M"))
     os.rename("data.raw", "moved.raw")
     tree = "driver=qcow2,file.filename=disk.qcow2,data-file.filename=moved.raw"
-    for options in tree, tree + ",data-file.driver=file", tree + ",cache.direct=on" if os.statvfs(".").f_bsize >= 512 else tree:
+    for options in tree, tree + ",data-file.driver=file", tree + ",cache=none", tree + ",aio=threads":
         r = io(options, "read -P 5 0 1M", options=("-r", "--image-opts"))
         assert r.rc == 0 and "failed" not in r.out, str(r)
     spec = {"driver": "qcow2", "file": {"driver": "file", "filename": "disk.qcow2"},
@@ -288,6 +288,15 @@ def test_metadata_is_looked_at_without_the_data_file(folder):
             p = subprocess.run([strace, "-f", "-e", "trace=%file", *img(*command, "disk.qcow2").args], capture_output=True, text=True,
                                timeout=60, check=False)
             assert p.returncode == 0 and "data.raw" not in p.stderr, p.stderr
+
+
+def test_subclusters_over_a_data_file_are_read(folder):
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "data_file=data.raw,extended_l2=on,cluster_size=64k", "disk.qcow2", "1M"))
+    ok(qio("disk.qcow2", "write -P 1 0 3k", "write -P 2 70k 100k", "write -z 80k 10k", "write -P 3 1000k 24k"))
+    assert content(img) == content(qimg)
+    ok(img("check", "disk.qcow2"))
+    r = io("disk.qcow2", "write 0 512")
+    assert r.rc == 1 and "subclusters" in r.err, str(r)
 
 
 # ---- hostile names ----
@@ -359,6 +368,19 @@ def test_create_refuses_and_leaves_nothing(folder, options):
     ok(img("create", "-q", "-f", "qcow2", "base.qcow2", "1M"))
     r = img("create", "-f", "qcow2", "-o", options, "new.qcow2", "1M")
     assert r.rc == 1 and r.err.count("\n") == 1 and os.listdir(".") == ["base.qcow2"], str(r)
+
+
+def test_a_conversion_that_fails_leaves_nothing(folder):
+    with open("source.raw", "wb") as f:
+        f.write(b"s" * MIB)
+    source = "driver=raw,file.driver=fault,file.file.filename=source.raw,file.rule.0.event=read"
+    for more in [], ["-m", "1"]:
+        r = img("convert", "--image-opts", *more, "-O", "qcow2", "-o", "data_file=n,,w.raw,cluster_size=4k", source, "new.qcow2")
+        assert r.rc == 1 and os.listdir(".") == ["source.raw"], str(r)
+    r = img("convert", "-f", "raw", "-O", "qcow2", "-o", "data_file=source.raw", "source.raw", "new.qcow2")
+    assert r.rc == 1 and "destroy" in r.err and os.listdir(".") == ["source.raw"], str(r)
+    with open("source.raw", "rb") as f:
+        assert f.read() == b"s" * MIB
 
 
 def test_what_the_format_does_not_have(folder):
