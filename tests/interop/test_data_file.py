@@ -15,6 +15,7 @@ import subprocess
 import pytest
 
 from seeds import seeds
+from serving import Server
 from test_random import Model
 from tool import KIB, MIB, img, io, ok, qimg, qio
 
@@ -190,6 +191,35 @@ def test_what_was_behind_a_shorter_disk_does_not_come_back(folder):
             with open("data.raw", "rb") as f:
                 assert f.read() == content(img)
         clean()
+
+
+@pytest.mark.parametrize("raw, cache", [(False, "writeback"), (True, "none")])
+def test_guests_on_several_queues(folder, raw, cache):
+    """What a front end wrote and flushed is there, read back by it and by both tools."""
+    make(raw, size="16M", more=",cluster_size=4k")
+    with Server("disk.qcow2", "qcow2", "sock", "pid", "--num-queues", "2", "--cache", cache) as server:
+        rc, report, err = server.load("--queues", "2", "--rw", "randrw", "--ops", "1500", "--verify", "--seed", "7", "--flush-every", "50",
+                                      "--discard-percent", "5", "--write-zeroes-percent", "5")
+        assert rc == 0, f"{report}\n{err}"
+        code, err = server.stop()
+        assert code == 0 and err == "", err
+    clean()
+    ours = content(img)
+    assert ours == content(qimg) and any(ours)
+    if raw:
+        with open("data.raw", "rb") as f:
+            assert f.read() == ours
+
+
+def test_copy_on_read_into_a_data_file(folder):
+    ok(qimg("create", "-q", "-f", "raw", "base.raw", "1M"))
+    ok(qio("base.raw", "write -P 6 0 1M", options=("-f", "raw")))
+    make(more=",backing_file=base.raw,backing_fmt=raw")
+    ok(io("disk.qcow2", "read -P 6 100k 200k", options=("-C",)))
+    ok(img("rebase", "-u", "-b", "", "disk.qcow2"))
+    got = content(qimg)
+    assert got == content(img) and got[100 * KIB:300 * KIB] == b"\x06" * (200 * KIB)
+    clean()
 
 
 # ---- chains ----
