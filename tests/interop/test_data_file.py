@@ -497,3 +497,54 @@ def test_entries_wait_for_a_data_file_that_cannot_be_synced(folder):
     r = io(tree, "write -P 1 0 64k", "flush", options=("--image-opts",))
     assert r.rc == 1, str(r)
     assert not any(content(qimg)) and not ok(img("map", "--output=json", "disk.qcow2")).json[0]["present"]
+
+
+def test_a_longer_disk_waits_for_its_data_file(folder):
+    """Its length and zeroes are stable before the header says that the disk is longer."""
+    make(raw=True)
+    ok(io("disk.qcow2", "write -P 4 0 1M"))
+    tree = "driver=qcow2,file.filename=disk.qcow2,data-file.driver=fault,data-file.file.filename=data.raw,data-file.rule.0.event=flush"
+    r = img("resize", "--image-opts", tree, "2M")
+    assert r.rc == 1 and "Input/output error" in r.err, str(r)
+    assert content(qimg) == content(img) == b"\x04" * MIB
+    ok(img("resize", "-q", "disk.qcow2", "2M"))
+    assert content(qimg) == content(img) == b"\x04" * MIB + bytes(MIB)
+
+
+def test_a_data_file_is_cut_when_the_shorter_disk_is_stable(folder):
+    make()
+    ok(io("disk.qcow2", "write -P 4 0 1M"))
+    tree = "driver=qcow2,file.driver=fault,file.file.filename=disk.qcow2,file.rule.0.event=flush,data-file.filename=data.raw"
+    r = img("resize", "--shrink", "--image-opts", tree, "700k")
+    assert r.rc == 1 and "Input/output error" in r.err, str(r)
+    assert os.path.getsize("data.raw") == MIB
+    now = content(qimg)
+    assert len(now) == MIB and now[:700 * KIB] == b"\x04" * (700 * KIB)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="loop devices need root")
+def test_a_device_as_data_file(folder):
+    """A raw one keeps what it holds; none is written beyond the end of the disk, and none is longer than it is."""
+    held = random.Random(5).randbytes(2 * MIB)
+    with open("back", "wb") as f:
+        f.write(held)
+    made = subprocess.run(["losetup", "-f", "--show", "back"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr}")
+    device = made.stdout.strip()
+    try:
+        ok(img("create", "-q", "-f", "qcow2", "-o", f"data_file={device},data_file_raw=on", "disk.qcow2", "2M"))
+        assert content(img) == content(qimg) == held
+        for r in img("resize", "disk.qcow2", "3M"), img("create", "-f", "qcow2", "-o", f"data_file={device}", "new.qcow2", "3M"):
+            assert r.rc == 1 and "device" in r.err and not os.path.exists("new.qcow2"), str(r)
+        ok(img("create", "-q", "-f", "qcow2", "-o", f"data_file={device},cluster_size=2M", "disk.qcow2", str(2 * MIB - SECTOR)))
+        ok(io("disk.qcow2", f"write -P 3 {2 * MIB - 2 * SECTOR} {SECTOR}"))
+        assert content(img) == content(qimg) == bytes(2 * MIB - 2 * SECTOR) + b"\x03" * SECTOR
+        with open(device, "rb") as f:
+            f.seek(2 * MIB - SECTOR)
+            assert f.read() == held[-SECTOR:]
+        ok(img("create", "-q", "-f", "qcow2", "-o", f"data_file={device},preallocation=metadata", "disk.qcow2", "1M"))
+        assert not any(content(img))
+        clean()
+    finally:
+        subprocess.run(["losetup", "-d", device], check=True)
