@@ -104,8 +104,8 @@ static json_t *info_limits(const struct node *n)
 		leaf = leaf->file;
 	json_object_set_new(o, "request-alignment", json_integer(n->cluster_len ? 1 : leaf->align));
 	if (n->cluster_len) {
-		json_object_set_new(o, "discard-alignment", json_integer(n->cluster_len));
-		json_object_set_new(o, "write-zeroes-alignment", json_integer(n->cluster_len));
+		json_object_set_new(o, "discard-alignment", json_integer(map_unit(n)));
+		json_object_set_new(o, "write-zeroes-alignment", json_integer(map_unit(n)));
 	}
 	json_object_set_new(o, "max-iov", json_integer(IOV_MAX));
 	json_object_set_new(o, "min-mem-alignment", json_integer(MAX(leaf->mem_align, 1)));

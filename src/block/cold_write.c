@@ -102,7 +102,8 @@ static int write_fresh(struct fiber *f, const struct extent *x, const struct fil
 
 /*
  * Gives [off, off + len) of the guest, for which the map says `old`, space of its own. *ret_len: how much was
- * written (allocation may come in several runs).
+ * written (allocation may come in several runs). Space is asked for in units of the mapping, and filled around the guest's
+ * bytes as far as the format says: of a cluster that is mapped in parts, what has no bytes of its own stays where it is.
  *
  * Durable first: the bytes around the guest's (copied from the old cluster or the backing image), the guest's bytes,
  * and the count of the new cluster; only then the entry that links it: link() takes the mark "all data written
@@ -112,14 +113,17 @@ static int write_fresh(struct fiber *f, const struct extent *x, const struct fil
 static int write_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov,
 		       unsigned nr_iov, uint64_t pos, uint64_t *ret_len)
 {
-	uint64_t first = align_down(off, n->cluster_len), end;
-	struct fill head = { .off = first, .len = off - first }, tail = { 0 };
+	uint64_t unit = map_unit(n), first = align_down(off, unit), end;
+	struct fill head = { 0 }, tail = { 0 };
 	struct extent x;
-	int ret = n->drv->alloc(f, n, first, align_up(off + len, n->cluster_len) - first, &x);
+	int ret = n->drv->alloc(f, n, first, align_up(off + len, unit) - first, &x);
 
 	if (ret < 0)
 		return ret;
-	assert(x.len && is_aligned(x.len, n->cluster_len));
+	assert(x.len > x.before && is_aligned(x.len | x.before, unit) && x.before < n->cluster_len);
+	first -= x.before;
+	head.off = first;
+	head.len = off - first;
 	end = MIN(off + len, first + x.len);
 	tail.off = end;
 	tail.len = first + x.len - end;

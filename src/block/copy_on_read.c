@@ -2,8 +2,8 @@
 /*
  * block/copy_on_read.c - what is read from a backing image is kept in the disk's own
  *
- * The unit is the cluster: a read that meets clusters which the disk does not have, but an image below does, fetches them
- * whole, gives the guest its part, and stores them.
+ * The unit is that of the mapping, a cluster or a part of one: a read that meets some which the disk does not have, but an
+ * image below does, fetches them whole, gives the guest its part, and stores them.
  *
  * A guest's write must never be overwritten by an older copy, although it may touch other sectors of the same cluster.
  * Why it is not: copying happens under the lock of the clusters (block/range.h), and only where the map says "nothing
@@ -189,11 +189,11 @@ struct copier {
 	struct iovec *part;    /* r->nr_iov elements, for slices of r's vector */
 };
 
-/* Is there something to copy in the cluster at off, of which the top has nothing? Loads what it has to. */
-static int cluster_wanted(struct fiber *f, const struct copier *c, uint64_t off, bool *ret_wanted)
+/* Is there something to copy in the unit at off, of which the top has nothing? Loads what it has to. */
+static int unit_wanted(struct fiber *f, const struct copier *c, uint64_t off, bool *ret_wanted)
 {
 	struct node *n = c->n;
-	uint64_t end = MIN(off + n->cluster_len, node_len(n));
+	uint64_t end = MIN(off + map_unit(n), node_len(n));
 	struct extent e;
 
 	*ret_wanted = false;
@@ -214,7 +214,7 @@ static int cluster_wanted(struct fiber *f, const struct copier *c, uint64_t off,
 }
 
 /*
- * How far from off (a cluster's start, below end) is one of the two true: to be copied, or not? Looks at max bytes. The
+ * How far from off (a unit's start, below end) is one of the two true: to be copied, or not? Looks at max bytes. The
  * answer holds as long as the clusters are locked: nobody else gives them space, and images below do not change.
  */
 static int next_run(struct fiber *f, const struct copier *c, uint64_t off, uint64_t end, uint64_t max, bool *ret_copy,
@@ -238,8 +238,8 @@ static int next_run(struct fiber *f, const struct copier *c, uint64_t off, uint6
 		}
 		step = top.len;
 		if (top.kind == EXTENT_ABSENT) {
-			step = n->cluster_len;
-			ret = cluster_wanted(f, c, pos, &wanted);
+			step = map_unit(n);
+			ret = unit_wanted(f, c, pos, &wanted);
 			if (ret < 0)
 				return ret;
 		}
@@ -263,7 +263,7 @@ static int store_zero(struct fiber *f, struct copier *c, uint64_t off, uint64_t 
 {
 	struct node *n = c->n;
 	struct iovec iov = { (void *)bytes, len };
-	int ret = n->drv->unlink(f, n, off, align_up(len, n->cluster_len), UNLINK_ZERO_UNMAP);
+	int ret = n->drv->unlink(f, n, off, align_up(len, map_unit(n)), UNLINK_ZERO_UNMAP);
 
 	/* Old versions of a format cannot say "zeroes". */
 	if (ret == -ENOTSUP)
@@ -273,10 +273,10 @@ static int store_zero(struct fiber *f, struct copier *c, uint64_t off, uint64_t 
 	return ret;
 }
 
-/* Zeroes are stored as zeroes, cluster by cluster; the rest as data. */
+/* Zeroes are stored as zeroes, unit by unit; the rest as data. */
 static int store(struct fiber *f, struct copier *c, uint64_t off, uint64_t len, const uint8_t *bytes)
 {
-	uint64_t cl = c->n->cluster_len, end;
+	uint64_t cl = map_unit(c->n), end;
 	int ret = 0;
 
 	for (uint64_t pos = 0; ret == 0 && pos < len; pos = end) {
@@ -367,7 +367,7 @@ static void copy_failed(struct node *n, int error)
 		    node_name(n), strerror(-error));
 }
 
-/* [off, end): whole clusters, locked. With a request: all of its bytes are there afterwards, or its error. */
+/* [off, end): whole units of clusters that are locked. With a request: all of its bytes are there afterwards, or its error. */
 static int copy_clusters(struct fiber *f, struct copier *c, uint64_t off, uint64_t end, int *ret_stored)
 {
 	uint64_t len, max = MAX(CHUNK, (uint64_t)c->n->cluster_len);
@@ -510,7 +510,7 @@ int cor_read(struct fiber *f, struct node *n, struct req *r)
 {
 	struct cor *cor = n->cor;
 	struct copier c = { .n = n, .bottom = cor->bottom, .stats = &cor->stats, .r = r };
-	uint64_t off = align_down(r->off, n->cluster_len), end = align_up(r->off + r->len, n->cluster_len);
+	uint64_t off = align_down(r->off, map_unit(n)), end = align_up(r->off + r->len, map_unit(n));
 	bool big = n->cluster_len > BIG_CLUSTER;
 	struct range range;
 	int ret, stored;
@@ -522,7 +522,7 @@ int cor_read(struct fiber *f, struct node *n, struct req *r)
 	if (big)
 		fiber_lock(f, &cor->big);
 	clusters_lock(f, n, &range, off, end - off);
-	ret = copy_clusters(f, &c, off, MIN(end, align_up(node_len(n), n->cluster_len)), &stored);
+	ret = copy_clusters(f, &c, off, MIN(end, align_up(node_len(n), map_unit(n))), &stored);
 	range_unlock(&n->ranges, &range);
 	if (big)
 		fiber_unlock(&cor->big);
@@ -542,7 +542,7 @@ int cor_populate(struct fiber *f, struct node *n, uint64_t off, uint64_t len, un
 	int ret, stored;
 
 	clusters_lock(f, n, &range, off, len);
-	ret = copy_clusters(f, &c, align_down(off, n->cluster_len), align_up(off + len, n->cluster_len), &stored);
+	ret = copy_clusters(f, &c, align_down(off, map_unit(n)), align_up(off + len, map_unit(n)), &stored);
 	range_unlock(&n->ranges, &range);
 	return ret < 0 ? ret : stored;
 }

@@ -38,6 +38,7 @@ struct extent {
 	enum extent_kind kind;
 	uint32_t flags;
 	int error;	   /* ERROR: negative errno */
+	uint32_t before;   /* of alloc(): the extent begins so many bytes in front of the offset that was asked for */
 	struct node *node; /* DATA: the node to send I/O to (n->file, or n->data); UNLOADED: whose load() to call */
 	uint64_t host_off; /* DATA, or ZERO with ALLOCATED: where in node */
 	uint64_t len;	   /* bytes from the asked offset for which all this holds; > 0, <= the asked length */
@@ -162,12 +163,20 @@ struct driver {
 	 * the home queue, called by block/ with the clusters concerned locked against each other (block/range.h).
 	 *
 	 * load():   bring what map() needs for off into memory. -EIO and the like if it cannot be read.
-	 * alloc():  find space for [off, off + len) (whole clusters of n->cluster_len, len is the wish; ret_extent->len may
-	 *           be shorter but is > 0), counted as used, not yet reachable. Only for parts where map() did not answer
-	 *           DATA with INPLACE. *ret_extent: DATA, host_off contiguous.
-	 * link():   make it reachable: published in memory at once, on disk after the data that the caller wrote.
+	 * alloc():  find space for [off, off + len) (multiples of map_unit(), len is the wish; ret_extent->len may be
+	 *           shorter but is > 0), counted as used, not yet reachable. Only for parts where map() did not answer
+	 *           DATA with INPLACE. *ret_extent: DATA, host_off contiguous. A format that maps parts of clusters may
+	 *           answer with more than was asked for, up to the ends of the clusters concerned: the extent is that of
+	 *           [off - before, off - before + len), all of which the caller fills with what the guest sees there. (A
+	 *           cluster that leaves a place shared with a snapshot moves with all of its parts that have data.)
+	 * link():   make it reachable: published in memory at once, on disk after the data that the caller wrote. off: the
+	 *           extent's own, that is, the one given to alloc() less `before`.
 	 * unalloc():the data could not be written: give the space of alloc() back.
-	 * unlink(): whole clusters read as zeroes / nothing afterwards; frees what they held (uses node_grace()).
+	 * unlink(): multiples of map_unit() read as zeroes / nothing afterwards; frees what they held (uses node_grace()).
+	 *           -ENOTSUP: cannot be said of this (of a part of a compressed cluster, say); nothing was changed, if all
+	 *           of it lies in one cluster.
+	 * Two who want different parts of one cluster wait for each other like two who want the same: locked are whole
+	 * clusters, filled and linked are parts. So a cluster gets its space from the first, and the second finds it.
 	 * sync():   everything acknowledged becomes stable, metadata and data: the guest's flush.
 	 * clean():  any queue: true if no metadata waits, so that a flush may go straight to the file.
 	 */
@@ -384,6 +393,7 @@ struct node {
 	bool fua_waits;		  /* leaf: stable writes wait for one another; a flush that several share serves them sooner */
 	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */
 	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
+	uint32_t part_len;	  /* format: clusters are mapped in parts of so many bytes; 0: as wholes */
 	/*
 	 * Format without a mapping that could change (raw): all of the disk is in place in `file`, from through_off on; map()
 	 * says the same. Reads and writes go straight there.
@@ -425,6 +435,12 @@ static inline void *node_state(struct node *n)
 static inline const char *node_name(const struct node *n)
 {
 	return n->name;
+}
+
+/* The unit in which the format's alloc(), link() and unlink() work; map() answers for no less. 0: there is no mapping. */
+static inline uint32_t map_unit(const struct node *n)
+{
+	return n->part_len ? n->part_len : n->cluster_len;
 }
 
 static inline uint64_t node_len(const struct node *n)

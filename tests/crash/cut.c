@@ -200,10 +200,10 @@ static int disk_new(struct fiber *f, void *arg)
 		must(sim_file_new(&c->data_sim, &c->data_af, &so), "sim", NULL);
 	leaf = leaf_new(f, c);
 	if (!strcmp(c->cfg.format, "qcow2"))
-		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u%s%s",
+		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u%s%s%s",
 			 (unsigned long long)c->cfg.cluster, c->cfg.version2 ? "0.10" : "1.1",
 			 c->cfg.version2 ? 16u : 4u << below(c, 5), c->cfg.data_file ? ",data_file=data" : "",
-			 c->cfg.data_file_raw ? ",data_file_raw=on" : "");
+			 c->cfg.data_file_raw ? ",data_file_raw=on" : "", c->cfg.subclusters ? ",extended_l2=on" : "");
 	else
 		snprintf(text, sizeof(text), "cluster_size=%llu,table_size=%u", (unsigned long long)c->cfg.cluster,
 			 1u << below(c, 3));

@@ -182,7 +182,8 @@ def make(fmt, options, size, backing=None, snapshot=False, rng=None):
 GROW = [("cluster_size=512", 256 * KIB, 8 * MIB, []), ("cluster_size=512,compat=0.10", 256 * KIB, 8 * MIB, []),
         ("cluster_size=4k,refcount_bits=64", MIB, 40 * MIB, ["--preallocation=metadata"]),
         ("cluster_size=4k", MIB, 3 * MIB, ["--preallocation=full"]), ("cluster_size=4k", MIB, 3 * MIB, ["--preallocation=falloc"]),
-        ("cluster_size=4k,lazy_refcounts=on", MIB, 3 * MIB, []), ("cluster_size=512,refcount_bits=1", 300 * KIB, 6 * MIB, [])]
+        ("cluster_size=4k,lazy_refcounts=on", MIB, 3 * MIB, []), ("cluster_size=512,refcount_bits=1", 300 * KIB, 6 * MIB, []),
+        ("cluster_size=16k,extended_l2=on", MIB, 20 * MIB, ["--preallocation=metadata"])]
 
 
 @pytest.mark.parametrize("kind", ["alone", "backing", "snapshot"])
@@ -200,7 +201,8 @@ def test_grow(folder, options, old, new, more, kind):
 
 
 @pytest.mark.parametrize("kind", ["alone", "backing"])
-@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,lazy_refcounts=on"])
+@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,lazy_refcounts=on",
+                                     "cluster_size=16k,extended_l2=on"])
 def test_shrink(folder, options, kind):
     old, new = 2 * MIB, 700 * KIB + SECTOR
     before = make("qcow2", options, old, old if kind == "backing" else None)
@@ -219,6 +221,7 @@ AMEND = [("cluster_size=4k", "compat=0.10", lambda d: d["compat"] == "0.10"),
          ("cluster_size=4k,compat=0.10", "compat=1.1,lazy_refcounts=on", lambda d: d.get("lazy-refcounts")),
          ("cluster_size=4k,lazy_refcounts=on", "lazy_refcounts=off", lambda d: not d["lazy-refcounts"]),
          ("cluster_size=4k,lazy_refcounts=on", "compat=0.10", lambda d: d["compat"] == "0.10"),
+         ("cluster_size=16k,extended_l2=on", "refcount_bits=64", lambda d: d["refcount-bits"] == 64 and d["extended-l2"]),
          ("cluster_size=512", "refcount_bits=64", lambda d: d["refcount-bits"] == 64),
          ("cluster_size=4k,refcount_bits=8", "refcount_bits=1", lambda d: d["refcount-bits"] == 1),
          ("cluster_size=4k,refcount_bits=1", "refcount_bits=16,compat=0.10", lambda d: d["compat"] == "0.10" and d["refcount-bits"] == 16)]
@@ -240,7 +243,8 @@ def test_amend(folder, options, change, is_new, kind):
 
 @pytest.mark.parametrize("to", ["other.raw", ""])
 @pytest.mark.parametrize("fmt, options", [("qcow2", "cluster_size=512"), ("qcow2", "cluster_size=4k,compat=0.10"),
-                                          ("qcow2", "cluster_size=4k,lazy_refcounts=on"), ("qed", "cluster_size=4k,table_size=2")])
+                                          ("qcow2", "cluster_size=4k,lazy_refcounts=on"),
+                                          ("qcow2", "cluster_size=16k,extended_l2=on"), ("qed", "cluster_size=4k,table_size=2")])
 def test_rebase(folder, fmt, options, to):
     before = make(fmt, options, MIB, MIB)
     shutil.copy("base.raw", "other.raw")
@@ -253,7 +257,8 @@ def test_rebase(folder, fmt, options, to):
     run_case(f"rebase {fmt} {options} {to}", fmt, ["rebase", "-b", to, *(["-F", "raw"] if to else []), "IMAGE"], promise, STATES // 2)
 
 
-@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,lazy_refcounts=on,refcount_bits=2"])
+@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,compat=0.10", "cluster_size=4k,lazy_refcounts=on,refcount_bits=2",
+                                     "cluster_size=16k,extended_l2=on"])
 def test_commit_and_the_image_that_is_emptied(folder, options):
     """The base has all of it before the first entry goes, so it is the base that the command left."""
     before = make("qcow2", options, 2 * MIB, MIB)
@@ -290,7 +295,7 @@ FORGOTTEN = [
     # "syncs": all but the last that the command made, whatever they were for.
     ("syncs", test_grow, ("cluster_size=4k", MIB, 3 * MIB, ["--preallocation=full"], "backing")),
     ("syncs", test_shrink, ("cluster_size=4k,compat=0.10", "alone")),
-    ("syncs", test_amend, (*AMEND[0], "backing")), ("syncs", test_amend, (*AMEND[5], "alone")),
+    ("syncs", test_amend, (*AMEND[0], "backing")), ("syncs", test_amend, (*AMEND[6], "alone")),
     ("syncs", test_rebase, ("qcow2", "cluster_size=512", "other.raw")),
     ("syncs", test_rebase, ("qed", "cluster_size=4k,table_size=2", "")),
     ("syncs", test_commit_and_the_image_that_is_emptied, ("cluster_size=512",)),

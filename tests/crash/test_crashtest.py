@@ -82,7 +82,8 @@ def test_a_failure_is_made_small_and_can_be_had_again():
         shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,refcount_bits=64", "cluster_size=64k"])
+@pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,refcount_bits=64", "cluster_size=64k",
+                                     "extended_l2=on,cluster_size=16k"])
 def test_counts_above_one(tmp_path, options):
     """Clusters and tables that a snapshot shares are copied before they are written."""
     done = cuts.run(snapshot_case(tmp_path, options), SEED, STATES)

@@ -98,6 +98,40 @@ static void every_power_cut_while_reads_are_copied_is_survived(void **state)
 	assert_true(cuts >= 150);
 }
 
+/* Clusters of 32 parts: entries of two words, and places that only some of the parts have been written to. */
+static struct cut_config subclusters_of(uint64_t seed)
+{
+	struct cut_config config = config_of(seed);
+
+	config.subclusters = true;
+	config.version2 = false;
+	config.cluster = seed % 4 ? KiB(16) : KiB(64);
+	config.len = seed % 3 ? KiB(400) : MiB(1);
+	config.backing = seed % 3 != 1;
+	config.copy_on_read = config.backing && seed % 5 == 0;
+	config.run = !config.backing && seed % 2;
+	return config;
+}
+
+static void every_power_cut_with_subclusters_is_survived(void **state)
+{
+	const char *only = getenv("VARVE_CRASH_SEED");
+	uint64_t first = only ? strtoull(only, NULL, 0) : 800, last = only ? first : 849;
+	unsigned cuts = 0;
+
+	(void)state;
+	for (uint64_t seed = first; seed <= last; seed++) {
+		struct cut_config config = subclusters_of(seed);
+		struct cut_result result;
+
+		cut_run(&config, &result);
+		if (*result.broken)
+			fail_msg("%s", result.broken);
+		cuts += result.nr_cuts;
+	}
+	assert_true(only || cuts >= 350);
+}
+
 /* Each of the two files keeps what it likes of its unstable writes. */
 static struct cut_config data_file_of(uint64_t seed)
 {
@@ -229,6 +263,10 @@ static void kills_and_power_cuts_are_survived(void **state)
 		struct cut_config config = kills_of(seed, dir);
 		struct cut_result result;
 
+		if (seed % 3 == 0) {
+			config.subclusters = true;
+			config.cluster = KiB(16);
+		}
 		cut_run(&config, &result);
 		if (*result.broken)
 			fail_msg("%s", result.broken);
@@ -257,6 +295,28 @@ static void forgotten_order_is_noticed(void **state)
 	forget_order = false;
 	print_message("# noticed at %s\n", result.broken);
 	assert_true(*result.broken);
+}
+
+/* The same of images with subclusters: each of the orders in which their entries take part. */
+static void forgotten_order_of_subclusters_is_noticed(void **state)
+{
+	static const char *const orders[] = { "l2-entry", "stock-entry", "free" };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(orders); i++) {
+		struct cut_result result = { 0 };
+		uint64_t seed = 800;
+
+		setenv("VARVE_FORGET_ORDER", orders[i], 1);
+		while (seed < 900 && !*result.broken) {
+			struct cut_config config = subclusters_of(seed++);
+
+			cut_run(&config, &result);
+		}
+		unsetenv("VARVE_FORGET_ORDER");
+		print_message("# %s: noticed at %s\n", orders[i], result.broken);
+		assert_true(*result.broken);
+	}
 }
 
 /* A takeover that writes out what was queued without its sections is noticed, too, when power is lost in the middle of it. */
@@ -289,12 +349,14 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_power_cut_is_survived),
 		cmocka_unit_test(every_power_cut_while_reads_are_copied_is_survived),
+		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
 		cmocka_unit_test(every_power_cut_over_a_data_file_is_survived),
 		cmocka_unit_test(forgotten_syncs_of_the_data_file_are_noticed),
 		cmocka_unit_test(every_power_cut_in_a_run_is_survived),
 		cmocka_unit_test(a_new_refcount_block_can_be_found_before_what_it_counts),
 		cmocka_unit_test(kills_and_power_cuts_are_survived),
 		cmocka_unit_test(forgotten_order_is_noticed),
+		cmocka_unit_test(forgotten_order_of_subclusters_is_noticed),
 		cmocka_unit_test(a_takeover_without_order_is_noticed),
 	};
 

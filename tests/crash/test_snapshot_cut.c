@@ -58,7 +58,7 @@ struct cut {
 struct run {
 	uint64_t seed, random;
 	uint32_t cluster;
-	bool version2;
+	bool version2, subclusters;
 	struct queue *q;
 	struct sim_file *sim;
 	struct node *n;
@@ -285,7 +285,8 @@ static int work(struct fiber *f, void *arg)
 
 	must(sim_file_new(&r->sim, &af, &so), "sim", NULL);
 	must(sim_node_new(f, r->sim, &af, NODE_WRITABLE, &leaf, &err), "sim", &err);
-	snprintf(text, sizeof(text), "cluster_size=%u,compat=%s", r->cluster, r->version2 ? "0.10" : "1.1");
+	snprintf(text, sizeof(text), "cluster_size=%u,compat=%s%s", r->cluster, r->version2 ? "0.10" : "1.1",
+		 r->subclusters ? ",extended_l2=on" : "");
 	must(opts_parse(o, text, &err), text, &err);
 	must(driver_find("qcow2")->create(f, leaf, r->now.disk.nr * (uint64_t)BLOCK, o, NULL, NULL, &err), text, &err);
 	opts_free(o);
@@ -535,7 +536,7 @@ static int look_repaired(struct fiber *f, void *arg)
 }
 
 /* The first cut that was not survived, in r->broken. */
-static struct run *run(uint64_t seed, const char *forget)
+static struct run *run(uint64_t seed, bool subclusters, const char *forget)
 {
 	static const uint32_t clusters[] = { 512, 1024, 4096 };
 	struct run *r = calloc(1, sizeof(*r));
@@ -545,6 +546,12 @@ static struct run *run(uint64_t seed, const char *forget)
 	r->cluster = clusters[seed % 3];
 	r->version2 = seed % 4 == 3;
 	r->now.disk.nr = r->cluster == 4096 ? BLOCKS_MAX : BLOCKS_MAX / 2;
+	r->subclusters = subclusters;
+	if (subclusters) { /* of one block each */
+		r->cluster = 16384;
+		r->version2 = false;
+		r->now.disk.nr = BLOCKS_MAX;
+	}
 	r->every = 3;
 	if (forget)
 		setenv("VARVE_FORGET_ORDER", forget, 1);
@@ -567,15 +574,15 @@ static struct run *run(uint64_t seed, const char *forget)
 	return r;
 }
 
-static void every_power_cut_is_survived(void **state)
+static void survive(uint64_t first, uint64_t last, bool subclusters, unsigned cuts_wanted)
 {
 	const char *only = getenv("VARVE_CRASH_SEED");
-	uint64_t first = only ? strtoull(only, NULL, 0) : 1, last = only ? first : 60;
 	unsigned cuts = 0;
 
-	(void)state;
+	if (only)
+		first = last = strtoull(only, NULL, 0);
 	for (uint64_t seed = first; seed <= last; seed++) {
-		struct run *r = run(seed, NULL);
+		struct run *r = run(seed, subclusters, NULL);
 
 		if (*r->broken)
 			fail_msg("seed %llu (again with VARVE_CRASH_SEED): %s", (unsigned long long)seed, r->broken);
@@ -583,7 +590,19 @@ static void every_power_cut_is_survived(void **state)
 		free(r);
 	}
 	print_message("# %u cuts\n", cuts);
-	assert_true(only || cuts >= 1000);
+	assert_true(only || cuts >= cuts_wanted);
+}
+
+static void every_power_cut_is_survived(void **state)
+{
+	(void)state;
+	survive(1, 60, false, 1000);
+}
+
+static void every_power_cut_with_subclusters_is_survived(void **state)
+{
+	(void)state;
+	survive(100, 130, true, 500);
 }
 
 /* Each order is needed, and its loss would be seen. */
@@ -596,7 +615,7 @@ static void a_forgotten_order_is_noticed(void **state)
 		bool noticed = false;
 
 		for (uint64_t seed = 1; seed <= 200 && !noticed; seed++) {
-			struct run *r = run(seed, orders[i]);
+			struct run *r = run(seed, false, orders[i]);
 
 			noticed = *r->broken;
 			if (noticed)
@@ -612,6 +631,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_power_cut_is_survived),
+		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
 		cmocka_unit_test(a_forgotten_order_is_noticed),
 	};
 

@@ -118,13 +118,11 @@ def test_features_of_others_are_named(tmp_path):
 
 
 def test_what_can_be_read_but_not_written_is_named(tmp_path, disk):
-    ok(qimg("create", "-q", "-f", "qcow2", "-o", "extended_l2=on", tmp_path / "d", "1M"))
     patch(disk, 72, struct.pack(">Q", 2))  # marked corrupt
-    for path, word in ((tmp_path / "d", "extended L2"), (disk, "corrupt")):
-        with unchanged(tmp_path):
-            ok(img("map", path))
-            refused(io(path), path, word)
-            refused(varve("serve", path, "--vhost-user", tmp_path / "sock"), path, word)
+    with unchanged(tmp_path):
+        ok(img("map", disk))
+        refused(io(disk), disk, "corrupt")
+        refused(varve("serve", disk, "--vhost-user", tmp_path / "sock"), disk, "corrupt")
 
 
 def test_unknown_incompatible_feature(tmp_path, disk):

@@ -12,7 +12,7 @@ from tool import MIB, img, io, ok, qimg, refused, run
 VALUES = {"backing_file": None, "backing_fmt": None, "cluster_size": "64k", "compat": "1.1", "compression_type": "zstd",
           "data_file": "data.raw", "data_file_raw": "off",
           "lazy_refcounts": "on", "preallocation": "off", "refcount_bits": "16", "size": "1M", "table_size": "4",
-          "extent_size_hint": "0", "nocow": "on"}
+          "extended_l2": "on", "extent_size_hint": "0", "nocow": "on"}
 
 
 def names(result):
@@ -29,7 +29,7 @@ def test_options_that_are_listed_are_understood(tmp_path, fmt):
         refused(img("create", "-q", "-f", fmt, "-o", f"{name}={VALUES[name]}", tmp_path / "d", "1M"), name)
     theirs = names(qimg("create", "-f", fmt, "-o", "help", tmp_path / "d"))
     # Of a QED image the peer lists what its file would take, and the image then does without.
-    missing = {"qcow2": {"encryption", "extended_l2"}, "qed": {"preallocation"}, "raw": set()}[fmt]
+    missing = {"qcow2": {"encryption"}, "qed": {"preallocation"}, "raw": set()}[fmt]
     assert listed == {n for n in theirs if not n.startswith("encrypt.")} - missing
 
 

@@ -58,6 +58,8 @@ CALLERS = {
         create -f raw -o preallocation=falloc,nocow=on f.raw 1024K
         create -f qcow2 -b base.raw -o backing_fmt=raw,compat=0.10 g.qcow2
         convert -f raw -O qcow2 -o compat=1.1,lazy_refcounts base.raw h.qcow2
+        create -f qcow2 -o compat=1.1,cluster_size=131072,extended_l2=on i.qcow2 1M
+        info --output=json i.qcow2
         info --output=json b.qcow2
         info --output=json d.qcow2
         snapshot -c one d.qcow2
@@ -128,6 +130,13 @@ CALLERS = {
         snapshot -d snap vm.qcow2
         snapshot -d none vm.qcow2
         commit clone.qcow2
+        create -F raw -b base.raw -f qcow2 thin.qcow2 -o extended_l2=on,cluster_size=128k
+        info --output=json thin.qcow2 -f qcow2 --backing-chain
+        snapshot -c snap thin.qcow2
+        snapshot -a snap thin.qcow2
+        snapshot -d snap thin.qcow2
+        commit thin.qcow2
+        rebase -b base.raw -F raw -f qcow2 thin.qcow2
         rebase -b base.raw -F raw -f qcow2 clone.qcow2
         create -f raw vm.raw 4096K
         create -o preallocation=off -f raw off.raw 4096K
@@ -205,13 +214,11 @@ REFUSED = [
                "cipher-alg=aes-256,cipher-mode=xts,ivgen-alg=plain64 base.raw new", "luks"),
     ("cinder", "create -f luks --object secret,id=sec,format=raw,file=pw -o cipher-alg=aes-256,key-secret=sec new 1M", "luks"),
     ("cinder", "convert -O parallels base.raw new", "parallels"), ("cinder", "convert -O vpc base.raw new", "vpc"),
-    ("libvirt", "create -f qcow2 -o compat=1.1,cluster_size=131072,extended_l2=on new 1M", "extended_l2"),
     ("libvirt", "create -f qcow2 --object secret,id=s,file=pw -o encrypt.format=luks,encrypt.key-secret=s new 1M", "encrypt"),
     ("libvirt", "convert -n --image-opts --target-image-opts driver=raw,file.filename=base.raw "
                 "driver=luks,file.filename=plain.qcow2,key-secret=s", "luks"),
     ("cdi", "info --output=json nbd+unix:///?socket=/var/run/nbd.sock", "nbd+unix"),
     ("cdi", "convert -t none -p -O raw nbd+unix:///?socket=/var/run/nbd.sock new", "nbd+unix"),
-    ("proxmox", "create -F raw -b base.raw -f qcow2 new -o extended_l2=on,cluster_size=128k", "extended_l2"),
     ("proxmox", "convert -p -f qcow2 -O raw plain.qcow2 zeroinit:new", "zeroinit"),
     ("proxmox", "create -f raw rbd:pool/new 1M", "rbd"),
     ("packer", "convert -O vmdk base.raw new", "vmdk"), ("packer", "create -f vdi new 1M", "vdi"),

@@ -71,6 +71,9 @@ def choose_qed_options(rng):
 
 def choose_options(rng):
     bits = rng.choice([9, 9, 10, 11, 12, 13, 14, 16, 16, 16, 18, 21])
+    if rng.random() < 0.4:
+        bits = rng.choice([14, 14, 14, 15, 16, 17, 21])
+        return bits, f"extended_l2=on,cluster_size={1 << bits},refcount_bits={rng.choice([1, 8, 16, 16, 64])}"
     version = rng.choice(["0.10", "1.1", "1.1"])
     refcount_bits = rng.choice([1, 2, 4, 8, 16, 32, 64]) if version == "1.1" else 16
     return bits, f"compat={version},cluster_size={1 << bits},refcount_bits={refcount_bits}"

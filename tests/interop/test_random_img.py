@@ -46,7 +46,10 @@ def create_options(rng, fmt, backing):
         out.append(f"lazy_refcounts={rng.choice(['on', 'off'])}")
     if rng.random() < 0.2:
         out.append(f"compression_type={rng.choice(['zlib', 'zstd'])}")
-    if not backing and rng.random() < 0.3:
+    extended = rng.random() < 0.3
+    if extended:
+        out.append("extended_l2=on")
+    if (extended or not backing) and rng.random() < 0.3:
         out.append(f"preallocation={rng.choice(['off', 'metadata', 'falloc', 'full'])}")
     rng.shuffle(out)
     return ",".join(out)
@@ -255,9 +258,11 @@ def joined(extents):
     for e in extents:
         e.pop("compressed", None)
         e["zero"] = e["zero"] and not e["data"]  # theirs looks for holes of the file below preallocated clusters
+        if not e["present"]:
+            e.pop("offset", None)  # theirs tells where a subcluster would be that has no bytes
         last = out[-1] if out else None
         if last and all(last[k] == e[k] for k in ("depth", "present", "zero", "data")) and \
-                last.get("offset", -1 - last["length"]) + last["length"] == e.get("offset", -1):
+                (last.get("offset", -1 - last["length"]) + last["length"] == e.get("offset", -1)):
             last["length"] += e["length"]
         else:
             out.append(e)

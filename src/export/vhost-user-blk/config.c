@@ -75,7 +75,7 @@ void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max
 		uint8_t space[UMSG_CONFIG_MAX])
 {
 	uint32_t physical = physical_len(disk->top) / BLK_SECTOR_LEN;
-	uint32_t cluster = disk->top->cluster_len / BLK_SECTOR_LEN;
+	uint32_t unit = map_unit(disk->top) / BLK_SECTOR_LEN; /* 0: without a mapping */
 	unsigned seg_max = num_max > 2 ? MIN(num_max - 2, SEG_MAX) : 1;
 	struct blk_config_space c = {
 		.capacity = le64_put(node_len(disk->top) / BLK_SECTOR_LEN),
@@ -83,7 +83,7 @@ void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max
 		.blk_size = le32_put(BLK_SECTOR_LEN),
 		.physical_block_exp = (uint8_t)log2_u64(physical),
 		.min_io_size = le16_put((uint16_t)MIN(physical, UINT16_MAX)),
-		.opt_io_size = le32_put(cluster),
+		.opt_io_size = le32_put(unit),
 		.writeback = writeback,
 		.num_queues = le16_put((uint16_t)nr_rings),
 	};
@@ -91,7 +91,7 @@ void blk_config(const struct blk_disk *disk, unsigned nr_rings, unsigned num_max
 	if (disk->writable) {
 		c.max_discard_sectors = le32_put(BLK_RANGE_SECTORS_MAX);
 		c.max_discard_seg = le32_put(BLK_RANGES_MAX);
-		c.discard_sector_alignment = le32_put(MAX(physical, cluster));
+		c.discard_sector_alignment = le32_put(MAX(physical, unit));
 		c.max_write_zeroes_sectors = le32_put(BLK_RANGE_SECTORS_MAX);
 		c.max_write_zeroes_seg = le32_put(BLK_RANGES_MAX);
 		c.write_zeroes_may_unmap = 1;

@@ -120,6 +120,8 @@ static int check_wish(const struct amend *a)
 		return varve_error_set(a->err, -ENOTSUP, "the image has compression_type=zstd, which compat=0.10 does not have");
 	if (a->version < 3 && q->external)
 		return varve_error_set(a->err, -ENOTSUP, "the image has an external data file, which compat=0.10 does not have");
+	if (a->version < 3 && (q->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2))
+		return varve_error_set(a->err, -ENOTSUP, "the image has extended_l2=on, which compat=0.10 does not have");
 	if (a->version < 3 && (q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY))
 		return varve_error_set(a->err, -ENOTSUP, "the image uses features (0x%llx) that compat=0.10 does not have",
 				       (unsigned long long)(q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY));

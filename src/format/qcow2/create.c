@@ -24,6 +24,7 @@ const struct varve_option_info qcow2_options[] = {
 	{ "compression_type", "str", "of compressed clusters: zlib (default) or zstd", false },
 	{ "data_file", "str", "the data of the disk is kept in that file, as it is; the image holds tables only", true },
 	{ "data_file_raw", "bool", "and that file alone always reads as the disk does: its tables lead to all of it", true },
+	{ "extended_l2", "bool", "clusters are allocated in 32 parts; for those of 16k and more, 128k over a backing file", false },
 	{ "lazy_refcounts", "bool", "counts of references are written when the image is closed", true },
 	{ "preallocation", "str", "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
 	{ "refcount_bits", "num", "width of a count of references: 1, 2, 4, 8, 16 (default), 32, 64", true },
@@ -34,7 +35,7 @@ const struct varve_option_info qcow2_options[] = {
 struct wish {
 	uint32_t version;
 	unsigned cluster_bits, refcount_order;
-	bool lazy_refcounts;
+	bool lazy_refcounts, extended_l2;
 	uint8_t compression_type;
 	enum prealloc prealloc;
 	const char *backing_file, *backing_format; /* NULL: none */
@@ -161,7 +162,7 @@ static int get_data_file(struct wish *w, struct opts *o, struct varve_error *err
 /* What qcow2 has and we cannot write. "off" is what we do. */
 static int refuse_unsupported(struct opts *o, struct varve_error *err)
 {
-	static const char *const switches[] = { "extended_l2", "encryption" };
+	static const char *const switches[] = { "encryption" };
 	static const char *const encrypt[] = { "format",    "key-secret",     "cipher-alg", "cipher-mode",
 					       "ivgen-alg", "ivgen-hash-alg", "hash-alg",   "iter-time" };
 
@@ -203,10 +204,17 @@ static int check_wish(const struct wish *w, struct varve_error *err)
 	if (w->data_file_raw && w->backing_file)
 		return varve_error_set(err, -EINVAL, "options data_file_raw=on and backing_file exclude each other: the data file alone "
 						     "could not read as the disk does");
-	if (w->prealloc != PREALLOC_OFF && w->backing_file)
+	if (w->data_file && w->extended_l2)
+		return varve_error_set(err, -ENOTSUP, "options data_file and extended_l2=on: varve cannot write such qcow2 images");
+	if (w->version < 3 && w->extended_l2)
+		return varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1");
+	if (w->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN && w->extended_l2)
+		return varve_error_set(err, -EINVAL, "option extended_l2=on needs cluster_size=16k or more, not %u",
+				       1u << w->cluster_bits);
+	if (w->prealloc != PREALLOC_OFF && w->backing_file && !w->extended_l2)
 		return varve_error_set(err, -EINVAL,
 				       "options preallocation and backing_file exclude each other: "
-				       "preallocated clusters would hide the backing file");
+				       "preallocated clusters would hide the backing file, unless extended_l2=on");
 	return 0;
 }
 
@@ -219,9 +227,24 @@ static int get_wish(struct wish *w, struct opts *o, struct varve_error *err)
 	    (ret = get_compression(w, o, err)) < 0 || (ret = get_backing(w, o, err)) < 0 ||
 	    (ret = get_data_file(w, o, err)) < 0 ||
 	    (ret = opts_get_bool(o, "lazy_refcounts", &w->lazy_refcounts, err)) < 0 ||
+	    (ret = opts_get_bool(o, "extended_l2", &w->extended_l2, err)) < 0 ||
 	    (ret = refuse_unsupported(o, err)) < 0 || (ret = check_wish(w, err)) < 0)
 		return ret;
 	return opts_done(o, err);
+}
+
+/* len: of the disk, rounded up. */
+static int plan(struct layout *ret, const struct wish *w, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	*ret = (struct layout){
+		.disk_len = len,
+		.cluster_bits = w->cluster_bits,
+		.refcount_order = w->refcount_order,
+		.entry_words = w->extended_l2 ? 2 : 1,
+		.over_backing = w->backing_file,
+		.external = w->data_file,
+	};
+	return layout_plan(ret, prealloc, err);
 }
 
 static void fill_header(struct qcow2_header *h, const struct wish *w, const struct layout *l)
@@ -239,6 +262,8 @@ static void fill_header(struct qcow2_header *h, const struct wish *w, const stru
 	h->compression_type = w->compression_type;
 	if (w->compression_type)
 		h->incompatible |= QCOW2_INCOMPAT_COMPRESSION;
+	if (w->extended_l2)
+		h->incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
 	if (w->lazy_refcounts)
 		h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
 	if (w->data_file) {
@@ -265,8 +290,7 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	if (ret < 0)
 		return ret;
 	/* Disks are whole sectors; other lengths are rounded up, as the other tools do. */
-	ret = layout_plan(&l, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.cluster_bits,
-			  w.refcount_order, w.prealloc, w.data_file, err);
+	ret = plan(&l, &w, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.prealloc, err);
 	if (ret == 0 && w.data_file && !file->data)
 		ret = varve_error_set(err, -EINVAL, "option data_file=%.200s: nobody has opened that file", w.data_file);
 	if (ret < 0)
@@ -309,7 +333,7 @@ int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *re
 		r = varve_error_set(err, -ENOTSUP, "option preallocation=%s: an image in a pipe has no space to reserve",
 				    opts_get(o, "preallocation"));
 	if (r == 0)
-		r = layout_plan(&l, align_up(disk_len, SECTOR), w.cluster_bits, w.refcount_order, PREALLOC_OFF, false, err);
+		r = plan(&l, &w, align_up(disk_len, SECTOR), PREALLOC_OFF, err);
 	if (r == 0)
 		fill_header(ret, &w, &l);
 	return r;
@@ -318,18 +342,10 @@ int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *re
 int qcow2_measure(uint64_t len, struct opts *o, struct measure *ret, struct varve_error *err)
 {
 	struct wish w = { 0 };
-	bool extended_l2 = false;
-	int r = opts_get_bool(o, "extended_l2", &extended_l2, err);
+	int r = get_wish(&w, o, err);
 
-	/* Their size is known, although they are not written. */
-	if (r == 0 && extended_l2)
-		r = opts_set(o, "extended_l2", "off", err);
 	if (r == 0)
-		r = get_wish(&w, o, err);
-	if (r == 0 && extended_l2 && (w.version < 3 || w.cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN))
-		r = varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1 and clusters of at least 16k");
-	if (r == 0)
-		r = qcow2_measure_tables(align_up(len, SECTOR), w.cluster_bits, w.refcount_order, extended_l2, &ret->tables, err);
+		r = qcow2_measure_tables(align_up(len, SECTOR), w.cluster_bits, w.refcount_order, w.extended_l2, &ret->tables, err);
 	if (r < 0)
 		return r;
 	ret->unit = 1ull << w.cluster_bits;

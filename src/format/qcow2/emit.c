@@ -42,7 +42,7 @@ struct item {
 struct emitter {
 	/* set when opened */
 	struct qcow2_header h;
-	unsigned cluster_bits, l2_bits;
+	unsigned cluster_bits, l2_bits, l2_words;
 	uint32_t cluster_len;
 	uint64_t per_block, count_max; /* counts in a refcount block; the highest */
 	enum codec_level level;
@@ -56,7 +56,7 @@ struct emitter {
 	emit_write *write;
 	void *write_arg;
 	uint64_t next; /* host cluster: all before is written */
-	be64 *l1, *l2, *table;
+	be64 *l1, *l2, *table; /* l2: entries of l2_words words */
 	uint64_t l2_nr; /* which one l2 is; UINT64_MAX: none */
 	uint64_t table_cap;
 
@@ -74,6 +74,14 @@ struct emitter {
 static uint64_t off_of(const struct emitter *e, uint64_t cluster)
 {
 	return cluster << e->cluster_bits;
+}
+
+/* An entry of the table at hand. bitmap: where they have one. */
+static void set_entry(struct emitter *e, uint64_t index, uint64_t entry, uint64_t bitmap)
+{
+	e->l2[index * e->l2_words] = be64_put(entry);
+	if (e->l2_words > 1)
+		e->l2[index * e->l2_words + 1] = be64_put(bitmap);
 }
 
 /* ---- counts ---- */
@@ -176,7 +184,7 @@ static int place_item(struct emitter *e, const struct item *item)
 
 	if (last >> bits || last > QCOW2_HOST_OFF_MAX)
 		return -EFBIG;
-	e->l2[item->l2_index] = be64_put(QCOW2_COMPRESSED | (last / 512 - off / 512) << bits | off);
+	set_entry(e, item->l2_index, QCOW2_COMPRESSED | (last / 512 - off / 512) << bits | off, 0);
 	return count(e, cluster, (last >> e->cluster_bits) - cluster + 1);
 }
 
@@ -290,7 +298,7 @@ static int emit_data(struct fiber *f, struct emitter *e, uint64_t off, const voi
 		if (ret < 0)
 			break;
 		for (uint64_t i = 0; i < nr; i++)
-			e->l2[index + i] = be64_put(off_of(e, e->next + i) | QCOW2_COPIED);
+			set_entry(e, index + i, off_of(e, e->next + i) | QCOW2_COPIED, UINT32_MAX);
 		ret = put(f, e, bytes, nr);
 		if (ret == 0)
 			ret = put_full_blocks(f, e);
@@ -327,7 +335,8 @@ static int emit_zero(struct fiber *f, struct emitter *e, uint64_t off, uint64_t 
 			continue;
 		}
 		ret = l2_for(f, e, cluster);
-		e->l2[l2_index(e, cluster)] = be64_put(QCOW2_ZERO);
+		if (ret == 0)
+			set_entry(e, l2_index(e, cluster), e->l2_words > 1 ? 0 : QCOW2_ZERO, (uint64_t)UINT32_MAX << 32);
 	}
 	free(zeroes);
 	return ret;
@@ -469,7 +478,8 @@ static int emit_open(uint64_t disk_len, struct opts *o, struct emitter **ret, st
 		r = qcow2_emit_header(disk_len, o, &e->h, err);
 	e->cluster_bits = e->h.cluster_bits;
 	e->cluster_len = 1u << e->cluster_bits;
-	e->l2_bits = e->cluster_bits - 3;
+	e->l2_words = e->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 2 : 1;
+	e->l2_bits = e->cluster_bits - 3 - (e->l2_words - 1);
 	e->per_block = (8ull << e->cluster_bits) >> e->h.refcount_order;
 	e->count_max = e->h.refcount_order == 6 ? UINT64_MAX : (1ull << (1u << e->h.refcount_order)) - 1;
 	e->held_cap = MAX(HELD_LEN, (uint64_t)HELD_CLUSTERS << e->cluster_bits);

@@ -431,10 +431,6 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 		return varve_error_set(err, -EIO,
 				       "the image is marked corrupt and can be opened read-only; repair it "
 				       "(qemu-img check -r all) before writing");
-	if (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2)
-		return varve_error_set(err, -ENOTSUP,
-				       "images with extended L2 entries (subclusters) can be read, but not "
-				       "written");
 	return 0;
 }
 

@@ -3,7 +3,8 @@
  * qcow2/l2.c - changing the mapping: space for guest clusters, entries that point at it, entries that no
  * longer do
  *
- * Every change is of entries in one piece of one table, with one order_put(): it happens, or it does not.
+ * Every change is of entries in one piece of one table, with one order_put(): it happens, or it does not. What entries of two
+ * words hold, and how they change, is subcluster.c's; here they get their tables.
  *
  * Assumes: fibers of the home queue; block/ has locked the guest clusters concerned against other changes.
  * Other entries, also of the same table, change whenever we wait. Never:   makes an entry durable before what
@@ -15,23 +16,17 @@
 #include "format/qcow2/sites.h"
 #include "format/qcow2/ahead.h"
 #include "format/qcow2/entry.h"
+#include "format/qcow2/l2.h"
 #include "format/qcow2/pack.h"
 #include "format/qcow2/stock.h"
+#include "format/qcow2/subcluster.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define RUN_MAX (PIECE_LEN / 8) /* entries in one piece */
 
-/* Guest clusters that are changed together. */
-struct run {
-	uint64_t guest_off;
-	uint32_t table, piece_nr;
-	unsigned first, nr; /* entries within the piece */
-};
-
-/* As much of [off, off + len) as lies in one piece. len: whole clusters. */
-static struct run run_at(const struct qcow2 *q, uint64_t off, uint64_t len)
+struct run run_at(const struct qcow2 *q, uint64_t off, uint64_t len)
 {
 	uint64_t index = off >> q->cluster_bits;
 	uint32_t in_table = (uint32_t)(index & (q->l2_entries - 1)), per_piece = 1u << q->l2_piece_bits;
@@ -40,18 +35,18 @@ static struct run run_at(const struct qcow2 *q, uint64_t off, uint64_t len)
 	run.table = (uint32_t)(index >> q->l2_bits);
 	run.piece_nr = in_table >> q->l2_piece_bits;
 	run.first = in_table & (per_piece - 1);
-	run.nr = (unsigned)MIN(len >> q->cluster_bits, (uint64_t)(per_piece - run.first));
+	run.nr = (unsigned)MIN(((off & (q->cluster_len - 1)) + len + q->cluster_len - 1) >> q->cluster_bits,
+			       (uint64_t)(per_piece - run.first));
 	return run;
 }
 
-/* Where the run's first entry lies; the table exists. */
-static uint64_t run_host_off(const struct qcow2 *q, const struct run *run)
+uint64_t run_host_off(const struct qcow2 *q, const struct run *run)
 {
 	return (q->l1[run->table] & QCOW2_OFF_MASK) + (uint64_t)run->piece_nr * q->l2->piece_len +
-	       run->first * 8ull;
+	       run->first * (uint64_t)q->l2_entry_len;
 }
 
-static bool has_backing(const struct qcow2 *q)
+bool has_backing(const struct qcow2 *q)
 {
 	return q->node->backing || q->node->backing_name;
 }
@@ -118,8 +113,7 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 	return 0;
 }
 
-/* The piece with the run's entries, pinned, in a table that may be changed. */
-static int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct piece **ret)
+int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct piece **ret)
 {
 	bool fresh = false;
 	int err = 0;
@@ -141,11 +135,10 @@ static int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, str
 /* ---- what entries hold ---- */
 
 /*
- * Gives up the reference that an entry held; gone: the mark of the entry that replaces it. Not before the table with
- * that entry is what the disk's L1 leads to: until then a cut falls back to the table before, shared with a snapshot,
+ * Not before the table with the entry that replaces it is what the disk's L1 leads to: until then a cut falls back to the table before, shared with a snapshot,
  * whose entry still counts on the reference.
  */
-static void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
+void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
 
@@ -221,6 +214,8 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 					.len = (uint64_t)run.nr << q->cluster_bits };
 		return 0;
 	}
+	if (is_wide(q))
+		return sub_alloc(f, q, off, len, ret);
 	if (q->l1[run.table]) {
 		err = cache_get(f, q->l2, run.table, run.piece_nr, false, &p);
 		if (err < 0)
@@ -248,8 +243,11 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
 	struct qcow2 *q = node_state(n);
 
 	/* ALLOCATED: the entry that was there has kept the space, and keeps it. */
-	if (!(extent->flags & EXTENT_ALLOCATED) && !q->external)
-		alloc_undo(f, q, extent->host_off, extent->len >> q->cluster_bits);
+	if (!(extent->flags & EXTENT_ALLOCATED) && !q->external) {
+		uint64_t first = align_down(extent->host_off, q->cluster_len);
+
+		alloc_undo(f, q, first, div_up(extent->host_off + extent->len - first, q->cluster_len));
+	}
 }
 
 /*
@@ -290,6 +288,8 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 	order_mark mark;
 	int err;
 
+	if (is_wide(q))
+		return sub_link(f, q, off, extent);
 	assert((uint64_t)run.nr << q->cluster_bits == extent->len);
 	err = run_open(f, q, &run, &p);
 	if (err < 0)
@@ -323,8 +323,11 @@ int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entr
 	struct piece *p;
 	order_mark mark;
 	uint64_t old;
-	int err = run_open(f, q, &run, &p);
+	int err;
 
+	if (is_wide(q))
+		return sub_link_packed(f, q, off, entry);
+	err = run_open(f, q, &run, &p);
 	if (err < 0)
 		return err;
 	old = entry_get(p, run.first);
@@ -344,8 +347,11 @@ int l2_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len
 	uint64_t cluster, nr = 0;
 	be64 disk[RUN_MAX];
 	struct piece *p;
-	int err = run_open(f, q, &run, &p);
+	int err;
 
+	if (is_wide(q))
+		return sub_link_zeroes(f, q, off, len);
+	err = run_open(f, q, &run, &p);
 	*len = 0;
 	if (err < 0)
 		return err;
@@ -478,16 +484,18 @@ int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum 
 	if (q->raw_data && mode != UNLINK_ABSENT)
 		return data_unlink_raw(f, q, off, len, mode);
 	for (uint64_t pos = 0; err == 0 && pos < len;) {
-		struct run run = run_at(q, off + pos, len - pos);
+		uint64_t at = off + pos, part;
+		struct run run = run_at(q, at, len - pos);
 		struct piece *p;
 
-		pos += (uint64_t)run.nr << q->cluster_bits;
+		part = MIN(len - pos, ((uint64_t)run.nr << q->cluster_bits) - (at & (q->cluster_len - 1)));
+		pos += part;
 		if (!q->l1[run.table] && (!has_backing(q) || mode == UNLINK_ABSENT))
 			continue; /* is as it shall be already */
 		err = run_open(f, q, &run, &p);
 		if (err < 0)
 			break;
-		err = unlink_pinned(f, q, p, &run, mode);
+		err = is_wide(q) ? sub_unlink(f, q, p, &run, at, part, mode) : unlink_pinned(f, q, p, &run, mode);
 		cache_unpin(q->l2, p);
 	}
 	return err;

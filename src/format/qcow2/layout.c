@@ -42,14 +42,11 @@ static void plan_refcounts(struct layout *l)
 	} while (l->nr != before);
 }
 
-int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
-		enum prealloc prealloc, bool external, struct varve_error *err)
+int layout_plan(struct layout *ret, enum prealloc prealloc, struct varve_error *err)
 {
-	struct layout l = { .external = external,
-			    .cluster_bits = cluster_bits,
-			    .refcount_order = refcount_order,
-			    .disk_len = disk_len };
-	uint64_t l2_entries = (1ull << cluster_bits) / 8;
+	struct layout l = *ret;
+	unsigned cluster_bits = l.cluster_bits, refcount_order = l.refcount_order;
+	uint64_t l2_entries = (1ull << cluster_bits) / (8 * l.entry_words), disk_len = l.disk_len;
 	uint64_t data = clusters_of(&l, disk_len);
 	char text[32];
 
@@ -70,7 +67,7 @@ int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, un
 	if (prealloc != PREALLOC_OFF) {
 		l.l2 = div_up(data, l2_entries);
 		l.mapped = data;
-		l.data = external ? 0 : data;
+		l.data = l.external ? 0 : data;
 	}
 	plan_refcounts(&l);
 	if (l.table << cluster_bits > QCOW2_REFCOUNT_TABLE_LEN_MAX)
@@ -173,13 +170,15 @@ static int put_bytes(struct fiber *f, struct maker *m, uint64_t off, const uint8
 }
 
 /*
- * A table of 64-bit entries: entry i < nr is first_off + i clusters, with flags; the rest of the clusters
- * is 0.
+ * A table of 64-bit entries, or of entries with a second word: entry i < nr is first_off + i clusters, with flags; the rest of
+ * the clusters is 0.
  */
 struct table {
 	const char *what;
 	uint64_t off, clusters;
 	uint64_t nr, first_off, flags;
+	unsigned words;	 /* of an entry */
+	uint64_t bitmap; /* the second */
 };
 
 static int write_table(struct fiber *f, struct maker *m, const struct table *t)
@@ -191,8 +190,11 @@ static int write_table(struct fiber *f, struct maker *m, const struct table *t)
 		be64 *entries = (be64 *)m->chunk;
 		int err;
 
-		for (size_t k = 0; k < part / 8; k++, i++)
+		for (size_t k = 0; k < part / 8; k += t->words, i++) {
 			entries[k] = be64_put(i < t->nr ? (t->first_off + off_of(m->l, i)) | t->flags : 0);
+			if (t->words > 1)
+				entries[k + 1] = be64_put(i < t->nr ? t->bitmap : 0);
+		}
 		err = put_bytes(f, m, t->off + pos, m->chunk, part);
 		if (err < 0)
 			return write_failed(m, err, t->what);
@@ -232,9 +234,10 @@ static int write_tables(struct fiber *f, struct maker *m)
 {
 	const struct layout *l = m->l;
 	const struct table tables[] = {
-		{ "refcount table", layout_table_off(l), l->table, l->blocks, blocks_off(l), 0 },
-		{ "L1 table", layout_l1_off(l), l->l1, l->l2, l2_off(l), QCOW2_COPIED },
-		{ "L2 tables", l2_off(l), l->l2, l->mapped, l->external ? 0 : data_off(l), QCOW2_COPIED },
+		{ "refcount table", layout_table_off(l), l->table, l->blocks, blocks_off(l), 0, 1, 0 },
+		{ "L1 table", layout_l1_off(l), l->l1, l->l2, l2_off(l), QCOW2_COPIED, 1, 0 },
+		{ "L2 tables", l2_off(l), l->l2, l->mapped, l->external ? 0 : data_off(l), QCOW2_COPIED, l->entry_words,
+		  l->over_backing ? 0 : UINT32_MAX },
 	};
 	int err = write_refcounts(f, m);
 

@@ -15,6 +15,8 @@
 /* Clusters, unless the name says otherwise. */
 struct layout {
 	unsigned cluster_bits, refcount_order;
+	unsigned entry_words; /* of an L2 entry: 2 with a bitmap of subclusters */
+	bool over_backing;    /* preallocated clusters have their place, but none of their subclusters has data */
 	uint64_t disk_len; /* bytes */
 	uint64_t table, blocks, l1, l2, data;
 	uint64_t mapped;   /* entries of the L2 tables that lead somewhere: `data`, or as many clusters of an external data file */
@@ -22,9 +24,11 @@ struct layout {
 	uint64_t l1_entries, nr; /* nr: of the whole file */
 };
 
-/* Fills *ret from the arguments; -EFBIG with the reason when a limit of the format is exceeded. */
-int layout_plan(struct layout *ret, uint64_t disk_len, unsigned cluster_bits, unsigned refcount_order,
-		enum prealloc prealloc, bool external, struct varve_error *err);
+/*
+ * Fills *ret, where disk_len, cluster_bits, refcount_order, entry_words, external and over_backing are set; -EFBIG with the reason when a
+ * limit of the format is exceeded.
+ */
+int layout_plan(struct layout *ret, enum prealloc prealloc, struct varve_error *err);
 
 /* Places as the header needs them. */
 uint64_t layout_table_off(const struct layout *l);

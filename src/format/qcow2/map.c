@@ -11,6 +11,7 @@
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/entry.h"
+#include "format/qcow2/subcluster.h"
 
 /* Entries looked at for one answer. Enough for any request; a bound for those who ask for the whole disk. */
 #define MAP_CELLS_MAX (1u << 16)
@@ -72,23 +73,42 @@ static struct cell decode(const struct qcow2 *q, uint64_t entry, uint64_t in_clu
 	return cell_data(q, entry, host_off + in_cluster, host_off);
 }
 
-/* docs/spec/qcow2.md, "Extended L2 entries". */
-static struct cell decode_extended(const struct qcow2 *q, uint64_t entry, uint64_t bitmap,
-				   uint64_t in_cluster)
+/* How many bits from the lowest on are set? */
+static unsigned run_of(uint32_t bits)
 {
-	uint64_t sub_len = q->cluster_len / QCOW2_SUBCLUSTERS, host_off = entry & QCOW2_OFF_MASK;
-	unsigned sub = (unsigned)(in_cluster / sub_len);
-	bool allocated = bitmap >> sub & 1, zero = bitmap >> (QCOW2_SUBCLUSTERS + sub) & 1;
+	return (unsigned)__builtin_ctzll(~(uint64_t)bits);
+}
 
-	if (entry & QCOW2_COMPRESSED)
-		return (struct cell){ .kind = EXTENT_PACKED, .host_off = entry };
-	if ((entry & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (allocated && (zero || (!host_off && !at_zero(q, entry)))))
-		return cell_error(-EIO);
-	if (zero)
-		return cell_zero(q, entry, host_off + in_cluster);
-	if (!allocated)
-		return (struct cell){ .kind = EXTENT_ABSENT };
-	return cell_data(q, entry, host_off + in_cluster, host_off + sub * sub_len);
+/* docs/spec/qcow2.md, "Extended L2 entries". Subclusters that are alike make one stretch, to the end of the cluster at most. */
+static struct cell cell_wide(const struct qcow2 *q, const struct piece *p, uint32_t nr, uint64_t in_cluster)
+{
+	struct wide_entry e = wide_get(p, nr);
+	unsigned sub = (unsigned)(in_cluster >> sub_bits(q)), alike;
+	uint32_t data = e.data >> sub, zero = e.zero >> sub;
+	uint64_t host_off = e.place & QCOW2_OFF_MASK, at = host_off + ((uint64_t)sub << sub_bits(q)), end;
+	struct cell c;
+
+	if (e.place & QCOW2_COMPRESSED)
+		return (struct cell){ .kind = EXTENT_PACKED, .host_off = e.place, .len = q->cluster_len - in_cluster };
+	if ((e.place & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (data & 1 && (zero & 1 || (!host_off && !at_zero(q, e.place))))) {
+		c = cell_error(-EIO);
+		alike = 1;
+	} else if (zero & 1) {
+		c = cell_zero(q, e.place, host_off + in_cluster);
+		alike = run_of(zero & ~data);
+	} else if (data & 1) {
+		c = cell_data(q, e.place, host_off + in_cluster, at);
+		alike = run_of(data & ~zero);
+		/* Each of them begins inside the file. */
+		end = node_len(q->leaf);
+		if (!q->external && end < at + ((uint64_t)alike << sub_bits(q)))
+			alike = end <= at ? 1 : (unsigned)((end - at + (1ull << sub_bits(q)) - 1) >> sub_bits(q));
+	} else {
+		c = (struct cell){ .kind = EXTENT_ABSENT };
+		alike = (unsigned)MIN((uint64_t)__builtin_ctzll((data | zero) | 1ull << 63), (uint64_t)QCOW2_SUBCLUSTERS - sub);
+	}
+	c.len = ((uint64_t)(sub + alike) << sub_bits(q)) - in_cluster;
+	return c;
 }
 
 static struct cell cell_at(const struct qcow2 *q, uint64_t guest_off)
@@ -119,10 +139,7 @@ static struct cell cell_at(const struct qcow2 *q, uint64_t guest_off)
 		c = decode(q, entry_get(p, entry), in_cluster);
 		c.len = q->cluster_len - in_cluster;
 	} else {
-		uint64_t sub_len = q->cluster_len / QCOW2_SUBCLUSTERS;
-
-		c = decode_extended(q, entry_get(p, entry * 2), entry_get(p, entry * 2 + 1), in_cluster);
-		c.len = sub_len - in_cluster % sub_len;
+		c = cell_wide(q, p, entry, in_cluster);
 	}
 	return c;
 }
@@ -209,16 +226,16 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
  */
 static void guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *entries)
 {
-	unsigned per_piece = 1u << q->l2_piece_bits;
+	unsigned per_piece = 1u << q->l2_piece_bits, words = q->l2_entry_len / 8;
 
 	for (unsigned i = 0; i < per_piece; i++) {
-		uint64_t entry = be64_get(entries[i]), cluster = (entry & QCOW2_OFF_MASK) >> q->cluster_bits;
+		uint64_t entry = be64_get(entries[i * words]), cluster = (entry & QCOW2_OFF_MASK) >> q->cluster_bits;
 
 		if ((entry & QCOW2_COMPRESSED) || !cluster)
 			continue;
 		if (cluster < q->end_cluster && !meta_holds(q, cluster))
 			continue;
-		entries[i] = be64_put(QCOW2_L2_RESERVED);
+		entries[i * words] = be64_put(QCOW2_L2_RESERVED);
 		(void)qcow2_damaged(
 			q,
 			"guest offset 0x%llx leads to host offset 0x%llx, which %s; it cannot be read or "

@@ -322,6 +322,7 @@ static void set_geometry(struct qcow2 *q)
 	q->l2_entry_len = q->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2 ? 16 : 8;
 	q->l2_entries = q->cluster_len / q->l2_entry_len;
 	q->node->cluster_len = q->cluster_len;
+	q->node->part_len = q->l2_entry_len == 16 ? q->cluster_len / QCOW2_SUBCLUSTERS : 0;
 	atomic_store_explicit(&q->node->len, q->h.disk_len, memory_order_relaxed);
 }
 

@@ -17,6 +17,7 @@
  */
 #include "block/event.h"
 #include "format/qcow2/pack.h"
+#include "format/qcow2/subcluster.h"
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -225,6 +226,9 @@ int qcow2_pack(struct fiber *f, struct node *n, uint64_t off, const void *bytes)
 		return -ENOTSUP;
 	q->packing = true;
 	w.level = q->packer->level;
+	ret = is_wide(q) ? sub_keeps_place(f, q, off) : 0; /* map() tells only of the subcluster that was asked for */
+	if (ret != 0)
+		return ret;
 	if (posix_memalign(&w.out, 4096, q->cluster_len))
 		return -ENOMEM;
 	ret = compress(f, q, &w);

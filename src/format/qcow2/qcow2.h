@@ -8,6 +8,7 @@
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
+ *   subcluster.c  the same where entries have bitmaps of subclusters
  *   amend.c     other options
  *   resize.c    a longer or shorter virtual disk
  *   refcount.c  the count of each host cluster: get, change

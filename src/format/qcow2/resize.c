@@ -209,7 +209,8 @@ static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uin
 	ret = l2_alloc(f, n, off, x.len, &x);
 	if (ret < 0)
 		return ret;
-	*ret_len = x.len;
+	off -= x.before; /* not here: all that moves is what is preallocated */
+	*ret_len = x.len - x.before;
 	behind = x;
 	if (q->external) /* that file ends where the disk does */
 		behind.len = MIN(x.len, len - off);

@@ -29,6 +29,7 @@
 struct snapshot_draft {
 	char *name, *id; /* id NULL: the next number */
 	struct snapshot_want want;
+	unsigned words; /* of an L2 entry */
 
 	bool frozen;
 	uint64_t disk_len; /* then */
@@ -187,6 +188,7 @@ int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot
 	d = calloc(1, sizeof(*d));
 	if (d) {
 		d->want = *want;
+		d->words = q->l2_entry_len / 8;
 		d->name = strdup(want->name);
 		d->id = want->id ? strdup(want->id) : NULL;
 		d->table = calloc(1, q->cluster_len);
@@ -244,6 +246,15 @@ static int put_table(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d)
 	return 0;
 }
 
+/* Not COPIED: these tables are never those of the active disk. All of the cluster is data. */
+static void put_entry(struct snapshot_draft *d, uint64_t host_off)
+{
+	d->table[d->nr_entries * d->words] = be64_put(host_off);
+	if (d->words > 1)
+		d->table[d->nr_entries * d->words + 1] = be64_put(UINT32_MAX);
+	d->nr_entries++;
+}
+
 int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft *d, uint64_t len,
 			 struct extent *ret_extent)
 {
@@ -263,9 +274,8 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 	ret = alloc_clusters(f, q, nr, &host_off, &nr, &fresh, &mark);
 	if (ret < 0)
 		return ret;
-	/* Not COPIED: these tables are never those of the active disk. */
 	for (uint64_t i = 0; i < nr; i++)
-		d->table[d->nr_entries++] = be64_put(host_off + (i << q->cluster_bits));
+		put_entry(d, host_off + (i << q->cluster_bits));
 	d->state_len += nr << q->cluster_bits;
 	*ret_extent = (struct extent){
 		.kind = EXTENT_DATA, .node = n->file, .host_off = host_off, .len = nr << q->cluster_bits
@@ -278,7 +288,7 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 static void release_entries(struct qcow2 *q, const be64 *entries, uint32_t nr)
 {
 	for (uint32_t i = 0; i < nr; i++)
-		alloc_free(q, be64_get(entries[i]) & QCOW2_OFF_MASK, 1, ORDER_NONE, true);
+		alloc_free(q, be64_get(entries[i * (q->l2_entry_len / 8)]) & QCOW2_OFF_MASK, 1, ORDER_NONE, true);
 }
 
 /*

@@ -160,7 +160,7 @@ static struct likeness like_entries(struct fiber *f, struct grapher *g, const st
 		tables++;
 		if (read_meta(f, q, at, g->table, q->cluster_len) < 0 || read_meta(f, q, bt, g->other, q->cluster_len) < 0)
 			continue; /* then it says nothing about who is whose parent */
-		for (uint32_t k = 0; k < q->cluster_len / 8; k++) {
+		for (uint32_t k = 0; k < q->cluster_len / 8; k += q->l2_entry_len / 8) {
 			uint64_t x = be64_get(g->table[k]) & ~QCOW2_COPIED;
 
 			if (x && x == (be64_get(g->other[k]) & ~QCOW2_COPIED))

@@ -80,7 +80,7 @@ static int entry_place(const struct qcow2 *q, struct walk *w, uint64_t entry, ui
 		*ret_nr = div_up(align_down(off, 512) + (sectors + 1) * 512, q->cluster_len) - *ret_cluster;
 		return 0;
 	}
-	if ((entry & QCOW2_L2_RESERVED) || !is_aligned(host_off, q->cluster_len))
+	if ((entry & QCOW2_L2_RESERVED) || ((entry & QCOW2_ZERO) && q->l2_entry_len == 16) || !is_aligned(host_off, q->cluster_len))
 		return damaged(w, entry);
 	*ret_cluster = host_off >> q->cluster_bits;
 	*ret_nr = host_off ? 1 : 0;
@@ -97,7 +97,7 @@ static int walk_table(struct fiber *f, struct qcow2 *q, struct walk *w, uint64_t
 	for (uint32_t i = 0; ret == 0 && w->left && i < q->l2_entries; i++, w->guest_off += q->cluster_len) {
 		uint64_t cluster, nr;
 
-		ret = entry_place(q, w, be64_get(w->table[i]), &cluster, &nr);
+		ret = entry_place(q, w, be64_get(w->table[i * (q->l2_entry_len / 8)]), &cluster, &nr);
 		if (ret < 0 || !nr)
 			continue;
 		if (w->nr && cluster == w->cluster + w->nr) {
@@ -225,20 +225,21 @@ int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, o
 static void clear_piece(struct piece *p, void *arg)
 {
 	struct qcow2 *q = arg;
+	unsigned words = q->l2_entry_len / 8; /* the flag is in the first, where there are two */
 
 	for (unsigned i = 0; i < 1u << q->l2_piece_bits; i++) {
-		uint64_t entry = entry_get(p, i);
+		uint64_t entry = entry_get(p, i * words);
 
 		if (entry & QCOW2_COPIED)
-			entry_set(p, i, entry & ~QCOW2_COPIED);
+			entry_set(p, i * words, entry & ~QCOW2_COPIED);
 	}
 }
 
-/* Entries of one table, in memory as they are on disk. *ret_first, *ret_end: those that changed. */
+/* Entries of one table, in memory as they are on disk. *ret_first, *ret_end: words, those that changed. */
 static void clear_entries(const struct qcow2 *q, be64 *entries, uint32_t *ret_first, uint32_t *ret_end)
 {
 	*ret_first = *ret_end = 0;
-	for (uint32_t i = 0; i < q->l2_entries; i++) {
+	for (uint32_t i = 0; i < q->cluster_len / 8; i += q->l2_entry_len / 8) {
 		uint64_t entry = be64_get(entries[i]);
 
 		if (!(entry & QCOW2_COPIED))
@@ -279,11 +280,11 @@ int tables_clear_copied(struct fiber *f, struct qcow2 *q, const struct l1_copy *
 /* Of the entries of a piece, those that nobody else refers to. */
 static int restore_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint32_t nr, struct piece *p)
 {
-	unsigned per_piece = 1u << q->l2_piece_bits;
+	unsigned per_piece = 1u << q->l2_piece_bits, words = q->l2_entry_len / 8;
 	uint64_t host_off = (q->l1[table] & QCOW2_OFF_MASK) + (uint64_t)nr * q->l2->piece_len;
 
 	for (unsigned i = 0; i < per_piece; i++) {
-		uint64_t entry = entry_get(p, i), count;
+		uint64_t entry = entry_get(p, i * words), count;
 		be64 disk = be64_put(entry | QCOW2_COPIED);
 		int ret;
 
@@ -291,9 +292,10 @@ static int restore_piece(struct fiber *f, struct qcow2 *q, uint32_t table, uint3
 			continue;
 		ret = refcount_get(f, q, (entry & QCOW2_OFF_MASK) >> q->cluster_bits, &count);
 		if (ret == 0 && count == 1) {
-			ret = order_put(f, q->order, host_off + i * 8ull, &disk, sizeof(disk), ORDER_NONE, NULL);
+			ret = order_put(f, q->order, host_off + i * (uint64_t)q->l2_entry_len, &disk, sizeof(disk),
+					ORDER_NONE, NULL);
 			if (ret == 0)
-				entry_set(p, i, entry | QCOW2_COPIED);
+				entry_set(p, i * words, entry | QCOW2_COPIED);
 		}
 		if (ret < 0)
 			return ret;

@@ -7,6 +7,7 @@
  * Never:   answers with a place beyond the end of the file.
  */
 #include "format/qcow2/snapshot.h"
+#include "format/qcow2/subcluster.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -79,8 +80,6 @@ int qcow2_snapshot_state_open(struct fiber *f, struct node *n, const struct snap
 	r = snapshots_open(f, q, &s, err);
 	if (r == 0)
 		r = snapshots_find(&s, pick, &i, err);
-	if (r == 0 && q->l2_entry_len != 8)
-		r = varve_error_set(err, -ENOTSUP, "states in images with extended L2 entries are not supported");
 	if (r == 0)
 		r = state_open(f, q, &s.list[i], st, err);
 	snapshots_close(&s);
@@ -126,12 +125,33 @@ static int64_t entry_place(const struct qcow2 *q, uint64_t entry)
 	return entry & QCOW2_ZERO ? 0 : (int64_t)host_off;
 }
 
+/* The same of what lies at in_table, up to the end of its unit. The table is loaded. */
+static int64_t unit_place(const struct qcow2 *q, const struct snapshot_state *st, uint64_t in_table)
+{
+	uint64_t i = in_table >> q->cluster_bits, in_cluster = in_table & (q->cluster_len - 1);
+	struct wide_entry e;
+	int64_t place;
+
+	if (!is_wide(q)) {
+		place = entry_place(q, be64_get(st->table[i]));
+		return place > 0 ? place + (int64_t)in_cluster : place;
+	}
+	e = wide_of(be64_get(st->table[2 * i]), be64_get(st->table[2 * i + 1]));
+	if (e.place & QCOW2_COMPRESSED)
+		return -ENOTSUP;
+	if (wide_damaged(q, &e))
+		return -EIO;
+	if (!(e.data >> (in_cluster >> sub_bits(q)) & 1))
+		return 0;
+	place = (int64_t)((e.place & QCOW2_OFF_MASK) + in_cluster);
+	return (uint64_t)place < node_len(q->leaf) ? place : -EIO;
+}
+
 void qcow2_snapshot_state_map(struct fiber *f, struct node *n, struct snapshot_state *st, uint64_t off, uint64_t len,
 			      struct extent *ret)
 {
 	struct qcow2 *q = node_state(n);
-	uint64_t in_table = off % table_covers(q), in_cluster = off & (q->cluster_len - 1), done;
-	uint32_t i = (uint32_t)(in_table >> q->cluster_bits);
+	uint64_t in_table = off % table_covers(q), unit = map_unit(n), done;
 	int64_t first, next;
 	int err;
 
@@ -139,18 +159,18 @@ void qcow2_snapshot_state_map(struct fiber *f, struct node *n, struct snapshot_s
 	if (off >= st->len || len > st->len - off)
 		return;
 	err = load_table(f, q, st, st->first + (uint32_t)(off / table_covers(q)));
-	first = err < 0 ? err : entry_place(q, be64_get(st->table[i]));
+	first = err < 0 ? err : unit_place(q, st, in_table);
 	if (first < 0) {
 		ret->error = (int)first;
 		return;
 	}
-	for (done = q->cluster_len - in_cluster; done < len && ++i < q->l2_entries; done += q->cluster_len) {
-		next = entry_place(q, be64_get(st->table[i]));
-		if (next != (first ? first + (int64_t)(done + in_cluster) : 0))
+	for (done = unit - (in_table & (unit - 1)); done < len && in_table + done < table_covers(q); done += unit) {
+		next = unit_place(q, st, in_table + done);
+		if (next != (first ? first + (int64_t)done : 0))
 			break;
 	}
 	ret->kind = first ? EXTENT_DATA : EXTENT_ZERO;
 	ret->error = 0;
-	ret->host_off = (uint64_t)first + in_cluster;
+	ret->host_off = (uint64_t)first;
 	ret->len = MIN(done, len);
 }

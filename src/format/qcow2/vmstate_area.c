@@ -62,7 +62,7 @@ int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *b
 	struct qcow2 *q = node_state(n);
 	uint64_t there = off < area_len(q) ? MIN((uint64_t)len, area_len(q) - off) : 0;
 
-	if (q->unmapped || q->external || q->l2_entry_len != 8)
+	if (q->unmapped || q->external)
 		return -ENOTSUP;
 	memset((uint8_t *)buf + there, 0, len - there);
 	node_event(f, n->file, EVENT_VMSTATE_LOAD);
@@ -72,14 +72,14 @@ int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *b
 /* One run of new clusters, with what stood around the new bytes. *ret_len: how much of them it took. */
 static int write_new(struct fiber *f, struct node *n, uint64_t off, const uint8_t *buf, uint64_t len, uint64_t *ret_len)
 {
-	struct qcow2 *q = node_state(n);
-	uint64_t first = align_down(off, q->cluster_len), end = align_up(off + len, q->cluster_len);
+	uint64_t first = align_down(off, map_unit(n)), end = align_up(off + len, map_unit(n));
 	struct extent x;
 	uint8_t *all;
 	int ret = l2_alloc(f, n, first, end - first, &x);
 
 	if (ret < 0)
 		return ret;
+	first -= x.before;
 	*ret_len = MIN(len, first + x.len - off);
 	all = malloc(x.len);
 	ret = all ? read_area(f, n, first, all, x.len) : -ENOMEM;

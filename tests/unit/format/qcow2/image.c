@@ -117,10 +117,10 @@ static int device_fiber(struct fiber *f, void *arg)
 	struct node *leaf = leaf_of(f, c->im, NODE_WRITABLE);
 	struct qcow2_header *h = calloc(1, sizeof(*h));
 	uint8_t *cluster = malloc(1ull << c->cluster_bits);
-	struct layout l;
+	struct layout l = { .disk_len = c->len, .cluster_bits = c->cluster_bits, .refcount_order = 4, .entry_words = 1 };
 	int ret;
 
-	assert_int_equal(layout_plan(&l, c->len, c->cluster_bits, 4, c->prealloc, false, NULL), 0);
+	assert_int_equal(layout_plan(&l, c->prealloc, NULL), 0);
 	h->version = 3;
 	h->cluster_bits = c->cluster_bits;
 	h->disk_len = c->len;

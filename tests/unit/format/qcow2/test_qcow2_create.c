@@ -127,7 +127,9 @@ static void what_cannot_be_is_refused_before_anything_is_written(void **state)
 	refused(MiB(1), "preallocation=metadata,backing_file=b,backing_fmt=raw", "backing_file");
 	refused(MiB(1), "backing_fmt=raw", "backing_file");
 	refused(MiB(1), "backing_file=b,backing_fmt=a-very-long-format", "backing_fmt");
-	refused(MiB(1), "extended_l2=on", "extended_l2");
+	refused(MiB(1), "extended_l2=on,cluster_size=8k", "cluster_size");
+	refused(MiB(1), "extended_l2=on,compat=0.10", "compat=1.1");
+	refused(MiB(1), "extended_l2=maybe", "extended_l2");
 	refused(MiB(1), "data_file=d", "data_file");
 	refused(MiB(1), "encryption=on", "encryption");
 	refused(MiB(1), "encrypt.format=luks", "encrypt.format");

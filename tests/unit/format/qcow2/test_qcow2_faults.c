@@ -10,6 +10,7 @@
 #include "disk.h"
 
 #define SECTOR 512u
+#define SUBCLUSTERS "extended_l2=on,cluster_size=16k" /* each a sector */
 
 /* The linker leads order_put() to here (--wrap, see meson.build). */
 static uint64_t nr_puts, fail_put = UINT64_MAX;
@@ -235,6 +236,8 @@ static void any_operation_may_fail_once(void **state)
 	for (uint64_t first = 0; survive("cluster_size=512,lazy_refcounts=on", KiB(512), first, 1, -EIO, 6);
 	     first++)
 		nr++;
+	for (uint64_t first = 0; survive(SUBCLUSTERS, KiB(512), first, 1, -EIO, 7); first++)
+		nr++;
 	printf("# %u operations\n", nr);
 	assert_true(nr > 100);
 }
@@ -254,6 +257,13 @@ static void any_entry_may_find_no_memory(void **state)
 			break;
 		nr++;
 	}
+	for (uint64_t first = 0; first < 100; first++, nr++) {
+		nr_puts = 0;
+		fail_put = first + 5;
+		(void)survive(SUBCLUSTERS, KiB(512), UINT64_MAX, 0, 0, 8 + (unsigned)first % 3);
+		if (nr_puts <= fail_put)
+			break;
+	}
 	fail_put = UINT64_MAX;
 	printf("# %u entries\n", nr);
 	assert_true(nr > 100);
@@ -266,6 +276,8 @@ static void the_file_system_may_be_full_for_a_while(void **state)
 		;
 	for (uint64_t first = 0; survive("cluster_size=4k,compat=0.10", MiB(1), first, 1000000, -ENOSPC, 4);
 	     first += 3)
+		;
+	for (uint64_t first = 0; survive(SUBCLUSTERS, KiB(512), first, 50, -ENOSPC, 9); first += 3)
 		;
 }
 

@@ -268,7 +268,9 @@ static void any_damage_is_survived(void **state)
 	srand(seed);
 	for (unsigned i = 0; i < 150; i++) {
 		struct disk *d =
-			disk_made(MiB(1), i % 2 ? "cluster_size=512" : "cluster_size=4k,refcount_bits=8");
+			disk_made(MiB(1), i % 2	     ? "cluster_size=512" :
+					  i % 4 == 2 ? "cluster_size=16k,extended_l2=on" :
+						       "cluster_size=4k,refcount_bits=8");
 		uint64_t len, place[5];
 		uint8_t header[112], after[112];
 

@@ -251,8 +251,6 @@ static void damaged_subclusters_are_errors(void **state)
 	expect_error(d, 3 * KiB(16), -EIO);
 	expect_error(d, 4 * KiB(16), -EIO);
 	disk_close(d);
-	assert_int_equal(disk_open(d, NODE_WRITABLE), -ENOTSUP);
-	assert_non_null(strstr(d->err.message, "extended L2"));
 	disk_free(d);
 }
 
