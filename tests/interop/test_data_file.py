@@ -222,6 +222,26 @@ def test_copy_on_read_into_a_data_file(folder):
     clean()
 
 
+def test_a_raw_data_file_whose_tables_do_not_lead_to_all_of_it(folder):
+    """Older programs made such images: what no entry leads to reads as zeroes, and so does the data file, whatever is done."""
+    make(size="2M", more=",cluster_size=4k")
+    with open("disk.qcow2", "r+b") as f:
+        f.seek(88)
+        f.write(struct.pack(">Q", 2))
+    rng, model = random.Random(11), Model(2 * MIB)
+    for i in range(8):
+        who = "peer" if i % 4 == 3 else "varve"
+        commands = steps(rng, model, True, 12)
+        r = BOTH[who][1]("disk.qcow2", *commands)
+        assert r.rc == 0 and r.err == "", str(r)
+        ours = content(img)
+        assert not model.settle(ours), f"{who}: {commands}"
+        with open("data.raw", "rb") as f:
+            assert f.read() == ours, f"{who}: {commands}"
+    assert data_of()["data-file-raw"]
+    clean()
+
+
 # ---- chains ----
 
 def test_commit_rebase_and_a_chain_of_data_files(folder):
