@@ -130,7 +130,7 @@ def test_random_writes_by_both(folder):
                 model.data = (model.data + bytes(max(0, new - size)))[:new]
                 size = new
                 assert content(img) == content(qimg) == bytes(model.data), told
-                assert os.path.getsize("data.raw") == new or who == "peer", told
+                assert os.path.getsize("data.raw") >= new, told  # the peer fills the last cluster
         clean()
         assert data_of()["data-file-raw"] is raw, told
 
