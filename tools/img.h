@@ -66,6 +66,8 @@ struct varve_image *img_open_snapshot(const char *name, const struct open_args *
 				      struct varve_queue *home);
 /* The path in the name of a local file or device, as stat() wants it. */
 const char *img_local_path(const char *name);
+/* Removes a file that was made under that name: where a link leads, not the link, which was there before. */
+int img_remove_made(const char *name);
 /* True, after a message: a new image of that name would take the place of what the sources are read from. */
 bool img_would_overwrite(struct varve_image *const *sources, unsigned nr, const char *target);
 /*

@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "img.h"
 
@@ -146,6 +147,15 @@ const char *img_local_path(const char *name)
 			return name + strlen(prefixes[i]);
 	}
 	return name;
+}
+
+int img_remove_made(const char *name)
+{
+	char *path = realpath(img_local_path(name), NULL);
+	int ret = path ? unlink(path) : -1;
+
+	free(path);
+	return ret;
 }
 
 bool img_would_overwrite(struct varve_image *const *sources, unsigned nr, const char *target)

@@ -29,6 +29,7 @@ struct conversion {
 
 /* The file that is being made; a signal that ends us takes it along. */
 static const char *volatile unfinished;
+static char *made_path; /* memory of it: where links lead, for the links themselves were there before */
 static volatile sig_atomic_t existed; /* before: then it is emptied, and stays (it may be a link, /dev/stdout even) */
 
 /* The same of its data file, which nobody else has while it is made. NULL: there is none, or it existed before. */
@@ -129,7 +130,7 @@ static int make_target(struct conversion *c)
 	const struct convert_args *a = c->a;
 	const char *name = a->names[a->nr_sources], *path = img_local_path(name);
 	struct varve_error err;
-	struct stat st;
+	struct stat st, link;
 
 	existed = stat(path, &st) == 0;
 	c->is_device = existed && S_ISBLK(st.st_mode);
@@ -138,15 +139,17 @@ static int make_target(struct conversion *c)
 	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
 		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
-	if (!existed)
+	if (!existed && lstat(path, &link) < 0)
 		unfinished = path;
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
 		unfinished = unfinished_data = NULL; /* the library removed what it made */
 		complain("%s", err.message);
 		return 1;
 	}
-	if (stat(path, &st) == 0 && S_ISREG(st.st_mode))
-		unfinished = path;
+	if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
+		made_path = existed ? NULL : realpath(path, NULL);
+		unfinished = made_path ? made_path : path;
+	}
 	return 0;
 }
 
@@ -223,6 +226,8 @@ static int finish(struct conversion *c, int ret)
 	if (ret && unfinished && give_up_file(unfinished) < 0)
 		complain("%s: is not complete, and cannot be %s: %s", unfinished, existed ? "emptied" : "removed", strerror(errno));
 	unfinished = unfinished_data = NULL;
+	free(made_path);
+	made_path = NULL;
 	free(c->data_path);
 	if (ret == 0)
 		progress_end();

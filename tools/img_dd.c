@@ -316,7 +316,7 @@ static int run(struct dd *d, struct varve_queue *queue)
 	if (d->source)
 		ret |= close_image(d->source);
 	if (ret && made)
-		unlink(img_local_path(d->out));
+		(void)img_remove_made(d->out);
 	free(d->buf);
 	return ret;
 }

@@ -286,12 +286,12 @@ static int fill_from_file(const char *path, uint8_t *buf, size_t len)
 	size_t have;
 
 	if (!in) {
-		printf("%s: %s\n", path, strerror(errno));
+		complain("%s: %s", path, strerror(errno));
 		return -1;
 	}
 	have = fread(buf, 1, len, in);
 	if (ferror(in) || (have == 0 && len)) {
-		printf("%s: %s\n", path, ferror(in) ? strerror(errno) : "file is empty");
+		complain("%s: %s", path, ferror(in) ? strerror(errno) : "the file is empty");
 		fclose(in);
 		return -1;
 	}

@@ -76,6 +76,30 @@ static int check_images(const struct varve_image *target, struct varve_image *co
 	return 0;
 }
 
+/* What is the same for every kind of target. 0: the list of sources is to be freed. */
+static int take_options(struct convert_options *ret, const struct varve_convert_options *vo, struct varve_image *const *sources,
+			unsigned nr_sources, varve_progress_fn progress, void *user_data, struct varve_error *err)
+{
+	*ret = (struct convert_options){
+		.sources = calloc(nr_sources, sizeof(*ret->sources)),
+		.nr_sources = nr_sources,
+		.parallel = vo->parallel,
+		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
+		.rate = vo->rate,
+		.over_backing = vo->flags & VARVE_CONVERT_OVER_BACKING,
+		.compress = vo->flags & VARVE_CONVERT_COMPRESS,
+		.salvage = vo->flags & VARVE_CONVERT_SALVAGE,
+		.report = vo->report,
+		.progress = progress,
+		.user_data = user_data,
+	};
+	if (!ret->sources)
+		return varve_error_errno(err, -ENOMEM, "convert");
+	for (unsigned i = 0; i < nr_sources; i++)
+		ret->sources[i].top = sources[i]->top;
+	return 0;
+}
+
 int varve_convert(struct varve_image *target, struct varve_image *const *sources, unsigned nr_sources,
 		  const struct varve_convert_options *opts, varve_progress_fn progress, void *user_data,
 		  struct varve_error *err)
@@ -92,28 +116,14 @@ int varve_convert(struct varve_image *target, struct varve_image *const *sources
 		ret = check_images(target, sources, nr_sources, err);
 	if (ret < 0)
 		return ret;
-	c.o = (struct convert_options){
-		.sources = calloc(nr_sources, sizeof(*c.o.sources)),
-		.nr_sources = nr_sources,
-		.target = target->top,
-		.parallel = vo->parallel,
-		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
-		.rate = vo->rate,
-		.reads_zero = vo->flags & VARVE_CONVERT_TARGET_IS_ZERO,
-		.over_backing = vo->flags & VARVE_CONVERT_OVER_BACKING,
-		.compress = vo->flags & VARVE_CONVERT_COMPRESS,
-		.in_order = !(vo->flags & VARVE_CONVERT_OUT_OF_ORDER),
-		.one_by_one = vo->flags & VARVE_CONVERT_CANONICAL,
-		.offload = vo->flags & VARVE_CONVERT_OFFLOAD,
-		.salvage = vo->flags & VARVE_CONVERT_SALVAGE,
-		.report = vo->report,
-		.progress = progress,
-		.user_data = user_data,
-	};
-	if (!c.o.sources)
-		return varve_error_errno(err, -ENOMEM, "convert");
-	for (unsigned i = 0; i < nr_sources; i++)
-		c.o.sources[i].top = sources[i]->top;
+	ret = take_options(&c.o, vo, sources, nr_sources, progress, user_data, err);
+	if (ret < 0)
+		return ret;
+	c.o.target = target->top;
+	c.o.reads_zero = vo->flags & VARVE_CONVERT_TARGET_IS_ZERO;
+	c.o.in_order = !(vo->flags & VARVE_CONVERT_OUT_OF_ORDER);
+	c.o.one_by_one = vo->flags & VARVE_CONVERT_CANONICAL;
+	c.o.offload = vo->flags & VARVE_CONVERT_OFFLOAD;
 	ret = api_call(target, convert_fiber, &c);
 	free(c.o.sources);
 	return ret;
@@ -224,31 +234,15 @@ int varve_convert_forward(const char *format, const char *options, struct varve_
 		ret = forward_images(sources, nr_sources, &len, err);
 	if (ret < 0)
 		return ret;
-	c.o = (struct emission){
-		.sources = calloc(nr_sources, sizeof(*c.o.sources)),
-		.nr_sources = nr_sources,
-		.drv = drv->emit,
-		.parallel = vo->parallel,
-		.sparse = vo->flags & VARVE_CONVERT_ALL_DATA ? 0 : vo->sparse ? vo->sparse : SPARSE_DEFAULT,
-		.rate = vo->rate,
-		.over_backing = vo->flags & VARVE_CONVERT_OVER_BACKING,
-		.compress = vo->flags & VARVE_CONVERT_COMPRESS,
-		.salvage = vo->flags & VARVE_CONVERT_SALVAGE,
-		.sink = sink,
-		.sink_arg = sink_data,
-		.report = vo->report,
-		.progress = progress,
-		.user_data = user_data,
-	};
-	if (!c.o.sources)
-		return varve_error_errno(err, -ENOMEM, "convert");
-	for (unsigned i = 0; i < nr_sources; i++)
-		c.o.sources[i].top = sources[i]->top;
-	ret = forward_open(drv, len, options, c.o.over_backing, &c.o.emitter, err);
+	c.o = (struct emission){ .drv = drv->emit, .sink = sink, .sink_arg = sink_data };
+	ret = take_options(&c.o.convert, vo, sources, nr_sources, progress, user_data, err);
+	if (ret < 0)
+		return ret;
+	ret = forward_open(drv, len, options, c.o.convert.over_backing, &c.o.emitter, err);
 	if (ret == 0) {
 		ret = api_call(sources[0], forward_fiber, &c);
 		drv->emit->close(c.o.emitter);
 	}
-	free(c.o.sources);
+	free(c.o.convert.sources);
 	return ret;
 }

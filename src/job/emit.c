@@ -133,16 +133,16 @@ static int pass_write(struct fiber *f, void *arg, const void *buf, size_t len)
 
 static const struct convert_source *here(const struct pass *p, uint64_t off)
 {
-	return source_at(p->o->sources, p->o->nr_sources, off);
+	return source_at(p->o->convert.sources, p->o->convert.nr_sources, off);
 }
 
 static enum kind kind_of(const struct pass *p, const struct extent *e, unsigned depth)
 {
-	if (p->o->over_backing && depth)
+	if (p->o->convert.over_backing && depth)
 		return KIND_SKIP;
-	if (!p->o->sparse || (e->kind != EXTENT_ZERO && e->kind != EXTENT_ABSENT))
+	if (!p->o->convert.sparse || (e->kind != EXTENT_ZERO && e->kind != EXTENT_ABSENT))
 		return KIND_DATA;
-	return p->o->over_backing ? KIND_ZERO : KIND_SKIP;
+	return p->o->convert.over_backing ? KIND_ZERO : KIND_SKIP;
 }
 
 /* What the map says about off, and for how long. Unreadable metadata is data when it is to be salvaged: reading it tells. */
@@ -160,9 +160,9 @@ static int look(struct fiber *f, struct pass *p, uint64_t off, enum kind *ret_ki
 		*ret_len = p->data_end - off;
 		return 0;
 	}
-	if (p->o->sparse || p->o->over_backing)
+	if (p->o->convert.sparse || p->o->convert.over_backing)
 		ret = graph_map_file(f, s->top, in_source, len, &p->known, &e, &depth, &present);
-	if (ret < 0 && p->o->salvage) {
+	if (ret < 0 && p->o->convert.salvage) {
 		e = (struct extent){ .kind = EXTENT_ERROR, .len = MIN(len, SALVAGE_LEN) };
 		ret = 0;
 	}
@@ -235,8 +235,8 @@ static int take_piece(struct fiber *f, struct pass *p, struct lane *l)
 
 static void rate_wait(struct fiber *f, const struct pass *p)
 {
-	while (p->o->rate && !p->measuring && !p->ret) {
-		double due = (double)p->moved / (double)p->o->rate;
+	while (p->o->convert.rate && !p->measuring && !p->ret) {
+		double due = (double)p->moved / (double)p->o->convert.rate;
 
 		if (due * 1e9 <= (double)(queue_now(p->q) - p->start_ns))
 			return;
@@ -276,8 +276,8 @@ static int read_piece(struct fiber *f, struct lane *l)
 
 		step = MIN(l->len - pos, node_len(s->top) - off);
 		ret = source_read(f, s, off, l->buf + pos, step);
-		if (ret < 0 && p->o->salvage)
-			source_salvage(f, s, off, l->buf + pos, step, p->measuring ? NULL : p->o->report, p->o->user_data);
+		if (ret < 0 && p->o->convert.salvage)
+			source_salvage(f, s, off, l->buf + pos, step, p->measuring ? NULL : p->o->convert.report, p->o->convert.user_data);
 		else if (ret < 0)
 			return fail(p, ret, "read", s->top, off);
 	}
@@ -318,7 +318,7 @@ static void find_zeroes(struct lane *l)
 	uint64_t nr = div_up(l->len, p->unit), end;
 
 	memset(l->fates, FATE_DATA, nr);
-	if (!p->o->sparse || p->o->drv->dense)
+	if (!p->o->convert.sparse || p->o->drv->dense)
 		return;
 	for (uint64_t i = 0; i < nr; i = end) {
 		end = MIN((align_down(l->off + i * p->unit, p->granule) + p->granule - l->off) / p->unit, nr);
@@ -334,7 +334,7 @@ static int prepare(struct fiber *f, struct lane *l)
 	if (ret < 0)
 		return ret;
 	find_zeroes(l);
-	ret = l->p->o->compress ? fiber_work(f, pack_run, l) : 0;
+	ret = l->p->o->convert.compress ? fiber_work(f, pack_run, l) : 0;
 	return ret < 0 ? fail_writing(l->p, ret) : 0;
 }
 
@@ -356,7 +356,7 @@ static int give_data(struct fiber *f, struct lane *l)
 			ret = o->drv->packed(f, o->emitter, off, l->packed + i * unit, l->lens[i]);
 		else if (l->fates[i] == FATE_DATA)
 			ret = o->drv->data(f, o->emitter, off, l->buf + i * unit, (end - i) * unit);
-		else if (o->over_backing)
+		else if (o->convert.over_backing)
 			ret = o->drv->zero(f, o->emitter, off, (end - i) * unit);
 	}
 	return ret;
@@ -387,9 +387,9 @@ static void tell(struct pass *p, uint64_t len)
 	uint64_t now = queue_now(p->q);
 
 	p->done += len;
-	if (p->o->progress && now - p->told_ns >= PROGRESS_NS) {
+	if (p->o->convert.progress && now - p->told_ns >= PROGRESS_NS) {
 		p->told_ns = now;
-		p->o->progress(p->o->user_data, p->of + p->done, p->o->drv->measures ? 2 * p->total : p->total);
+		p->o->convert.progress(p->o->convert.user_data, p->of + p->done, p->o->drv->measures ? 2 * p->total : p->total);
 	}
 }
 
@@ -442,7 +442,7 @@ static int lanes_make(struct pass *p)
 		l->lens = calloc(UNITS_MAX, sizeof(l->lens[0]));
 		l->fates = malloc(UNITS_MAX);
 		if (!l->lens || !l->fates || posix_memalign((void **)&l->buf, 4096, p->piece) ||
-		    (p->o->compress && posix_memalign((void **)&l->packed, 4096, p->piece)))
+		    (p->o->convert.compress && posix_memalign((void **)&l->packed, 4096, p->piece)))
 			return -ENOMEM;
 	}
 	return p->gathered ? 0 : -ENOMEM;
@@ -463,15 +463,15 @@ static void geometry(struct pass *p)
 {
 	const struct emission *o = p->o;
 
-	for (unsigned i = 0; i < o->nr_sources; i++) {
-		o->sources[i].start = p->total;
-		p->total += node_len(o->sources[i].top);
+	for (unsigned i = 0; i < o->convert.nr_sources; i++) {
+		o->convert.sources[i].start = p->total;
+		p->total += node_len(o->convert.sources[i].top);
 	}
 	p->unit = o->drv->unit(o->emitter);
-	p->piece = MAX(o->compress ? PACKED_PIECE_LEN : PIECE_LEN, p->unit);
-	p->granule = MIN(MAX(o->sparse ? 1ull << log2_u64(o->sparse) : 0, p->unit), p->piece);
+	p->piece = MAX(o->convert.compress ? PACKED_PIECE_LEN : PIECE_LEN, p->unit);
+	p->granule = MIN(MAX(o->convert.sparse ? 1ull << log2_u64(o->convert.sparse) : 0, p->unit), p->piece);
 	/* Long clusters: fewer, for the memory's sake. */
-	p->nr_lanes = o->parallel ? o->parallel : o->compress && p->piece <= PIECE_LEN ? LANES_PACKING : LANES_READING;
+	p->nr_lanes = o->convert.parallel ? o->convert.parallel : o->convert.compress && p->piece <= PIECE_LEN ? LANES_PACKING : LANES_READING;
 }
 
 int emit(struct fiber *f, const struct emission *o, struct varve_error *err)
@@ -480,20 +480,20 @@ int emit(struct fiber *f, const struct emission *o, struct varve_error *err)
 	int ret;
 
 	if (!p)
-		return varve_error_errno(err, -ENOMEM, "%s", node_name(o->sources[0].top));
+		return varve_error_errno(err, -ENOMEM, "%s", node_name(o->convert.sources[0].top));
 	p->o = o;
 	p->err = err;
 	p->q = fiber_queue(f);
 	geometry(p);
 	ret = lanes_make(p);
 	if (ret < 0)
-		varve_error_errno(err, ret, "%s", node_name(o->sources[0].top));
+		varve_error_errno(err, ret, "%s", node_name(o->convert.sources[0].top));
 	if (ret == 0 && o->drv->measures)
 		ret = run_pass(f, p, true);
 	if (ret == 0)
 		ret = run_pass(f, p, false);
-	if (ret == 0 && o->progress)
-		o->progress(o->user_data, 1, 1);
+	if (ret == 0 && o->convert.progress)
+		o->convert.progress(o->convert.user_data, 1, 1);
 	lanes_free(p);
 	free(p);
 	return ret;

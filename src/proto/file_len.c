@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -195,10 +196,26 @@ static int reserve_by_writing(const struct truncate *t)
 	return ret;
 }
 
+/*
+ * Space that is not there is not asked for: a file system gives what it has before it says that there is no more, and everybody
+ * else on it has none meanwhile. What the file has beyond its end already counts as there.
+ */
+static int room_for(int fd, uint64_t len)
+{
+	struct statvfs fs;
+	struct stat st;
+
+	if (fstatvfs(fd, &fs) < 0 || fstat(fd, &st) < 0 || !fs.f_blocks)
+		return 0; /* not known: try */
+	return (len >> 9) > (uint64_t)st.st_blocks + (uint64_t)fs.f_bfree * (fs.f_frsize >> 9) ? -ENOSPC : 0;
+}
+
 static int reserve(const struct truncate *t)
 {
-	int ret;
+	int ret = room_for(t->fd, t->len - t->old_len);
 
+	if (ret < 0)
+		return ret;
 	do {
 		ret = fallocate(t->fd, 0, (off_t)t->old_len, (off_t)(t->len - t->old_len)) < 0 ? -errno : 0;
 	} while (ret == -EINTR);

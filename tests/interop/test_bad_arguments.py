@@ -96,7 +96,7 @@ BAD = {
     ],
     "rebase": [
         ("-b r.raw -F raw", "file name"), ("q.qcow2", "-b"), ("-b none -F raw q.qcow2", "none"), ("-b r.raw q.qcow2", "format"), ("-b r.raw -F frob q.qcow2", "frob"),
-        ("-u -b r.raw -F frob q.qcow2", "frob"), ("-F raw -b  q.qcow2", ""), ("-c -u -b r.raw -F raw q.qcow2", "-u"), ("-b r.raw -F raw r.raw", ""),
+        ("-u -b r.raw -F frob q.qcow2", "frob"), ("-c -u -b r.raw -F raw q.qcow2", "-u"), ("-b r.raw -F raw r.raw", ""),
         ("-t x -b r.raw -F raw q.qcow2", "x"), ("-T x -b r.raw -F raw q.qcow2", "x"), ("-b q.qcow2 -F qcow2 q.qcow2", ""), ("-b r.raw -F raw none", "none"),
         ("-b r.raw -F raw lost.qcow2", "gone.raw"), ("-u -b r.raw -F raw r.raw", "raw"), ("-c -b new.raw -F raw e.qed", ""),
     ],

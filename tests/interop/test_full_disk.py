@@ -160,6 +160,7 @@ def test_an_image_that_cannot_have_its_space_is_not_made(tmp_path, fmt, options)
     with small_file_system("tmpfs", tmp_path, 2 * MIB) as where:
         r = img("create", "-q", "-f", fmt, "-o", options, where / "disk", "8M")
         assert r.rc == 1 and r.out == "" and len(r.err.splitlines()) == 1 and FULL in r.err, str(r)
+        assert r.err.count(str(where / "disk")) == 1, str(r)
         assert os.listdir(where) == []
         assert free_space(where) == 2 * MIB
 

@@ -71,3 +71,14 @@ def test_a_file_with_its_protocol_named_is_removed_after_an_error(here):
     refused(img("convert", "-O", "raw", "bad", "file:out"), "bad")
     refused(img("dd", "if=bad", "of=file:out"), "bad")
     assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("args", [["convert", "-O", "raw", "bad"], ["convert", "-O", "qcow2", "bad"], ["dd", "if=bad"]])
+def test_after_an_error_a_link_stays_and_what_it_led_to_goes(here, args):
+    ok(img("create", "-q", "-f", "qcow2", "bad", "1M"))
+    ok(qio("bad", "write -q -P 1 0 1M"))
+    os.truncate("bad", 5 * 64 * KIB + 4 * KIB)
+    os.mkdir("sub")
+    os.symlink("sub/new", "link")
+    refused(img(*args, "of=link" if args[0] == "dd" else "link"), "bad")
+    assert os.readlink("link") == "sub/new" and os.listdir("sub") == []

@@ -175,7 +175,7 @@ def test_write_from_a_file(tmp_path):
     ok(io(disk, f"write -s {source} 100 25", options=("-f", "raw")))
     assert disk.read_bytes()[100:125] == b"0123456789012345678901234"
     r = io(disk, f"write -s {tmp_path}/none 0 512", options=("-f", "raw"))
-    assert r.rc == 1 and "none" in r.out
+    assert r.rc == 1 and r.out == "" and r.err.startswith("varve io: ") and "none: No such file" in r.err
 
 
 def test_many_asynchronous_requests_at_once(tmp_path):

@@ -102,6 +102,24 @@ def test_what_cannot_be_known_is_left_alone(tmp_path):
     assert open(path, "rb").read() == before
 
 
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_an_l2_table_of_two_places_stays_a_corruption(tmp_path, snapshot):
+    """Counts that say so do not make it sound: what check calls clean can be opened for writing."""
+    path = str(tmp_path / "disk.qcow2")
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "16M"))
+    ok(qio(path, "write -q -P 3 0 100k"))
+    if snapshot:
+        ok(qimg("snapshot", "-c", "s", path))
+    l1 = u64(path, 40)
+    poke(path, l1 + 8 * 2, struct.pack(">Q", u64(path, l1)))
+    before = open(path, "rb").read()
+    assert img("check", "-q", path).rc == 2
+    r = img("check", "-q", "-r", "all", path)
+    assert r.rc == 2, str(r)
+    assert open(path, "rb").read() == before
+    assert img("check", "-q", path).rc == 2
+
+
 def test_qed_entries_that_lead_nowhere(tmp_path):
     path = str(tmp_path / "disk.qed")
     ok(qimg("create", "-q", "-f", "qed", path, "16M"))

@@ -5,6 +5,7 @@ A change is judged by what it does, not by luck: each test has a seed of its own
 VARVE_SEED=N begins at another one (a failure prints it), VARVE_SEED=new at one that nobody has tried: `make soak`.
 """
 
+import concurrent.futures
 import os
 import random
 import zlib
@@ -21,6 +22,21 @@ def seed():
         value = zlib.crc32(os.environ["PYTEST_CURRENT_TEST"].split(" ")[0].split("::", 1)[1].encode())
     print(f"VARVE_SEED={value}")
     return value
+
+
+def each_seed(one_seed, folder, nr):
+    """one_seed(seed, its own folder) for each of seeds(nr), several at once. What fails is told with its seed and its files."""
+    def attempt(value):
+        own = os.path.join(str(folder), str(value))
+        try:
+            one_seed(value, own)
+        except Exception as e:  # whatever it is, the seed must be told
+            return f"VARVE_SEED={value}  (files are in {own})\n{e}"
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        failed = [f for f in pool.map(attempt, seeds(nr)) if f]
+    assert not failed, f"{len(failed)} seeds failed\n" + "\n\n".join(failed[:3])
 
 
 def seeds(nr):

@@ -247,6 +247,10 @@ static int collect_l1_entry(struct checker *k, struct walker *w, uint32_t i, uin
 				 i, where(w), ull(w->guest_off), ull(l2_off), ull(k->file_len));
 		return 0;
 	}
+	/* The active layer is walked first. Two of its entries must not share a table: a writer refuses that, whatever the counts say. */
+	if (is_active(w) && l2_set_find(&k->l2s, l2_off >> k->q->cluster_bits))
+		check_corruption(k, "L1 entry %u of %s (guest offset 0x%llx): the L2 table at host offset 0x%llx is that of another entry, too",
+				 i, where(w), ull(w->guest_off), ull(l2_off));
 	err = l2_set_add(&k->l2s, l2_off >> k->q->cluster_bits, w->l1->weight);
 	if (err == -EFBIG)
 		return varve_error_set(k->err, err, "%s: more than %u L2 tables; check cannot hold them all",

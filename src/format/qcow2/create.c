@@ -298,7 +298,7 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	h = calloc(1, sizeof(*h));
 	cluster = aligned_alloc(4096, (size_t)MAX(1ull << w.cluster_bits, 4096));
 	if (!h || !cluster) {
-		ret = varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(file));
+		ret = varve_error_set(err, -ENOMEM, "out of memory");
 		goto out;
 	}
 	fill_header(h, &w, &l);

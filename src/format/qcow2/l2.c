@@ -392,7 +392,7 @@ static uint64_t unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode m
 	if (!space)
 		return (old & QCOW2_ZERO) && mode != UNLINK_DISCARD ? old : none;
 	/* Ours alone: it will be written again, and is kept. */
-	if (mode == UNLINK_ZERO && q->h.version >= 3 && (old & QCOW2_COPIED) && !(old & QCOW2_COMPRESSED))
+	if ((mode == UNLINK_ZERO || q->keeps_space) && q->h.version >= 3 && (old & QCOW2_COPIED) && !(old & QCOW2_COMPRESSED))
 		return old | QCOW2_ZERO;
 	*ret_release = true;
 	return none;
@@ -423,6 +423,32 @@ static int plan_unlink(const struct qcow2 *q, const struct piece *p, const struc
 	return 0;
 }
 
+/* Does the entry keep its place, and has lost what is there? */
+static bool is_emptied(uint64_t old, uint64_t now)
+{
+	return !(old & QCOW2_ZERO) && now == (old | QCOW2_ZERO) && !(old & QCOW2_COMPRESSED) && (old & QCOW2_OFF_MASK);
+}
+
+/*
+ * discard-no-unref: clusters that keep their place give their blocks back. At once, while the guest's clusters are locked: later it
+ * could meet what is written there next. Power lost before the entries are durable leaves holes under the old ones: zeroes, which
+ * is what was asked for.
+ */
+static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *file, const uint64_t *old, const be64 *now, unsigned nr)
+{
+	for (unsigned i = 0, len; i < nr; i += len) {
+		uint64_t host_off = old[i] & QCOW2_OFF_MASK;
+
+		len = 1;
+		if (!is_emptied(old[i], be64_get(now[i])))
+			continue;
+		while (i + len < nr && is_emptied(old[i + len], be64_get(now[i + len])) &&
+		       (old[i + len] & QCOW2_OFF_MASK) == host_off + ((uint64_t)len << q->cluster_bits))
+			len++;
+		(void)node_discard(f, file, host_off, (uint64_t)len << q->cluster_bits); /* advice: the entry says zeroes */
+	}
+}
+
 /*
  * Of the data file, at once: the entries need not be durable before. Power lost in between leaves the old entry with zeroes behind
  * it, which is what was asked for, and no flush has covered it. Nobody else is given the place, and who writes the same guest
@@ -451,11 +477,20 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 	uint64_t old[RUN_MAX];
 	be64 disk[RUN_MAX];
 	bool release[RUN_MAX], changes, ours;
+	struct node *file = NULL; /* where clusters are that keep their place */
 	order_mark mark;
 	int err = plan_unlink(q, p, run, mode, old, disk, release, &changes, &ours);
 
 	if (err < 0 || !changes)
 		return err;
+	for (unsigned i = 0; q->keeps_space && !file && i < run->nr; i++) {
+		struct extent e;
+
+		if (!is_emptied(old[i], be64_get(disk[i])))
+			continue;
+		l2_map(q->node, run->guest_off + ((uint64_t)i << q->cluster_bits), q->cluster_len, &e);
+		file = e.kind == EXTENT_DATA ? e.node : NULL;
+	}
 	for (unsigned i = 0; i < run->nr; i++)
 		entry_set(p, run->first + i, be64_get(disk[i]));
 	if (ours)
@@ -468,8 +503,12 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 		else if (release[i])
 			release_entry(q, old[i], mark, mode != UNLINK_ZERO);
 	}
+	for (unsigned i = 0; q->external && i < run->nr; i++)
+		release[i] |= is_emptied(old[i], be64_get(disk[i])); /* the place is its own either way */
 	if (err == 0 && q->external && (mode == UNLINK_ZERO_UNMAP || mode == UNLINK_DISCARD))
 		punch_released(f, q, run, release);
+	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) && file)
+		punch_emptied(f, q, file, old, disk, run->nr);
 	return err;
 }
 

@@ -142,8 +142,7 @@ static void advance(struct fiber *f, struct maker *m, uint64_t len)
 
 static int write_failed(struct maker *m, int err, const char *what)
 {
-	return varve_error_errno(m->err, err, "%s: cannot write the %s of the new image", node_name(m->file),
-				 what);
+	return varve_error_errno(m->err, err, "cannot write the %s of the new image", what);
 }
 
 /* Writes buf at off; in an empty file only what is not zero. */
@@ -278,8 +277,7 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 	int err;
 
 	if (file_len < 0)
-		return varve_error_errno(m->err, (int)file_len, "%s: cannot find its length",
-					 node_name(m->file));
+		return varve_error_errno(m->err, (int)file_len, "cannot find its length");
 	m->empty = file_len == 0;
 	if ((uint64_t)file_len < end) {
 		err = node_truncate(f, m->file, end, allocate ? PREALLOC_FALLOC : PREALLOC_OFF, m->err);
@@ -337,7 +335,7 @@ int layout_write(struct fiber *f, struct node *file, const struct layout *l, enu
 
 	m.chunk = aligned_alloc(4096, m.chunk_len);
 	if (!m.chunk)
-		return varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(file));
+		return varve_error_set(err, -ENOMEM, "out of memory");
 	ret = prepare_file(f, &m, prealloc == PREALLOC_FALLOC);
 	m.total = off_of(l, l->table + l->blocks + l->l1 + l->l2);
 	if (prealloc == PREALLOC_FULL || !m.empty)

@@ -105,7 +105,7 @@ static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 
 struct settings {
 	uint64_t l2_cache_len, refcount_cache_len;
-	bool map_ahead;
+	bool map_ahead, keeps_space;
 	bool lazy, lazy_given; /* else as the image says */
 	uint64_t write_out_ns;
 	enum codec_level level;
@@ -150,6 +150,8 @@ static int get_options(struct opts *o, struct settings *ret, struct varve_error 
 		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
 	if (r == 0)
 		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
+	if (r == 0)
+		r = opts_get_bool(o, "discard-no-unref", &ret->keeps_space, err);
 	if (r == 0)
 		r = opts_get_bool(o, "lazy-refcounts", &ret->lazy, err);
 	if (r == 0)
@@ -267,7 +269,13 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 			 struct varve_error *err)
 {
 	bool rebuild = (q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || (q->node->flags & NODE_REPAIR);
-	int ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
+	int ret;
+
+	if (set->keeps_space && q->h.version < 3)
+		return varve_error_set(err, -ENOTSUP, "option discard-no-unref: version 2 (compat=0.10) cannot say that a cluster with "
+						      "a place reads as zeroes");
+	q->keeps_space = set->keeps_space;
+	ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
 
 	if (ret < 0)
 		return ret;
@@ -282,7 +290,7 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 		return ret;
 	if (pack_open(q, set->level) < 0)
 		return varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
-	return counts_open(f, q, set->refcount_cache_len, !rebuild, set->map_ahead, err);
+	return counts_open(f, q, set->refcount_cache_len, !rebuild, set->map_ahead && !set->keeps_space, err); /* ahead: taken back as by a discard */
 }
 
 static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,

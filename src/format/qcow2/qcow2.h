@@ -93,6 +93,7 @@ struct qcow2 {
 	unsigned l2_bits;	  /* log2 of that */
 	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
+	bool keeps_space;	  /* discard-no-unref: what is unmapped keeps its place in the file */
 	uint32_t sites_off;	  /* tests: orders that are to be forgotten (sites.h) */
 	bool unmapped;		  /* opened for info or check of what cannot be read: map() answers with an error */
 

@@ -100,7 +100,7 @@ int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 		return ret;
 	cluster = calloc(1, QED_CLUSTER_LEN_MIN);
 	if (!cluster)
-		return varve_error_set(err, -ENOMEM, "%s: out of memory", node_name(file));
+		return varve_error_set(err, -ENOMEM, "out of memory");
 	qed_header_build(&h, &disk);
 	memcpy(cluster, &disk, sizeof(disk));
 	if (w.backing_file)
@@ -114,7 +114,7 @@ int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 		if (ret == 0)
 			ret = node_flush(f, file);
 		if (ret < 0)
-			varve_error_errno(err, ret, "%s: cannot write the header", node_name(file));
+			varve_error_errno(err, ret, "cannot write the header");
 	}
 	free(cluster);
 	return ret;
