@@ -328,6 +328,8 @@ static int dir_make(struct crashtest *c)
 	c->own_dir = !c->o.dir;
 	if (c->o.dir && strpbrk(c->o.dir, ","))
 		return complain_usage("--dir: a name with a comma is not possible here");
+	if (c->o.create && strstr(c->o.create, "data_file="))
+		return complain_usage("-o data_file: one file is logged and cut, and that image would have two");
 	if (c->o.dir && strlen(c->o.dir) < sizeof(c->dir)) {
 		strcpy(c->dir, c->o.dir);
 		return 0;

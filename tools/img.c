@@ -44,6 +44,14 @@ static void usage(void)
 	putchar('\n');
 }
 
+/* Of what the library says in passing, this changes what a disk is, and fails nothing. */
+static void take_log(void *user_data, enum varve_log_level level, const char *line)
+{
+	(void)user_data;
+	if (level == VARVE_LOG_ERROR && strstr(line, ": the data file "))
+		complain("warning: %s", line);
+}
+
 int img_main(int argc, char **argv)
 {
 	struct suggestion s;
@@ -61,6 +69,7 @@ int img_main(int argc, char **argv)
 	}
 	if (strcmp(argv[1], "-T") == 0 || strncmp(argv[1], "--trace", 7) == 0)
 		return complain_missing("tracing (-T, --trace)");
+	varve_set_log(take_log, NULL);
 	progress_start(false); /* SIGUSR1 must never end a command */
 	for (const struct command *const *c = img_commands; *c; c++) {
 		if (strcmp(argv[1], (*c)->name) == 0)

@@ -112,7 +112,7 @@ static int open_layers(struct commit *c, const char *name, const json_t *chain, 
 		unsigned writable = c->nr == 0 && !c->drop ? VARVE_OPEN_WRITABLE : 0;
 
 		l->image = open_image(c->nr ? info_str(json_array_get(chain, c->nr), "filename") : name, &la,
-				      VARVE_OPEN_NO_BACKING | writable, c->queue);
+				      VARVE_OPEN_NO_BACKING | VARVE_OPEN_DATA_FILE | writable, c->queue);
 		if (!l->image)
 			return 1;
 		l->len = varve_image_length(l->image);

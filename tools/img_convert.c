@@ -70,18 +70,38 @@ static int options_add(struct convert_args *a, const char *key, const char *valu
 }
 
 /* Is the key among the options? Keys begin behind a comma that stands alone. */
-bool options_have(const char *list, const char *key)
+static const char *options_find(const char *list, const char *key)
 {
+	const char *found = NULL;
 	size_t len = strlen(key);
 
 	for (const char *s = list; s && *s;) {
 		if (strncmp(s, key, len) == 0 && s[len] == '=')
-			return true;
+			found = s + len + 1;
 		while (*s && (*s != ',' || s[1] == ','))
 			s += *s == ',' ? 2 : 1;
 		s += *s == ',';
 	}
-	return false;
+	return found;
+}
+
+bool options_have(const char *list, const char *key)
+{
+	return options_find(list, key);
+}
+
+char *options_value(const char *list, const char *key)
+{
+	const char *s = options_find(list, key);
+	char *value = s ? strdup(s) : NULL, *to = value;
+
+	for (; value && *s && (*s != ',' || s[1] == ','); s++) {
+		s += *s == ','; /* two of them are one of the value's */
+		*to++ = *s;
+	}
+	if (value)
+		*to = 0;
+	return value;
 }
 
 static int take_number(struct parsing *ps, int c, const char *value)
@@ -245,6 +265,8 @@ static int check_ways(const struct parsing *ps)
 		return complain_usage("convert: --canonical writes in order: -W contradicts it");
 	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "preallocation"))
 		return complain_usage("convert: space that is preallocated is not compressed: -c and preallocation exclude each other");
+	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "data_file"))
+		return complain_usage("convert: what is in a data file is not compressed: -c and data_file exclude each other");
 	if (a->target.options && !(flags & VARVE_CONVERT_COMPRESS))
 		return complain_usage("convert: --compress-level is about -c, which is missing");
 	if (a->snapshot && a->nr_sources > 1)

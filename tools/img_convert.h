@@ -35,6 +35,8 @@ bool convert_is_pipe(const char *name);
 int convert_pipe_check(const struct convert_args *a);
 /* Is the key among the options KEY=VALUE,...? */
 bool options_have(const char *list, const char *key);
+/* Its value, malloc'd; the last one counts. NULL: it is not there, or there is no memory. */
+char *options_value(const char *list, const char *key);
 
 struct bitmaps;
 int convert_bitmaps_check(const struct convert_args *a);

@@ -24,6 +24,7 @@ struct conversion {
 	struct bitmaps *bitmaps;
 	uint64_t len;
 	bool is_device;
+	char *data_path; /* of the new image's data file; NULL: it has none */
 };
 
 /* The file that is being made; a signal that ends us takes it along. */
@@ -31,8 +32,13 @@ static const char *volatile unfinished;
 static char *made_path; /* memory of it: where links lead, for the links themselves were there before */
 static volatile sig_atomic_t existed; /* before: then it is emptied, and stays (it may be a link, /dev/stdout even) */
 
+/* The same of its data file, which nobody else has while it is made. NULL: there is none, or it existed before. */
+static const char *volatile unfinished_data;
+
 static int give_up_file(const char *name)
 {
+	if (unfinished_data)
+		unlink(unfinished_data);
 	return existed ? truncate(name, 0) : unlink(name);
 }
 
@@ -93,6 +99,32 @@ static int open_sources(struct conversion *c)
 
 /* ---- the target ---- */
 
+/* 1: a message was given. */
+static int look_at_data_file(struct conversion *c, const char *target)
+{
+	char *name = options_value(c->a->options, "data_file");
+	const char *slash = strrchr(target, '/');
+	int dir = name && name[0] != '/' && slash ? (int)(slash + 1 - target) : 0;
+	struct stat st;
+
+	if (!name || !*name) {
+		free(name);
+		return 0;
+	}
+	if (asprintf(&c->data_path, "%.*s%s", dir, target, name) < 0)
+		c->data_path = NULL;
+	free(name);
+	if (!c->data_path) {
+		complain("convert: out of memory");
+		return 1;
+	}
+	if (img_would_overwrite(c->sources, c->nr_open, c->data_path))
+		return 1;
+	if (stat(c->data_path, &st) < 0)
+		unfinished_data = c->data_path;
+	return 0;
+}
+
 static int make_target(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
@@ -104,13 +136,13 @@ static int make_target(struct conversion *c)
 	c->is_device = existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
 		return 0;
-	if (img_would_overwrite(c->sources, c->nr_open, name))
+	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
 		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
 	if (!existed && lstat(path, &link) < 0)
 		unfinished = path;
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
-		unfinished = NULL; /* the library removed what it made */
+		unfinished = unfinished_data = NULL; /* the library removed what it made */
 		complain("%s", err.message);
 		return 1;
 	}
@@ -151,6 +183,8 @@ static bool reads_zero(const struct conversion *c)
 {
 	const struct convert_args *a = c->a;
 
+	if (options_have(a->options, "data_file_raw")) /* which may be a device, and then holds what it held */
+		return a->target_is_zero;
 	return a->target_is_zero || (!a->no_create && !(c->is_device && strcmp(a->target.format, "raw") == 0));
 }
 
@@ -191,9 +225,10 @@ static int finish(struct conversion *c, int ret)
 	convert_bitmaps_free(c->bitmaps);
 	if (ret && unfinished && give_up_file(unfinished) < 0)
 		complain("%s: is not complete, and cannot be %s: %s", unfinished, existed ? "emptied" : "removed", strerror(errno));
-	unfinished = NULL;
+	unfinished = unfinished_data = NULL;
 	free(made_path);
 	made_path = NULL;
+	free(c->data_path);
 	if (ret == 0)
 		progress_end();
 	return ret ? 1 : finish_stdout();

@@ -74,7 +74,7 @@ static int measure(const char *name, const struct measure *a)
 
 	if (!name)
 		return measure_image(NULL, a);
-	source = img_open_snapshot(name, &a->open, a->snapshot, 0, NULL);
+	source = img_open_snapshot(name, &a->open, a->snapshot, VARVE_OPEN_NO_DATA_FILE, NULL);
 	if (!source)
 		return 1;
 	ret = measure_image(source, a);

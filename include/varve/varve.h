@@ -157,6 +157,9 @@ VARVE_API void varve_queue_remove_memory(struct varve_queue *queue, void *base, 
  * keeps its disabled bitmaps; enabled ones become inconsistent, because this version does not note in them what is written.
  */
 #define VARVE_OPEN_BITMAPS (1u << 8)
+/* External data files, of backing images too, are not opened: where data is can be asked (varve_measure()), not what it is. */
+#define VARVE_OPEN_NO_DATA_FILE (1u << 9)
+#define VARVE_OPEN_DATA_FILE (1u << 10) /* with VARVE_OPEN_NO_BACKING: but the image's data file is opened */
 
 struct varve_open_options {
 	unsigned flags;		  /* VARVE_OPEN_* */

@@ -100,7 +100,7 @@ static inline bool api_packs(const struct varve_image *image)
 
 	while (n->drv->kind == DRIVER_FILTER)
 		n = n->file;
-	return n->drv->pack;
+	return n->drv->pack && !n->data;
 }
 
 /* Waits until none of the asynchronous requests in flight on the queue belongs to the image. */

@@ -44,8 +44,8 @@ static int check_options(const struct varve_image *target, const struct varve_co
 	if ((o->flags & VARVE_CONVERT_TARGET_IS_ZERO) && (o->flags & VARVE_CONVERT_OVER_BACKING))
 		return varve_error_set(err, -EINVAL, "convert: a target with a backing image does not read as zeroes");
 	if ((o->flags & VARVE_CONVERT_COMPRESS) && !api_packs(target))
-		return varve_error_set(err, -ENOTSUP, "%s: %s images have no compressed clusters", node_name(target->top),
-				       target->top->drv->name);
+		return varve_error_set(err, -ENOTSUP, "%s: %s images%s have no compressed clusters", node_name(target->top),
+				       target->top->drv->name, target->top->data ? " with an external data file" : "");
 	return 0;
 }
 

@@ -10,6 +10,7 @@
  * Never:   removes a file that was there before.
  */
 #include "api/api.h"
+#include "block/data_file.h"
 
 #include <fcntl.h>
 #include <limits.h>
@@ -22,6 +23,16 @@
 #define SECTOR_LEN 512
 #define LINKS_MAX 40 /* as the kernel */
 
+/* A file that is written. */
+struct target {
+	const char *name; /* for messages */
+	const char *path; /* of the local file; NULL: the target is no local file */
+	char *followed;	  /* its memory, if it is where links lead */
+	bool is_new;	  /* made by us */
+	bool exists;
+	uint64_t file_id[2]; /* exists: which file it is, in the form of struct node */
+};
+
 struct create {
 	/* what was asked for */
 	const char *name;
@@ -33,11 +44,9 @@ struct create {
 	void *user_data;
 	struct varve_error *err;
 
-	const char *path; /* of the local file; NULL: the target is no local file */
-	char *followed;	  /* its memory, if it is where links lead */
-	bool is_new;	  /* made by us */
-	bool exists;
-	uint64_t file_id[2]; /* exists: which file it is, in the form of struct node */
+	struct target image;
+	struct target data; /* where the image's data goes; name "": with the rest */
+	char data_name[NODE_NAME_MAX];
 };
 
 /* ---- before the target is touched ---- */
@@ -61,46 +70,98 @@ static void file_identity(const struct stat *st, uint64_t ret_id[2])
 	ret_id[1] = S_ISBLK(st->st_mode) ? st->st_rdev : st->st_ino;
 }
 
-static int create_look(struct create *c)
+/* device: one that is not there cannot be made. */
+static int look_at(struct target *t, bool device, struct varve_error *err)
 {
 	struct stat st;
+
+	if (stat(t->path, &st) < 0)
+		return errno == ENOENT && !device ? 0 : varve_error_errno(err, -errno, "%s", t->name);
+	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+		return varve_error_set(err, -EINVAL, "%s: neither a regular file nor a block device", t->name);
+	t->exists = true;
+	file_identity(&st, t->file_id);
+	return 0;
+}
+
+static int create_look(struct create *c)
+{
+	struct target *t = &c->image;
 	bool is_device;
 	size_t len;
+	int ret;
 
 	if (strncmp(c->name, "json:", 5) == 0)
 		return varve_error_set(c->err, -EINVAL, "%.200s: an image is created by its file name, not by json:",
 				       c->name);
-	c->path = create_path(c->name, &is_device);
-	if (!c->path)
+	t->name = c->name;
+	t->path = create_path(c->name, &is_device);
+	if (!t->path)
 		return 0;
-	if (*c->path == '\0')
+	if (*t->path == '\0')
 		return varve_error_set(c->err, -EINVAL, "'%s' names no file", c->name);
-	if (stat(c->path, &st) < 0) {
-		/* No file is made by mistake; a name that begins with ./ is one whatever follows. */
-		if (errno == ENOENT && c->path == c->name && driver_names_unknown(c->name, &len))
-			return varve_error_set(c->err, -EINVAL, "%.500s: protocol '%.*s' is not known to this version", c->name,
-					       (int)MIN(len, 100), c->name);
-		if (errno == ENOENT && !is_device)
-			return 0;
-		return varve_error_errno(c->err, -errno, "%s", c->name);
-	}
-	if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-		return varve_error_set(c->err, -EINVAL, "%s: neither a regular file nor a block device", c->name);
-	c->exists = true;
-	file_identity(&st, c->file_id);
-	return 0;
+	ret = look_at(t, is_device, c->err);
+	/* No file is made by mistake; a name that begins with ./ is one whatever follows. */
+	if (ret == 0 && !t->exists && t->path == c->name && driver_names_unknown(c->name, &len))
+		return varve_error_set(c->err, -EINVAL, "%.500s: protocol '%.*s' is not known to this version", c->name,
+				       (int)MIN(len, 100), c->name);
+	return ret;
 }
 
-/* The layer of the chain whose file it is, or NULL. */
+static bool are_one(const struct target *a, const struct target *b)
+{
+	return a->exists && b->exists && a->file_id[0] == b->file_id[0] && a->file_id[1] == b->file_id[1];
+}
+
+static int refuse_same(struct create *c)
+{
+	return varve_error_set(c->err, -EINVAL, "%s: an image cannot be its own data file", c->name);
+}
+
+static bool has_option(const struct driver *drv, const char *name)
+{
+	for (const struct varve_option_info *o = drv->options; o && o->name; o++) {
+		if (!strcmp(o->name, name))
+			return true;
+	}
+	return false;
+}
+
+/* The name that the image will have for its data is looked up as it will be then: beside the image, and as nothing but a file. */
+static int create_look_at_data(struct create *c)
+{
+	/* Asked for where it is known only: elsewhere it stays one that nobody has used up. */
+	const char *name = has_option(c->drv, "data_file") ? opts_get(c->opts, "data_file") : NULL;
+	struct target *t = &c->data;
+	int ret;
+
+	if (!name || !*name)
+		return 0;
+	if (!c->image.path)
+		return varve_error_set(c->err, -EINVAL, "%s: only an image in a local file can name a data file", c->name);
+	ret = data_file_path(c->name, name, c->data_name, c->err);
+	if (ret < 0)
+		return varve_error_prefix(c->err, ret, "%s: ", c->name);
+	t->name = t->path = c->data_name;
+	ret = look_at(t, false, c->err);
+	return ret == 0 && are_one(&c->image, t) ? refuse_same(c) : ret;
+}
+
+static bool is_file(const struct node *n, const uint64_t file_id[2])
+{
+	while (n->file)
+		n = n->file;
+	return n->file_id[0] == file_id[0] && n->file_id[1] == file_id[1];
+}
+
+/* The layer of the chain whose file, or data file, it is, or NULL. */
 static const struct node *chain_find(const struct node *top, const uint64_t file_id[2])
 {
 	for (const struct node *n = top; n; n = n->backing) {
-		const struct node *leaf = n;
-
-		while (leaf->file)
-			leaf = leaf->file;
-		if (leaf->file_id[0] == file_id[0] && leaf->file_id[1] == file_id[1])
-			return n;
+		for (const struct node *m = n; m; m = m->file) {
+			if ((!m->file && is_file(m, file_id)) || (m->data && is_file(m->data, file_id)))
+				return n;
+		}
 	}
 	return NULL;
 }
@@ -108,11 +169,15 @@ static const struct node *chain_find(const struct node *top, const uint64_t file
 /* The target must not be a layer of its own backing chain: it would be overwritten, and then back itself. */
 static int create_check_chain(struct create *c, struct node *n)
 {
-	const struct node *layer = c->exists ? chain_find(n, c->file_id) : NULL;
+	const struct target *const targets[] = { &c->image, &c->data };
 
-	if (layer)
-		return varve_error_set(c->err, -EINVAL, "%s: the new image would be part of its own backing chain (%s)",
-				       c->name, layer->name);
+	for (unsigned i = 0; i < ARRAY_LEN(targets); i++) {
+		const struct node *layer = targets[i]->exists ? chain_find(n, targets[i]->file_id) : NULL;
+
+		if (layer)
+			return varve_error_set(c->err, -EINVAL, "%s: the new %s would be part of its own backing chain (%s)",
+					       targets[i]->name, i ? "data file" : "image", layer->name);
+	}
 	return 0;
 }
 
@@ -214,40 +279,75 @@ static int create_round(struct create *c)
 /* ---- the target ---- */
 
 /* A link that leads nowhere yet: what it names is made, and not more than one of them is followed at a time. */
-static int follow_links(struct create *c)
+static int follow_links(struct target *t)
 {
 	for (unsigned i = 0; i < LINKS_MAX; i++) {
 		char target[PATH_MAX];
-		ssize_t len = readlink(c->path, target, sizeof(target) - 1);
-		const char *slash = strrchr(c->path, '/');
+		ssize_t len = readlink(t->path, target, sizeof(target) - 1);
+		const char *slash = strrchr(t->path, '/');
 		char *path;
 
 		if (len < 0) /* no link */
 			return 0;
 		target[len] = '\0';
-		if (asprintf(&path, "%.*s%s", target[0] != '/' && slash ? (int)(slash + 1 - c->path) : 0, c->path, target) < 0)
+		if (asprintf(&path, "%.*s%s", target[0] != '/' && slash ? (int)(slash + 1 - t->path) : 0, t->path, target) < 0)
 			return -ENOMEM;
-		free(c->followed);
-		c->path = c->followed = path;
+		free(t->followed);
+		t->path = t->followed = path;
 	}
 	return -ELOOP;
 }
 
-static int create_file(struct create *c)
+static int create_file(struct target *t, struct varve_error *err)
 {
 	int fd, ret;
 
-	if (!c->path || c->exists)
+	if (!t->path || t->exists)
 		return 0;
-	ret = follow_links(c);
+	ret = follow_links(t);
 	if (ret < 0)
-		return varve_error_errno(c->err, ret, "%s: cannot be created", c->name);
-	fd = open(c->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+		return varve_error_errno(err, ret, "%s: cannot be created", t->name);
+	fd = open(t->path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
 	if (fd < 0)
-		return varve_error_errno(c->err, -errno, "%s: cannot be created", c->name);
+		return varve_error_errno(err, -errno, "%s: cannot be created", t->name);
 	close(fd);
-	c->is_new = true;
+	t->is_new = true;
 	return 0;
+}
+
+/* The image's file is there by now: was it looked for under two names? */
+static int create_data_file(struct create *c)
+{
+	int ret;
+
+	if (!c->data.path)
+		return 0;
+	ret = look_at(&c->image, false, c->err);
+	if (ret == 0)
+		ret = look_at(&c->data, false, c->err);
+	if (ret == 0 && are_one(&c->image, &c->data))
+		ret = refuse_same(c);
+	if (ret == 0)
+		ret = create_file(&c->data, c->err);
+	return ret < 0 ? varve_error_prefix(c->err, ret, "%s: data file: ", c->name) : 0;
+}
+
+static void target_end(struct target *t, bool failed)
+{
+	if (failed && t->is_new)
+		unlink(t->path);
+	free(t->followed);
+}
+
+/* As the image will name it: a path, whatever it looks like. */
+static int open_data(struct fiber *f, struct create *c, struct node **ret_leaf)
+{
+	char name[NODE_NAME_MAX + sizeof("file:")];
+	int ret;
+
+	snprintf(name, sizeof(name), "%s%s", strchr(c->data.name, ':') ? "file:" : "", c->data.name);
+	ret = graph_open_file(f, name, NODE_WRITABLE, ret_leaf, c->err);
+	return ret < 0 ? varve_error_prefix(c->err, ret, "data file: ") : 0;
 }
 
 static int create_write(struct fiber *f, struct create *c)
@@ -258,7 +358,9 @@ static int create_write(struct fiber *f, struct create *c)
 	ret = graph_open_file(f, c->name, NODE_WRITABLE, &leaf, c->err);
 	if (ret < 0)
 		return ret;
-	ret = leaf->drv->hint ? leaf->drv->hint(leaf, c->opts, c->err) : 0;
+	ret = c->data.path ? open_data(f, c, &leaf->data) : 0;
+	if (ret == 0)
+		ret = leaf->drv->hint ? leaf->drv->hint(leaf, c->opts, c->err) : 0;
 	if (ret == 0)
 		ret = c->drv->create(f, leaf, c->len, c->opts, c->progress, c->user_data, c->err);
 	if (ret < 0)
@@ -276,15 +378,19 @@ static int create_fiber(struct fiber *f, void *arg)
 	if (ret == 0)
 		ret = create_len(c);
 	if (ret == 0)
+		ret = create_look_at_data(c);
+	if (ret == 0)
 		ret = create_backing(f, c);
 	if (ret == 0)
 		ret = create_round(c);
 	if (ret == 0)
-		ret = create_file(c);
+		ret = create_file(&c->image, c->err);
+	if (ret == 0)
+		ret = create_data_file(c);
 	if (ret == 0)
 		ret = create_write(f, c);
-	if (ret < 0 && c->is_new)
-		unlink(c->path);
+	target_end(&c->data, ret < 0);
+	target_end(&c->image, ret < 0);
 	return ret;
 }
 
@@ -325,7 +431,6 @@ int varve_image_create(const char *name, const char *format, uint64_t len, const
 		ret = fiber_call(queue->q, create_fiber, &c);
 	varve_queue_free(queue);
 	opts_free(c.opts);
-	free(c.followed);
 	return ret;
 }
 

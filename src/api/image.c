@@ -54,12 +54,12 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 		unsigned api;
 		uint32_t node;
 	} names[] = {
-		{ VARVE_OPEN_WRITABLE, NODE_WRITABLE },	      { VARVE_OPEN_NO_BACKING, NODE_NO_BACKING },
+		{ VARVE_OPEN_WRITABLE, NODE_WRITABLE },	      { VARVE_OPEN_NO_BACKING, NODE_NO_BACKING | NODE_NO_DATA },
 		{ VARVE_OPEN_FORCE_SHARE, NODE_FORCE_SHARE }, { VARVE_OPEN_NO_IO, NODE_NO_IO },
 		{ VARVE_OPEN_CHECK, NODE_CHECK },	      { VARVE_OPEN_REPAIR, NODE_REPAIR },
-		{ VARVE_OPEN_BITMAPS, NODE_BITMAPS },
+		{ VARVE_OPEN_BITMAPS, NODE_BITMAPS },	      { VARVE_OPEN_NO_DATA_FILE, NODE_NO_DATA },
 	};
-	unsigned left = oo->flags & ~(VARVE_OPEN_IMAGE_OPTS | VARVE_OPEN_COPY_ON_READ);
+	unsigned left = oo->flags & ~(VARVE_OPEN_IMAGE_OPTS | VARVE_OPEN_COPY_ON_READ | VARVE_OPEN_DATA_FILE);
 	const char *cold = getenv("VARVE_FORCE_COLD"); /* a switch of the tests: see CONTRIBUTING.md */
 	uint32_t flags = 0;
 	int ret;
@@ -74,6 +74,8 @@ static int open_flags(const struct varve_open_options *oo, uint32_t *ret_flags, 
 			flags |= names[i].node;
 		left &= ~names[i].api;
 	}
+	if (oo->flags & VARVE_OPEN_DATA_FILE)
+		flags &= ~NODE_NO_DATA;
 	if (left)
 		return varve_error_set(err, -EINVAL, "unknown open flags 0x%x", left);
 	if ((flags & NODE_REPAIR) && !(flags & NODE_WRITABLE))

@@ -146,6 +146,13 @@ static int info_children(struct fiber *f, struct node *n, json_t *o, struct varv
 	json_array_append_new(list, json_pack("{s:s, s:o}", "name", "file", "info", child));
 	ret = info_node(f, n->file, child, err);
 	json_object_del(child, "aio"); /* told once, of the image */
+	if (ret == 0 && n->data && !(n->flags & NODE_NO_DATA)) {
+		json_t *data = json_object();
+
+		json_array_append_new(list, json_pack("{s:s, s:o}", "name", "data-file", "info", data));
+		ret = info_node(f, n->data, data, err);
+		json_object_del(data, "aio");
+	}
 	return ret < 0 ? ret : info_children(f, n->file, child, err);
 }
 

@@ -147,6 +147,15 @@ void align_submit(struct node *n, struct req *r);
 /* graph.c: a node and what is below it in its own file, not its backing chain. */
 void stack_close(struct fiber *f, struct node *n);
 
+/* graph.c: a file beside that of n, which is being opened, by the options of its own: it takes the engine that n takes. */
+int graph_open_beside(struct fiber *f, const struct node *n, struct opts *o, uint32_t flags, struct node **ret,
+		      struct varve_error *err);
+bool opts_name_a_file(struct opts *o);
+
+/* data_file.c: is the file of both the same? Of a's data and b's, or one's data and the other's file: which data node is it? */
+bool node_same_file(const struct node *a, const struct node *b);
+const struct node *node_shared_data(const struct node *a, const struct node *b);
+
 /* node_io.c: one request through the door of the disk, as a guest's; waits. */
 int node_enter_wait(struct fiber *f, struct node *n, enum req_op op, uint64_t off, void *buf, uint64_t len);
 

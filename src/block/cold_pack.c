@@ -61,7 +61,7 @@ int cold_pack(struct fiber *f, struct node *n, struct req *r)
 	uint64_t step;
 	int ret = 0;
 
-	if (!n->drv->pack)
+	if (!n->drv->pack || n->data) /* what is compressed has no place of its own */
 		return -ENOTSUP;
 	part = malloc(r->nr_iov * sizeof(*part));
 	if (!part || posix_memalign((void **)&bytes, 4096, n->cluster_len)) {

@@ -127,6 +127,8 @@ static int write_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t l
 	end = MIN(off + len, first + x.len);
 	tail.off = end;
 	tail.len = first + x.len - end;
+	if (x.node == n->data) /* a file with nothing but the disk ends where that does, and may be a device of its length */
+		tail.len = MIN(tail.len, MAX(end, node_len(n)) - end);
 	if (tail.len >= n->cluster_len) { /* more than asked for: cannot be, but never link unwritten space */
 		n->drv->unalloc(f, n, &x);
 		return -EIO;

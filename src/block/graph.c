@@ -9,6 +9,7 @@
  */
 #include "block/block.h"
 #include "block/copy_on_read.h"
+#include "block/data_file.h"
 #include "block/event.h"
 #include "block/graph.h"
 #include "block/policy.h"
@@ -37,7 +38,7 @@ static void close_node(struct fiber *f, struct node *n)
 
 /* One node above `file` (which may be NULL for a leaf). On failure file stays the caller's. */
 static int open_node(struct fiber *f, const struct driver *drv, const char *name, struct node *file, struct opts *o,
-		     uint32_t flags, struct node **ret, struct varve_error *err)
+		     uint32_t flags, const char *aio, struct node **ret, struct varve_error *err)
 {
 	struct node *n;
 	int r;
@@ -47,10 +48,15 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 	n = node_new(drv, name, file, flags, fiber_queue(f));
 	if (!n)
 		return varve_error_errno(err, -ENOMEM, "%s", name);
+	n->aio = aio;
 	r = drv->open(f, n, o, err);
+	n->aio = NULL;
 	if (r < 0) {
+		struct node *data = n->data;
+
 		varve_error_prefix(err, r, "%s: ", name);
 		node_free(n);
+		stack_close(f, data);
 		return r;
 	}
 	leaf_len_sync(n);
@@ -59,7 +65,10 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 	node_set_submit(n);
 	r = node_attach(n, fiber_queue(f), err);
 	if (r < 0) {
+		struct node *data = n->data;
+
 		close_node(f, n);
+		stack_close(f, data);
 		return r;
 	}
 	*ret = n;
@@ -69,9 +78,10 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 void stack_close(struct fiber *f, struct node *n)
 {
 	while (n) {
-		struct node *file = n->file;
+		struct node *file = n->file, *data = n->data;
 
 		close_node(f, n);
+		stack_close(f, data); /* has no data file of its own */
 		n = file;
 	}
 }
@@ -155,7 +165,7 @@ static int open_leaf(struct fiber *f, const struct driver *drv, const char *file
 		if (r < 0)
 			return r;
 	}
-	r = open_node(f, drv, *name ? name : drv->name, NULL, o, flags, ret, err);
+	r = open_node(f, drv, *name ? name : drv->name, NULL, o, flags, aio, ret, err);
 	return r == -ENOENT && !rest ? not_a_file(name, err) : r;
 }
 
@@ -200,6 +210,18 @@ static int aio_below(struct opts *o, const char **aio, struct varve_error *err)
 	return 0;
 }
 
+/* What a format or filter stands on. No format below a format unless it is named. All of o must be used up. */
+static int open_file_stack(struct fiber *f, struct opts *o, unsigned depth, uint32_t flags, const char *aio, struct node **ret,
+			   struct varve_error *err)
+{
+	enum want want = opts_get(o, "driver") || opts_get(o, "format") ? WANT_IMAGE : WANT_LEAF;
+	int r = open_stack(f, o, want, depth, flags, aio, ret, err);
+
+	if (r == 0 && (r = opts_done(o, err)) < 0)
+		stack_close(f, *ret);
+	return r;
+}
+
 /* The child that a format or filter stands on: file.* options, or the file name given to the format itself. */
 static int open_child(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, unsigned depth,
 		      uint32_t flags, const char *aio, struct node **ret, struct varve_error *err)
@@ -207,7 +229,6 @@ static int open_child(struct fiber *f, const struct driver *drv, const char *fil
 	struct opts *sub = opts_take_sub(o, "file");
 	const char *locking = opts_get(o, "locking");
 	const char *state_dir = drv && drv->kind == DRIVER_FILTER ? opts_get(o, "state-dir") : NULL;
-	enum want want;
 	int r = 0;
 
 	if (!sub && drv && drv->child_key)
@@ -222,14 +243,19 @@ static int open_child(struct fiber *f, const struct driver *drv, const char *fil
 		r = opts_set(sub, "locking", locking, err);
 	if (r == 0 && state_dir)
 		r = opts_set(sub, "state-dir", state_dir, err);
-	/* No format below a format unless it is named. */
-	want = opts_get(sub, "driver") || opts_get(sub, "format") ? WANT_IMAGE : WANT_LEAF;
 	if (r == 0)
-		r = open_stack(f, sub, want, depth + 1, flags, aio, ret, err);
-	if (r == 0 && (r = opts_done(sub, err)) < 0)
-		stack_close(f, *ret);
+		r = open_file_stack(f, sub, depth + 1, flags, aio, ret, err);
 	opts_free(sub);
 	return r;
+}
+
+int graph_open_beside(struct fiber *f, const struct node *n, struct opts *o, uint32_t flags, struct node **ret,
+		      struct varve_error *err)
+{
+	const char *aio = n->aio;
+	int r = aio_below(o, &aio, err);
+
+	return r < 0 ? r : open_file_stack(f, o, 1, flags, aio, ret, err);
 }
 
 /* "blkdebug:RULES:FILE", RULES may be empty: the same as options. */
@@ -314,7 +340,7 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 		probed = r == 0 && drv == driver_find("raw") && (flags & NODE_WRITABLE);
 	}
 	if (r == 0)
-		r = open_node(f, drv, node_name(child), child, o, probed ? flags | NODE_PROBED : flags, ret, err);
+		r = open_node(f, drv, node_name(child), child, o, probed ? flags | NODE_PROBED : flags, aio, ret, err);
 	if (r < 0)
 		stack_close(f, child);
 	return r;
@@ -347,25 +373,18 @@ int backing_path(const char *image_name, const char *backing_name, char *buf, st
 	return 0;
 }
 
-static struct node *leaf_of(struct node *n)
-{
-	while (n->file)
-		n = n->file;
-	return n;
-}
-
 static int chain_has_loop(struct node *top, struct node *next, struct varve_error *err)
 {
-	struct node *a = leaf_of(next);
-
-	if (!a->file_id[0] && !a->file_id[1])
-		return 0;
 	for (struct node *n = top; n; n = n->backing) {
-		struct node *b = leaf_of(n);
+		const struct node *data;
 
-		if (a->file_id[0] == b->file_id[0] && a->file_id[1] == b->file_id[1])
+		if (node_same_file(next, n))
 			return varve_error_set(err, -ELOOP, "%s: the backing chain loops: it leads back to %s",
 					       node_name(next), node_name(n));
+		data = node_shared_data(next, n);
+		if (data)
+			return varve_error_set(err, -ELOOP, "%s: a data file can belong to one image of a chain, and be nothing else "
+							    "in it", node_name(data));
 	}
 	return 0;
 }
@@ -387,7 +406,7 @@ static int explain_loop(struct fiber *f, struct node *top, struct opts *o, int r
 	return ret;
 }
 
-static bool names_a_file(struct opts *o)
+bool opts_name_a_file(struct opts *o)
 {
 	return o && (opts_get(o, "filename") || opts_get(o, "file.filename") || opts_get(o, "file.driver"));
 }
@@ -426,7 +445,7 @@ static int backing_opts(struct node *n, struct opts *given, struct opts **ret, s
 	if (given && !n->drv->load)
 		return varve_error_set(err, -EINVAL, "option backing.*: an image of format %s has no backing image",
 				       n->drv->name);
-	if (!n->backing_name || names_a_file(given))
+	if (!n->backing_name || opts_name_a_file(given))
 		return 0;
 	if (!given && !(*ret = opts_new()))
 		return varve_error_errno(err, -ENOMEM, "options");
@@ -626,8 +645,12 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 void graph_each_leaf(struct node *top, bool (*fn)(struct node *leaf, void *arg), void *arg)
 {
 	for (struct node *n = top; n; n = below_filters(n)->backing) {
-		if (!fn(leaf_of(n), arg))
-			return;
+		for (struct node *m = n; m; m = m->file) {
+			if (m->data && !fn(node_leaf(m->data), arg))
+				return;
+			if (!m->file && !fn(m, arg))
+				return;
+		}
 	}
 }
 
@@ -649,7 +672,7 @@ int graph_open_file(struct fiber *f, const char *filename, uint32_t flags, struc
 int graph_stack(struct fiber *f, const struct driver *drv, struct node *file, struct opts *o, uint32_t flags,
 		struct node **ret_top, struct varve_error *err)
 {
-	return open_node(f, drv, file ? node_name(file) : drv->name, file, o, flags, ret_top, err);
+	return open_node(f, drv, file ? node_name(file) : drv->name, file, o, flags, NULL, ret_top, err);
 }
 
 /*

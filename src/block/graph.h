@@ -22,7 +22,7 @@ int graph_open(struct fiber *f, struct opts *o, uint32_t flags, struct node **re
 int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *aio, struct node **ret_top,
 		   struct varve_error *err);
 
-/* The leaf at the end of all files and backing files of top, one after the other; false from fn ends the walk. */
+/* The leaf at the end of all files, data files and backing files of top, one after the other; false from fn ends the walk. */
 void graph_each_leaf(struct node *top, bool (*fn)(struct node *leaf, void *arg), void *arg);
 
 /* cache_mode.c: NODE_CACHE_FLAGS of a name ("none"), and the name (or the switches) of flags. */

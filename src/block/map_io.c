@@ -122,7 +122,7 @@ static void map_flush(struct node *n, struct req *r)
 	if (!(n->flags & NODE_WRITABLE))
 		req_done(r, 0);
 	else if (!n->drv->sync || n->drv->clean(n))
-		flush_share(n->file, r);
+		flush_share(n->data ? n->data : n->file, r); /* clean: of metadata, all is durable */
 	else
 		go_cold(n, r, cold_flush);
 }

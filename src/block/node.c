@@ -83,6 +83,8 @@ static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 	for (; n; n = n->backing) {
 		if (n->file) {
 			ret = attach_all(n->file, q, err);
+			if (ret == 0 && n->data)
+				ret = attach_all(n->data, q, err);
 			if (ret < 0)
 				return ret;
 		}
@@ -167,6 +169,8 @@ static void detach_all(struct fiber *f, struct node *n, struct queue *q)
 
 		if (n->file)
 			detach_all(f, n->file, q);
+		if (n->data)
+			detach_all(f, n->data, q);
 		/* No grace period or drain may be waiting for this queue's answer. */
 		fiber_lock(f, &n->grace_mutex);
 		fiber_lock(f, &n->drain_mutex);

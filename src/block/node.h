@@ -39,7 +39,7 @@ struct extent {
 	uint32_t flags;
 	int error;	   /* ERROR: negative errno */
 	uint32_t before;   /* of alloc(): the extent begins so many bytes in front of the offset that was asked for */
-	struct node *node; /* DATA: the node to send I/O to (n->file, mostly); UNLOADED: whose load() to call */
+	struct node *node; /* DATA: the node to send I/O to (n->file, or n->data); UNLOADED: whose load() to call */
 	uint64_t host_off; /* DATA, or ZERO with ALLOCATED: where in node */
 	uint64_t len;	   /* bytes from the asked offset for which all this holds; > 0, <= the asked length */
 };
@@ -320,6 +320,7 @@ const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 #define NODE_REPAIR (1u << 11)	    /* format: counts and tables are examined, and made right, before it is written */
 #define NODE_EVENTS (1u << 12)	    /* it, or a filter below it, wants to know of events (block/event.h) */
 #define NODE_BITMAPS (1u << 13)	    /* format: opened to change bitmaps, nothing else: they stay as they are */
+#define NODE_NO_DATA (1u << 14)   /* no data file is opened: where data is can be asked, not what it is */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
@@ -379,6 +380,11 @@ struct node {
 	char *name; /* file name or description, for messages */
 	uint32_t flags;
 	struct node *file, *backing;
+	/*
+	 * Format: a second file, with the guest's data and nothing else (block/data_file.c); NULL: that is in `file`, too. Of a file
+	 * that create() makes an image in: where the data of that image is to go.
+	 */
+	struct node *data;
 	struct queue *home;
 	unsigned level;		  /* fibers of block/ for it run at this level: 1 leaf (0: its driver's own), above: 1 + level of file */
 	uint32_t align;		  /* leaf, filter: requests must be multiples of it (power of two, 1: any) */
@@ -394,6 +400,7 @@ struct node {
 	 */
 	bool through;
 	uint64_t through_off;
+	const char *aio;	  /* the engine that was asked for, for what a format opens itself; NULL: the best; while it is opened */
 	char *backing_name;	  /* format: as written in the image, NULL: none */
 	char *backing_format;	  /* format: as written in the image, NULL: not said */
 	uint64_t file_id[2];	  /* leaf: device and inode, to notice chains that loop; 0, 0: has none */

@@ -38,6 +38,11 @@ int order_new(struct order **ret, struct node *file, uint64_t limit)
 	return 0;
 }
 
+void order_sync_too(struct order *o, struct node *data)
+{
+	o->data = data;
+}
+
 void order_free(struct fiber *f, struct order *o)
 {
 	struct section *sec;

@@ -51,6 +51,11 @@ typedef uint64_t order_mark;
 
 int order_new(struct order **ret, struct node *file, uint64_t limit);
 /*
+ * Another file, with nothing but data, whose writes marks stand for as they do for those of the queue's own: wherever that one
+ * is synced, this one is synced before. Before the first put.
+ */
+void order_sync_too(struct order *o, struct node *data);
+/*
  * Drops what is queued without writing it: after order_flush(), or when the image is abandoned on purpose. Waits for a
  * write-out in the background to end.
  */

@@ -33,6 +33,7 @@ struct section {
 struct order {
 	/* set once */
 	struct node *file;
+	struct node *data; /* synced with it; NULL: there is only the one */
 	uint64_t limit;
 	uint64_t age_ns; /* 0: no limit */
 

@@ -121,6 +121,18 @@ static uint64_t sync_covers(const struct order *o, const struct section *written
 }
 
 /*
+ * "Every write that had completed" is true of both files when both syncs, which begin later, have succeeded; in which order they do
+ * says nothing. What the data file's sync lost the leaf remembers: it fails until the bytes have been written again, and so no
+ * entry that leads there is ever written behind it.
+ */
+static int sync_files(struct fiber *f, struct order *o)
+{
+	int err = o->data ? node_flush(f, o->data) : 0;
+
+	return err < 0 ? err : node_flush(f, o->file);
+}
+
+/*
  * One section with its sync; or, where no entries come next, only a sync.
  *
  * Power lost before the sync is done leaves any part of this section's writes on disk, and nothing of the
@@ -151,7 +163,7 @@ static int write_step(struct fiber *f, struct order *o, uint64_t target)
 	}
 	covers = sync_covers(o, sec);
 	o->open = order_max(o->open, covers + 1);
-	err = node_flush(f, o->file);
+	err = sync_files(f, o);
 	TRACE2(order_sync, covers, err);
 	if (o->journal)
 		atomic_store_explicit(&o->journal->h->error, (uint64_t)-err, memory_order_release);

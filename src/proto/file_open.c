@@ -105,6 +105,17 @@ static int open_fd(struct open_work *w)
 	return 0;
 }
 
+/* What looks like regular files there are switches, and memory of processes. A name that leads there stands in a crafted image. */
+static int check_file_system(const struct open_work *w)
+{
+	struct statfs st;
+
+	if (fstatfs(w->fd, &st) == 0 && ((uint32_t)st.f_type == PROC_SUPER_MAGIC || (uint32_t)st.f_type == SYSFS_MAGIC))
+		return varve_error_set(w->err, -EINVAL, "is a file of the kernel's (%s), which holds no image",
+				       (uint32_t)st.f_type == SYSFS_MAGIC ? "sysfs" : "procfs");
+	return 0;
+}
+
 /* A write into the page cache asks nobody outside of this kernel. Unknown file systems: no. */
 static bool is_local(int fd)
 {
@@ -143,6 +154,8 @@ static int look_at_fd(struct open_work *w)
 	if (fstat(w->fd, &st) < 0)
 		return varve_error_errno(w->err, -errno, "cannot look at the open file");
 	ret = check_type(w, &st);
+	if (ret == 0)
+		ret = check_file_system(w);
 	if (ret < 0)
 		return ret;
 	/* O_NONBLOCK has done its duty; io_uring would answer EAGAIN with it, not wait for the disk. */

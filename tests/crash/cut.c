@@ -55,8 +55,8 @@ struct cut {
 	struct cut_result *res;
 	uint64_t random;
 	struct queue *q;
-	struct sim_file *sim;
-	struct aio_file af;
+	struct sim_file *sim, *data_sim; /* data_sim NULL: there is one file only */
+	struct aio_file af, data_af;
 	struct node *disk;
 	struct sector *sectors;
 	uint64_t nr_sectors;
@@ -171,7 +171,7 @@ static void image_stack(struct fiber *f, const struct cut *c, struct node *file,
 }
 
 /* The simulated file as the disk of this process. */
-static struct node *leaf_new(struct fiber *f, const struct cut *c)
+static struct node *leaf_new(struct fiber *f, struct cut *c)
 {
 	struct varve_error err = { 0, "" };
 	struct node *leaf;
@@ -179,6 +179,8 @@ static struct node *leaf_new(struct fiber *f, const struct cut *c)
 	must(sim_node_new(f, c->sim, &c->af, NODE_WRITABLE, &leaf, &err), "sim", &err);
 	leaf->file_id[0] = 1;
 	leaf->file_id[1] = c->cfg.seed; /* a journal belongs to a file */
+	if (c->data_sim)
+		must(sim_node_new(f, c->data_sim, &c->data_af, NODE_WRITABLE, &leaf->data, &err), "sim", &err);
 	return leaf;
 }
 
@@ -193,11 +195,15 @@ static int disk_new(struct fiber *f, void *arg)
 	int ret;
 
 	must(sim_file_new(&c->sim, &c->af, &so), "sim", NULL);
+	so.seed += 1000;
+	if (c->cfg.data_file)
+		must(sim_file_new(&c->data_sim, &c->data_af, &so), "sim", NULL);
 	leaf = leaf_new(f, c);
 	if (!strcmp(c->cfg.format, "qcow2"))
-		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u%s",
+		snprintf(text, sizeof(text), "cluster_size=%llu,compat=%s,refcount_bits=%u%s%s%s",
 			 (unsigned long long)c->cfg.cluster, c->cfg.version2 ? "0.10" : "1.1",
-			 c->cfg.version2 ? 16u : 4u << below(c, 5), c->cfg.subclusters ? ",extended_l2=on" : "");
+			 c->cfg.version2 ? 16u : 4u << below(c, 5), c->cfg.data_file ? ",data_file=data" : "",
+			 c->cfg.data_file_raw ? ",data_file_raw=on" : "", c->cfg.subclusters ? ",extended_l2=on" : "");
 	else
 		snprintf(text, sizeof(text), "cluster_size=%llu,table_size=%u", (unsigned long long)c->cfg.cluster,
 			 1u << below(c, 3));
@@ -225,8 +231,8 @@ static int disk_close(struct fiber *f, void *arg)
 
 struct after {
 	struct cut *c;
-	uint8_t *bytes; /* of the file */
-	uint64_t len;
+	uint8_t *bytes, *data; /* of the file, the data file */
+	uint64_t len, data_len;
 	char line[300]; /* the first thing that check reported */
 };
 
@@ -269,14 +275,15 @@ static void after_check(struct fiber *f, struct after *a, struct node *n, const 
 	a->c->res->leaks += result.leaks;
 }
 
-static void after_read(struct fiber *f, struct after *a, struct node *n)
+/* A raw data file is to hold all that the disk does. */
+static void after_read(struct fiber *f, struct after *a, struct node *n, const char *what)
 {
 	struct cut *c = a->c;
 	uint8_t *bytes = malloc(c->cfg.len);
 	int ret = node_read(f, n, 0, bytes, c->cfg.len);
 
 	if (ret < 0)
-		broken(c, "cannot be read: %d", ret);
+		broken(c, "%scannot be read: %d", what, ret);
 	for (uint64_t i = 0; ret == 0 && i < c->nr_sectors; i++) {
 		const struct sector *s = &c->sectors[i];
 		uint32_t got;
@@ -284,7 +291,7 @@ static void after_read(struct fiber *f, struct after *a, struct node *n)
 		if (sector_may_hold(s, i, bytes + i * SECTOR))
 			continue;
 		memcpy(&got, bytes + i * SECTOR, sizeof(got));
-		broken(c, "sector %llu holds 0x%x; the oldest it may hold of %u is 0x%x", (unsigned long long)i, got, s->nr,
+		broken(c, "%ssector %llu holds 0x%x; the oldest it may hold of %u is 0x%x", what, (unsigned long long)i, got, s->nr,
 		       s->val[0].v);
 		break;
 	}
@@ -319,6 +326,12 @@ static int after_cut(struct fiber *f, void *arg)
 	must(graph_stack(f, &driver_memory, NULL, o, NODE_WRITABLE, &memory, &err), "memory", &err);
 	opts_free(o);
 	must(node_write(f, memory, 0, a->bytes, a->len), "memory", NULL);
+	if (a->data) {
+		o = opts_new();
+		must(graph_stack(f, &driver_memory, NULL, o, NODE_WRITABLE, &memory->data, &err), "memory", &err);
+		opts_free(o);
+		must(node_write(f, memory->data, 0, a->data, a->data_len), "memory", NULL);
+	}
 	image_stack(f, a->c, memory, NODE_WRITABLE, NULL, &n, &err, &ret); /* the journal is gone, too */
 	if (ret < 0) {
 		broken(a->c, "cannot be opened: %s", err.message);
@@ -326,7 +339,9 @@ static int after_cut(struct fiber *f, void *arg)
 		return 0;
 	}
 	after_check(f, a, n, "after the cut");
-	after_read(f, a, n);
+	after_read(f, a, n, "");
+	if (a->c->cfg.data_file_raw)
+		after_read(f, a, n->data, "of the data file, ");
 	if (!*a->c->res->broken) {
 		after_write(f, a, n);
 		after_check(f, a, n, "after writing on");
@@ -359,10 +374,16 @@ static void cut_now(struct cut *c)
 	c->res->nr_cuts++;
 	c->res->nr_unstable += sim_nr_unstable(c->sim);
 	a.bytes = sim_power_cut(c->sim, keep_some, &keep, torn, &a.len);
+	if (c->data_sim) {
+		keep.percent = percents[below(c, 7)]; /* it may be another disk */
+		c->res->nr_unstable += sim_nr_unstable(c->data_sim);
+		a.data = sim_power_cut(c->data_sim, keep_some, &keep, torn, &a.data_len);
+	}
 	must(queue_new(&q, NULL, NULL), "queue", NULL);
 	fiber_call(q, after_cut, &a);
 	queue_free(q);
 	free(a.bytes);
+	free(a.data);
 }
 
 /* ---- the workload ---- */
@@ -604,6 +625,8 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 		cut_now(c);
 	fiber_call(c->q, disk_close, c);
 	sim_file_free(c->sim);
+	if (c->data_sim)
+		sim_file_free(c->data_sim);
 	queue_free(c->q);
 	if (config->kills)
 		__lsan_enable();

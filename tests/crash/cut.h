@@ -17,6 +17,7 @@ struct cut_config {
 	unsigned cuts;	       /* power cuts to look at, about */
 	bool backing;	       /* above a base full of bytes */
 	bool version2; /* qcow2 */
+	bool data_file, data_file_raw; /* qcow2: the data is in another file; which always reads as the disk */
 	bool subclusters; /* qcow2: extended L2 entries */
 	bool run;	   /* most requests begin where the one before ended */
 	bool copy_on_read; /* with backing: one request in three reads, and what it reads is kept */

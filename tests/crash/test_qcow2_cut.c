@@ -132,6 +132,60 @@ static void every_power_cut_with_subclusters_is_survived(void **state)
 	assert_true(only || cuts >= 350);
 }
 
+/* Each of the two files keeps what it likes of its unstable writes. */
+static struct cut_config data_file_of(uint64_t seed)
+{
+	struct cut_config config = config_of(seed);
+
+	config.data_file = true;
+	config.version2 = false;
+	config.data_file_raw = seed % 3 == 0;
+	config.backing = config.backing && !config.data_file_raw;
+	return config;
+}
+
+static void every_power_cut_over_a_data_file_is_survived(void **state)
+{
+	const char *only = getenv("VARVE_CRASH_SEED");
+	uint64_t first = only ? strtoull(only, NULL, 0) : 900, last = only ? first : 924;
+	unsigned cuts = 0;
+
+	(void)state;
+	for (uint64_t seed = first; seed <= last; seed++) {
+		struct cut_config config = data_file_of(seed);
+		struct cut_result result;
+
+		cut_run(&config, &result);
+		if (*result.broken)
+			fail_msg("%s (again with VARVE_CRASH_SEED=%llu)", result.broken, (unsigned long long)seed);
+		cuts += result.nr_cuts;
+	}
+	assert_true(only || cuts >= 200);
+}
+
+/* Entries that do not wait for the data, a data file that is not synced along: both are seen. */
+static void forgotten_syncs_of_the_data_file_are_noticed(void **state)
+{
+	static const char *const orders[] = { "data-sync", "l2-entry" };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(orders); i++) {
+		struct cut_result result = { 0 };
+		uint64_t seed = 900;
+
+		setenv("VARVE_FORGET_ORDER", orders[i], 1);
+		for (; seed < 960 && !*result.broken; seed++) {
+			struct cut_config config = data_file_of(seed);
+
+			config.data_file_raw = false;
+			cut_run(&config, &result);
+		}
+		unsetenv("VARVE_FORGET_ORDER");
+		print_message("# %s: %s\n", orders[i], result.broken);
+		assert_true(*result.broken);
+	}
+}
+
 /* Clusters are counted and linked ahead of a guest that writes on and on. */
 static void every_power_cut_in_a_run_is_survived(void **state)
 {
@@ -296,6 +350,8 @@ int main(void)
 		cmocka_unit_test(every_power_cut_is_survived),
 		cmocka_unit_test(every_power_cut_while_reads_are_copied_is_survived),
 		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
+		cmocka_unit_test(every_power_cut_over_a_data_file_is_survived),
+		cmocka_unit_test(forgotten_syncs_of_the_data_file_are_noticed),
 		cmocka_unit_test(every_power_cut_in_a_run_is_survived),
 		cmocka_unit_test(a_new_refcount_block_can_be_found_before_what_it_counts),
 		cmocka_unit_test(kills_and_power_cuts_are_survived),

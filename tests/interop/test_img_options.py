@@ -10,6 +10,7 @@ import pytest
 from tool import MIB, img, io, ok, qimg, refused, run
 
 VALUES = {"backing_file": None, "backing_fmt": None, "cluster_size": "64k", "compat": "1.1", "compression_type": "zstd",
+          "data_file": "data.raw", "data_file_raw": "off",
           "lazy_refcounts": "on", "preallocation": "off", "refcount_bits": "16", "size": "1M", "table_size": "4",
           "extended_l2": "on", "extent_size_hint": "0", "nocow": "on"}
 
@@ -28,7 +29,7 @@ def test_options_that_are_listed_are_understood(tmp_path, fmt):
         refused(img("create", "-q", "-f", fmt, "-o", f"{name}={VALUES[name]}", tmp_path / "d", "1M"), name)
     theirs = names(qimg("create", "-f", fmt, "-o", "help", tmp_path / "d"))
     # Of a QED image the peer lists what its file would take, and the image then does without.
-    missing = {"qcow2": {"data_file", "data_file_raw", "encryption"}, "qed": {"preallocation"}, "raw": set()}[fmt]
+    missing = {"qcow2": {"encryption"}, "qed": {"preallocation"}, "raw": set()}[fmt]
     assert listed == {n for n in theirs if not n.startswith("encrypt.")} - missing
 
 
@@ -41,7 +42,7 @@ def test_help_is_asked_for_in_many_ways(tmp_path):
                  ["convert", "-O", "qcow2", "-o", "help", disk, tmp_path / "none"], ["measure", "-O", "qcow2", "-o", "help"]):
         assert names(img(*args)) == listed
     assert not (tmp_path / "none").exists()
-    can = {"compat", "lazy_refcounts", "refcount_bits", "size"}
+    can = {"compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits", "size"}
     before = disk.read_bytes()
     for args in (["-f", "qcow2"], [disk], ["-f", "qcow2", disk]):
         assert names(img("amend", "-o", "help", *args)) == can <= names(qimg("amend", "-o", "help", *args))

@@ -159,7 +159,11 @@ CALLERS = {
         convert -p -f qcow2 -O raw -t none -T none -W -n plain.qcow2 root.img
         create -f raw zero.img 4M
         convert -p -f qcow2 -O raw -t writeback -n --target-is-zero plain.qcow2 zero.img
-        convert -p -f raw -O qcow2 root.img root.qcow2""",
+        convert -p -f raw -O qcow2 root.img root.qcow2
+        create -f qcow2 -o data_file=block.raw,data_file_raw=on,preallocation=metadata block.qcow2 4194304
+        info -f qcow2 --output=json block.qcow2
+        convert -p -n -f raw -O qcow2 root.img block.qcow2
+        info -U --backing-chain --output=json block.qcow2""",
     "virt-v2v": """
         info --output=json json:{"driver":"raw","offset":1048576,"size":1048576,"file":{"driver":"file","filename":"base.raw"}}
         info json:{"file":{"driver":"file","filename":"top.qcow2"},"driver":"qcow2"}
@@ -217,7 +221,6 @@ REFUSED = [
     ("cdi", "convert -t none -p -O raw nbd+unix:///?socket=/var/run/nbd.sock new", "nbd+unix"),
     ("proxmox", "convert -p -f qcow2 -O raw plain.qcow2 zeroinit:new", "zeroinit"),
     ("proxmox", "create -f raw rbd:pool/new 1M", "rbd"),
-    ("incus", "create -f qcow2 -o data_file=new.raw,data_file_raw=on,preallocation=metadata new 1M", "data_file"),
     ("packer", "convert -O vmdk base.raw new", "vmdk"), ("packer", "create -f vdi new 1M", "vdi"),
 ]
 
@@ -289,10 +292,13 @@ def test_caller(folders, caller):
     assert sorted(p.name for p in ours.iterdir()) == sorted(p.name for p in theirs.iterdir())
     for path in sorted(ours.iterdir()):
         fmt = "qcow2" if path.read_bytes()[:4] == b"QFI\xfb" else "raw"
-        ok(qimg("compare", "-q", "-f", fmt, "-F", fmt, path, theirs / path.name))
+        if path.name == "block.qcow2":  # the peer looks for the data file where it stands: there, its own
+            ok(img("compare", "-q", path, theirs / path.name))
+        else:
+            ok(qimg("compare", "-q", "-f", fmt, "-F", fmt, path, theirs / path.name))
         if fmt == "qcow2":
             ok(img("check", "-q", path))
-            ok(qimg("check", "-q", path))
+            ok(qimg("check", "-q", path, cwd=ours))
 
 
 def contents(folder):

@@ -49,7 +49,7 @@ struct ahead {
 int ahead_open(struct qcow2 *q)
 {
 	/* Writethrough: overwrites would each be made stable by themselves; allocations share their syncs. */
-	if (q->leaf->fixed_len || q->node->backing_name || q->node->backing || (q->node->flags & NODE_WRITETHROUGH))
+	if (q->external || q->leaf->fixed_len || q->node->backing_name || q->node->backing || (q->node->flags & NODE_WRITETHROUGH))
 		return 0;
 	q->ahead = calloc(1, sizeof(*q->ahead));
 	return q->ahead ? 0 : -ENOMEM;

@@ -20,6 +20,8 @@ struct amend {
 	unsigned refcount_order;
 	bool lazy_refcounts;
 	uint64_t disk_len;
+	const char *data_file; /* NULL: as it is; "": none is named */
+	bool raw_data;
 	varve_progress_fn progress;
 	void *user_data;
 	struct varve_error *err;
@@ -60,7 +62,7 @@ static int get_refcount_order(struct amend *a, struct opts *o)
 static int refuse_fixed(struct opts *o, struct varve_error *err)
 {
 	static const char *const fixed[] = { "cluster_size",  "compression_type", "extended_l2", "preallocation",
-					     "data_file",     "data_file_raw",	  "encryption",	 "nocow", "extent_size_hint" };
+					     "encryption",    "nocow",		  "extent_size_hint" };
 
 	if (opts_get(o, "backing_file") || opts_get(o, "backing_fmt"))
 		return varve_error_set(err, -ENOTSUP, "the backing file is not changed in this way; img rebase does that");
@@ -72,12 +74,32 @@ static int refuse_fixed(struct opts *o, struct varve_error *err)
 	return 0;
 }
 
+static int get_data_file(struct amend *a, struct opts *o)
+{
+	int ret = opts_get_bool(o, "data_file_raw", &a->raw_data, a->err);
+
+	a->data_file = opts_get(o, "data_file");
+	if (ret < 0)
+		return ret;
+	if (a->data_file && !a->q->external)
+		return varve_error_set(a->err, -EINVAL, "option data_file=%.200s: the image has its data in its own file, and keeps it there; "
+							"img convert makes another one", a->data_file);
+	if (a->data_file && strlen(a->data_file) > QCOW2_DATA_FILE_NAME_MAX)
+		return varve_error_set(a->err, -EINVAL, "option data_file: %zu bytes are too long, at most %d", strlen(a->data_file),
+				       QCOW2_DATA_FILE_NAME_MAX);
+	if (a->raw_data && !a->q->raw_data)
+		return varve_error_set(a->err, -EINVAL, "option data_file_raw=on: can be chosen when an image is made; in one that exists "
+							"nobody knows what else the data file holds");
+	return 0;
+}
+
 static int get_wish(struct amend *a, struct opts *o)
 {
 	bool lazy_given = opts_get(o, "lazy_refcounts");
 	int ret;
 
 	if ((ret = refuse_fixed(o, a->err)) < 0 || (ret = get_version(a, o)) < 0 || (ret = get_refcount_order(a, o)) < 0 ||
+	    (ret = get_data_file(a, o)) < 0 ||
 	    (ret = opts_get_bool(o, "lazy_refcounts", &a->lazy_refcounts, a->err)) < 0 ||
 	    (ret = opts_get_size(o, "size", &a->disk_len, a->err)) < 0 || (ret = opts_done(o, a->err)) < 0)
 		return ret;
@@ -96,6 +118,8 @@ static int check_wish(const struct amend *a)
 		return varve_error_set(a->err, -EINVAL, "compat=0.10 needs refcount_bits=16; the image has %u", 1u << a->refcount_order);
 	if (a->version < 3 && (q->h.incompatible & QCOW2_INCOMPAT_COMPRESSION))
 		return varve_error_set(a->err, -ENOTSUP, "the image has compression_type=zstd, which compat=0.10 does not have");
+	if (a->version < 3 && q->external)
+		return varve_error_set(a->err, -ENOTSUP, "the image has an external data file, which compat=0.10 does not have");
 	if (a->version < 3 && (q->h.incompatible & QCOW2_INCOMPAT_EXTENDED_L2))
 		return varve_error_set(a->err, -ENOTSUP, "the image has extended_l2=on, which compat=0.10 does not have");
 	if (a->version < 3 && (q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY))
@@ -133,6 +157,12 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 		want->compatible = want->incompatible = want->autoclear = want->nr_bitmaps = 0;
 	else if (lazy)
 		want->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
+	if (!a->raw_data)
+		want->autoclear &= ~QCOW2_AUTOCLEAR_RAW_DATA;
+	if (a->data_file) {
+		memset(want->data_file, 0, sizeof(want->data_file));
+		memcpy(want->data_file, a->data_file, strlen(a->data_file));
+	}
 	ret = qcow2_header_change(f, q, want, a->err);
 	fiber_unlock(&q->l1_mutex);
 	fiber_unlock(&q->snapshot_mutex);
@@ -226,6 +256,7 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 			   .refcount_order = q->h.refcount_order,
 			   .lazy_refcounts = q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS,
 			   .disk_len = q->h.disk_len,
+			   .raw_data = q->raw_data,
 			   .progress = progress,
 			   .user_data = user_data,
 			   .err = err };
@@ -245,6 +276,10 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 		ret = qcow2_truncate(f, n, a.disk_len, PREALLOC_OFF, err);
 	if (ret == 0 && (a.version != q->h.version || a.lazy_refcounts != !!(q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)))
 		ret = change_version(f, &a);
+	if (ret == 0 && (a.data_file || a.raw_data != q->raw_data)) {
+		ret = change_header(f, &a, q->h.version, a.lazy_refcounts);
+		q->raw_data = ret == 0 ? a.raw_data : q->raw_data;
+	}
 	if (ret == 0 && progress)
 		progress(user_data, 1, 1);
 	return ret;

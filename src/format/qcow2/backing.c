@@ -17,6 +17,9 @@ static int check_names(const struct qcow2 *q, const char *name, const char *form
 	if (name && strlen(name) > QCOW2_BACKING_NAME_MAX)
 		return varve_error_set(err, -EINVAL, "a backing file name of %zu bytes is too long, qcow2 allows %d", strlen(name),
 				       QCOW2_BACKING_NAME_MAX);
+	if (name && *name && q->raw_data)
+		return varve_error_set(err, -EINVAL, "the data file of the image is a raw image of the disk (data_file_raw), which has no "
+						     "backing file; img amend -o data_file_raw=off gives that up");
 	if (format && strlen(format) > QCOW2_BACKING_FORMAT_MAX)
 		return varve_error_set(err, -EINVAL, "backing format '%.200s': qcow2 allows at most %d bytes", format,
 				       QCOW2_BACKING_FORMAT_MAX);

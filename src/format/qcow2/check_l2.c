@@ -67,6 +67,12 @@ static int compressed_entry(struct checker *k, struct walker *w, uint64_t entry,
 	struct compressed p = compressed_place(k, entry);
 	uint64_t first = align_down(p.off, k->q->cluster_len);
 
+	if (k->q->external) {
+		if (k->first)
+			check_corruption(k, "guest offset 0x%llx in %s %s (entry 0x%llx)", ull(w->guest_off), where(w),
+					 data_entry_fault(entry, w->guest_off), ull(entry));
+		return 0;
+	}
 	if (k->first && (entry & QCOW2_COPIED))
 		check_corruption(k,
 				 "guest offset 0x%llx in %s: compressed cluster at host offset 0x%llx is "
@@ -101,7 +107,10 @@ static void examine_entry(struct checker *k, struct walker *w, uint64_t entry, u
 	uint64_t host_off = entry & QCOW2_OFF_MASK;
 	bool extended = k->q->l2_entry_len == 16;
 
-	if (!is_aligned(host_off, k->q->cluster_len))
+	if (k->q->external && data_entry_fault(entry, w->guest_off))
+		check_corruption(k, "guest offset 0x%llx in %s %s (entry 0x%llx)", ull(w->guest_off), where(w),
+				 data_entry_fault(entry, w->guest_off), ull(entry));
+	else if (!is_aligned(host_off, k->q->cluster_len))
 		check_corruption(
 			k,
 			"guest offset 0x%llx in %s: host offset 0x%llx is not a multiple of the cluster size",
@@ -132,10 +141,10 @@ static int standard_entry(struct checker *k, struct walker *w, uint64_t entry, u
 
 	if (k->first)
 		examine_entry(k, w, entry, bitmap);
-	if (host_off == 0)
+	if (host_off == 0 && !at_zero(k->q, entry))
 		return 0;
 	note_cluster(k, w, host_off);
-	if (k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE)
+	if (k->q->external)
 		return 0; /* a place in the data file: nothing of ours */
 	if (!check_inside(k, host_off - in_cluster, in_cluster + k->q->cluster_len)) {
 		if (k->first)

@@ -22,6 +22,8 @@ const struct varve_option_info qcow2_options[] = {
 	{ "cluster_size", "size", "unit in which space is given out: 512 .. 2M, a power of two (64k)", false },
 	{ "compat", "str", "version: 0.10 (v2) or 1.1 (v3, the default)", true },
 	{ "compression_type", "str", "of compressed clusters: zlib (default) or zstd", false },
+	{ "data_file", "str", "the data of the disk is kept in that file, as it is; the image holds tables only", true },
+	{ "data_file_raw", "bool", "and that file alone always reads as the disk does: its tables lead to all of it", true },
 	{ "extended_l2", "bool", "clusters are allocated in 32 parts; for those of 16k and more, 128k over a backing file", false },
 	{ "lazy_refcounts", "bool", "counts of references are written when the image is closed", true },
 	{ "preallocation", "str", "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
@@ -37,6 +39,8 @@ struct wish {
 	uint8_t compression_type;
 	enum prealloc prealloc;
 	const char *backing_file, *backing_format; /* NULL: none */
+	const char *data_file;			   /* NULL: none */
+	bool data_file_raw;
 };
 
 static int get_version(struct wish *w, struct opts *o, struct varve_error *err)
@@ -136,10 +140,29 @@ static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)
 	return 0;
 }
 
+static int get_data_file(struct wish *w, struct opts *o, struct varve_error *err)
+{
+	const char *file = opts_get(o, "data_file");
+	int ret = opts_get_bool(o, "data_file_raw", &w->data_file_raw, err);
+
+	w->data_file = file && *file ? file : NULL;
+	if (ret < 0)
+		return ret;
+	if (w->data_file_raw && !w->data_file)
+		return varve_error_set(err, -EINVAL, "option data_file_raw=on needs data_file");
+	if (w->data_file && strlen(w->data_file) > QCOW2_DATA_FILE_NAME_MAX)
+		return varve_error_set(err, -EINVAL, "option data_file: %zu bytes are too long, at most %d", strlen(w->data_file),
+				       QCOW2_DATA_FILE_NAME_MAX);
+	/* All that is ever in such a file is read by others, too; the tables say so from the beginning. */
+	if (w->data_file_raw && w->prealloc == PREALLOC_OFF)
+		w->prealloc = PREALLOC_METADATA;
+	return 0;
+}
+
 /* What qcow2 has and we cannot write. "off" is what we do. */
 static int refuse_unsupported(struct opts *o, struct varve_error *err)
 {
-	static const char *const switches[] = { "data_file_raw", "encryption" };
+	static const char *const switches[] = { "encryption" };
 	static const char *const encrypt[] = { "format",    "key-secret",     "cipher-alg", "cipher-mode",
 					       "ivgen-alg", "ivgen-hash-alg", "hash-alg",   "iter-time" };
 
@@ -154,11 +177,6 @@ static int refuse_unsupported(struct opts *o, struct varve_error *err)
 					       "option %s=on: varve cannot write such qcow2 images",
 					       switches[i]);
 	}
-	if (opts_get(o, "data_file"))
-		return varve_error_set(err, -ENOTSUP,
-				       "option data_file=%s: varve cannot write qcow2 images with an "
-				       "external data file",
-				       opts_get(o, "data_file"));
 	for (unsigned i = 0; i < ARRAY_LEN(encrypt); i++) {
 		char key[32] = "encrypt.";
 
@@ -181,6 +199,13 @@ static int check_wish(const struct wish *w, struct varve_error *err)
 		return varve_error_set(err, -EINVAL, "option lazy_refcounts=on needs compat=1.1");
 	if (w->version < 3 && w->compression_type)
 		return varve_error_set(err, -EINVAL, "option compression_type=zstd needs compat=1.1");
+	if (w->version < 3 && w->data_file)
+		return varve_error_set(err, -EINVAL, "option data_file needs compat=1.1");
+	if (w->data_file_raw && w->backing_file)
+		return varve_error_set(err, -EINVAL, "options data_file_raw=on and backing_file exclude each other: the data file alone "
+						     "could not read as the disk does");
+	if (w->data_file && w->extended_l2)
+		return varve_error_set(err, -ENOTSUP, "options data_file and extended_l2=on: varve cannot write such qcow2 images");
 	if (w->version < 3 && w->extended_l2)
 		return varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1");
 	if (w->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN && w->extended_l2)
@@ -200,6 +225,7 @@ static int get_wish(struct wish *w, struct opts *o, struct varve_error *err)
 	if ((ret = get_version(w, o, err)) < 0 || (ret = get_cluster_bits(w, o, err)) < 0 ||
 	    (ret = get_refcount_order(w, o, err)) < 0 || (ret = get_prealloc(w, o, err)) < 0 ||
 	    (ret = get_compression(w, o, err)) < 0 || (ret = get_backing(w, o, err)) < 0 ||
+	    (ret = get_data_file(w, o, err)) < 0 ||
 	    (ret = opts_get_bool(o, "lazy_refcounts", &w->lazy_refcounts, err)) < 0 ||
 	    (ret = opts_get_bool(o, "extended_l2", &w->extended_l2, err)) < 0 ||
 	    (ret = refuse_unsupported(o, err)) < 0 || (ret = check_wish(w, err)) < 0)
@@ -216,6 +242,7 @@ static int plan(struct layout *ret, const struct wish *w, uint64_t len, enum pre
 		.refcount_order = w->refcount_order,
 		.entry_words = w->extended_l2 ? 2 : 1,
 		.over_backing = w->backing_file,
+		.external = w->data_file,
 	};
 	return layout_plan(ret, prealloc, err);
 }
@@ -239,6 +266,12 @@ static void fill_header(struct qcow2_header *h, const struct wish *w, const stru
 		h->incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
 	if (w->lazy_refcounts)
 		h->compatible |= QCOW2_COMPAT_LAZY_REFCOUNTS;
+	if (w->data_file) {
+		h->incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+		memcpy(h->data_file, w->data_file, strlen(w->data_file));
+	}
+	if (w->data_file_raw)
+		h->autoclear |= QCOW2_AUTOCLEAR_RAW_DATA;
 	if (w->backing_file)
 		memcpy(h->backing_name, w->backing_file, strlen(w->backing_file));
 	if (w->backing_format)
@@ -258,6 +291,8 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 		return ret;
 	/* Disks are whole sectors; other lengths are rounded up, as the other tools do. */
 	ret = plan(&l, &w, len <= VARVE_LEN_MAX - SECTOR ? align_up(len, SECTOR) : len, w.prealloc, err);
+	if (ret == 0 && w.data_file && !file->data)
+		ret = varve_error_set(err, -EINVAL, "option data_file=%.200s: nobody has opened that file", w.data_file);
 	if (ret < 0)
 		return ret;
 	h = calloc(1, sizeof(*h));
@@ -274,6 +309,10 @@ int qcow2_create(struct fiber *f, struct node *file, uint64_t len, struct opts *
 	 */
 	if (ret == 0)
 		ret = node_truncate(f, file, 0, PREALLOC_OFF, err);
+	if (ret == 0 && w.data_file)
+		ret = data_create(f, file->data, l.disk_len, w.data_file_raw, w.prealloc, err);
+	if (w.data_file && w.prealloc != PREALLOC_OFF)
+		w.prealloc = PREALLOC_METADATA; /* as far as this file is concerned */
 	if (ret == 0)
 		ret = layout_write(f, file, &l, w.prealloc, cluster, progress, user_data, err);
 out:
@@ -288,6 +327,8 @@ int qcow2_emit_header(uint64_t disk_len, struct opts *o, struct qcow2_header *re
 	struct layout l;
 	int r = get_wish(&w, o, err);
 
+	if (r == 0 && w.data_file)
+		r = varve_error_set(err, -ENOTSUP, "option data_file=%.200s: an image in a pipe has its data in the pipe", w.data_file);
 	if (r == 0 && w.prealloc != PREALLOC_OFF)
 		r = varve_error_set(err, -ENOTSUP, "option preallocation=%s: an image in a pipe has no space to reserve",
 				    opts_get(o, "preallocation"));

@@ -413,8 +413,15 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 			err, -ENOTSUP,
 			"an unnamed feature (incompatible bit %d) is not known to this version",
 			__builtin_ctzll(unknown));
-	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return varve_error_set(err, -ENOTSUP, "images with an external data file are not supported");
+	if (writable && (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2))
+		return varve_error_set(err, -ENOTSUP, "images with both an external data file and extended L2 entries (subclusters) can be "
+						      "read, but not written");
+	if ((h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && h->nr_snapshots)
+		return varve_error_set(err, -EINVAL, "the header says both that there are %u internal snapshots and that the data is in an "
+						     "external data file; the format does not have that", h->nr_snapshots);
+	if ((h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA) && *h->backing_name)
+		return varve_error_set(err, -EINVAL, "the header says both that the external data file is a raw image of the disk "
+						     "(data_file_raw) and that there is a backing file; the format does not have that");
 	if (h->crypt_method)
 		return varve_error_set(err, -ENOTSUP, "%s encryption is not supported",
 				       h->crypt_method == 1 ? "AES" : "LUKS");
@@ -482,23 +489,26 @@ int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct va
 {
 	size_t cluster_len = (size_t)1 << h->cluster_bits, name_len = strlen(h->backing_name),
 	       pos = h->header_len;
-	size_t format_len = strlen(h->backing_format), need;
+	size_t format_len = strlen(h->backing_format), data_len = strlen(h->data_file), need;
 	struct qcow2_header_disk d = qcow2_header_to_disk(h);
 
 	assert(h->version == 3 ? h->header_len == sizeof(d) : h->header_len == QCOW2_V2_HEADER_LEN);
 	need = pos + (format_len ? sizeof(struct extension_disk) + align_up(format_len, 8) : 0) +
+	       (data_len ? sizeof(struct extension_disk) + align_up(data_len, 8) : 0) +
 	       sizeof(struct extension_disk) + name_len;
 	if (need > cluster_len)
 		return varve_error_set(
 			err, -EINVAL,
-			"backing file name of %zu bytes does not fit into the first cluster (%zu "
+			"a name of %zu bytes (backing file and data file) does not fit into the first cluster (%zu "
 			"bytes); use larger clusters or a shorter name",
-			name_len, cluster_len);
+			name_len + data_len, cluster_len);
 	memset(cluster, 0, cluster_len);
 	if (name_len)
 		d.backing_name_len = be32_put((uint32_t)name_len);
 	if (format_len)
 		pos += put_extension(cluster + pos, QCOW2_EXT_BACKING_FORMAT, h->backing_format, format_len);
+	if (data_len)
+		pos += put_extension(cluster + pos, QCOW2_EXT_DATA_FILE, h->data_file, data_len);
 	/* Names are a courtesy to versions that know less; in the smallest clusters there is no room for
 	 * them. */
 	if (h->version == 3 && need + sizeof(struct extension_disk) + sizeof(feature_names) <= cluster_len)

@@ -56,7 +56,7 @@ static bool add_extension(struct new_header *n, uint32_t type, const void *data,
 }
 
 /*
- * All but the backing format and bitmaps, which change, and feature names, which come last. Well-formed, as at open. Bitmaps
+ * All but the backing format, bitmaps and the data file, which change, and feature names, which come last. Well-formed, as at open. Bitmaps
  * that nobody may rely on any more go.
  */
 static int keep_extensions(struct new_header *n, const struct qcow2_header *old, uint32_t cluster_len, struct varve_error *err)
@@ -69,6 +69,7 @@ static int keep_extensions(struct new_header *n, const struct qcow2_header *old,
 		if (type == QCOW2_EXT_END || len > end - pos - EXTENSION_HEAD)
 			break;
 		if (type != QCOW2_EXT_BACKING_FORMAT && type != QCOW2_EXT_FEATURE_NAMES && type != QCOW2_EXT_BITMAPS &&
+		    type != QCOW2_EXT_DATA_FILE &&
 		    !add_extension(n, type, n->cluster + pos + EXTENSION_HEAD, len))
 			return varve_error_set(err, -ENOTSUP,
 					       "the header's extensions do not fit into its first sector; it cannot be changed "
@@ -96,6 +97,11 @@ static int build_extensions(struct new_header *n, const struct qcow2_header *old
 		if (!add_extension(n, QCOW2_EXT_BITMAPS, &d, sizeof(d)))
 			return varve_error_set(err, -ENOTSUP, "the header leaves no room in its first sector for bitmaps");
 	}
+	if (*want->data_file &&
+	    !add_extension(n, QCOW2_EXT_DATA_FILE, want->data_file, (uint32_t)strlen(want->data_file)))
+		return varve_error_set(err, -ENOTSUP, "a data file name of %zu bytes does not fit into the first sector of the header; it cannot "
+						      "be changed in a way that survives a power cut",
+				       strlen(want->data_file));
 	return keep_extensions(n, old, cluster_len, err);
 }
 
@@ -194,6 +200,7 @@ static void adopt(struct qcow2 *q, const struct qcow2_header *want)
 	q->h.bitmap_directory_off = want->bitmap_directory_off;
 	memcpy(q->h.backing_name, want->backing_name, sizeof(q->h.backing_name));
 	memcpy(q->h.backing_format, want->backing_format, sizeof(q->h.backing_format));
+	memcpy(q->h.data_file, want->data_file, sizeof(q->h.data_file));
 }
 
 int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err)

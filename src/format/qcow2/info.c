@@ -178,14 +178,14 @@ static int add_features(const struct qcow2_header *h, json_t *data, struct varve
 	if (h->version >= 3)
 		add(data, "lazy-refcounts", json_boolean(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS), &ret);
 	add(data, "refcount-bits", json_integer(1 << h->refcount_order), &ret);
-	if (h->version >= 3) {
-		add(data, "corrupt", json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT), &ret);
-		add(data, "extended-l2", json_boolean(h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2), &ret);
-	}
 	if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
 		if (h->data_file[0])
 			add(data, "data-file", text(h->data_file), &ret);
 		add(data, "data-file-raw", json_boolean(h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA), &ret);
+	}
+	if (h->version >= 3) {
+		add(data, "corrupt", json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT), &ret);
+		add(data, "extended-l2", json_boolean(h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2), &ret);
 	}
 	return ret < 0 ? varve_error_set(err, ret, "out of memory") : 0;
 }

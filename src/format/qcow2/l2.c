@@ -142,6 +142,8 @@ void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
 
+	if (q->external) /* no counts, and nobody else is given the place */
+		return;
 	gone = order_max(gone, site_after(q, SITE_TABLE_LINKED, q->l1_linked));
 	if (entry & QCOW2_COMPRESSED) {
 		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
@@ -206,6 +208,12 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 	bool fresh = false;
 	int err;
 
+	/* The place is there, and may hold anything. */
+	if (q->external) {
+		*ret = (struct extent){ .kind = EXTENT_DATA, .node = q->data, .host_off = off,
+					.len = (uint64_t)run.nr << q->cluster_bits };
+		return 0;
+	}
 	if (is_wide(q))
 		return sub_alloc(f, q, off, len, ret);
 	if (q->l1[run.table]) {
@@ -235,7 +243,7 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
 	struct qcow2 *q = node_state(n);
 
 	/* ALLOCATED: the entry that was there has kept the space, and keeps it. */
-	if (!(extent->flags & EXTENT_ALLOCATED)) {
+	if (!(extent->flags & EXTENT_ALLOCATED) && !q->external) {
 		uint64_t first = align_down(extent->host_off, q->cluster_len);
 
 		alloc_undo(f, q, first, div_up(extent->host_off + extent->len - first, q->cluster_len));
@@ -374,7 +382,7 @@ static uint64_t unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode m
 {
 	uint64_t none =
 		q->h.version >= 3 && has_backing(q) ? QCOW2_ZERO : 0; /* reads as zeroes, without space */
-	bool space = old & (QCOW2_COMPRESSED | QCOW2_OFF_MASK);
+	bool space = (old & (QCOW2_COMPRESSED | QCOW2_OFF_MASK)) || at_zero(q, old);
 
 	*ret_release = false;
 	if (mode == UNLINK_ABSENT) {
@@ -442,6 +450,21 @@ static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *f
 }
 
 /*
+ * Of the data file, at once: the entries need not be durable before. Power lost in between leaves the old entry with zeroes behind
+ * it, which is what was asked for, and no flush has covered it. Nobody else is given the place, and who writes the same guest
+ * clusters next waits for the lock of them.
+ */
+static void punch_released(struct fiber *f, struct qcow2 *q, const struct run *run, const bool *release)
+{
+	for (unsigned i = 0, nr; i < run->nr; i += nr) {
+		for (nr = 1; i + nr < run->nr && release[i + nr] == release[i]; nr++)
+			;
+		if (release[i])
+			data_punch(f, q, run->guest_off + ((uint64_t)i << q->cluster_bits), (uint64_t)nr << q->cluster_bits);
+	}
+}
+
+/*
  * First nobody finds the old mapping any more and nothing is in flight under it: a write that was on its way
  * when the cluster became "zero, space kept" would otherwise land on top of what the guest writes there next.
  *
@@ -480,7 +503,11 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 		else if (release[i])
 			release_entry(q, old[i], mark, mode != UNLINK_ZERO);
 	}
-	if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) && file)
+	for (unsigned i = 0; q->external && i < run->nr; i++)
+		release[i] |= is_emptied(old[i], be64_get(disk[i])); /* the place is its own either way */
+	if (err == 0 && q->external && (mode == UNLINK_ZERO_UNMAP || mode == UNLINK_DISCARD))
+		punch_released(f, q, run, release);
+	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) && file)
 		punch_emptied(f, q, file, old, disk, run->nr);
 	return err;
 }
@@ -493,6 +520,8 @@ int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum 
 	/* Version 2 cannot say "zeroes": what is behind would show. */
 	if (q->h.version < 3 && has_backing(q) && mode != UNLINK_ABSENT)
 		return -ENOTSUP;
+	if (q->raw_data && mode != UNLINK_ABSENT)
+		return data_unlink_raw(f, q, off, len, mode);
 	for (uint64_t pos = 0; err == 0 && pos < len;) {
 		uint64_t at = off + pos, part;
 		struct run run = run_at(q, at, len - pos);

@@ -66,7 +66,8 @@ int layout_plan(struct layout *ret, enum prealloc prealloc, struct varve_error *
 	l.l1 = clusters_of(&l, l.l1_entries * 8);
 	if (prealloc != PREALLOC_OFF) {
 		l.l2 = div_up(data, l2_entries);
-		l.data = data;
+		l.mapped = data;
+		l.data = l.external ? 0 : data;
 	}
 	plan_refcounts(&l);
 	if (l.table << cluster_bits > QCOW2_REFCOUNT_TABLE_LEN_MAX)
@@ -234,7 +235,7 @@ static int write_tables(struct fiber *f, struct maker *m)
 	const struct table tables[] = {
 		{ "refcount table", layout_table_off(l), l->table, l->blocks, blocks_off(l), 0, 1, 0 },
 		{ "L1 table", layout_l1_off(l), l->l1, l->l2, l2_off(l), QCOW2_COPIED, 1, 0 },
-		{ "L2 tables", l2_off(l), l->l2, l->data, data_off(l), QCOW2_COPIED, l->entry_words,
+		{ "L2 tables", l2_off(l), l->l2, l->mapped, l->external ? 0 : data_off(l), QCOW2_COPIED, l->entry_words,
 		  l->over_backing ? 0 : UINT32_MAX },
 	};
 	int err = write_refcounts(f, m);

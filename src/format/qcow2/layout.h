@@ -19,11 +19,13 @@ struct layout {
 	bool over_backing;    /* preallocated clusters have their place, but none of their subclusters has data */
 	uint64_t disk_len; /* bytes */
 	uint64_t table, blocks, l1, l2, data;
+	uint64_t mapped;   /* entries of the L2 tables that lead somewhere: `data`, or as many clusters of an external data file */
+	bool external;	   /* where each has its guest's offset */
 	uint64_t l1_entries, nr; /* nr: of the whole file */
 };
 
 /*
- * Fills *ret, where disk_len, cluster_bits, refcount_order, entry_words and over_backing are set; -EFBIG with the reason when a
+ * Fills *ret, where disk_len, cluster_bits, refcount_order, entry_words, external and over_backing are set; -EFBIG with the reason when a
  * limit of the format is exceeded.
  */
 int layout_plan(struct layout *ret, enum prealloc prealloc, struct varve_error *err);

@@ -36,7 +36,7 @@ static struct cell cell_data(const struct qcow2 *q, uint64_t entry, uint64_t hos
 {
 	struct cell c = { .kind = EXTENT_DATA, .host_off = host_off };
 
-	if (!is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len) || check_off >= node_len(q->leaf))
+	if (!is_aligned(entry & QCOW2_OFF_MASK, q->cluster_len) || (check_off >= node_len(q->leaf) && !q->external))
 		return cell_error(-EIO);
 	if ((entry & QCOW2_COPIED) && q->writable)
 		c.flags = EXTENT_INPLACE;
@@ -68,7 +68,7 @@ static struct cell decode(const struct qcow2 *q, uint64_t entry, uint64_t in_clu
 		return cell_error(-EIO);
 	if (entry & QCOW2_ZERO)
 		return cell_zero(q, entry, host_off + in_cluster);
-	if (!host_off)
+	if (!host_off && !at_zero(q, entry))
 		return (struct cell){ .kind = EXTENT_ABSENT };
 	return cell_data(q, entry, host_off + in_cluster, host_off);
 }
@@ -90,7 +90,7 @@ static struct cell cell_wide(const struct qcow2 *q, const struct piece *p, uint3
 
 	if (e.place & QCOW2_COMPRESSED)
 		return (struct cell){ .kind = EXTENT_PACKED, .host_off = e.place, .len = q->cluster_len - in_cluster };
-	if ((e.place & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (data & 1 && (zero & 1 || !host_off))) {
+	if ((e.place & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || (data & 1 && (zero & 1 || (!host_off && !at_zero(q, e.place))))) {
 		c = cell_error(-EIO);
 		alike = 1;
 	} else if (zero & 1) {
@@ -101,7 +101,7 @@ static struct cell cell_wide(const struct qcow2 *q, const struct piece *p, uint3
 		alike = run_of(data & ~zero);
 		/* Each of them begins inside the file. */
 		end = node_len(q->leaf);
-		if (end < at + ((uint64_t)alike << sub_bits(q)))
+		if (!q->external && end < at + ((uint64_t)alike << sub_bits(q)))
 			alike = end <= at ? 1 : (unsigned)((end - at + (1ull << sub_bits(q)) - 1) >> sub_bits(q));
 	} else {
 		c = (struct cell){ .kind = EXTENT_ABSENT };
@@ -157,7 +157,7 @@ static bool continues(const struct cell *first, const struct cell *next, uint64_
  * What most requests meet: all of it in one cluster, whose entry is in memory and says where the data is, and nothing
  * else. False: look closer; whatever else an entry can hold is seen there.
  */
-static inline bool map_plain(struct node *n, const struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret)
+static inline bool map_plain(const struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret)
 {
 	uint64_t index = off >> q->cluster_bits, in_cluster = off & (q->cluster_len - 1), entry, host_off;
 	uint32_t at = (uint32_t)(index & (q->l2_entries - 1));
@@ -172,12 +172,12 @@ static inline bool map_plain(struct node *n, const struct qcow2 *q, uint64_t off
 	piece_touch(p);
 	entry = entry_get(p, at & ((1u << q->l2_piece_bits) - 1));
 	host_off = entry & ~QCOW2_COPIED;
-	if (!host_off || (host_off & (~QCOW2_OFF_MASK | (q->cluster_len - 1))) || host_off >= node_len(q->leaf))
+	if (!host_off || (host_off & (~QCOW2_OFF_MASK | (q->cluster_len - 1))) || host_off >= node_len(q->data_leaf))
 		return false;
 	ret->kind = EXTENT_DATA;
 	ret->flags = (entry & QCOW2_COPIED) && q->writable ? EXTENT_INPLACE : 0;
 	ret->error = 0;
-	ret->node = n->file;
+	ret->node = q->data;
 	ret->host_off = host_off + in_cluster;
 	ret->len = len;
 	return true;
@@ -206,14 +206,14 @@ static __attribute__((noinline)) void map_any(struct node *n, uint64_t off, uint
 	ret->kind = first.kind;
 	ret->flags = first.flags;
 	ret->error = first.error;
-	ret->node = first.kind == EXTENT_UNLOADED || first.kind == EXTENT_PACKED ? n : n->file;
+	ret->node = first.kind == EXTENT_UNLOADED || first.kind == EXTENT_PACKED ? n : q->data;
 	ret->host_off = first.host_off;
 	ret->len = MIN(total, len);
 }
 
 void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 {
-	if (unlikely(!map_plain(n, node_state(n), off, len, ret)))
+	if (unlikely(!map_plain(node_state(n), off, len, ret)))
 		map_any(n, off, len, ret);
 }
 
@@ -298,7 +298,9 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 		if (err < 0)
 			return err;
 	} while (host_off != before);
-	if (q->writable)
+	if (q->external)
+		data_guard_entries(q, table, nr, words);
+	else if (q->writable)
 		guard_entries(q, table, nr, words);
 	return 0;
 }

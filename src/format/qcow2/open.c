@@ -209,19 +209,21 @@ static int keep_bitmaps(struct fiber *f, struct qcow2 *q, uint64_t *ret_bits, st
  */
 static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
 {
-	uint64_t bitmaps = 0;
-	int ret = keep_bitmaps(f, q, &bitmaps, err);
+	uint64_t kept = 0;
+	int ret = keep_bitmaps(f, q, &kept, err);
 
 	if (ret < 0)
 		return ret;
+	if (q->raw_data) /* every write of ours keeps it true */
+		kept |= QCOW2_AUTOCLEAR_RAW_DATA;
 	if (!state_dir) {
 		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
 			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
 				    "acknowledged and not flushed is lost unless it has been started with it since",
 				    node_name(q->node));
-		return set_autoclear(f, q, bitmaps, err);
+		return set_autoclear(f, q, kept, err);
 	}
-	ret = set_autoclear(f, q, bitmaps | QCOW2_AUTOCLEAR_JOURNAL, err);
+	ret = set_autoclear(f, q, kept | QCOW2_AUTOCLEAR_JOURNAL, err);
 	if (ret == 0)
 		ret = order_keep(f, q->order, state_dir, err);
 	if (ret == 0)
@@ -281,6 +283,8 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, set->write_out_ns);
+	if (q->external && !site_off(q, SITE_DATA_SYNC))
+		order_sync_too(q->order, q->data);
 	ret = lazy_open(q, set->lazy_given ? set->lazy : q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS, err);
 	if (ret < 0)
 		return ret;
@@ -377,6 +381,9 @@ static int recover(struct fiber *f, struct qcow2 *q, const char *state_dir, stru
 	uint64_t notes[ORDER_NOTES];
 	int ret;
 
+	if (q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE)
+		return varve_error_set(err, -ENOTSUP, "option 'state-dir': the journal knows of one file, and this image has its data in "
+						      "another; leave it out");
 	if (q->h.version < 3)
 		return varve_error_set(err, -ENOTSUP,
 				       "option 'state-dir': an image of version 2 (compat=0.10) has no place for the mark that "
@@ -416,6 +423,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = use_snapshot(f, q, &set.snapshot, err);
 	if (ret == 0)
 		ret = set_names(q, err);
+	if (ret == 0)
+		ret = data_open(f, q, o, err);
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)

@@ -222,7 +222,7 @@ int qcow2_pack(struct fiber *f, struct node *n, uint64_t off, const void *bytes)
 			       .out_len = q->cluster_len - 1 };
 	int ret;
 
-	if (!codec_available(w.codec))
+	if (!codec_available(w.codec) || q->external)
 		return -ENOTSUP;
 	q->packing = true;
 	w.level = q->packer->level;

@@ -20,6 +20,7 @@
  *   alloc.c     finding space, giving it back once that is safe
  *   meta.c      which host clusters hold metadata, so that nobody is given one of them for data
  *   backing.c   another backing file, or none
+ *   data_file.c images whose data is in another file
  *   create.c    new images and preallocation
  *   emit.c      new images, written forward only
  *   check.c     examination
@@ -80,6 +81,9 @@ struct qcow2 {
 	/* set at open */
 	struct node *node, *file;
 	struct node *leaf;	  /* at the bottom below file: the one whose length counts */
+	struct node *data, *data_leaf; /* where clusters of data are: `file` and `leaf`, or those of the external data file */
+	bool external;		  /* there is one: each cluster is where the guest sees it, and none of them is counted */
+	bool raw_data;		  /* and what is there is always what the guest reads */
 	struct order *order;	  /* NULL: read-only */
 	struct qcow2_header h;	  /* l1_*, refcount_table_*, autoclear change on the home queue */
 	unsigned cluster_bits;
@@ -124,6 +128,31 @@ struct qcow2 {
  * says what is wrong where.
  */
 int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/*
+ * data_file.c ------------------------------------------------------------------------------------------
+ *
+ * The image's data file is opened, as q->data; its own file where it has none. Before anything is changed.
+ */
+int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err);
+/* One piece of an L2 table as it was read: entries that cannot be those of such an image become damage in memory. */
+void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *words);
+/* What is wrong with an entry for that place, in words; NULL: nothing. */
+const char *data_entry_fault(uint64_t entry, uint64_t guest_off);
+/* Guest clusters of which entries no longer say that they are there: what the file system can have back. Advice. */
+void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len);
+/* With raw_data: the mode is not UNLINK_ABSENT. The data file itself reads as the disk shall; no entry changes. */
+int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode);
+/* The data file is as long as the disk is going to be; or no longer than it has become. */
+int data_grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err);
+int data_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err);
+/* The file of a new image gets its length and nothing else: it reads as zeroes, as long as it is not a device that stays `raw`. */
+int data_create(struct fiber *f, struct node *data, uint64_t len, bool raw, enum prealloc prealloc, struct varve_error *err);
+/* Does that entry lead to a cluster at 0? Only in a data file there is one. */
+static inline bool at_zero(const struct qcow2 *q, uint64_t entry)
+{
+	return unlikely(q->external) && (entry & QCOW2_COPIED) && !(entry & QCOW2_OFF_MASK);
+}
 
 /* header.c --------------------------------------------------------------------------------------------- */
 

@@ -250,6 +250,8 @@ static int mark_copied(struct fiber *f, struct rebuild *b)
 	for (uint32_t i = 0; ret == 0 && i < q->h.l1_entries; i++) {
 		uint64_t l2_off = be64_get(l1[i]) & QCOW2_OFF_MASK;
 
+		if (q->external) /* entries lead to what is not counted here */
+			break;
 		/* The entries of a table that several have are used several times: they need no mark. */
 		if (!l2_off || (refs_get(&b->k->refs, l2_off >> q->cluster_bits) & REF_COUNT_MAX) != 1)
 			continue;

@@ -189,12 +189,13 @@ static int fill_extent(struct fiber *f, struct qcow2 *q, const struct extent *x,
 	return ret;
 }
 
-/* The guest cluster at off, and some behind it, up to end. *ret_len: for how many bytes it is done. */
-static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t end, enum prealloc prealloc,
+/* The guest cluster at off, and some behind it, up to the new end at len. *ret_len: for how many bytes it is done. */
+static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum prealloc prealloc,
 			     const void *zeroes, size_t zeroes_len, uint64_t *ret_len)
 {
+	uint64_t end = align_up(len, q->cluster_len);
 	struct node *n = q->node;
-	struct extent x;
+	struct extent x, behind;
 	int ret;
 
 	l2_map(n, off, end - off, &x);
@@ -210,7 +211,10 @@ static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uin
 		return ret;
 	off -= x.before; /* not here: all that moves is what is preallocated */
 	*ret_len = x.len - x.before;
-	ret = fill_extent(f, q, &x, prealloc, zeroes, zeroes_len);
+	behind = x;
+	if (q->external) /* that file ends where the disk does */
+		behind.len = MIN(x.len, len - off);
+	ret = fill_extent(f, q, &behind, prealloc, zeroes, zeroes_len);
 	if (ret == 0)
 		ret = l2_link(f, n, off, &x);
 	if (ret < 0)
@@ -242,7 +246,7 @@ static int preallocate(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 		range_lock(f, &q->node->ranges, &range, first, end - first);
 		for (uint64_t off = first; ret == 0 && off < end; off += done)
 			ret = node_ending(q->node) ? -ECANCELED :
-						     preallocate_piece(f, q, off, end, prealloc, zeroes, zeroes_len, &done);
+						     preallocate_piece(f, q, off, len, prealloc, zeroes, zeroes_len, &done);
 		if (ret < 0) /* the disk keeps its length, and has nothing behind it */
 			(void)l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
 		range_unlock(&q->node->ranges, &range);
@@ -263,8 +267,12 @@ static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc pr
 				       "a disk of %llu bytes needs an L1 table of more than %llu MiB; use larger clusters",
 				       (unsigned long long)len, (unsigned long long)(QCOW2_L1_LEN_MAX >> 20));
 	ret = more_tables(f, q, (uint32_t)nr, err);
+	if (ret == 0 && q->external)
+		ret = data_grow(f, q, len, prealloc, err);
 	if (ret == 0)
 		ret = hide_old_bytes(f, q, len, err);
+	if (q->raw_data && prealloc == PREALLOC_OFF)
+		prealloc = PREALLOC_METADATA; /* as other programs do: who reads the tables finds what the file holds */
 	if (ret == 0 && prealloc != PREALLOC_OFF)
 		ret = preallocate(f, q, len, prealloc, err);
 	return ret < 0 ? ret : set_len(f, q, len, err);
@@ -319,7 +327,7 @@ static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_e
 	fiber_unlock(&q->l1_mutex);
 	if (order_flush(f, q->order) == 0)
 		(void)alloc_settle(f, q);
-	return 0;
+	return q->external ? data_shrink(f, q, len, err) : 0;
 }
 
 /* ---- both ---- */
@@ -337,6 +345,8 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 						      "snapshots do not know theirs");
 	if (len > q->h.disk_len && n->backing_name && !n->backing)
 		return varve_error_set(err, -ENOTSUP, "a disk opened without its backing image cannot be made longer");
+	if (q->external && (n->flags & NODE_NO_DATA))
+		return varve_error_set(err, -ENOTSUP, "a disk opened without its data file cannot get another length");
 	if (len <= q->h.disk_len && prealloc != PREALLOC_OFF)
 		return varve_error_set(err, -EINVAL, "preallocation is for new space, but the disk does not get longer");
 	return 0;

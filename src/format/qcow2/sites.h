@@ -30,6 +30,7 @@ enum qcow2_site {
 	SITE_SNAPSHOT_LINK, /* counts, flags, tables and state of a snapshot, then the header that leads to it */
 	SITE_SNAPSHOT_GONE, /* the header no longer leads to a table, then what only that needed */
 	SITE_HEADER_CHANGE, /* everything written, then a header with other features, names or bitmaps */
+	SITE_DATA_SYNC,	    /* the external data file, too, is synced; then entries that lead there, and the guest's answer */
 	SITE_BITMAP_USE,    /* bitmaps say that they are not kept up to date, then the disk is written */
 	SITES
 };
@@ -37,7 +38,7 @@ enum qcow2_site {
 #define SITE_NAMES                                                                                                      \
 	{ "l2-entry", "stock-entry", "stock-length", "l1-entry", "refcount-entry", "refcount-table", "refcount-linked", \
 	  "l1-header", "table-linked", "free", "dirty-bit", "clean-bit", "flush", "snapshot-dirty", "snapshot-link", \
-	  "snapshot-gone", "header-change", "bitmap-in-use" }
+	  "snapshot-gone", "header-change", "data-sync", "bitmap-in-use" }
 
 /* Reads the environment; -EINVAL for a name that is none. */
 int sites_open(struct qcow2 *q, struct varve_error *err);

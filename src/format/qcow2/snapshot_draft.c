@@ -161,6 +161,9 @@ static int check_names(const struct snapshots *s, const struct snapshot_want *wa
 
 static int check_image(struct qcow2 *q, struct varve_error *err)
 {
+	if (q->external)
+		return varve_error_set(err, -ENOTSUP, "an image with an external data file has no internal snapshots: its clusters are "
+						      "not counted");
 	return q->order ? 0 : varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
 }
 

@@ -69,6 +69,8 @@ static int entry_place(const struct qcow2 *q, struct walk *w, uint64_t entry, ui
 	uint64_t host_off = entry & QCOW2_OFF_MASK;
 
 	*ret_nr = 0;
+	if (q->external) /* nothing of this file */
+		return 0;
 	if (entry & QCOW2_COMPRESSED) {
 		unsigned bits = 62 - (q->cluster_bits - 8);
 		uint64_t off = entry & ((1ull << bits) - 1);

@@ -62,7 +62,7 @@ int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *b
 	struct qcow2 *q = node_state(n);
 	uint64_t there = off < area_len(q) ? MIN((uint64_t)len, area_len(q) - off) : 0;
 
-	if (q->unmapped)
+	if (q->unmapped || q->external)
 		return -ENOTSUP;
 	memset((uint8_t *)buf + there, 0, len - there);
 	node_event(f, n->file, EVENT_VMSTATE_LOAD);
@@ -122,6 +122,8 @@ int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const 
 
 	if (!q->order)
 		return -EROFS;
+	if (q->external)
+		return -ENOTSUP; /* as no snapshots */
 	if (!len)
 		return 0;
 	if (u64_add(off, len, &end) || u64_add(end, area_start(q), &end) || end > VARVE_LEN_MAX)
