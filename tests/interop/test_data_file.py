@@ -242,6 +242,19 @@ def test_a_raw_data_file_whose_tables_do_not_lead_to_all_of_it(folder):
     clean()
 
 
+def test_discards_that_keep_their_place(folder):
+    make()
+    ok(io("driver=qcow2,file.filename=disk.qcow2,discard-no-unref=on", "write -P 1 0 512k", "discard 0 128k", "write -z -u 192k 64k", "flush",
+          "write -P 2 64k 4k", options=("--image-opts",)))
+    whole = bytearray(b"\x01" * (512 * KIB) + bytes(512 * KIB))
+    whole[:128 * KIB] = bytes(128 * KIB)
+    whole[192 * KIB:256 * KIB] = bytes(64 * KIB)
+    whole[64 * KIB:68 * KIB] = b"\x02" * (4 * KIB)
+    assert content(img) == content(qimg) == whole
+    clean()
+    assert os.stat("data.raw").st_blocks * 512 < 512 * KIB - 64 * KIB
+
+
 # ---- chains ----
 
 def test_commit_rebase_and_a_chain_of_data_files(folder):

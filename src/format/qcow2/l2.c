@@ -504,7 +504,7 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 			release_entry(q, old[i], mark, mode != UNLINK_ZERO);
 	}
 	for (unsigned i = 0; q->external && i < run->nr; i++)
-		release[i] |= is_emptied(old[i], be64_get(disk[i])); /* the place is its own either way */
+		release[i] |= be64_get(disk[i]) != old[i] && (be64_get(disk[i]) & QCOW2_ZERO); /* the place is its own either way */
 	if (err == 0 && q->external && (mode == UNLINK_ZERO_UNMAP || mode == UNLINK_DISCARD))
 		punch_released(f, q, run, release);
 	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) && file)
