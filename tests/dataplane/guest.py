@@ -246,6 +246,9 @@ class ControlledBackend(VarveBackend):
             raise GuestError(f"control socket: {command}: {answer['error']}")
         return answer["return"]
 
+    def writes(self):
+        return sum(q["write"]["requests"] for q in self.ask("stats")["export"]["queues"])
+
 
 class LentBackend(ControlledBackend):
     """Has the image only while its machine runs: two of them serve one disk, one after the other."""
@@ -261,9 +264,6 @@ class LentBackend(ControlledBackend):
 
     def _listening(self):
         return self.proc.poll() is None and super()._listening() and os.path.exists(self.control)
-
-    def writes(self):
-        return sum(q["write"]["requests"] for q in self.ask("stats")["export"]["queues"])
 
     def held(self):
         return self.ask("disks")[0]["held"]
@@ -478,26 +478,42 @@ class KilledGuest(Guest):
 
 
 class PulledGuest(Guest):
-    """A guest whose QEMU is killed some seconds after a line of its console: its plug is pulled."""
+    """A guest whose QEMU is killed when so many of its writes are done, from a line of its console on: its plug is pulled.
 
-    def __init__(self, *args, first, seconds, **kw):
+    From that line on its disk is so slow that its work lasts. What does not count writes (others than varve) is given seconds.
+    """
+
+    SLOW = "iops-total=200"
+
+    def __init__(self, *args, first, writes, seconds, **kw):
         super().__init__(*args, **kw)
-        self.first, self.seconds = first, seconds
+        self.first, self.writes, self.seconds = first, writes, seconds
+
+    def _pull(self, proc, deadline):
+        if isinstance(self.disk, ControlledBackend):
+            self.disk.ask("throttle", limits=self.SLOW)
+            while self.disk.writes() < self.writes and proc.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)  # a control socket answers; it does not tell
+        else:
+            time.sleep(self.seconds)
+        proc.kill()
 
     def _console(self, proc, deadline):
         output = bytearray()
         timer = threading.Timer(deadline - time.monotonic(), proc.kill)
         timer.start()
+        puller = None
         try:
             while block := proc.stdout.read1(4096):
                 output.extend(block)
-                if self.first.encode() in output and timer.interval > self.seconds:
-                    timer.cancel()
-                    timer = threading.Timer(self.seconds, proc.kill)
-                    timer.start()
+                if self.first.encode() in output and not puller:
+                    puller = threading.Thread(target=self._pull, args=(proc, deadline))
+                    puller.start()
         finally:
             timer.cancel()
             proc.kill()
+            if puller:
+                puller.join()
             proc.wait()
         return bytes(output)
 

@@ -55,7 +55,7 @@ static const char usage[] =
 	"  --packed on|off          packed rings instead of split ones (off)\n"
 	"  --in-order on|off        have requests completed in order, and see that they are (off)\n"
 	"  --inflight on|off        let the back end record what is in flight, when it can (on)\n"
-	"  --reconnect SECONDS      look that long for a back end that went away, and go on (0)\n"
+	"  --reconnect SECONDS      look that long for a back end that is not there (yet, or any more), and go on (0)\n"
 	"  --poll                   poll the used ring instead of waiting for calls\n"
 	"  --regions N              pieces that guest memory is divided into, 1 to 8 (1)\n"
 	"  --layout MODE            segments of a request: plain, merged or random (plain)\n"
@@ -310,7 +310,7 @@ static void connect_device(struct load *l)
 		fo.protocol_features |= UINT64_C(1) << VU_PROTOCOL_F_INFLIGHT_SHMFD;
 	if (!o->use_indirect)
 		fo.features &= ~(UINT64_C(1) << VIRTIO_RING_F_INDIRECT_DESC);
-	if (vu_front_open(&l->front, &fo) < 0) {
+	if (load_link_open(l, &fo) < 0) {
 		if (l->front.sock < 0)	/* the text begins with the path */
 			die("%s", l->front.err.text);
 		die("%s: %s", o->socket, l->front.err.text);

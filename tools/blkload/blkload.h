@@ -147,6 +147,8 @@ int load_worker_offer_again(struct load_worker *w);
 
 /* blkload_link.c: the connection, lost and made anew. */
 int load_link_init(struct load *l);
+/* The first connection; who is not there yet is waited for as one who went away. */
+int load_link_open(struct load *l, const struct vu_front_opts *fo);
 void load_worker_ended(struct load_worker *w);
 /* By a worker, on -ECONNRESET: 0 when there is a connection again, or -errno. */
 int load_link_lost(struct load_worker *w);

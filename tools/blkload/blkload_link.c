@@ -71,6 +71,19 @@ static bool may_come(int ret)
 	return ret == -ECONNREFUSED || ret == -ENOENT || ret == -ECONNRESET || ret == -EPIPE;
 }
 
+int load_link_open(struct load *l, const struct vu_front_opts *fo)
+{
+	const struct timespec pause = { .tv_nsec = RETRY_NS };
+	uint64_t until = vu_now_ns() + l->o.reconnect_ns;
+	int ret;
+
+	while ((ret = vu_front_open(&l->front, fo)) < 0 && may_come(ret) && vu_now_ns() < until) {
+		vu_front_close(&l->front);
+		nanosleep(&pause, NULL);
+	}
+	return ret;
+}
+
 static int check_same(struct load *l, uint64_t features)
 {
 	struct vu_blk_limits limits;
