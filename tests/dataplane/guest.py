@@ -225,6 +225,16 @@ class VarveBackend(Backend):
         return [varve_path(), "serve", self.disk, "-f", self.fmt, "--vhost-user", self.socket,
                 "--num-queues", str(self.queues)] + ro
 
+    def kill_and_restart(self):
+        self.proc.kill()
+        self.proc.wait()
+        self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
+        self._wait_ready()
+
+    def _listening(self):
+        # The socket of one that was killed may still be in the table; the new one's has another inode.
+        return self.proc.poll() is None and super()._listening()
+
 
 class ControlledBackend(VarveBackend):
     """Somebody watches over it through the control socket, which needs no guest to agree."""
@@ -256,14 +266,8 @@ class LentBackend(ControlledBackend):
     def argv(self):
         return super().argv() + ["--hand-over"]
 
-    def kill_and_restart(self):
-        self.proc.kill()
-        self.proc.wait()
-        self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
-        self._wait_ready()
-
     def _listening(self):
-        return self.proc.poll() is None and super()._listening() and os.path.exists(self.control)
+        return super()._listening() and os.path.exists(self.control)
 
     def held(self):
         return self.ask("disks")[0]["held"]
@@ -291,16 +295,6 @@ class KilledBackend(VarveBackend):
 
     def argv(self):
         return super().argv() + ["--state-dir", os.path.join(self.folder, "state")]
-
-    def kill_and_restart(self):
-        self.proc.kill()
-        self.proc.wait()
-        self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
-        self._wait_ready()
-
-    def _listening(self):
-        # The dead process's socket may still be in the table; the new one's has another inode.
-        return self.proc.poll() is None and super()._listening()
 
 
 class QsdBackend(Backend):
