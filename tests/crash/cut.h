@@ -19,6 +19,7 @@ struct cut_config {
 	bool version2; /* qcow2 */
 	bool data_file, data_file_raw; /* qcow2: the data is in another file; which always reads as the disk */
 	bool subclusters; /* qcow2: extended L2 entries */
+	bool keeps_space; /* qcow2: discard-no-unref */
 	bool run;	   /* most requests begin where the one before ended */
 	bool copy_on_read; /* with backing: one request in three reads, and what it reads is kept */
 	/*

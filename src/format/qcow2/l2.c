@@ -135,8 +135,8 @@ int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct pie
 /* ---- what entries hold ---- */
 
 /*
- * Not before the table with the entry that replaces it is what the disk's L1 leads to: until then a cut falls back to the table before, shared with a snapshot,
- * whose entry still counts on the reference.
+ * Not before the table with the entry that replaces it is what the disk's L1 leads to: until then a cut falls back to the
+ * table before, shared with a snapshot, whose entry still counts on the reference.
  */
 void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 {
@@ -432,9 +432,9 @@ static bool is_emptied(uint64_t old, uint64_t now)
 /*
  * discard-no-unref: clusters that keep their place give their blocks back. At once, while the guest's clusters are locked: later it
  * could meet what is written there next. Power lost before the entries are durable leaves holes under the old ones: zeroes, which
- * is what was asked for.
+ * is what was asked for. So zeroes it has to be, and not a discard, after which a device may hold anything.
  */
-static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *file, const uint64_t *old, const be64 *now, unsigned nr)
+static void punch_emptied(struct fiber *f, const struct qcow2 *q, const uint64_t *old, const be64 *now, unsigned nr)
 {
 	for (unsigned i = 0, len; i < nr; i += len) {
 		uint64_t host_off = old[i] & QCOW2_OFF_MASK;
@@ -445,7 +445,8 @@ static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *f
 		while (i + len < nr && is_emptied(old[i + len], be64_get(now[i + len])) &&
 		       (old[i + len] & QCOW2_OFF_MASK) == host_off + ((uint64_t)len << q->cluster_bits))
 			len++;
-		(void)node_discard(f, file, host_off, (uint64_t)len << q->cluster_bits); /* advice: the entry says zeroes */
+		/* Not to be had without writing: the blocks stay, and the entry says zeroes. */
+		(void)node_zero(f, q->data, host_off, (uint64_t)len << q->cluster_bits, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
 	}
 }
 
@@ -477,20 +478,11 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 	uint64_t old[RUN_MAX];
 	be64 disk[RUN_MAX];
 	bool release[RUN_MAX], changes, ours;
-	struct node *file = NULL; /* where clusters are that keep their place */
 	order_mark mark;
 	int err = plan_unlink(q, p, run, mode, old, disk, release, &changes, &ours);
 
 	if (err < 0 || !changes)
 		return err;
-	for (unsigned i = 0; q->keeps_space && !file && i < run->nr; i++) {
-		struct extent e;
-
-		if (!is_emptied(old[i], be64_get(disk[i])))
-			continue;
-		l2_map(q->node, run->guest_off + ((uint64_t)i << q->cluster_bits), q->cluster_len, &e);
-		file = e.kind == EXTENT_DATA ? e.node : NULL;
-	}
 	for (unsigned i = 0; i < run->nr; i++)
 		entry_set(p, run->first + i, be64_get(disk[i]));
 	if (ours)
@@ -507,8 +499,8 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 		release[i] |= be64_get(disk[i]) != old[i] && (be64_get(disk[i]) & QCOW2_ZERO); /* the place is its own either way */
 	if (err == 0 && q->external && (mode == UNLINK_ZERO_UNMAP || mode == UNLINK_DISCARD))
 		punch_released(f, q, run, release);
-	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) && file)
-		punch_emptied(f, q, file, old, disk, run->nr);
+	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+		punch_emptied(f, q, old, disk, run->nr);
 	return err;
 }
 

@@ -386,29 +386,12 @@ static bool is_emptied(const struct change *c, unsigned i)
 	return is_kept(&c->old[i]) && c->old[i].data && !c->next[i].data && c->next[i].place == c->old[i].place;
 }
 
-/* Where the clusters are that will be emptied; NULL: there are none. To be asked before anything changes. */
-static struct node *emptied_file(const struct qcow2 *q, const struct change *c)
-{
-	for (unsigned i = 0; i < c->run.nr; i++) {
-		uint64_t off = cluster_start(q, &c->run, i);
-		struct extent e;
-
-		if (!is_emptied(c, i))
-			continue;
-		off += (uint64_t)__builtin_ctz(c->old[i].data) << sub_bits(q);
-		l2_map(q->node, off, 1ull << sub_bits(q), &e);
-		if (e.kind == EXTENT_DATA)
-			return e.node;
-	}
-	return NULL;
-}
-
-/* discard-no-unref: their blocks go at once, see punch_emptied() in l2.c. */
-static void punch_emptied(struct fiber *f, const struct qcow2 *q, struct node *file, const struct change *c)
+/* discard-no-unref: their blocks go at once, as zeroes; see punch_emptied() in l2.c. */
+static void punch_emptied(struct fiber *f, const struct qcow2 *q, const struct change *c)
 {
 	for (unsigned i = 0; i < c->run.nr; i++) {
 		if (is_emptied(c, i))
-			(void)node_discard(f, file, c->old[i].place & QCOW2_OFF_MASK, q->cluster_len); /* advice */
+			(void)node_zero(f, q->data, c->old[i].place & QCOW2_OFF_MASK, q->cluster_len, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
 	}
 }
 
@@ -421,13 +404,11 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 {
 	struct change c = { .run = *run };
 	bool changes, wait;
-	struct node *file;
 	order_mark mark;
 	int err = plan_unlink(q, p, &c, off, len, mode, &changes, &wait);
 
 	if (err < 0 || !changes)
 		return err;
-	file = q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP) ? emptied_file(q, &c) : NULL;
 	for (unsigned i = 0; i < run->nr; i++)
 		set_bitmap(p, run->first + i, &c.next[i]);
 	if (wait)
@@ -443,7 +424,7 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 			release_entry(q, c.old[i].place, mark, mode != UNLINK_ZERO);
 		}
 	}
-	if (err == 0 && file)
-		punch_emptied(f, q, file, &c);
+	if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+		punch_emptied(f, q, &c);
 	return err;
 }
