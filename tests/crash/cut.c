@@ -10,14 +10,18 @@
  */
 #include "cut.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include "aio/loop.h"
 #include "aio/sim.h"
 #include "base/error.h"
-#include "base/sanitizer.h"
 #include "block/graph.h"
 #include "block/copy_on_read.h"
 #include "proto/proto.h"
@@ -490,9 +494,12 @@ static void op_start(struct cut *c)
 	node_submit(c->disk, &op->r);
 }
 
+/* What a worker does takes as long as it takes: no time passes and no seed is used up before it has come back. */
 static void step(struct cut *c)
 {
-	queue_turn(c->q, 0);
+	do
+		queue_turn(c->q, -1);
+	while (c->q->nr_outside);
 	queue_advance(c->q, 1 + below(c, 20000));
 }
 
@@ -570,10 +577,6 @@ static void kill_now(struct cut *c)
 	*t = (struct takeover){ .job.run = takeover_run, .c = c };
 	fiber_start(c->q, &t->job, FIBER_LEVELS - 1);
 	while (!t->done) {
-		if (!sim_pending(c->sim)) { /* a worker's turn, which takes as long as it takes: no seed is used up */
-			queue_turn(c->q, 0);
-			continue;
-		}
 		step(c);
 		if (below(c, 24) == 0 && !*c->res->broken) {
 			cut_now(c);
@@ -583,14 +586,7 @@ static void kill_now(struct cut *c)
 	free(t);
 }
 
-#if WITH_ASAN
-#include <sanitizer/lsan_interface.h>
-#else
-#define __lsan_disable() ((void)0)
-#define __lsan_enable() ((void)0)
-#endif
-
-void cut_run(const struct cut_config *config, struct cut_result *res)
+static void run(const struct cut_config *config, struct cut_result *res)
 {
 	struct cut *c = calloc(1, sizeof(*c));
 	struct varve_error err = { 0, "" };
@@ -606,8 +602,6 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 		value_add(&c->sectors[i], base_value(c, i), true);
 		c->sectors[i].val[0].done = ++c->event;
 	}
-	if (config->kills)
-		__lsan_disable(); /* what the dead held is given back by nobody */
 	must(queue_new(&c->q, &(struct queue_opts){ .virtual_time = true }, &err), "queue", &err);
 	fiber_call(c->q, disk_new, c);
 	for (unsigned i = 0; i < config->steps && !*res->broken;) {
@@ -630,8 +624,36 @@ void cut_run(const struct cut_config *config, struct cut_result *res)
 	if (c->data_sim)
 		sim_file_free(c->data_sim);
 	queue_free(c->q);
-	if (config->kills)
-		__lsan_enable();
 	free(c->sectors);
 	free(c);
+}
+
+/* What the dead held is given back by nobody: their queues, files and memory end with a process of their own. */
+static void run_apart(const struct cut_config *config, struct cut_result *res)
+{
+	struct cut_result *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status = -1;
+	pid_t pid;
+
+	must(shared == MAP_FAILED ? -errno : 0, "memory", NULL);
+	fflush(NULL);
+	pid = fork();
+	must(pid, "fork", NULL);
+	if (!pid) {
+		run(config, shared);
+		fflush(NULL);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0), "waitpid", NULL);
+	must(status ? -ECHILD : 0, "a run in a process of its own did not end well", NULL);
+	*res = *shared;
+	munmap(shared, sizeof(*shared));
+}
+
+void cut_run(const struct cut_config *config, struct cut_result *res)
+{
+	if (config->kills)
+		run_apart(config, res);
+	else
+		run(config, res);
 }
