@@ -275,8 +275,9 @@ static int run_open(struct run *r, const char *dir)
 
 	/* dir has no comma: crashtest.c saw to it */
 	snprintf(text, sizeof(text),
-		 "driver=%s,file.driver=write-log,file.log=%s/log,file.file.filename=%s/run", r->w->o->format,
-		 dir, dir);
+		 "driver=%s,file.driver=write-log,file.log=%s/log,file.file.driver=lockstep,file.file.seed=%llu,"
+		 "file.file.file.filename=%s/run",
+		 r->w->o->format, dir, (unsigned long long)r->w->o->seed, dir);
 	if (varve_queue_new(&r->queue, &qo, &err) < 0) {
 		complain("%s", err.message);
 		return 1;

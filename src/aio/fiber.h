@@ -56,6 +56,14 @@ void fiber_yield(struct fiber *f);
  */
 int fiber_work(struct fiber *f, int (*fn)(void *arg), void *arg);
 
+/*
+ * For what must be the same in every run: which of several workers ends first is luck. While q holds works, a fiber whose
+ * work is done waits on, until fiber_works_give() resumes all of these, in the order in which they began to wait; it returns
+ * false if there was none. q's thread.
+ */
+void fiber_works_hold(struct queue *q, bool hold);
+bool fiber_works_give(struct queue *q);
+
 /* ---- primitives for the fibers of one queue; FIFO; zero-initialised is valid ---- */
 
 struct waiter;

@@ -91,6 +91,8 @@ struct fiber_work {
 	int (*fn)(void *arg);
 	void *arg;
 	int ret;
+	uint64_t nr;
+	struct fiber_work *next; /* of those that are held */
 };
 
 static void fiber_work_run(struct work *w)
@@ -100,12 +102,25 @@ static void fiber_work_run(struct work *w)
 	fw->ret = fw->fn(fw->arg);
 }
 
+static void hold(struct fiber_work *fw)
+{
+	struct fiber_work **at = &fw->work.q->works.done;
+
+	while (*at && (*at)->nr < fw->nr)
+		at = &(*at)->next;
+	fw->next = *at;
+	*at = fw;
+}
+
 static void fiber_work_done(struct msg *m)
 {
 	struct fiber_work *fw = container_of(m, struct fiber_work, work.done);
 
 	fw->work.q->nr_outside--;
-	fiber_resume(fw->f);
+	if (unlikely(fw->work.q->works.hold))
+		hold(fw);
+	else
+		fiber_resume(fw->f);
 }
 
 int fiber_work(struct fiber *f, int (*fn)(void *arg), void *arg)
@@ -115,12 +130,35 @@ int fiber_work(struct fiber *f, int (*fn)(void *arg), void *arg)
 		.f = f,
 		.fn = fn,
 		.arg = arg,
+		.nr = fiber_queue(f)->works.nr++,
 	};
 
 	fw.work.q->nr_outside++;
 	worker_submit(&fw.work);
 	fiber_pause(f);
 	return fw.ret;
+}
+
+bool fiber_works_give(struct queue *q)
+{
+	struct fiber_work *fw = q->works.done;
+	bool any = fw;
+
+	q->works.done = NULL;
+	while (fw) {
+		struct fiber_work *next = fw->next; /* fw is on its fiber's stack */
+
+		fiber_resume(fw->f);
+		fw = next;
+	}
+	return any;
+}
+
+void fiber_works_hold(struct queue *q, bool hold)
+{
+	q->works.hold = hold;
+	if (!hold)
+		(void)fiber_works_give(q);
 }
 
 /* ---- a thread waits for a fiber ---- */

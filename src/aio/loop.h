@@ -85,6 +85,12 @@ struct queue {
 	/* the queue's thread only, from here on */
 	bool in_turn __attribute__((aligned(64)));
 	uint64_t work_done; /* passes of the loop that found something to do */
+	uint64_t work_before; /* the same when this turn began */
+	struct {
+		bool hold;
+		uint64_t nr;		  /* that ever began */
+		struct fiber_work *done; /* oldest first */
+	} works;			  /* fiber_works_hold() */
 	struct msg_list later;
 	struct timer *timers; /* root of the heap */
 	uint64_t timer_seq;

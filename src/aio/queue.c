@@ -325,6 +325,16 @@ void queue_turns(const struct queue *q, struct queue_turns *ret)
 
 /* ---- hooks, slots ---- */
 
+bool queue_awaits(const struct queue *q)
+{
+	return q->nr_outside;
+}
+
+bool queue_idle(const struct queue *q)
+{
+	return !q->nr_outside && q->work_done == q->work_before;
+}
+
 void hook_add(struct queue *q, struct hook *h)
 {
 	assert(queue_is_mine(q));

@@ -134,6 +134,11 @@ struct hook {
 	bool (*run)(struct hook *h);
 };
 
+/* Something was given to the kernel or to workers, and is sure to come back. The queue's own thread. */
+bool queue_awaits(const struct queue *q);
+/* In a hook: this turn has found nothing to do so far, and nothing is awaited. Timers do not count. */
+bool queue_idle(const struct queue *q);
+
 void hook_add(struct queue *q, struct hook *h);
 void hook_del(struct queue *q, struct hook *h);
 

@@ -29,6 +29,7 @@
 #include "aio/loop.h"
 #include "base/error.h"
 #include "base/iov.h"
+#include "base/random.h"
 
 #define DISCARDED 0xdb /* what a discarded range reads as: nobody may rely on zeroes */
 #define SECTOR 512
@@ -91,16 +92,6 @@ static void *must(void *p)
 		abort();
 	}
 	return p;
-}
-
-/* splitmix64 */
-static uint64_t random_next(uint64_t *state)
-{
-	uint64_t z = *state += 0x9e3779b97f4a7c15u;
-
-	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-	z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-	return z ^ z >> 31;
 }
 
 static void content_resize(struct content *c, uint64_t len)

@@ -260,8 +260,6 @@ void loop_leave(struct queue *q)
 
 void queue_turn(struct queue *q, int64_t timeout_ns)
 {
-	uint64_t before;
-
 	loop_enter(q);
 	loop_count(&q->stats.turns);
 	/* Virtual time passes only when the test says so; but what the kernel was given comes back in real
@@ -269,9 +267,9 @@ void queue_turn(struct queue *q, int64_t timeout_ns)
 	if (q->virtual_time && !q->nr_outside)
 		timeout_ns = 0;
 	/* A caller that waits for an outcome must see it before the turn sleeps: any work ends the wait. */
-	before = q->work_done;
+	q->work_before = q->work_done;
 	loop_work(q);
-	if (hooks_run(q) || q->work_done != before)
+	if (hooks_run(q) || q->work_done != q->work_before)
 		timeout_ns = 0;
 	loop_wait(q, timeout_ns);
 	if (timeout_ns)
@@ -297,8 +295,10 @@ static bool time_jump(struct queue *q)
 void loop_run(struct queue *q, const _Atomic bool *until)
 {
 	for (;;) {
-		bool more = loop_work(q);
+		bool more;
 
+		q->work_before = q->work_done;
+		more = loop_work(q);
 		loop_count(&q->stats.turns);
 		more |= hooks_run(q);
 		if (atomic_load_explicit(until, memory_order_relaxed))

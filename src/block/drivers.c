@@ -19,7 +19,7 @@ static const struct driver *const drivers[] = {
 #ifdef HAVE_CURL
 	&driver_http, &driver_https,
 #endif
-	&driver_blkdebug, &driver_fault, &driver_write_log,					  /* filters */
+	&driver_blkdebug, &driver_fault, &driver_lockstep, &driver_write_log, /* filters */
 	&driver_qcow2, &driver_qed, &driver_raw,		  /* formats */
 };
 

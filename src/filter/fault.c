@@ -224,14 +224,9 @@ static void fail_run(struct msg *m)
 	req_done(r, (int)r->aio.res);
 }
 
-/* A write has made the file longer: so are we. Any queue. */
 static void grown(struct req *r, int ret)
 {
-	struct node *n = r->at;
-	uint64_t len = node_len(n), file_len = node_len(n->file);
-
-	while (file_len > len && !atomic_compare_exchange_weak(&n->len, &len, file_len))
-		;
+	filter_grown(r->at);
 	req_done(r, ret);
 }
 

@@ -7,7 +7,16 @@
 
 #include "block/node.h"
 
-extern const struct driver driver_blkdebug, driver_fault, driver_write_log;
+extern const struct driver driver_blkdebug, driver_fault, driver_lockstep, driver_write_log;
+
+/* A write may have made the file longer: so is the filter n above it. Any queue. */
+static inline void filter_grown(struct node *n)
+{
+	uint64_t len = node_len(n), file_len = node_len(n->file);
+
+	while (file_len > len && !atomic_compare_exchange_weak(&n->len, &len, file_len))
+		;
+}
 
 /* Which requests fail, and how. Zero-initialise; op and error must be set. */
 struct fault_rule {

@@ -180,14 +180,6 @@ static int flush_succeeded(struct write_log *wl, uint64_t at)
 
 /* ---- requests ---- */
 
-static void grown(struct node *n)
-{
-	uint64_t len = node_len(n), file_len = node_len(n->file);
-
-	while (file_len > len && !atomic_compare_exchange_weak(&n->len, &len, file_len))
-		;
-}
-
 static void change_done(struct req *r, int ret)
 {
 	static const char *const names[REQ_OPS] = { "read", "write", "flush", "discard", "zero" };
@@ -206,7 +198,7 @@ static void change_done(struct req *r, int ret)
 		logged = append(wl, r->off, r->len, LOG_DISCARD, NULL, NULL, NULL);
 	} else {
 		logged = append(wl, r->off, r->len, flags, NULL, r->op == REQ_WRITE ? r : NULL, NULL);
-		grown(n);
+		filter_grown(n);
 	}
 	req_done(r, ret < 0 ? ret : logged);
 }

@@ -19,7 +19,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "aio/loop.h"
 #include "aio/sim.h"
 #include "base/error.h"
 #include "block/graph.h"
@@ -499,7 +498,7 @@ static void step(struct cut *c)
 {
 	do
 		queue_turn(c->q, -1);
-	while (c->q->nr_outside);
+	while (queue_awaits(c->q));
 	queue_advance(c->q, 1 + below(c, 20000));
 }
 

@@ -94,3 +94,16 @@ def test_counts_above_one(tmp_path, options):
 def test_bad_workloads_are_named(bad):
     done = subprocess.run([cuts.command(cuts.CASES[0], 1, 1)[0], "crashtest", bad], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and bad.split("=")[0].split(",")[0] in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("case", [cuts.CASES[0], cuts.CASES[20], cuts.CASES[25]], ids=lambda c: c[0])
+def test_a_seed_makes_the_same_log_in_every_run(case, tmp_path):
+    """Requests overlap, workers pack clusters, one run has a single processor to itself: every change is made in the same order."""
+    logs = []
+    for nr, cpus in enumerate((os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}, os.sched_getaffinity(0))):
+        files = tmp_path / str(nr)
+        files.mkdir()
+        argv = cuts.command(case, SEED, 4, "--dir", files)
+        subprocess.run(argv, check=True, timeout=120, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus))
+        logs.append((files / "log").read_bytes())
+    assert len(logs[0]) > 100000 and logs[0] == logs[1] == logs[2]
