@@ -10,4 +10,7 @@
 
 #define PATIENCE_MS 120000
 
+/* For alarm() in programs of which a part could hang: the whole program, a little less than scripts/run-tests gives it. */
+#define PROGRAM_S 1100
+
 #endif
