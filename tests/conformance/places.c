@@ -8,6 +8,7 @@
  */
 #include "../unit/proto/leaf.h"
 
+#include "../lib/patience.h"
 #include "places.h"
 
 #include <fcntl.h>
@@ -15,8 +16,6 @@
 #include <linux/loop.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
-
-#define TIMEOUT_S 200 /* for one test program, far beyond what it takes */
 
 struct place {
 	const char *name, *mode; /* mode: of faultfs */
@@ -125,7 +124,7 @@ int places_make(void **state)
 {
 	(void)state;
 	setenv("TMPDIR", BUILD_DIR, 1);
-	alarm(TIMEOUT_S);
+	alarm(PROGRAM_S);
 	make_mounts();
 	snprintf(places[ON_FILE].path, sizeof(places[ON_FILE].path), "%s", leaf_path("disk"));
 	make_loop(&places[ON_LOOP], leaf_path("back"));

@@ -13,6 +13,7 @@
 #ifndef SERVED_H
 #define SERVED_H
 
+#include "../lib/patience.h"
 #include "vu_blk.h"
 #include "vu_front.h"
 #include "vu_raw.h"
@@ -21,7 +22,7 @@
 
 #define SERVED_LEN MiB(64)
 #define SERVED_DISKS 2
-#define SERVED_MS 20000 /* what must happen happens within that */
+#define SERVED_MS PATIENCE_MS
 
 struct served {
 	struct node *top;

@@ -457,6 +457,7 @@ static void a_new_length_is_announced(void **state)
 	for (unsigned i = 0; served_logged("cannot be told of the new configuration") < 2; i++) {
 		assert_true(i < 100000);
 		resize(MiB(64 + i % 2));
+		assert_int_equal(capacity(&f), MiB(64 + i % 2)); /* by way of the thread that tells */
 	}
 	served_io_works(&f, 0);
 	close(channel[0]);

@@ -88,6 +88,14 @@ static void log_ring(struct vu_front *f, unsigned q, bool on, uint64_t at)
 	must(f, vu_front_request(f, VU_SET_VRING_ADDR, &a, sizeof(a), NULL, 0));
 }
 
+/* What was done is shown first and logged then, by the same thread: this goes by way of it. */
+static void logged_by_now(struct vu_front *f)
+{
+	uint64_t q = 0;
+
+	must(f, vu_front_request(f, VU_SET_VRING_CALL, &q, sizeof(q), &f->ring[0].call_fd, 1));
+}
+
 static void connect_logging(struct vu_front *f)
 {
 	struct vu_front_opts o = served_front_opts(0, 2);
@@ -132,6 +140,7 @@ static void what_the_device_writes_is_logged(void **state)
 	assert_int_equal(vu_blk_kick(&b), 0);
 	while (vu_blk_reap(&b, &io, 1) == 0)
 		assert_int_equal(vu_blk_wait(&b, vu_deadline_ns(SERVED_MS)), 0);
+	logged_by_now(&f);
 	for (unsigned i = 0; i < 4; i++)
 		assert_true(is_dirty(&d, vu_mem_guest(&f.mem, io->data) + i * PAGE));
 	assert_true(is_dirty(&d, used));
@@ -144,6 +153,7 @@ static void what_the_device_writes_is_logged(void **state)
 	assert_int_equal(vu_blk_kick(&b), 0);
 	while (vu_blk_reap(&b, &io, 1) == 0)
 		assert_int_equal(vu_blk_wait(&b, vu_deadline_ns(SERVED_MS)), 0);
+	logged_by_now(&f);
 	assert_true(is_dirty(&d, used));
 	assert_in_range(nr_dirty(&d), 1, 3);
 	vu_blk_put(&b, io);
@@ -153,6 +163,7 @@ static void what_the_device_writes_is_logged(void **state)
 	log_ring(&f, 0, true, d.len * 8 * PAGE - 3 * PAGE);
 	clear(&d);
 	served_io_works(&f, 0);
+	logged_by_now(&f);
 	assert_true(is_dirty(&d, d.len * 8 * PAGE - 3 * PAGE));
 	log_ring(&f, 0, false, 0);
 	log_features(&f, false);
@@ -188,6 +199,7 @@ static void logging_begins_and_ends_under_load(void **state)
 		assert_int_equal(nr_dirty(&d), 0); /* nothing is logged before it is written */
 		served_open(0);
 		wait_writes(&l, LOAD);
+		logged_by_now(&f);
 		assert_true(is_dirty(&d, vu_mem_guest(&f.mem, f.ring[0].used)));
 		check_writes(&l, (uint8_t)i);
 		end_load(&l);

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -97,6 +98,7 @@ static void files_that_do_not_answer_hold_up_nobody(void **state)
 		served_connect(&f, 0, 1);
 		fds = served_open_fds();
 		assert_int_equal(kill(fs.pid, SIGSTOP), 0);
+		assert_int_equal(waitpid(fs.pid, NULL, WUNTRACED), fs.pid); /* it has stopped */
 		if (messages[i].request == VU_ADD_MEM_REG)
 			send_with(&f, messages[i].request, &region, messages[i].len, fd);
 		else

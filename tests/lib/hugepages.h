@@ -20,6 +20,7 @@
 /* Tests run at the same time: the number is read and written under a lock. */
 static inline bool hugepages_change(int by)
 {
+	bool done;
 	int fd = open("/proc/sys/vm/nr_hugepages", O_RDWR | O_CLOEXEC);
 	char text[32] = "";
 	long before = -1, after = -1;
@@ -35,8 +36,13 @@ static inline bool hugepages_change(int by)
 				after = strtol(text, NULL, 10);
 		}
 	}
+	done = before >= 0 && after == before + by;
+	if (!done && by > 0 && after > before) { /* some of them only: none is of use */
+		snprintf(text, sizeof(text), "%ld", before);
+		(void)!pwrite(fd, text, strlen(text), 0);
+	}
 	close(fd);
-	return before >= 0 && after == before + by;
+	return done;
 }
 
 /* nr pages more than there are. False: the machine does not give them; nothing is to be given back then. */

@@ -24,6 +24,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "patience.h"
 #include "vu_blk.h"
 #include "vu_raw.h"
 
@@ -64,7 +65,7 @@ static int answer(struct backend *b, int sock, const struct vu_msg *m, const voi
 		  uint32_t len)
 {
 	enum lie lie = b->lie_about == m->hdr.request ? b->lie : TRUTH;
-	uint64_t deadline = vu_deadline_ns(5000), code = 5;
+	uint64_t deadline = vu_deadline_ns(PATIENCE_MS), code = 5;
 	struct vu_hdr hdr = { m->hdr.request, VU_FLAG_VERSION | VU_FLAG_REPLY, len };
 
 	switch (lie) {
@@ -156,7 +157,7 @@ static void *serve(void *backend)
 	int sock = accept(b->listener, NULL, NULL);
 	struct vu_msg m;
 
-	while (vu_recv(sock, &m, vu_deadline_ns(10000), NULL) == 0) {
+	while (vu_recv(sock, &m, vu_deadline_ns(PATIENCE_MS), NULL) == 0) {
 		int ret = handle(b, sock, &m);
 
 		vu_msg_close_fds(&m);
@@ -229,7 +230,7 @@ static void negotiation_takes_what_both_sides_know(void **state)
 	struct backend *b = *state;
 	struct vu_front f;
 
-	if (open_session(b, &f, 2, 10000) < 0)
+	if (open_session(b, &f, 2, PATIENCE_MS) < 0)
 		fail_msg("%s", f.err.text);
 	assert_int_equal(f.dev_queues, 4);
 	assert_true(f.ring[1].event_idx);
@@ -251,7 +252,7 @@ static void an_old_back_end_is_asked_nothing_new(void **state)
 	struct vu_front f;
 
 	b->features = BIT(VIRTIO_F_VERSION_1);
-	if (open_session(b, &f, 1, 10000) < 0)
+	if (open_session(b, &f, 1, PATIENCE_MS) < 0)
 		fail_msg("%s", f.err.text);
 	end_session(b, &f);
 	assert_int_equal(b->nr_seen[VU_GET_PROTOCOL_FEATURES], 0);
@@ -270,6 +271,7 @@ static void memory_arrives_in_all_its_regions(void **state)
 	struct vu_front_opts o = vu_front_defaults(b->path);
 
 	o.nr_regions = 5;
+	o.timeout_ms = PATIENCE_MS;
 	assert_int_equal(vu_front_init(&f, &o), 0);
 	memcpy(vu_mem_host(&f.mem, 16, 4), "mark", 4);
 	assert_int_equal(pthread_create(&b->thread, NULL, serve, b), 0);
@@ -296,7 +298,7 @@ static void stopping_a_queue_tells_where(void **state)
 	struct vu_front f;
 	uint32_t base = 0;
 
-	assert_int_equal(open_session(b, &f, 1, 10000), 0);
+	assert_int_equal(open_session(b, &f, 1, PATIENCE_MS), 0);
 	assert_int_equal(vu_front_stop_queue(&f, 0, &base), 0);
 	assert_int_equal(base, 7);
 	end_session(b, &f);
@@ -336,7 +338,7 @@ static void every_lie_is_noticed_and_named(void **state)
 		b->lie = cases[i].lie;
 		b->lie_about = cases[i].about;
 		b->got_protocol_features = 0;
-		ret = open_session(b, &f, 1, cases[i].lie == SILENT ? 50 : 10000);
+		ret = open_session(b, &f, 1, cases[i].lie == SILENT ? 50 : PATIENCE_MS);
 		if (ret != cases[i].ret || !strstr(f.err.text, cases[i].text))
 			fail_msg("case %u: %d, \"%s\"; expected %d, \"%s\"", i, ret, f.err.text,
 				 cases[i].ret, cases[i].text);
@@ -349,11 +351,11 @@ static void what_the_back_end_cannot_do_is_an_error(void **state)
 	struct backend *b = *state;
 	struct vu_front f;
 
-	assert_int_equal(open_session(b, &f, 5, 10000), -EINVAL);
+	assert_int_equal(open_session(b, &f, 5, PATIENCE_MS), -EINVAL);
 	assert_string_equal(f.err.text, "5 queues asked for, the back end has 4");
 	end_session(b, &f);
 	b->features &= ~BIT(VIRTIO_F_VERSION_1);
-	assert_int_equal(open_session(b, &f, 1, 10000), -ENOTSUP);
+	assert_int_equal(open_session(b, &f, 1, PATIENCE_MS), -ENOTSUP);
 	assert_non_null(strstr(f.err.text, "VIRTIO_F_VERSION_1"));
 	end_session(b, &f);
 }

@@ -17,6 +17,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 
+#include "../../lib/patience.h"
 #include "aio/engine.h"
 #include "aio/fiber.h"
 #include "aio/queue.h"

@@ -103,7 +103,7 @@ static void embedded_queue_tells_of_all_endings(void **state)
 		m.nr_done = 0;
 		fiber_call(q, submit_mixed, &m);
 		while (m.nr_done < NR) {
-			CHECK(poll(&p, 1, 10000) == 1);
+			CHECK(poll(&p, 1, PATIENCE_MS) == 1);
 			queue_turn(q, 0);
 		}
 		check_mixed(&m);

@@ -86,7 +86,7 @@ static __attribute__((unused)) void requests_of_one_file_run_side_by_side(void *
 	fiber_call(q, submit, &write_req.op);
 	queue_turn(q, 0);
 	p.fd = ends[1];
-	assert_int_equal(poll(&p, 1, 20000), 1);
+	assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
 	assert_int_equal(read(ends[1], buf, sizeof(buf)), sizeof(buf));
 	assert_int_equal(buf[511], 0x77);
 	wait_for(q, &write_req);

@@ -337,7 +337,7 @@ static void wait_readable(int fd)
 	int ret;
 
 	do {
-		ret = poll(&p, 1, 20000);
+		ret = poll(&p, 1, PATIENCE_MS);
 	} while (ret < 0 && errno == EINTR);
 	assert_int_equal(ret, 1);
 }

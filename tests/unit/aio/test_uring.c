@@ -556,7 +556,7 @@ static void a_ring_that_is_not_waited_in_wakes_its_queue(void **state)
 		for (unsigned round = 0; round < 50; round++) {
 			fiber_call(q, late_fiber, &l);
 			CHECK(write(fd, &one, sizeof(one)) == sizeof(one));
-			assert_int_equal(poll(&pfd, 1, 20000), 1);
+			assert_int_equal(poll(&pfd, 1, PATIENCE_MS), 1);
 			CHECK(read(done_fd, &value, sizeof(value)) == sizeof(value));
 		}
 		fiber_call(q, close_fiber, &file);
@@ -622,7 +622,7 @@ static void requests_under_way_are_heard_of_when_another_engine_takes_over_the_w
 		fiber_call(q, crowd_fiber, NULL);
 		CHECK(fiber_call(q, attach_fn, (void *)(uintptr_t)&aio_engine_uring) == 0);
 		for (unsigned ms = 0; crowd.nr_done < ARRAY_LEN(crowd.ops); ms++) {
-			CHECK(ms < 20000);
+			CHECK(ms < PATIENCE_MS);
 			poll(NULL, 0, 1); /* nothing that would wake the queue */
 		}
 		queue_free(q);
@@ -711,8 +711,8 @@ static void sqpoll_wakes_the_thread_that_takes_its_requests(void **state)
 
 	(void)state;
 	CHECK(pwrite(fd, "A", 1, 0) == 1);
-	assert_true(count_threads("iou-sqp-") >= 1);
 	assert_int_equal(read_at(q, &file, 0, &c, 1), 1);
+	assert_true(count_threads("iou-sqp-") >= 1); /* it gives itself its name, so not before it has run */
 	/* Longer than the thread stays awake: that time, 100 ms, is the kernel's, and has no event to wait
 	 * for. */
 	poll(NULL, 0, 250);

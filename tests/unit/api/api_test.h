@@ -17,6 +17,8 @@
 #include <cmocka.h>
 #include <varve/varve.h>
 
+#include "../../lib/patience.h"
+
 #define MIB (1ull << 20)
 
 static char test_dir[64];

@@ -27,7 +27,7 @@ static uintptr_t reap_all(struct varve_queue *queue, int want)
 	uintptr_t sum = 0;
 
 	while (want > 0) {
-		int n = varve_queue_reap(queue, done, 8, 10000);
+		int n = varve_queue_reap(queue, done, 8, PATIENCE_MS);
 
 		assert_in_range(n, 1, 8);
 		for (int i = 0; i < n; i++) {
@@ -235,9 +235,9 @@ static void the_descriptor_is_readable_when_there_is_something_to_reap(void **st
 		assert_in_range(n, 0, 1);
 		left -= n;
 		if (left && n == 0)
-			assert_int_equal(poll(&p, 1, 10000), 1);
+			assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
 		else if (left)
-			poll(&p, 1, 10000);
+			poll(&p, 1, PATIENCE_MS);
 	}
 	assert_int_equal(varve_queue_reap(queue, &done, 1, 0), 0);
 	expect_ok(varve_image_close(image, &err));
@@ -259,7 +259,7 @@ static void synchronous_calls_lose_no_completions(void **state)
 	assert_int_equal(varve_submit_readv(queue, image, &iov, 1, 0, (void *)1), 0);
 	expect_ok(varve_image_write(image, 65536, other, sizeof(other), 0, &err));
 	expect_ok(varve_image_flush(image, &err));
-	assert_int_equal(poll(&p, 1, 10000), 1);
+	assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
 	assert_int_equal(reap_all(queue, 1), 1);
 	expect_ok(varve_image_close(image, &err));
 	varve_queue_free(queue);

@@ -62,7 +62,7 @@ static void a_stopped_image_says_so_and_goes_on_when_resumed(void **state)
 	expect_stats(image, "\"state\":\"stopped\",\"errno\":28");
 	expect_stats(image, "\"parked-bytes\":4096");
 	assert_int_equal(varve_image_resume(image), -ENOSPC);
-	assert_true(varve_queue_reap(queue, done, 2, 10000) >= 1);
+	assert_true(varve_queue_reap(queue, done, 2, PATIENCE_MS) >= 1);
 	assert_int_equal(done[0].result, 0);
 	expect_stats(image, "\"state\":\"running\"");
 	assert_int_equal(varve_image_resume(image), 0);
@@ -83,7 +83,7 @@ static void closing_a_stopped_image_fails_what_waits_and_says_what_is_at_stake(v
 	assert_int_equal(varve_image_close(image, &err), -ENOSPC);
 	assert_non_null(strstr(err.message, "stopped"));
 	assert_non_null(strstr(err.message, "1 requests that waited, 4096 bytes"));
-	assert_int_equal(varve_queue_reap(queue, &done, 1, 10000), 1);
+	assert_int_equal(varve_queue_reap(queue, &done, 1, PATIENCE_MS), 1);
 	assert_int_equal(done.result, -ENOSPC);
 	varve_queue_free(queue);
 }

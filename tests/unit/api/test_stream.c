@@ -16,6 +16,8 @@
 #include <cmocka.h>
 #include <varve/varve.h>
 
+#include "../../lib/patience.h"
+
 #define LEN (16u << 20)
 #define PIECE 4096u
 
@@ -129,7 +131,7 @@ static void the_image_is_used_while_it_is_filled(const char *format, unsigned op
 	assert_int_equal(pthread_create(&thread, NULL, use, &u), 0);
 	assert_int_equal(varve_stream_start(&stream, u.image, NULL, &err), 0);
 	assert_int_equal(varve_stream_start(&stream, u.image, NULL, &err), -EBUSY);
-	if (varve_stream_wait(stream, 60000, &err) < 0)
+	if (varve_stream_wait(stream, PATIENCE_MS, &err) < 0)
 		fail_msg("%s", err.message);
 	varve_stream_status(stream, &st);
 	assert_int_equal(st.state, VARVE_STREAM_ENDED);
@@ -211,7 +213,7 @@ static void it_can_be_paused_resumed_and_cancelled(void **state)
 	varve_stream_set_speed(stream, 1 << 20);
 	varve_stream_resume(stream);
 	varve_stream_cancel(stream);
-	assert_int_equal(varve_stream_wait(stream, 10000, &err), -ECANCELED);
+	assert_int_equal(varve_stream_wait(stream, PATIENCE_MS, &err), -ECANCELED);
 	varve_stream_status(stream, &b);
 	assert_int_equal(b.result, -ECANCELED);
 	assert_true(b.done < LEN);
@@ -222,7 +224,7 @@ static void it_can_be_paused_resumed_and_cancelled(void **state)
 	so.speed = 0;
 	so.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
 	assert_int_equal(varve_stream_start(&stream, image, &so, &err), 0);
-	assert_int_equal(varve_stream_wait(stream, 30000, &err), 0);
+	assert_int_equal(varve_stream_wait(stream, PATIENCE_MS, &err), 0);
 	varve_stream_free(stream);
 	assert_int_equal(varve_image_info(image, &json, NULL), 0);
 	assert_non_null(strstr(json, "backing-filename"));
@@ -262,7 +264,7 @@ static void a_snapshot_made_meanwhile_keeps_the_backing_file(void **state)
 	assert_int_equal(varve_stream_start(&stream, image, &so, &err), 0);
 	assert_int_equal(varve_snapshot_create(image, &name, NULL, &err), 0);
 	varve_stream_set_speed(stream, 0);
-	assert_int_equal(varve_stream_wait(stream, 30000, &err), -ENOTSUP);
+	assert_int_equal(varve_stream_wait(stream, PATIENCE_MS, &err), -ENOTSUP);
 	assert_non_null(strstr(err.message, "1 internal snapshots"));
 	varve_stream_free(stream);
 	assert_true(has_backing(image));
@@ -270,7 +272,7 @@ static void a_snapshot_made_meanwhile_keeps_the_backing_file(void **state)
 	assert_int_equal(varve_snapshot_delete(image, NULL, "meanwhile", &err), 0);
 	so.speed = 0;
 	assert_int_equal(varve_stream_start(&stream, image, &so, &err), 0);
-	assert_int_equal(varve_stream_wait(stream, 30000, &err), 0);
+	assert_int_equal(varve_stream_wait(stream, PATIENCE_MS, &err), 0);
 	varve_stream_free(stream);
 	assert_false(has_backing(image));
 	assert_int_equal(varve_image_close(image, NULL), 0);

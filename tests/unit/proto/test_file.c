@@ -8,6 +8,7 @@
 
 #include <fcntl.h>
 #include <jansson.h>
+#include <sys/statvfs.h>
 
 #include "proto/file.h"
 
@@ -253,6 +254,7 @@ static void lengths_change_and_room_is_reserved(void **state)
 
 static void room_that_is_not_there_leaves_the_length(void **state)
 {
+	struct statvfs fs;
 	struct leaf l;
 
 	(void)state;
@@ -260,6 +262,12 @@ static void room_that_is_not_there_leaves_the_length(void **state)
 	leaf_open(&l, &driver_file, leaf_file_opts("a", ""), NODE_WRITABLE);
 	/* More than any disk of a test machine, less than what a file may be long at most. It is not even tried: that would fill
 	 * the disk for a moment, under everybody else. */
+	assert_int_equal(statvfs(leaf_dir(), &fs), 0);
+	if ((uint64_t)fs.f_bavail * fs.f_frsize >= TiB(14)) {
+		leaf_close(&l);
+		print_message("# left out: there is that much room\n");
+		return;
+	}
 	assert_int_equal(leaf_truncate(&l, TiB(14), true), -ENOSPC);
 	assert_non_null(strstr(l.err.message, "cannot reserve"));
 	assert_int_equal(node_len(l.n), 1000);

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include "../../../lib/patience.h"
 #include "disk.h"
 #include "format/codec.h"
 #include "format/qcow2/entry.h"
@@ -25,11 +26,6 @@ static void watched_set(struct piece *p, unsigned i, uint64_t word);
 #define SUB 512u
 #define OPTIONS "extended_l2=on,cluster_size=16k"
 
-static void allow_time(void)
-{
-	alarm(60); /* a hang is a failure */
-}
-
 static struct wide_entry entry_of(struct disk *d, unsigned cluster)
 {
 	struct row *row;
@@ -42,7 +38,7 @@ static struct disk *disk_over(uint64_t backing_len)
 {
 	struct disk *d = disk_made(4 * CLUSTER, OPTIONS);
 
-	allow_time();
+	alarm(PROGRAM_S); /* a hang is a failure */
 	assert_int_equal(disk_close(d), 0);
 	d->backing_len = backing_len;
 	disk_reopen(d);
