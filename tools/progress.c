@@ -2,11 +2,13 @@
 /*
  * tools/progress.c - how far a long operation is
  *
- * With -p a line on stdout is rewritten in place; without it SIGUSR1 asks for one line on stderr. Both have the
- * form that callers parse: "    (42.00/100%)". With --progress=json it is a line {"progress": 42.00} each time.
+ * With -p a line on stdout is rewritten in place; without it SIGUSR1 asks for one line on stderr, also one that came
+ * before we were ready for it: programs that take signals in a thread have it blocked, and their children inherit that.
+ * Both have the form that callers parse: "    (42.00/100%)". With --progress=json it is a line {"progress": 42.00} each time.
  */
 #include "common.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <string.h>
 
@@ -31,12 +33,23 @@ int progress_form(const char *form)
 void progress_start(bool show)
 {
 	struct sigaction sa = { .sa_handler = on_sigusr1, .sa_flags = SA_RESTART };
+	sigset_t usr1;
 
 	shown = show;
 	percent = 0;
 	percent_shown = -1;
 	sigemptyset(&sa.sa_mask);
 	sigaction(SIGUSR1, &sa, NULL);
+	sigemptyset(&usr1);
+	sigaddset(&usr1, SIGUSR1);
+	pthread_sigmask(SIG_UNBLOCK, &usr1, NULL);
+}
+
+/* A signal that comes while nobody reads what we say is no fault of the output: the line is lost, and nothing else. */
+static void flush_line(void)
+{
+	if ((fflush(stdout) != 0 || ferror(stdout)) && errno == EINTR)
+		clearerr(stdout);
 }
 
 void progress_update(void *user_data, uint64_t done, uint64_t total)
@@ -48,7 +61,7 @@ void progress_update(void *user_data, uint64_t done, uint64_t total)
 	/* Hundredths are what one sees. */
 	if (shown && (percent - percent_shown >= 0.01 || percent_shown < 0)) {
 		printf(as_json ? "{\"progress\": %.2f}\n" : "    (%3.2f/100%%)\r", percent);
-		fflush(stdout);
+		flush_line();
 		percent_shown = percent;
 	}
 	if (asked) {

@@ -20,8 +20,13 @@
 #define LOCK_HELD 100
 #define LOCK_UNSHARED 200
 
-/* How long others' locks are waited for: 300 ms. */
+/*
+ * How long others' locks are waited for: 300 ms, and 5 s when no process is found that has them. That is
+ * looked at every 100 ms, for it is the larger work.
+ */
 #define LOCK_TRIES 30
+#define LOCK_TRIES_NOBODY 500
+#define LOCK_TRIES_LOOK 10
 #define LOCK_PAUSE_NS 10000000
 
 enum perm { PERM_CONSISTENT_READ, PERM_WRITE, PERM_WRITE_UNCHANGED, PERM_RESIZE, PERMS };
@@ -78,16 +83,18 @@ static int byte_is_locked(int fd, off_t off)
 }
 
 /*
- * The words are those that people and scripts look for; who it is comes behind them, after the last try: on a
- * busy machine the search takes longer than all the waiting.
+ * The words are those that people and scripts look for; who it is comes behind them, and into *ret_found
+ * whether anybody is (NULL: do not look; on a busy machine the search takes longer than the waiting).
  */
-static int tell_conflict(int fd, const char *name, unsigned p, bool refused, bool last,
+static int tell_conflict(int fd, const char *name, unsigned p, bool refused, bool *ret_found,
 			 struct varve_error *err)
 {
 	char holder[128];
-	bool known = last &&
+	bool known = ret_found &&
 		     file_find_holder(fd, (refused ? LOCK_UNSHARED : LOCK_HELD) + p, holder, sizeof(holder));
 
+	if (ret_found)
+		*ret_found = known;
 	return varve_error_set(err, -EAGAIN,
 			       "Failed to get %s\"%s\" lock. Is another process using the image [%s]?%s%s%s",
 			       refused ? "" : "shared ", perm_names[p], name, known ? " It is held by " : "",
@@ -95,7 +102,7 @@ static int tell_conflict(int fd, const char *name, unsigned p, bool refused, boo
 }
 
 /* Our locks are in place: does anything that others have locked contradict them? */
-static int lock_check(int fd, const char *name, unsigned held, bool last, struct varve_error *err)
+static int lock_check(int fd, const char *name, unsigned held, bool *ret_found, struct varve_error *err)
 {
 	for (unsigned p = 0; p < PERMS; p++) {
 		int refused = held & BIT(p) ? byte_is_locked(fd, LOCK_UNSHARED + (off_t)p) : 0;
@@ -105,12 +112,12 @@ static int lock_check(int fd, const char *name, unsigned held, bool last, struct
 			return varve_error_errno(err, refused < 0 ? refused : used,
 						 "cannot look at image locks");
 		if (refused || used)
-			return tell_conflict(fd, name, p, refused, last, err);
+			return tell_conflict(fd, name, p, refused, ret_found, err);
 	}
 	return 0;
 }
 
-static int lock_once(int fd, const char *name, bool writable, enum file_locking locking, bool last,
+static int lock_once(int fd, const char *name, bool writable, enum file_locking locking, bool *ret_found,
 		     struct varve_error *err)
 {
 	unsigned held = writable ? HELD_WRITER : HELD_READER;
@@ -126,7 +133,7 @@ static int lock_once(int fd, const char *name, bool writable, enum file_locking 
 			return 0; /* no such locks here: nobody else can have one either */
 		return varve_error_errno(err, ret, "cannot lock the image (locking=off opens it without)");
 	}
-	ret = lock_check(fd, name, held, last, err);
+	ret = lock_check(fd, name, held, ret_found, err);
 	if (ret < 0)
 		file_unlock(fd);
 	return ret;
@@ -135,7 +142,9 @@ static int lock_once(int fd, const char *name, bool writable, enum file_locking 
 /*
  * A process that was killed may hold its locks a little longer than it lives: the kernel closes files that
  * are registered with its io_uring when the last request has ended and the ring is taken down. Whoever starts
- * it again must not be refused for that.
+ * it again must not be refused for that. On a busy machine, or with a slow disk, that takes its time; but
+ * then no process has the file open, and there is nobody to be named either. (A process that we may not look
+ * at, or one on another machine, is not found: who is refused for these is told a little later.)
  */
 int file_lock(int fd, const char *name, bool writable, enum file_locking locking, struct varve_error *err)
 {
@@ -144,8 +153,10 @@ int file_lock(int fd, const char *name, bool writable, enum file_locking locking
 	if (locking == FILE_LOCKING_OFF)
 		return 0;
 	for (unsigned i = 0;; i++) {
-		ret = lock_once(fd, name, writable, locking, i == LOCK_TRIES, err);
-		if (ret != -EAGAIN || i == LOCK_TRIES)
+		bool look = i >= LOCK_TRIES && i % LOCK_TRIES_LOOK == 0, found = false;
+
+		ret = lock_once(fd, name, writable, locking, look ? &found : NULL, err);
+		if (ret != -EAGAIN || found || i == LOCK_TRIES_NOBODY)
 			return ret;
 		nanosleep(&(struct timespec){ .tv_nsec = LOCK_PAUSE_NS }, NULL);
 	}

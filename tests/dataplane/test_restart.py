@@ -17,6 +17,10 @@ import time
 
 import pytest
 
+from test_control import Control
+from tool import when_unlocked
+from unixsock import listens
+
 BUILD = pathlib.Path(os.environ.get("VARVE_BUILD", "build")).absolute()
 VARVE = BUILD / "tools/varve"
 SECONDS = 120  # nothing here may take longer
@@ -42,14 +46,9 @@ class Process:
         self.process = subprocess.Popen([*self.argv, *more], cwd=self.folder, stdout=self.log, stderr=self.log)
         self.wait_ready()
 
-    def listening(self):
-        with open("/proc/net/unix") as f:
-            rows = [line.split() for line in f.readlines()[1:]]
-        return all(any(len(r) == 8 and r[7] == str(s) and int(r[3], 16) & 0x10000 for r in rows) for s in self.sockets)
-
     def wait_ready(self):
         deadline = time.monotonic() + SECONDS
-        while not self.listening():
+        while not all(listens(s, self.process.pid) for s in self.sockets):
             assert self.process.poll() is None and time.monotonic() < deadline, self.text()
             time.sleep(0.005)
 
@@ -76,12 +75,12 @@ class Process:
 
 
 class Load:
-    """varve blkload in the background, for some seconds; then it reads back what it wrote."""
+    """varve blkload in the background, until it is told to end; then it reads back what it wrote."""
 
-    def __init__(self, socket, seconds, *options):
+    def __init__(self, socket, *options):
         self.process = subprocess.Popen(
-            [str(VARVE), "blkload", "--socket", str(socket), "--output", "json", "--verify", "--runtime", str(seconds),
-             "--reconnect", "60", "--timeout", "60000", *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            [str(VARVE), "blkload", "--socket", str(socket), "--output", "json", "--verify", "--runtime", "100000",
+             "--reconnect", str(SECONDS), "--timeout", "60000", *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def __enter__(self):
         return self
@@ -94,8 +93,20 @@ class Load:
     def running(self):
         return self.process.poll() is None
 
+    def wait(self, what):
+        """Until something is so that this load brings about."""
+        deadline = time.monotonic() + SECONDS
+        while not what():
+            assert self.running() and time.monotonic() < deadline, self.process.communicate()
+            time.sleep(0.005)
+
+    def wait_written(self, file):
+        """Until something is in the file that was empty."""
+        self.wait(lambda: os.stat(file).st_blocks * 512 > EMPTY)
+
     def end(self):
-        """The report."""
+        """The report. Only for one that has been seen at work: before, it does not know of the signal."""
+        self.process.send_signal(signal.SIGUSR1)
         out, err = self.process.communicate(timeout=SECONDS)
         assert self.process.returncode == 0, f"{self.process.returncode}: {err}\n{out}"
         report = json.loads(out)
@@ -104,6 +115,17 @@ class Load:
 
 
 MIXED = ["--rw", "randrw", "--read-percent", 30, "--flush-every", 3000, "--discard-percent", 1, "--queues", 2, "--depth", 16]
+
+
+EMPTY = 1 << 20  # more than the tables of an empty image take
+
+# More than can be in flight at once: a front end that has had so many requests done has sent some to this very server.
+NEW = 2 * 16 + 1
+
+
+def requests(control):
+    """How many of a front end's requests a `varve serve` has done."""
+    return sum(q[kind]["requests"] for q in Control(control)("stats")["export"]["queues"] for kind in ("read", "write"))
 
 
 def make_disk(folder, fmt, size="192M"):
@@ -123,21 +145,19 @@ def require_sound(disk, fmt):
 
 @pytest.mark.parametrize("fmt, packed, poll", [("qcow2", "off", 0), ("raw", "on", 50), ("qed", "off", 50)])
 def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed, poll):
-    disk = make_disk(tmp_path, fmt)
+    # So large that there is something to allocate, and to queue, all the time.
+    disk, control = make_disk(tmp_path, fmt, "192M" if fmt == "raw" else "1G"), tmp_path / "control"
     rng = random.Random(fmt)
     kills = KILLS if fmt != "qed" else 5
     with Process(tmp_path, "serve", disk, "-f", fmt, "--vhost-user", tmp_path / "s.sock", "--num-queues", 2, "--poll-us", poll,
-                 "--state-dir", tmp_path / "state") as server:
-        done = reconnects = 0
-        while done < kills:  # on a slow machine more than one load is needed for so many
-            with Load(tmp_path / "s.sock", 5 if kills == KILLS else 2, *MIXED, "--packed", packed) as load:
-                while load.running() and done < kills:
-                    time.sleep(0.05 + rng.random() / 5)  # in the middle of whatever it does then
-                    server.kill()
-                    server.start()
-                    done += 1
-                reconnects += load.end()["reconnects"]
-        assert reconnects >= kills // 2  # some die before they were found
+                 "--state-dir", tmp_path / "state", "--control", control, sockets=("s.sock", "control")) as server, \
+            Load(tmp_path / "s.sock", *MIXED, "--packed", packed) as load:
+        for _ in range(kills):
+            load.wait(lambda: requests(control) >= NEW)
+            time.sleep(rng.random() / 5)  # in the middle of whatever it does then
+            server.kill()
+            server.start()
+        assert load.end()["reconnects"] == kills
         server.stop()
         if fmt != "raw":
             assert "written out from state file" in server.text()
@@ -154,7 +174,7 @@ def test_what_was_queued_is_not_written_over_the_changes_of_another_program(tmp_
     died = subprocess.run([VARVE, "io", "-t", "writeback", "--image-opts", "-c", "write -P 7 0 1M", "-c", "abort", options], capture_output=True,
                           timeout=SECONDS)
     assert died.returncode == -signal.SIGABRT and list(state.iterdir())
-    varve("io", "-r", "-f", fmt, "-c", "read 0 512", disk)  # waits for the locks of the dead, as the other one does not
+    when_unlocked(disk)  # the other one does not wait for the locks of the dead
     other = subprocess.run(["qemu-io", "-f", fmt, "-c", "write -P 9 8M 1M", disk], capture_output=True, text=True, timeout=SECONDS)
     assert other.returncode == 0, other.stderr
     refused = varve("io", "--image-opts", "-c", "read 0 1M", options, code=1)
@@ -169,10 +189,11 @@ def test_a_new_server_takes_over_under_load(tmp_path):
     disk = make_disk(tmp_path, "qcow2")
     with Process(tmp_path, "serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--num-queues", 2, "--pidfile",
                  tmp_path / "pid", "--takeover", "--state-dir", tmp_path / "state") as server, \
-            Load(tmp_path / "s.sock", 4, *MIXED) as load:
+            Load(tmp_path / "s.sock", *MIXED) as load:
+        load.wait_written(disk)
         for _ in range(3):
             old = server.process
-            time.sleep(0.3)
+            time.sleep(0.3)  # whatever is under way then
             server.process = subprocess.Popen(server.argv, cwd=tmp_path, stdout=server.log, stderr=server.log)
             assert old.wait(SECONDS) == 0, "the old one did not end in order"
             server.wait_ready()
@@ -216,7 +237,8 @@ def test_a_full_state_directory_loses_nothing_and_ends_nobody(tmp_path, small_tm
     disk, state = make_disk(tmp_path, "qcow2"), small_tmpfs(1048)  # as much as it takes at first, and no more
     with Process(tmp_path, "serve", disk, "-f", "qcow2", "--vhost-user", tmp_path / "s.sock", "--num-queues", 2,
                  "--state-dir", state) as server, \
-            Load(tmp_path / "s.sock", 3, "--rw", "randwrite", "--queues", 2, "--depth", 32) as load:
+            Load(tmp_path / "s.sock", "--rw", "randwrite", "--queues", 2, "--depth", 32) as load:
+        load.wait_written(disk)
         for _ in range(3):
             time.sleep(0.4)
             server.kill()
@@ -262,7 +284,9 @@ def test_a_daemon_of_two_disks_is_killed(tmp_path):
     disk = make_disk(tmp_path, "qcow2")
     varve("img", "create", "-q", "-f", "raw", tmp_path / "second", "64M")
     with Process(tmp_path, *daemon_argv(tmp_path), sockets=("e0.sock", "e1.sock")) as server, \
-            Load(tmp_path / "e0.sock", 3, *MIXED) as first, Load(tmp_path / "e1.sock", 3, *MIXED) as second:
+            Load(tmp_path / "e0.sock", *MIXED) as first, Load(tmp_path / "e1.sock", *MIXED) as second:
+        first.wait_written(disk)
+        second.wait_written(tmp_path / "second")
         for _ in range(4):
             time.sleep(0.3)
             server.kill()
@@ -324,7 +348,7 @@ def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
                 assert new.poll() is None and time.monotonic() < deadline
                 time.sleep(0.005)
             new.send_signal(signal.SIGTERM)
-            assert new.wait(10) != 0
+            assert new.wait(SECONDS) != 0
         finally:
             new.kill()
             new.communicate()
@@ -354,8 +378,10 @@ def test_daemons_follow_one_another_under_load(tmp_path):
              "--state-dir", tmp_path / "state", "--pidfile", pidfile]
     followers = []
     with Process(tmp_path, "serve", *serve, sockets=("e0.sock", "e1.sock")) as first, \
-            Load(sockets[0], 3, *MIXED) as load, Load(sockets[1], 3, *MIXED) as second:
+            Load(sockets[0], *MIXED) as load, Load(sockets[1], *MIXED) as second:
         try:
+            load.wait_written(disk)
+            second.wait_written(tmp_path / "second")
             for _ in range(3):
                 time.sleep(0.3)
                 done = subprocess.run([VARVE, *daemon_argv(tmp_path, "--pidfile", pidfile, "--takeover", "--daemonize")],

@@ -208,14 +208,14 @@ def test_damage_under_the_daemon_is_found(tmp_path, blkload, seed):
         # Half of the requests write zeroes, the others read.
         p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--rw", "randrw", "--size", "2M",
                               "--read-percent", "100", "--write-zeroes-percent", "50",
-                              "--runtime", "30", "--verify", "--seed", str(seed)],
+                              "--runtime", "100000", "--verify", "--seed", str(seed)],
                              stdout=subprocess.DEVNULL, stderr=stderr)
         try:
             while complaints.stat().st_size == 0:   # again and again: zeroes may cover it
                 os.pwrite(disk.fileno(), b"\1", bad * SECTOR + 100)
                 assert p.poll() is None
             p.send_signal(signal.SIGINT)
-            assert p.wait(timeout=30) == 1
+            assert p.wait(timeout=120) == 1
         finally:
             p.kill()
             p.wait()
@@ -243,7 +243,7 @@ def test_a_back_end_that_dies_ends_the_run(tmp_path, blkload):
         try:
             p.stderr.read(1)    # the progress line has begun, so requests are in flight
             qsd.kill()
-            _, stderr = p.communicate(timeout=30)
+            _, stderr = p.communicate(timeout=120)
         finally:
             p.kill()
             p.wait()
@@ -258,7 +258,7 @@ def test_a_back_end_that_hangs_ends_the_run(tmp_path, blkload):
         try:
             p.stderr.read(1)
             qsd.kill(signal.SIGSTOP)
-            _, stderr = p.communicate(timeout=30)
+            _, stderr = p.communicate(timeout=120)
         finally:
             p.kill()
             p.wait()
@@ -274,7 +274,7 @@ def test_an_interrupted_run_says_so_and_reports(tmp_path, blkload):
         try:
             p.stderr.read(1)
             p.send_signal(signal.SIGINT)
-            stdout, stderr = p.communicate(timeout=30)
+            stdout, stderr = p.communicate(timeout=120)
         finally:
             p.kill()
             p.wait()
@@ -283,6 +283,20 @@ def test_an_interrupted_run_says_so_and_reports(tmp_path, blkload):
         assert b"interrupted" in stderr
 
 
+def test_a_run_that_is_told_to_end_verifies_and_is_well(tmp_path, blkload):
+    with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
+        p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--runtime", "100000", "--progress", "--verify",
+                              "--rw", "randwrite", "--output", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        try:
+            p.stderr.read(1)
+            p.send_signal(signal.SIGUSR1)
+            stdout, stderr = p.communicate(timeout=120)
+        finally:
+            p.kill()
+            p.wait()
+        assert p.returncode == 0, stderr
+        told = json.loads(stdout)
+        assert told["interrupted"] is False and told["verified_sectors"] > 0 and told["mismatched_sectors"] == 0
 # ---- what cannot be done is refused, in one line ---------------------------------------------------
 
 @pytest.mark.parametrize("options, text", [

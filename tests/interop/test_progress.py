@@ -5,6 +5,7 @@ Each command is made slow by a limit on the image (throttling.bps-total), or by 
 """
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -47,8 +48,14 @@ QUIET = {
 }
 
 
+def asked():
+    """The first time it is asked before it has begun: a signal that is blocked waits for the new program."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
 def start(*args):
-    return subprocess.Popen([varve_path(), "img", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([varve_path(), "img", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=asked)
 
 
 def catches(pid):

@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 
-TIMEOUT = 60
+TIMEOUT = 240  # of what hangs: a machine may be ten times slower than this one
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -78,7 +78,7 @@ def qimg(*args, **kw):
 
 def when_unlocked(path):
     """What the kernel still does for a process that was killed holds its locks: a moment, but QEMU's tools do not wait."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + TIMEOUT
     while qimg("info", path).rc:
         assert time.monotonic() < end, f"{path} stays locked"
     return path

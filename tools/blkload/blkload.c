@@ -430,6 +430,12 @@ static void on_signal(int signo)
 	__atomic_store_n(&the_load.stop, true, __ATOMIC_RELAXED);
 }
 
+static void on_time_over(int signo)
+{
+	(void)signo;
+	__atomic_store_n(&the_load.time_over, true, __ATOMIC_RELAXED);
+}
+
 static void run(struct load *l)
 {
 	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
@@ -498,9 +504,12 @@ static void stop_queues(struct load *l)
 int blkload_main(int argc, char **argv)
 {
 	struct load *l = &the_load;
+	struct sigaction over = { .sa_handler = on_time_over, .sa_flags = SA_RESTART };
 	bool ok;
 	unsigned q;
 
+	/* Before anybody can see that we are there: it would end us. */
+	sigaction(SIGUSR1, &over, NULL);
 	argv[0] = (char *)PROG;	/* getopt begins its complaints with it */
 	parse(&l->o, argc, argv);
 	if (l->o.hostile)

@@ -91,6 +91,7 @@ struct load {
 	uint64_t nr_session_errors;	/* dead workers, queues that did not stop in order */
 	bool stop;			/* set by a signal or a dying worker; atomic */
 	bool interrupted;
+	bool time_over;			/* set by a signal: as if --runtime were over; atomic */
 };
 
 struct load_worker {

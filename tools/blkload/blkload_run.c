@@ -403,6 +403,12 @@ static int await(struct load_worker *w, uint64_t *ret_now)
 
 /* ---- the two phases -------------------------------------------------------------------------- */
 
+/* Told from outside to be done with it; not before there was a load at all. */
+static bool told_to_end(const struct load_worker *w)
+{
+	return w->nr_started > 0 && __atomic_load_n(&w->load->time_over, __ATOMIC_RELAXED);
+}
+
 static int run_load(struct load_worker *w)
 {
 	const struct load_options *o = &w->load->o;
@@ -412,7 +418,7 @@ static int run_load(struct load_worker *w)
 	w->begin_ns = w->end_ns = vu_now_ns();
 	until = o->runtime_ns ? w->begin_ns + o->runtime_ns : UINT64_MAX;
 	while (ret == 0) {
-		if (w->end_ns < until && !stopping(w->load))
+		if (w->end_ns < until && !told_to_end(w) && !stopping(w->load))
 			ret = start_batch(w);
 		if (w->nr_inflight == 0)
 			break;

@@ -217,8 +217,12 @@ static int preallocate_piece(struct fiber *f, struct qcow2 *q, uint64_t off, uin
 	ret = fill_extent(f, q, &behind, prealloc, zeroes, zeroes_len);
 	if (ret == 0)
 		ret = l2_link(f, n, off, &x);
-	if (ret < 0)
+	if (ret < 0) {
+		/* What got space already, by zeroes or by promise, is still nobody else's: the file system has it back. */
+		if (!(x.flags & EXTENT_ALLOCATED) && !q->external)
+			(void)node_discard(f, q->file, x.host_off, x.len);
 		l2_unalloc(f, n, &x);
+	}
 	return ret;
 }
 
