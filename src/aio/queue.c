@@ -245,6 +245,7 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 		queue_close_fds(q);
 		workers_unref();
 		id_give(q->head.id);
+		q->own_thread = false; /* none was started */
 		fibers_free(q);
 		free(q);
 		return ret;
