@@ -37,15 +37,17 @@ char *options_append(char *list, const char *key, const char *value, bool escape
 	size_t len = (list ? strlen(list) : 0) + strlen(key) + 2 * strlen(value) + 3;
 	char *out = malloc(len), *p = out;
 
-	if (out) {
-		p += sprintf(p, "%s%s%s%s", list ? list : "", list ? "," : "", key, *key ? "=" : "");
-		for (; *value; value++) {
-			if (escape && *value == ',')
-				*p++ = ',';
-			*p++ = *value;
-		}
-		*p = '\0';
+	if (!out) { /* nothing was opened yet; and an image without the options asked for would be wrong */
+		complain("out of memory for the options");
+		exit(1);
 	}
+	p += sprintf(p, "%s%s%s%s", list ? list : "", list ? "," : "", key, *key ? "=" : "");
+	for (; *value; value++) {
+		if (escape && *value == ',')
+			*p++ = ',';
+		*p++ = *value;
+	}
+	*p = '\0';
 	free(list);
 	return out;
 }

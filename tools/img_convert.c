@@ -104,6 +104,23 @@ char *options_value(const char *list, const char *key)
 	return value;
 }
 
+int img_data_path(const char *list, const char *target, char **ret_path)
+{
+	char *name = list ? options_value(list, "data_file") : NULL;
+	const char *slash = strrchr(target, '/');
+	int dir = name && name[0] != '/' && slash ? (int)(slash + 1 - target) : 0;
+
+	*ret_path = NULL;
+	if (name && *name && asprintf(ret_path, "%.*s%s", dir, target, name) < 0) {
+		complain("out of memory");
+		*ret_path = NULL;
+		free(name);
+		return 1;
+	}
+	free(name);
+	return 0;
+}
+
 static int take_number(struct parsing *ps, int c, const char *value)
 {
 	struct varve_convert_options *v = &ps->a->convert;

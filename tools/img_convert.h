@@ -38,6 +38,9 @@ bool options_have(const char *list, const char *key);
 /* Its value, malloc'd; the last one counts. NULL: it is not there, or there is no memory. */
 char *options_value(const char *list, const char *key);
 
+/* Where a new image at target would have the data file that is among its options; NULL: it has none. 1: a message was given. */
+int img_data_path(const char *list, const char *target, char **ret_path);
+
 struct bitmaps;
 int convert_bitmaps_check(const struct convert_args *a);
 int convert_bitmaps_begin(const struct convert_args *a, struct varve_image *source, struct bitmaps **ret);

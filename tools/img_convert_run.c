@@ -7,9 +7,9 @@
  */
 #include "img_convert.h"
 #include "stop.h"
+#include "unfinished.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -24,43 +24,11 @@ struct conversion {
 	struct bitmaps *bitmaps;
 	uint64_t len;
 	bool is_device;
+	bool existed;	 /* the target's file, before */
+	bool unfinished; /* it is ours to remove or to empty */
+	char *made_path; /* where links lead, for the links themselves were there before */
 	char *data_path; /* of the new image's data file; NULL: it has none */
 };
-
-/* The file that is being made; a signal that ends us takes it along. */
-static const char *volatile unfinished;
-static char *made_path; /* memory of it: where links lead, for the links themselves were there before */
-static volatile sig_atomic_t existed; /* before: then it is emptied, and stays (it may be a link, /dev/stdout even) */
-
-/* The same of its data file, which nobody else has while it is made. NULL: there is none, or it existed before. */
-static const char *volatile unfinished_data;
-
-static int give_up_file(const char *name)
-{
-	if (unfinished_data)
-		unlink(unfinished_data);
-	return existed ? truncate(name, 0) : unlink(name);
-}
-
-static void on_end(int sig)
-{
-	if (unfinished && give_up_file(unfinished) < 0 && errno != ENOENT)
-		(void)!write(STDERR_FILENO, "the target is not complete\n", 27);
-	signal(sig, SIG_DFL);
-	raise(sig);
-}
-
-static void watch_signals(void)
-{
-	static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
-	struct sigaction sa = { .sa_handler = on_end }, now;
-
-	sigemptyset(&sa.sa_mask);
-	for (unsigned i = 0; i < ARRAY_LEN(signals); i++) {
-		if (sigaction(signals[i], NULL, &now) == 0 && now.sa_handler != SIG_IGN)
-			sigaction(signals[i], &sa, NULL);
-	}
-}
 
 /* ---- opening ---- */
 
@@ -102,26 +70,16 @@ static int open_sources(struct conversion *c)
 /* 1: a message was given. */
 static int look_at_data_file(struct conversion *c, const char *target)
 {
-	char *name = options_value(c->a->options, "data_file");
-	const char *slash = strrchr(target, '/');
-	int dir = name && name[0] != '/' && slash ? (int)(slash + 1 - target) : 0;
 	struct stat st;
 
-	if (!name || !*name) {
-		free(name);
-		return 0;
-	}
-	if (asprintf(&c->data_path, "%.*s%s", dir, target, name) < 0)
-		c->data_path = NULL;
-	free(name);
-	if (!c->data_path) {
-		complain("convert: out of memory");
+	if (img_data_path(c->a->options, target, &c->data_path))
 		return 1;
-	}
+	if (!c->data_path)
+		return 0;
 	if (img_would_overwrite(c->sources, c->nr_open, c->data_path))
 		return 1;
 	if (stat(c->data_path, &st) < 0)
-		unfinished_data = c->data_path;
+		unfinished_data_file(c->data_path);
 	return 0;
 }
 
@@ -132,23 +90,25 @@ static int make_target(struct conversion *c)
 	struct varve_error err;
 	struct stat st, link;
 
-	existed = stat(path, &st) == 0;
-	c->is_device = existed && S_ISBLK(st.st_mode);
+	c->existed = stat(path, &st) == 0;
+	c->is_device = c->existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
 		return 0;
 	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
 		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
-	if (!existed && lstat(path, &link) < 0)
-		unfinished = path;
+	if (!c->existed && lstat(path, &link) < 0)
+		unfinished_file(path, false);
 	if (varve_image_create(name, a->target.format, c->len, a->options, 0, NULL, NULL, &err) < 0) {
-		unfinished = unfinished_data = NULL; /* the library removed what it made */
+		unfinished_file(NULL, false); /* the library removed what it made */
+		unfinished_data_file(NULL);
 		complain("%s", err.message);
 		return 1;
 	}
 	if (stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
-		made_path = existed ? NULL : realpath(path, NULL);
-		unfinished = made_path ? made_path : path;
+		c->made_path = c->existed ? NULL : realpath(path, NULL);
+		unfinished_file(c->made_path ? c->made_path : path, c->existed);
+		c->unfinished = true;
 	}
 	return 0;
 }
@@ -223,11 +183,12 @@ static int finish(struct conversion *c, int ret)
 	varve_queue_free(c->queue);
 	free(c->sources);
 	convert_bitmaps_free(c->bitmaps);
-	if (ret && unfinished && give_up_file(unfinished) < 0)
-		complain("%s: is not complete, and cannot be %s: %s", unfinished, existed ? "emptied" : "removed", strerror(errno));
-	unfinished = unfinished_data = NULL;
-	free(made_path);
-	made_path = NULL;
+	if (ret && c->unfinished && unfinished_give_up() < 0)
+		complain("%s: is not complete, and cannot be %s: %s", c->made_path ? c->made_path : c->a->names[c->a->nr_sources],
+			 c->existed ? "emptied" : "removed", strerror(errno));
+	unfinished_file(NULL, false);
+	unfinished_data_file(NULL);
+	free(c->made_path);
 	free(c->data_path);
 	if (ret == 0)
 		progress_end();
@@ -277,7 +238,7 @@ int convert_run(const struct convert_args *a)
 	if (a->no_create)
 		stop_watch(); /* what is there is not ours to remove: it is closed */
 	else
-		watch_signals();
+		unfinished_watch();
 	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
 		ret = convert_pipe(a, c.sources);

@@ -5,8 +5,11 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "img.h"
+#include "img_convert.h"
+#include "unfinished.h"
 
 static const struct option_row options[] = {
 	{ 'f', "format", "FORMAT", "of the new image: raw (default), qcow2, qed" },
@@ -83,11 +86,30 @@ static void announce(const char *name, const struct create_args *a)
 	varve_image_close(image, NULL);
 }
 
+/*
+ * With preallocation it takes long, and a signal takes along what is new. A file that existed before stays; it holds no image then,
+ * for the header is written last.
+ */
 static int create(const char *name, uint64_t len, const struct create_args *a)
 {
+	const char *path = img_local_path(name);
+	char *data_path;
 	struct varve_error err;
+	struct stat st;
+	int ret;
 
-	if (varve_image_create(name, a->format, len, a->options, a->flags, progress_update, NULL, &err) < 0) {
+	if (img_data_path(a->options, path, &data_path))
+		return 1;
+	if (lstat(path, &st) < 0)
+		unfinished_file(path, false);
+	if (data_path && lstat(data_path, &st) < 0)
+		unfinished_data_file(data_path);
+	unfinished_watch();
+	ret = varve_image_create(name, a->format, len, a->options, a->flags, progress_update, NULL, &err);
+	unfinished_file(NULL, false); /* it is whole, or the library removed what it made */
+	unfinished_data_file(NULL);
+	free(data_path);
+	if (ret < 0) {
 		explain_zeroinit(name, &err);
 		complain("%s", err.message);
 		return 1;

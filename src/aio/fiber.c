@@ -13,7 +13,11 @@
  *
  * A fiber that is PAUSED inside a primitive (mutex, timer, worker) is woken by that primitive alone; a
  * fiber_wake() that comes meanwhile is remembered for the next fiber_wait().
+ *
+ * Without memory for stacks: each level has a fiber in reserve, made with the queue, which takes its jobs one after the
+ * other. A job waits for lower levels only, and those have theirs: so everything goes on, slowly, and nothing waits for ever.
  */
+#include <errno.h>
 #include <stdlib.h>
 
 #include "aio/fiber_switch.h"
@@ -30,7 +34,8 @@ struct fiber {
 	struct fiber_job *job;
 	unsigned level;
 	enum fiber_state state;
-	bool woken; /* fiber_wake() since the last fiber_wait() */
+	bool woken;   /* fiber_wake() since the last fiber_wait() */
+	bool reserve; /* of its level; never among the idle */
 };
 
 struct queue *fiber_queue(const struct fiber *f)
@@ -106,16 +111,11 @@ static void fiber_main(void *arg)
 	f->job->run(f, f->job); /* the job may be gone after this */
 }
 
-/* An idle fiber, or a new one; NULL without memory for its stack. */
-static struct fiber *fiber_take(struct queue *q)
+/* NULL without memory for its stack. */
+static struct fiber *fiber_new(struct queue *q)
 {
-	struct fiber *f = q->fibers.idle;
+	struct fiber *f = calloc(1, sizeof(*f));
 
-	if (f) {
-		q->fibers.idle = f->next;
-		return f;
-	}
-	f = calloc(1, sizeof(*f));
 	if (!f)
 		return NULL;
 	f->q = q;
@@ -128,6 +128,34 @@ static struct fiber *fiber_take(struct queue *q)
 	return f;
 }
 
+/* An idle fiber, a new one, or the reserve of the level; NULL without memory for a stack while the reserve runs. */
+static struct fiber *fiber_take(struct queue *q, struct fiber_level *l)
+{
+	struct fiber *f = q->fibers.idle;
+
+	if (f) {
+		q->fibers.idle = f->next;
+		return f;
+	}
+	f = fiber_new(q);
+	if (!f) {
+		f = l->reserve;
+		l->reserve = NULL;
+	}
+	return f;
+}
+
+static void fiber_give_back(struct queue *q, struct fiber *f)
+{
+	f->state = FIBER_IDLE;
+	if (f->reserve) {
+		q->fibers.levels[f->level].reserve = f;
+		return;
+	}
+	f->next = q->fibers.idle;
+	q->fibers.idle = f;
+}
+
 /* Gives the job a fiber if its level allows one more. */
 static bool job_start(struct queue *q, struct fiber_job *job, unsigned level)
 {
@@ -136,9 +164,9 @@ static bool job_start(struct queue *q, struct fiber_job *job, unsigned level)
 
 	if (l->running == FIBER_MAX_PER_LEVEL)
 		return false;
-	f = fiber_take(q);
+	f = fiber_take(q, l);
 	if (!f) {
-		/* A fiber that ends will leave its stack; but perhaps none runs, or all wait for this job. */
+		/* The reserve comes back when its job ends. Sooner, perhaps, there is memory again. */
 		timer_set(q, &q->fibers.retry, q->head.now_ns + STACK_RETRY_NS);
 		return false;
 	}
@@ -199,9 +227,7 @@ static void fiber_run(struct queue *q, struct fiber *f)
 	fiber_ctx_enter(f->ctx);
 	if (f->state != FIBER_RUNNING)
 		return;
-	f->state = FIBER_IDLE;
-	f->next = q->fibers.idle;
-	q->fibers.idle = f;
+	fiber_give_back(q, f);
 	q->fibers.levels[f->level].running--;
 	if (unlikely(q->fibers.nr_parked)) {
 		for (unsigned i = 0; i <= FIBER_LEVELS; i++)
@@ -238,10 +264,30 @@ static void retry_fire(struct timer *t)
 		unpark(q, i);
 }
 
-void fibers_init(struct queue *q)
+static void fiber_free(struct fiber *f)
+{
+	if (!f)
+		return;
+	fiber_ctx_free(f->ctx);
+	free(f);
+}
+
+int fibers_init(struct queue *q)
 {
 	q->fibers.ready.tail = &q->fibers.ready.head;
 	q->fibers.retry.fire = retry_fire;
+	for (unsigned i = 0; FIBER_CTX_RESERVE && i <= FIBER_LEVELS; i++) {
+		struct fiber *f = fiber_new(q);
+
+		if (!f) {
+			fibers_free(q);
+			return -ENOMEM;
+		}
+		f->level = i;
+		f->reserve = true;
+		q->fibers.levels[i].reserve = f;
+	}
+	return 0;
 }
 
 void fibers_free(struct queue *q)
@@ -250,11 +296,14 @@ void fibers_free(struct queue *q)
 	assert(!q->fibers.nr_parked && "queue freed with fibers waiting to start");
 	for (unsigned i = 0; i <= FIBER_LEVELS; i++)
 		assert(!q->fibers.levels[i].running && "queue freed with a fiber that has not ended");
+	for (unsigned i = 0; i <= FIBER_LEVELS; i++) {
+		fiber_free(q->fibers.levels[i].reserve);
+		q->fibers.levels[i].reserve = NULL;
+	}
 	while (q->fibers.idle) {
 		struct fiber *f = q->fibers.idle;
 
 		q->fibers.idle = f->next;
-		fiber_ctx_free(f->ctx);
-		free(f);
+		fiber_free(f);
 	}
 }

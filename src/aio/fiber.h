@@ -8,7 +8,8 @@
  *
  * Stacks are pooled per queue: FIBER_STACK_LEN bytes with a guard page below, at most FIBER_MAX_PER_LEVEL
  * running for each level. A job of level L may wait for jobs of lower levels only (a format at level 2 waits
- * for a leaf at level 1), therefore a full pool parks jobs but can never deadlock.
+ * for a leaf at level 1), therefore a full pool parks jobs but can never deadlock; nor can a process without memory for more
+ * stacks, because each level has one stack from the start.
  *
  * With -Dfiber=thread each fiber is a thread and exactly one of a queue's threads runs at a time.
  */
@@ -20,7 +21,8 @@
 struct fiber;
 
 #define FIBER_STACK_LEN (64 * 1024) /* more with sanitizers */
-#define FIBER_LEVELS 5
+#define FIBER_LEVELS 6
+#define FIBER_LEVEL_JOB (FIBER_LEVELS - 1) /* what works on whole disks; nodes are below */
 #define FIBER_MAX_PER_LEVEL 64
 
 /* Embedded in the object that needs the work. run() is called once, and may free or reuse the job. */

@@ -13,6 +13,13 @@
 
 struct fiber_ctx;
 
+/* Are contexts kept for when there is no memory? Not where each is a thread: that build is for the thread sanitizer alone. */
+#ifdef VARVE_FIBER_THREAD
+#define FIBER_CTX_RESERVE false
+#else
+#define FIBER_CTX_RESERVE true
+#endif
+
 /* False in builds that do not know valgrind. */
 bool runs_on_valgrind(void);
 

@@ -34,6 +34,7 @@ struct fiber_list {
 struct fiber_level {
 	unsigned running;			/* fibers that have a stack */
 	struct fiber_job *parked, *parked_tail; /* jobs that wait for one */
+	struct fiber *reserve;			/* for when there is no memory for a stack; NULL: runs */
 };
 
 struct fiber_pool {
@@ -236,7 +237,8 @@ void watches_embed(struct queue *q);
 
 /* ---- fiber.c ---- */
 
-void fibers_init(struct queue *q);
+/* -ENOMEM: nothing is left behind. */
+int fibers_init(struct queue *q);
 /* As fiber_start(), for FIBER_LEVEL_CALL too. */
 void fibers_start(struct queue *q, struct fiber_job *job, unsigned level);
 /* Runs every fiber that is ready now, once. True: something ran. */

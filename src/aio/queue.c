@@ -223,10 +223,15 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 		spin_init(&q->poll.learnt, opts->poll_ns);
 		q->poll.now_ns = opts->poll_adaptive ? 0 : opts->poll_ns;
 	}
-	fibers_init(q);
+	ret = fibers_init(q);
+	if (ret < 0) {
+		free(q);
+		return varve_error_set(err, ret, "out of memory for the stacks of a queue");
+	}
 	loop_clock(q);
 	ret = id_take(&q->head.id);
 	if (ret < 0) {
+		fibers_free(q);
 		free(q);
 		return varve_error_set(err, ret, "more than %d queues at once", QUEUE_MAX);
 	}
@@ -240,6 +245,8 @@ int queue_new(struct queue **ret_q, const struct queue_opts *opts, struct varve_
 		queue_close_fds(q);
 		workers_unref();
 		id_give(q->head.id);
+		q->own_thread = false; /* none was started */
+		fibers_free(q);
 		free(q);
 		return ret;
 	}

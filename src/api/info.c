@@ -133,7 +133,7 @@ static int info_node(struct fiber *f, struct node *n, json_t *o, struct varve_er
 	return ret;
 }
 
-/* "children": the layer below, and in it the one below that. Layers are few (FIBER_LEVELS). */
+/* "children": the layer below, and in it the one below that. Layers are few (FIBER_LEVEL_JOB). */
 static int info_children(struct fiber *f, struct node *n, json_t *o, struct varve_error *err)
 {
 	json_t *list = json_array(), *child;

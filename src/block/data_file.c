@@ -148,7 +148,7 @@ static int examine(const struct node *n, const struct node *data, struct varve_e
 		return varve_error_set(err, -ELOOP, "is the image itself");
 	if ((n->flags & NODE_WRITABLE) && !(data->flags & NODE_WRITABLE))
 		return varve_error_set(err, -EROFS, "is to be read only, but the image is to be opened for writing");
-	if (data->level + 1 >= FIBER_LEVELS)
+	if (data->level + 1 >= FIBER_LEVEL_JOB)
 		return varve_error_set(err, -EINVAL, "too many layers above one file");
 	return 0;
 }

@@ -43,7 +43,7 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 	struct node *n;
 	int r;
 
-	if (file && file->level + 1 >= FIBER_LEVELS)
+	if (file && file->level + 1 >= FIBER_LEVEL_JOB)
 		return varve_error_set(err, -EINVAL, "%s: too many layers above one file", name);
 	n = node_new(drv, name, file, flags, fiber_queue(f));
 	if (!n)
@@ -289,7 +289,7 @@ static int json_name(struct opts *o, const char *filename, struct varve_error *e
 
 /*
  * One image without its backing chain: leaf, filters, format. Recursion goes along driver=...,file.driver=... only,
- * whose depth is bounded by FIBER_LEVELS. The options of this node that nobody asked for are left to the caller.
+ * whose depth is bounded by FIBER_LEVEL_JOB. The options of this node that nobody asked for are left to the caller.
  */
 static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
 		      const char *aio, struct node **ret, struct varve_error *err)
@@ -301,9 +301,9 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	bool probed = false;
 	int r;
 
-	if (depth >= FIBER_LEVELS)
+	if (depth >= FIBER_LEVEL_JOB)
 		return varve_error_set(err, -EINVAL, "too many layers above one file (file.file...): at most %d",
-				       FIBER_LEVELS);
+				       FIBER_LEVEL_JOB);
 	filename = opts_get(o, "filename");
 	if (filename && !*filename)
 		filename = NULL;

@@ -442,7 +442,7 @@ static int parse_limits(struct node *n, struct blkdebug *d, struct opts *o, stru
 	d->limits[REQ_DISCARD] = (struct limits){ v[4], v[5] };
 	if (!d->limited)
 		return 0;
-	if (n->level + 1 >= FIBER_LEVELS)
+	if (n->level + 1 >= FIBER_LEVEL_JOB)
 		return varve_error_set(err, -EINVAL,
 				       "too many layers above one file for max-transfer and the like");
 	n->level++;

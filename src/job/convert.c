@@ -528,7 +528,7 @@ int convert(struct fiber *f, const struct convert_options *o, struct varve_error
 		varve_error_errno(err, ret, "%s", node_name(o->target));
 	c->nr_running = ret == 0 ? c->nr_lanes : 0;
 	for (unsigned i = 0; i < c->nr_running; i++)
-		fiber_start(c->q, &c->lanes[i].job, FIBER_LEVELS - 1);
+		fiber_start(c->q, &c->lanes[i].job, FIBER_LEVEL_JOB);
 	while (c->nr_running)
 		waitlist_wait(f, &c->ended);
 	if (ret == 0)

@@ -419,7 +419,7 @@ static int run_pass(struct fiber *f, struct pass *p, bool measuring)
 		return fail_writing(p, ret);
 	p->nr_running = p->nr_lanes;
 	for (unsigned i = 0; i < p->nr_lanes; i++)
-		fiber_start(p->q, &p->lanes[i].job, FIBER_LEVELS - 1);
+		fiber_start(p->q, &p->lanes[i].job, FIBER_LEVEL_JOB);
 	while (p->nr_running)
 		waitlist_wait(f, &p->ended);
 	if (p->ret)

@@ -50,6 +50,7 @@ struct stream_job {
 	int error;
 	struct waitlist changed; /* state, or a fetcher that ended */
 	struct fetcher fetchers[PARALLEL_MAX];
+	struct fiber_job finish;
 };
 
 static uint64_t copied(const struct stream_job *j)
@@ -113,8 +114,10 @@ static void fetch_pieces(struct fiber *f, struct stream_job *j)
 	}
 }
 
-static void finish(struct fiber *f, struct stream_job *j)
+/* On a fiber above the disk's: taking out the link waits for requests, which wait for fibers of the disk. */
+static void finish_run(struct fiber *f, struct fiber_job *job)
 {
+	struct stream_job *j = container_of(job, struct stream_job, finish);
 	int ret;
 
 	if (!stopping(j) && !j->keep_link) {
@@ -137,7 +140,7 @@ static void fetcher_run(struct fiber *f, struct fiber_job *job)
 
 	fetch_pieces(f, j);
 	if (--j->nr_running == 0)
-		finish(f, j);
+		fiber_start(j->disk->home, &j->finish, FIBER_LEVEL_JOB);
 }
 
 /* Snapshots read from the backing files, too, and nothing is copied for them. Found now rather than at the end. */
@@ -206,6 +209,7 @@ int stream_start(struct fiber *f, struct node *top, const struct stream_options 
 	j->total = disk->backing ? node_len(disk) : 0;
 	j->nr_fetchers = disk->cluster_len > BIG_CLUSTER ? 1 : o->parallel ? o->parallel : o->idle ? 2 : PARALLEL_DEFAULT;
 	j->nr_running = j->nr_fetchers;
+	j->finish.run = finish_run;
 	for (unsigned i = 0; i < j->nr_fetchers; i++) {
 		j->fetchers[i] = (struct fetcher){ .job.run = fetcher_run, .j = j };
 		fiber_start(disk->home, &j->fetchers[i].job, disk->level);

@@ -265,6 +265,57 @@ def test_dd(here, exists):
         sound("out.qcow2")
 
 
+@pytest.mark.parametrize("fmt, options", [("qcow2", ()), ("raw", ()), ("qcow2", ("-o", "data_file=data"))])
+def test_create(here, fmt, options):
+    """What it was making goes with it: an image that looks whole, or fills the disk, helps nobody."""
+    grows = "data" if options else "disk"
+    with running("create", "-q", "-f", fmt, "-o", "preallocation=full", *options, "disk", "64G") as p:
+        while not (os.path.exists(grows) and os.path.getsize(grows) > MIB) and p.poll() is None:
+            os.sched_yield()
+        p.send_signal(signal.SIGTERM)
+        assert p.wait() == -signal.SIGTERM
+        assert p.stderr.read() == b""
+    assert not os.path.exists("disk") and not os.path.exists("data")
+
+
+def test_create_over_a_file_that_exists(here):
+    """It stays, and what half an image is in it is none."""
+    with open("disk", "wb") as f:
+        f.write(b"x" * 100)
+    with running("create", "-q", "-f", "qcow2", "-o", "preallocation=full", "disk", "64G") as p:
+        while os.path.getsize("disk") <= MIB and p.poll() is None:
+            os.sched_yield()
+        p.send_signal(signal.SIGINT)
+        assert p.wait() == -signal.SIGINT
+    assert info("disk")["format"] == "raw"
+    os.unlink("disk")
+
+
+@pytest.mark.parametrize("fmt", ["qcow2", "qed"])
+def test_check_that_repairs(here, fmt):
+    """Ended at any moment it leaves what it found, or what it made of it; the next one does the rest."""
+    ok(img("create", "-q", "-f", fmt, *(["-o", "lazy_refcounts=on,cluster_size=512"] if fmt == "qcow2" else []), "disk", "64M"))
+    with subprocess.Popen([varve_path(), "io", "-f", fmt, "-t", "unsafe", "-c", "write -q -P 3 0 4M", "-c", "flush", "-c", "sigraise 9",
+                           "disk"]) as p:
+        p.wait(TIMEOUT)
+    states = set()
+    shutil.copy("disk", "damaged")
+    for n in range(6):
+        shutil.copy("damaged", "disk")
+        with running("check", "-q", "-r", "all", "-f", fmt, "disk") as p:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                p.wait(n / 500)  # any moment will do
+            p.send_signal(signal.SIGTERM)
+            p.wait()
+            assert p.stderr.read() == b""
+        states.add(p.returncode)
+        ok(img("check", "-q", "-r", "all", "-f", fmt, "disk"))
+        ok(io("disk", "read -q -P 3 0 4M", options=("-r", "-f", fmt)))
+        if fmt == "qcow2":
+            sound("disk")
+    assert states <= {0, -signal.SIGTERM}
+
+
 # ---- the second one ----
 
 def test_the_second_signal_ends_it_at_once(here):

@@ -112,43 +112,6 @@ static void stacks_are_private_and_deep_enough(void **state)
 	queue_free(q);
 }
 
-static void once_run(struct fiber *f, struct fiber_job *j)
-{
-	(void)f;
-	container_of(j, struct deep_job, job)->done = true;
-}
-
-/* Without memory for a stack a job waits; nothing fails, and nobody has to ask again. */
-static void job_starts_when_there_is_memory_again(void **state)
-{
-	struct queue *q = make_queue(false, NULL);
-	struct deep_job d = { .job.run = once_run };
-	struct rlimit old, none;
-
-	(void)state;
-#ifdef VARVE_FIBER_THREAD
-	queue_free(q);
-	skip(); /* the C library keeps stacks of threads that ended */
-#endif
-	if (TEST_SANITIZED) {
-		queue_free(q);
-		skip();
-	}
-	CHECK(getrlimit(RLIMIT_AS, &old) == 0);
-	none = old;
-	none.rlim_cur = 0;
-	CHECK(setrlimit(RLIMIT_AS, &none) == 0);
-	fiber_start(q, &d.job, 0);
-	queue_turn(q, 0);
-	queue_turn(q, 0);
-	CHECK(setrlimit(RLIMIT_AS, &old) == 0);
-	assert_false(d.done);
-	assert_int_equal(queue_stats(q)->fibers_parked, 1);
-	while (!d.done)
-		queue_turn(q, -1);
-	queue_free(q);
-}
-
 /* ---- levels ---- */
 
 struct nested {
@@ -198,6 +161,39 @@ static void full_levels_park_but_never_deadlock(void **state)
 		queue_turn(q, -1);
 	queue_free(q);
 	free(n);
+}
+
+/* Without memory for stacks jobs run one after the other in each level; nothing fails, and nothing waits for ever. */
+static void without_memory_each_level_has_one_fiber(void **state)
+{
+	struct queue *q = make_queue(false, NULL);
+	struct nested n[20];
+	struct rlimit old, none;
+
+	(void)state;
+#ifdef VARVE_FIBER_THREAD
+	queue_free(q);
+	skip(); /* each fiber is a thread there */
+#endif
+	if (TEST_SANITIZED) {
+		queue_free(q);
+		skip();
+	}
+	nested_done = 0;
+	CHECK(getrlimit(RLIMIT_AS, &old) == 0);
+	none = old;
+	none.rlim_cur = 0;
+	CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+	for (unsigned i = 0; i < ARRAY_LEN(n); i++) {
+		n[i] = (struct nested){ .job.run = nested_run, .q = q, .level = FIBER_LEVELS - 1 };
+		fiber_start(q, &n[i].job, n[i].level);
+	}
+	for (unsigned i = 0; i < 2000 && nested_done < ARRAY_LEN(n) * FIBER_LEVELS; i++)
+		queue_turn(q, 0);
+	CHECK(setrlimit(RLIMIT_AS, &old) == 0);
+	assert_int_equal(nested_done, ARRAY_LEN(n) * FIBER_LEVELS);
+	assert_int_equal(queue_stats(q)->fibers_parked, ARRAY_LEN(n) - 1);
+	queue_free(q);
 }
 
 /* ---- waking ---- */
@@ -520,7 +516,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(ten_thousand_jobs_share_few_stacks_in_order),
 		cmocka_unit_test(stacks_are_private_and_deep_enough),
-		cmocka_unit_test(job_starts_when_there_is_memory_again),
+		cmocka_unit_test(without_memory_each_level_has_one_fiber),
 		cmocka_unit_test(full_levels_park_but_never_deadlock),
 		cmocka_unit_test(wake_before_wait_is_not_lost_and_does_not_add_up),
 		cmocka_unit_test(wake_lets_a_waiting_fiber_run_once),
