@@ -175,10 +175,29 @@ static void every_power_cut_over_a_data_file_is_survived(void **state)
 	assert_true(survived(data_file_of, 900, 25, 200) >= 200);
 }
 
+/* The same with entries that say of each part of a cluster whether it is there. */
+static struct cut_config data_file_parts_of(uint64_t seed)
+{
+	struct cut_config config = subclusters_of(seed);
+
+	config.data_file = true;
+	config.data_file_raw = seed % 3 == 0;
+	config.backing = config.backing && !config.data_file_raw;
+	config.copy_on_read = config.backing && seed % 5 == 0;
+	config.keeps_space = seed % 4 == 1;
+	return config;
+}
+
+static void every_power_cut_over_a_data_file_with_subclusters_is_survived(void **state)
+{
+	(void)state;
+	assert_true(survived(data_file_parts_of, 1100, 25, 200) >= 200);
+}
+
 /* Entries that do not wait for the data, a data file that is not synced along: both are seen. */
 static void forgotten_syncs_of_the_data_file_are_noticed(void **state)
 {
-	static const char *const orders[] = { "data-sync", "l2-entry" };
+	static const char *const orders[] = { "data-sync", "l2-entry", "data-sync", "l2-entry" };
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(orders); i++) {
@@ -187,7 +206,7 @@ static void forgotten_syncs_of_the_data_file_are_noticed(void **state)
 
 		setenv("VARVE_FORGET_ORDER", orders[i], 1);
 		for (; seed < 960 && !*result.broken; seed++) {
-			struct cut_config config = data_file_of(seed);
+			struct cut_config config = i < 2 ? data_file_of(seed) : data_file_parts_of(seed);
 
 			config.data_file_raw = false;
 			cut_run(&config, &result);
@@ -364,6 +383,7 @@ int main(void)
 		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
 		cmocka_unit_test(every_power_cut_over_kept_places_is_survived),
 		cmocka_unit_test(every_power_cut_over_a_data_file_is_survived),
+		cmocka_unit_test(every_power_cut_over_a_data_file_with_subclusters_is_survived),
 		cmocka_unit_test(forgotten_syncs_of_the_data_file_are_noticed),
 		cmocka_unit_test(every_power_cut_in_a_run_is_survived),
 		cmocka_unit_test(a_new_refcount_block_can_be_found_before_what_it_counts),
