@@ -505,8 +505,6 @@ def test_what_the_format_does_not_have(folder):
     with open("disk.qcow2", "rb") as f:
         assert f.read() == before
     assert sorted(os.listdir(".")) == ["data.raw", "disk.qcow2"]
-    r = io("driver=qcow2,file.filename=disk.qcow2,state-dir=.", "write 0 512", options=("--image-opts",))
-    assert r.rc == 1 and "state-dir" in r.err, str(r)
 
 
 # ---- damage ----
@@ -577,6 +575,54 @@ def test_a_data_file_that_was_cut(folder):
     with open("ours.raw", "rb") as f:
         assert f.read() == short
     ok(img("info", "disk.qcow2"))
+
+
+# ---- the process dies ----
+
+KEPT = "driver=qcow2,file.filename=disk.qcow2,state-dir=state"
+
+
+def die(*commands, tree=KEPT):
+    r = io(tree, *commands, "abort", options=("-t", "writeback", "--image-opts"))
+    assert r.rc == -6, str(r)
+    assert os.listdir("state"), "nothing was left behind"
+
+
+@pytest.mark.parametrize("raw, extended", [(False, "off"), (True, "off"), (False, "on"), (True, "on")])
+def test_what_a_dead_process_had_acknowledged_is_there(folder, raw, extended):
+    make(raw, size="8M", more=f",extended_l2={extended}")
+    die("write -P 1 0 3M", "write -P 2 5000k 100k", "write -z -u 1M 300k")
+    whole = bytearray(b"\x01" * (3 * MIB) + bytes(5 * MIB))
+    whole[5000 * KIB:5100 * KIB] = b"\x02" * (100 * KIB)
+    whole[MIB:MIB + 300 * KIB] = bytes(300 * KIB)
+    assert "Pattern" not in ok(io(KEPT, "read -P 1 0 1M", options=("--image-opts",))).out
+    assert os.listdir("state") == [] and content(img) == content(qimg) == whole
+    if raw:
+        with open("data.raw", "rb") as f:
+            assert f.read() == whole
+    clean()
+
+
+def test_what_was_queued_over_one_data_file_is_not_written_over_another(folder):
+    make(size="8M")
+    die("write -P 1 0 3M")
+    os.rename("data.raw", "moved.raw")
+    with open("data.raw", "wb") as f:
+        f.write(b"\x07" * (8 * MIB))
+    with open("disk.qcow2", "rb") as f:
+        before = f.read()
+    for tree in KEPT, KEPT + ",data-file.driver=memory,data-file.size=8M":
+        r = io(tree, "read 0 512", options=("--image-opts",))
+        assert r.rc == 1 and "data" in r.err and r.err.count("\n") == 1, str(r)
+    r = io(KEPT, "read 0 512", options=("--image-opts",))
+    assert "moved.raw" not in r.err and "data.raw" in r.err and "data-file.filename" in r.err, str(r)
+    with open("disk.qcow2", "rb") as f:
+        assert f.read() == before
+    assert len(os.listdir("state")) == 1
+    ok(io(KEPT + ",data-file.filename=moved.raw", "read -P 1 0 3M", options=("--image-opts",)))
+    os.replace("moved.raw", "data.raw")
+    assert content(img) == content(qimg) == b"\x01" * (3 * MIB) + bytes(5 * MIB)
+    clean()
 
 
 # ---- failing disks ----
