@@ -243,6 +243,11 @@ struct driver {
 	 * failed with that error. Flushes fail with it until somebody acknowledges it.
 	 */
 	void (*inherit_error)(struct node *n, int error);
+	/*
+	 * Leaf, optional, home queue: *where becomes what flushes fail with, a positive errno, whenever that changes, so that
+	 * another process finds it when this one is dead; as long as nothing has failed it is left as it is. NULL: no more.
+	 */
+	void (*publish_error)(struct node *n, _Atomic uint64_t *where);
 
 	/* Format, optional: internal snapshots (block/snapshot.h). Home queue. */
 	/* *ret_list: malloc'd, and so are the ids and names in it. */

@@ -33,7 +33,7 @@
 #include "base/math.h"
 #include "order/order.h"
 
-#define JOURNAL_VERSION 1
+#define JOURNAL_VERSION 2
 #define JOURNAL_SEGMENT_LEN KiB(256)
 #define JOURNAL_SEGMENTS 512
 #define JOURNAL_AT_FIRST 4 /* segments that have memory from the beginning: enough to go on with when there is no more */
@@ -46,8 +46,10 @@ struct journal_owner {
 	uint8_t boot_id[16];  /* what was queued before a reboot is void */
 	uint64_t file_id[2];  /* as in struct node */
 	uint64_t file_birth;
+	uint64_t data_id[2], data_birth; /* of the file that is synced with it (order_sync_too()); 0: there is none */
 	uint64_t pid;
 	char name[JOURNAL_NAME_MAX]; /* of the image, for messages */
+	char data_name[JOURNAL_NAME_MAX];
 };
 
 /* In the machine's own byte order: nobody but a process of the same boot may read it. */
@@ -61,7 +63,8 @@ struct journal_header {
 	/* from here on it changes */
 	_Atomic uint64_t next_seq; /* of the record to come; what is before it must be there */
 	_Atomic uint64_t durable;  /* sections up to this one are on disk */
-	_Atomic uint64_t error;	   /* errno of a sync that failed and that nobody has been told of; 0: none */
+	_Atomic uint64_t error;	   /* errno that syncs of the image's file fail with; 0: none has failed, or all is well again */
+	_Atomic uint64_t data_error; /* the same of the other file */
 	_Atomic uint64_t notes[ORDER_NOTES]; /* the format's own, see order_note() */
 };
 
@@ -138,8 +141,8 @@ struct journal_search {
 	char *path;
 };
 
-/* Fills in who we are: boot, process, and the file of the leaf below `file`. */
-int journal_owner_init(struct journal_owner *o, const struct node *file, struct varve_error *err);
+/* Fills in who we are: boot, process, and the files of the leaves below `file` and `data` (NULL: there is none). */
+int journal_owner_init(struct journal_owner *o, const struct node *file, const struct node *data, struct varve_error *err);
 /* Looks for the journal of s->owner's file, locks and maps it, checks whose it is. One of an earlier boot is removed. */
 int journal_find(struct journal_search *s);
 /* Makes one. -EEXIST: somebody else did. */

@@ -54,22 +54,34 @@ static int read_boot_id(uint8_t id[16])
 	return at == 32 ? 0 : -EIO;
 }
 
-int journal_owner_init(struct journal_owner *o, const struct node *file, struct varve_error *err)
+static const struct node *local_leaf(const struct node *n, const char *what, struct varve_error *err)
 {
-	const struct node *leaf = file;
+	while (n->file)
+		n = n->file;
+	if (n->file_id[0] || n->file_id[1])
+		return n;
+	varve_error_set(err, -ENOTSUP, "option 'state-dir': %s is not in a local file or device (driver %s); leave it out", what,
+			n->drv->name);
+	return NULL;
+}
 
-	while (leaf->file)
-		leaf = leaf->file;
+int journal_owner_init(struct journal_owner *o, const struct node *file, const struct node *data, struct varve_error *err)
+{
 	memset(o, 0, sizeof(*o));
-	if (!leaf->file_id[0] && !leaf->file_id[1])
-		return varve_error_set(err, -ENOTSUP,
-				       "option 'state-dir': the image is not in a local file or device (driver %s); leave it out",
-				       leaf->drv->name);
-	o->file_id[0] = leaf->file_id[0];
-	o->file_id[1] = leaf->file_id[1];
-	o->file_birth = leaf->file_birth;
+	file = local_leaf(file, "the image", err);
+	if (file && data && !(data = local_leaf(data, "the data of the image", err)))
+		file = NULL;
+	if (!file)
+		return -ENOTSUP;
+	memcpy(o->file_id, file->file_id, sizeof(o->file_id));
+	o->file_birth = file->file_birth;
 	o->pid = (uint64_t)getpid();
-	snprintf(o->name, sizeof(o->name), "%s", node_name(leaf));
+	snprintf(o->name, sizeof(o->name), "%s", node_name(file));
+	if (data) {
+		memcpy(o->data_id, data->file_id, sizeof(o->data_id));
+		o->data_birth = data->file_birth;
+		snprintf(o->data_name, sizeof(o->data_name), "%s", node_name(data));
+	}
 	if (read_boot_id(o->boot_id) < 0)
 		return varve_error_set(err, -ENOTSUP,
 				       "option 'state-dir': /proc/sys/kernel/random/boot_id cannot be read");
@@ -150,6 +162,20 @@ static int refuse(const struct journal_search *s, const char *why)
 			       s->path, why);
 }
 
+/*
+ * What was queued leads to bytes of that data file and of no other: of another one, entries would say that something is there which
+ * nobody has written. Only a name is told here; what the image itself is called is known.
+ */
+static int check_data(const struct journal_search *s, const struct journal_owner *o)
+{
+	if (!memcmp(o->data_id, s->owner.data_id, sizeof(o->data_id)) && o->data_birth == s->owner.data_birth)
+		return 0;
+	return varve_error_set(s->err, -EUCLEAN,
+			       "state file %s belongs to the image with the data file '%.500s', and not with '%.500s' as it is now. Give "
+			       "that one (data-file.filename=), or remove the state file to open the image as it is on disk",
+			       s->path, o->data_name, s->owner.data_name);
+}
+
 /* 1: of an earlier boot. */
 static int check_owner(const struct journal_search *s)
 {
@@ -162,7 +188,7 @@ static int check_owner(const struct journal_search *s)
 		return refuse(s, "it belongs to another image (the file was renamed or copied)");
 	if (o->file_birth != s->owner.file_birth)
 		return refuse(s, "it belongs to an image that was there before; this one is a new file");
-	return 0;
+	return check_data(s, o);
 }
 
 /*

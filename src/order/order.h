@@ -131,15 +131,17 @@ order_mark order_durable(const struct order *o);
  *
  * order_recover(): before anything of the image in `file` is believed: what a dead process had queued for it is written
  *   out, durably. marked: the image's header carries the mark that every other program removes before it writes. 1: the
- *   image has changed, 0: there was nothing. -ESTALE, -EUCLEAN ...: there is something, and it must not be used.
+ *   image has changed, 0: there was nothing. -ESTALE, -EUCLEAN ...: there is something, and it must not be used. data: the
+ *   file that the dead process gave to order_sync_too(), NULL if none; it must be the same one.
  * order_keep(): from now on every put is copied there. The mark must be durable in the header before. Flushes first.
+ *   What syncs of the two files fail with is kept there, too.
  * order_keep_end(): no longer; the file stays if entries are left. order_free() does this, too.
  * order_note(): a few numbers that the format wants to find again, as *ret_notes (0 if there was nothing).
  */
 #define ORDER_NOTES 4
 
-int order_recover(struct fiber *f, struct node *file, const char *dir, bool marked, uint64_t ret_notes[ORDER_NOTES],
-		  struct varve_error *err);
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
 void order_note(struct order *o, unsigned i, uint64_t value);
 int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err);
 void order_keep_end(struct fiber *f, struct order *o);

@@ -7,6 +7,10 @@
  * middle leaves what it may always leave: some of one section, all of those before, none of those behind. Nothing of the
  * image's metadata is read before it is done, so that whoever opens it finds a plain image.
  *
+ * Data may be in another file than the image (order_sync_too()). What the dead process was told of both files' writes holds for the
+ * kernel only, so both are synced wherever one is: before the first section, whose entries lead to that data, and after each.
+ * Entries that were written out without that could be durable and lead to data that never became so.
+ *
  * The journal is good only as long as nobody else changes the image. The format sees to that: while a journal is kept,
  * the image's header has a mark (an autoclear feature bit) that everybody else has to remove before he writes.
  *
@@ -72,23 +76,62 @@ static int examine(const struct journal_search *s, bool marked, struct tally *re
 	return 0;
 }
 
+/* ---- errors of syncs ---- */
+
+static struct node *leaf_of(struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
+/* NULL: no more. */
+static void publish_errors(struct node *file, struct node *data, struct journal_header *h)
+{
+	file = leaf_of(file);
+	if (file->drv->publish_error)
+		file->drv->publish_error(file, h ? &h->error : NULL);
+	data = data ? leaf_of(data) : NULL;
+	if (data && data->drv->publish_error)
+		data->drv->publish_error(data, h ? &h->data_error : NULL);
+}
+
 /*
  * The process died while its syncs failed, and perhaps before it told the guest. The kernel reports such an error once:
  * without this, the next flush would be called a success about data that is gone.
  */
-static void inherit_error(const struct journal_search *s, struct node *file)
+static void inherit_error(struct node *n, _Atomic uint64_t *where)
 {
-	const struct journal_header *h = s->map;
-	int error = (int)(atomic_load_explicit(&h->error, memory_order_acquire) & 4095);
-	struct node *leaf = file;
+	int error = (int)(atomic_load_explicit(where, memory_order_acquire) & 4095);
+	struct node *leaf = n ? leaf_of(n) : NULL;
 
-	while (leaf->file)
-		leaf = leaf->file;
-	if (error && leaf->drv->inherit_error)
+	if (error && leaf && leaf->drv->inherit_error)
 		leaf->drv->inherit_error(leaf, -error);
 }
 
-static int write_out(struct fiber *f, struct node *file, const struct journal_search *s, struct varve_error *err)
+/* ---- writing out ---- */
+
+/*
+ * A sync that fails here is told to this process, and to none that comes after it: so it is noted in the journal, which stays. What
+ * the dead one had noted stays noted as well.
+ */
+static int flush_noting_errors(struct fiber *f, struct order *o, struct journal_header *h)
+{
+	uint64_t error = atomic_load_explicit(&h->error, memory_order_acquire);
+	uint64_t data_error = atomic_load_explicit(&h->data_error, memory_order_acquire);
+	int ret;
+
+	publish_errors(o->file, o->data, h);
+	ret = order_flush(f, o);
+	publish_errors(o->file, o->data, NULL);
+	if (!atomic_load_explicit(&h->error, memory_order_acquire))
+		atomic_store_explicit(&h->error, error, memory_order_release);
+	if (!atomic_load_explicit(&h->data_error, memory_order_acquire))
+		atomic_store_explicit(&h->data_error, data_error, memory_order_release);
+	return ret;
+}
+
+static int write_out(struct fiber *f, struct node *file, struct node *data, const struct journal_search *s, struct varve_error *err)
 {
 	const char *fault = "it changes while it is read";
 	struct order *o;
@@ -96,9 +139,11 @@ static int write_out(struct fiber *f, struct node *file, const struct journal_se
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "state file %s", s->path);
+	if (data)
+		order_sync_too(o, data);
 	ret = journal_replay(s->map, restore_record, o, &fault);
 	if (ret == 0)
-		ret = order_flush(f, o);
+		ret = flush_noting_errors(f, o, s->map);
 	order_free(f, o);
 	return ret < 0 ? varve_error_errno(err, ret,
 					   "state file %s: the metadata in it could not be written to the image; it is kept there",
@@ -114,12 +159,12 @@ static void read_notes(const struct journal_search *s, uint64_t *ret)
 		ret[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
 }
 
-int order_recover(struct fiber *f, struct node *file, const char *dir, bool marked, uint64_t ret_notes[ORDER_NOTES],
-		  struct varve_error *err)
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
 {
 	struct journal_search s = { .dir = dir, .err = err };
 	struct tally tally = { 0 };
-	int ret = journal_owner_init(&s.owner, file, err);
+	int ret = journal_owner_init(&s.owner, file, data, err);
 
 	memset(ret_notes, 0, ORDER_NOTES * sizeof(ret_notes[0]));
 	if (ret == 0)
@@ -128,13 +173,14 @@ int order_recover(struct fiber *f, struct node *file, const char *dir, bool mark
 		return ret;
 	ret = examine(&s, marked, &tally, err);
 	if (ret == 0 && tally.nr)
-		ret = write_out(f, file, &s, err);
+		ret = write_out(f, file, data, &s, err);
 	if (ret >= 0) {
 		if (tally.nr)
 			log_warning("%s: a process that served it died; %llu bytes of metadata that it had queued were "
 				    "written out from state file %s",
 				    node_name(file), (unsigned long long)tally.bytes, s.path);
-		inherit_error(&s, file);
+		inherit_error(file, &((struct journal_header *)s.map)->error);
+		inherit_error(data, &((struct journal_header *)s.map)->data_error);
 		if (marked)
 			read_notes(&s, ret_notes);
 	}
@@ -160,7 +206,7 @@ static int create_work(void *arg)
 int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err)
 {
 	struct create_work w = { .s = { .dir = dir, .err = err } };
-	int ret = journal_owner_init(&w.s.owner, o->file, err);
+	int ret = journal_owner_init(&w.s.owner, o->file, o->data, err);
 
 	if (ret < 0)
 		return ret;
@@ -183,6 +229,7 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 		return order_keep(f, o, dir, err);
 	}
 	o->journal = w.j;
+	publish_errors(o->file, o->data, w.j->h);
 	journal_retire(o->journal, o->durable);
 	return 0;
 }
@@ -207,9 +254,11 @@ void order_keep_end(struct fiber *f, struct order *o)
 	if (!o->journal)
 		return;
 	o->journal = NULL;
+	publish_errors(o->file, o->data, NULL);
 	if (!w.remove) {
 		/* Not an error to be inherited: whoever closes an image is told that its last flush failed. */
 		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
+		atomic_store_explicit(&w.j->h->data_error, 0, memory_order_release);
 		log_warning("%s: metadata that could not be written is kept in state file %s", node_name(o->file),
 			    w.j->path);
 	}

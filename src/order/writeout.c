@@ -165,8 +165,6 @@ static int write_step(struct fiber *f, struct order *o, uint64_t target)
 	o->open = order_max(o->open, covers + 1);
 	err = sync_files(f, o);
 	TRACE2(order_sync, covers, err);
-	if (o->journal)
-		atomic_store_explicit(&o->journal->h->error, (uint64_t)-err, memory_order_release);
 	if (err < 0)
 		return err;
 	o->stats.syncs++;

@@ -94,6 +94,7 @@ int file_extend(struct fiber *f, struct node *n, uint64_t len);
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int file_acknowledge(struct node *n, uint64_t *bytes);
 void file_inherit_error(struct node *n, int error);
+void file_publish_error(struct node *n, _Atomic uint64_t *where);
 void file_stats(struct node *n, void *json_stats);
 int file_info(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
 

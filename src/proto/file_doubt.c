@@ -45,6 +45,7 @@ struct doubt_sets {
 	uint64_t nr_begun; /* syncs; the ticket of the newest */
 	uint64_t end;	   /* behind the last byte written */
 	int last_error;
+	_Atomic uint64_t *where; /* doubt_publish() */
 	bool cause_unknown; /* a sync failed although we knew of nothing unsynced */
 };
 
@@ -193,6 +194,14 @@ static uint64_t set_bytes(const struct span_set *s)
 	return sum + (nr << s->shift);
 }
 
+/* Under the lock. */
+static void set_error(struct doubt *d, int error)
+{
+	atomic_store_explicit(&d->error, error, memory_order_relaxed);
+	if (d->sets->where)
+		atomic_store_explicit(d->sets->where, (uint64_t)-error, memory_order_release);
+}
+
 /* ---- from the rings into the sets; all under the lock ---- */
 
 /* A sync failed while this was being written: it may be lost as what was written before. */
@@ -200,7 +209,7 @@ static void add_stale(struct doubt *d, uint64_t off, uint64_t end)
 {
 	set_add(&d->sets->doubt, off, end);
 	if (!doubt_error(d)) /* settled or acknowledged meanwhile, without it */
-		atomic_store_explicit(&d->error, d->sets->last_error, memory_order_relaxed);
+		set_error(d, d->sets->last_error);
 }
 
 static void drain_notes(struct doubt *d, struct doubt_ring *ring)
@@ -302,7 +311,7 @@ static int settle(struct doubt *d)
 
 	if (!error || d->sets->cause_unknown || !set_is_empty(&d->sets->doubt))
 		return error;
-	atomic_store_explicit(&d->error, 0, memory_order_relaxed);
+	set_error(d, 0);
 	log_info("%s: all that a failed flush had left in doubt has been written again and is stable",
 		 d->name);
 	return 0;
@@ -354,7 +363,7 @@ int doubt_sync_failed(struct doubt *d, int error)
 	pthread_mutex_lock(&s->lock);
 	first = !doubt_error(d);
 	if (first)
-		atomic_store_explicit(&d->error, error, memory_order_relaxed);
+		set_error(d, error);
 	s->last_error = error;
 	/* What is being written now has read the old number: it goes to `doubt` when it is noted. */
 	atomic_fetch_add_explicit(&d->gen, 1, memory_order_release);
@@ -402,12 +411,22 @@ int doubt_acknowledge(struct doubt *d, uint64_t *ret_bytes)
 
 	pthread_mutex_lock(&s->lock);
 	drain_rings(d);
-	error = atomic_exchange_explicit(&d->error, 0, memory_order_relaxed);
+	error = doubt_error(d);
+	set_error(d, 0);
 	*ret_bytes = set_bytes(&s->doubt);
 	set_clear(&s->doubt);
 	s->cause_unknown = false;
 	pthread_mutex_unlock(&s->lock);
 	return error;
+}
+
+void doubt_publish(struct doubt *d, _Atomic uint64_t *where)
+{
+	pthread_mutex_lock(&d->sets->lock);
+	d->sets->where = where;
+	if (doubt_error(d))
+		set_error(d, doubt_error(d));
+	pthread_mutex_unlock(&d->sets->lock);
 }
 
 uint64_t doubt_bytes(struct doubt *d)

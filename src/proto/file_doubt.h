@@ -116,6 +116,12 @@ int doubt_stable(struct doubt *d, uint64_t off, uint64_t len, uint64_t gen);
 /* Forgets the error. Returns it; *ret_bytes: how much was in doubt, at most. */
 int doubt_acknowledge(struct doubt *d, uint64_t *ret_bytes);
 
+/*
+ * *where follows doubt_error(), as a positive errno, from now on; NULL: no more. What stands there is left as it is as long as
+ * there is no error. For who wants to know when this process is dead.
+ */
+void doubt_publish(struct doubt *d, _Atomic uint64_t *where);
+
 /* At most so many bytes are in doubt; 0 too when only the error is known. */
 uint64_t doubt_bytes(struct doubt *d);
 

@@ -42,6 +42,14 @@ int file_acknowledge(struct node *n, uint64_t *bytes)
 	return error;
 }
 
+void file_publish_error(struct node *n, _Atomic uint64_t *where)
+{
+	struct file *fl = node_state(n);
+
+	if (fl->doubt)
+		doubt_publish(fl->doubt, where);
+}
+
 void file_inherit_error(struct node *n, int error)
 {
 	struct file *fl = node_state(n);

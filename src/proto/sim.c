@@ -95,6 +95,7 @@ static const struct driver driver_sim = {
 	.attach = file_attach,
 	.acknowledge = file_acknowledge,
 	.inherit_error = file_inherit_error,
+	.publish_error = file_publish_error,
 	.stats = file_stats,
 	.get_len = sim_get_len,
 	.truncate = sim_set_len,

@@ -184,8 +184,11 @@ static struct node *leaf_new(struct fiber *f, struct cut *c)
 	must(sim_node_new(f, c->sim, &c->af, NODE_WRITABLE, &leaf, &err), "sim", &err);
 	leaf->file_id[0] = 1;
 	leaf->file_id[1] = c->cfg.seed; /* a journal belongs to a file */
-	if (c->data_sim)
-		must(sim_node_new(f, c->data_sim, &c->data_af, NODE_WRITABLE, &leaf->data, &err), "sim", &err);
+	if (!c->data_sim)
+		return leaf;
+	must(sim_node_new(f, c->data_sim, &c->data_af, NODE_WRITABLE, &leaf->data, &err), "sim", &err);
+	leaf->data->file_id[0] = 2;
+	leaf->data->file_id[1] = c->cfg.seed;
 	return leaf;
 }
 
@@ -547,15 +550,22 @@ static void takeover_run(struct fiber *f, struct fiber_job *job)
 	t->done = true;
 }
 
+static void what_was_handed_over(struct cut *c, struct sim_file *s)
+{
+	for (unsigned i = sim_pending(s); i-- > 0;) {
+		bool happens = sim_op(s, i)->opcode == AIO_FLUSH || below(c, 2);
+
+		sim_complete(s, i, happens ? 0 : -EIO);
+	}
+}
+
 /* Its queue never runs again. What the kernel had been handed may still happen. */
 static void process_dies(struct cut *c)
 {
 	cut_give_up_journal(c->disk, c->cfg.format);
-	for (unsigned i = sim_pending(c->sim); i-- > 0;) {
-		bool happens = sim_op(c->sim, i)->opcode == AIO_FLUSH || below(c, 2);
-
-		sim_complete(c->sim, i, happens ? 0 : -EIO);
-	}
+	what_was_handed_over(c, c->sim);
+	if (c->data_sim)
+		what_was_handed_over(c, c->data_sim);
 	for (unsigned i = 0; i < OPS_MAX; i++) {
 		struct op *op = &c->ops[i];
 

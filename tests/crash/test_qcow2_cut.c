@@ -5,7 +5,7 @@
  * Whatever subset of the writes that no flush covers has reached the disk, torn or whole: the image opens, check finds no
  * corruption (leaks are allowed), and what a completed flush covers is there.
  *
- * The linker leads order_put() to here (--wrap, see meson.build), so that a test can take the order away and prove that
+ * The linker leads order_put() and others to here (--wrap, see meson.build), so that a test can take the order away and prove that
  * this would be noticed.
  */
 #include <setjmp.h>
@@ -22,7 +22,7 @@
 #include "cut.h"
 #include "order/order.h"
 
-static bool forget_order, forget_sections;
+static bool forget_order, forget_sections, forget_data_sync, taking_over;
 
 int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after,
 		     order_mark *ret_mark);
@@ -175,10 +175,29 @@ static void every_power_cut_over_a_data_file_is_survived(void **state)
 	assert_true(survived(data_file_of, 900, 25, 200) >= 200);
 }
 
+/* The same with entries that say of each part of a cluster whether it is there. */
+static struct cut_config data_file_parts_of(uint64_t seed)
+{
+	struct cut_config config = subclusters_of(seed);
+
+	config.data_file = true;
+	config.data_file_raw = seed % 3 == 0;
+	config.backing = config.backing && !config.data_file_raw;
+	config.copy_on_read = config.backing && seed % 5 == 0;
+	config.keeps_space = seed % 4 == 1;
+	return config;
+}
+
+static void every_power_cut_over_a_data_file_with_subclusters_is_survived(void **state)
+{
+	(void)state;
+	assert_true(survived(data_file_parts_of, 1100, 25, 200) >= 200);
+}
+
 /* Entries that do not wait for the data, a data file that is not synced along: both are seen. */
 static void forgotten_syncs_of_the_data_file_are_noticed(void **state)
 {
-	static const char *const orders[] = { "data-sync", "l2-entry" };
+	static const char *const orders[] = { "data-sync", "l2-entry", "data-sync", "l2-entry" };
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(orders); i++) {
@@ -187,7 +206,7 @@ static void forgotten_syncs_of_the_data_file_are_noticed(void **state)
 
 		setenv("VARVE_FORGET_ORDER", orders[i], 1);
 		for (; seed < 960 && !*result.broken; seed++) {
-			struct cut_config config = data_file_of(seed);
+			struct cut_config config = i < 2 ? data_file_of(seed) : data_file_parts_of(seed);
 
 			config.data_file_raw = false;
 			cut_run(&config, &result);
@@ -261,24 +280,38 @@ static struct cut_config kills_of(uint64_t seed, const char *dir)
 	return config;
 }
 
-static void kills_and_power_cuts_are_survived(void **state)
+/* Every third with subclusters. */
+static struct cut_config plain_kills_of(uint64_t seed, const char *dir)
+{
+	struct cut_config config = kills_of(seed, dir);
+
+	if (seed % 3 == 0) {
+		config.subclusters = true;
+		config.cluster = KiB(16);
+	}
+	return config;
+}
+
+/* The data is in a file that the journal knows nothing of, but that its entries lead to. */
+static struct cut_config data_file_kills_of(uint64_t seed, const char *dir)
+{
+	struct cut_config config = seed % 2 ? data_file_of(seed) : data_file_parts_of(seed);
+
+	config.kills = 4;
+	config.state_dir = dir;
+	return config;
+}
+
+static void kills_are_survived(struct cut_config (*config_for)(uint64_t seed, const char *dir), uint64_t first, unsigned nr)
 {
 	char dir[] = "/tmp/varve-cut-XXXXXX";
 	unsigned cuts = 0, kills = 0, inside = 0;
 
-	(void)state;
-#if WITH_TSAN
-	skip(); /* the threads of the dead would be reported */
-#endif
 	assert_non_null(mkdtemp(dir));
-	for (uint64_t seed = 700; seed < 720; seed++) {
-		struct cut_config config = kills_of(seed, dir);
+	for (uint64_t seed = first; seed < first + nr; seed++) {
+		struct cut_config config = config_for(seed, dir);
 		struct cut_result result;
 
-		if (seed % 3 == 0) {
-			config.subclusters = true;
-			config.cluster = KiB(16);
-		}
 		cut_run(&config, &result);
 		if (*result.broken)
 			fail_msg("%s", result.broken);
@@ -287,8 +320,26 @@ static void kills_and_power_cuts_are_survived(void **state)
 		inside += result.nr_cuts_in_takeover;
 	}
 	print_message("# %u kills, %u cuts, %u of them during a takeover\n", kills, cuts, inside);
-	assert_true(kills >= 20 && inside >= 40);
+	assert_true(kills >= nr && inside >= 2 * nr);
 	assert_int_equal(rmdir(dir), 0);
+}
+
+static void kills_and_power_cuts_are_survived(void **state)
+{
+	(void)state;
+#if WITH_TSAN
+	skip(); /* the threads of the dead would be reported */
+#endif
+	kills_are_survived(plain_kills_of, 700, 20);
+}
+
+static void kills_and_power_cuts_over_a_data_file_are_survived(void **state)
+{
+	(void)state;
+#if WITH_TSAN
+	skip();
+#endif
+	kills_are_survived(data_file_kills_of, 1200, 20);
 }
 
 /* Without the order between metadata writes some cut is not survived: the test above would see such a fault. */
@@ -331,29 +382,74 @@ static void forgotten_order_of_subclusters_is_noticed(void **state)
 	}
 }
 
-/* A takeover that writes out what was queued without its sections is noticed, too, when power is lost in the middle of it. */
-static void a_takeover_without_order_is_noticed(void **state)
+/* Something is forgotten meanwhile: one of the runs ends badly. */
+static void kills_are_not_survived(struct cut_config (*config_for)(uint64_t seed, const char *dir), uint64_t seed, unsigned nr)
 {
 	char dir[] = "/tmp/varve-cut-XXXXXX", remove[128];
 	struct cut_result result = { 0 };
-	uint64_t seed = 700;
+	uint64_t end = seed + nr;
 
-	(void)state;
-#if WITH_TSAN
-	skip();
-#endif
 	assert_non_null(mkdtemp(dir));
-	forget_sections = true;
-	while (seed < 740 && !*result.broken) {
-		struct cut_config config = kills_of(seed++, dir);
+	while (seed < end && !*result.broken) {
+		struct cut_config config = config_for(seed++, dir);
 
 		cut_run(&config, &result);
 	}
-	forget_sections = false;
 	print_message("# noticed at %s\n", result.broken);
 	assert_true(*result.broken);
 	snprintf(remove, sizeof(remove), "rm -r %s", dir); /* a run that breaks off leaves its state file */
 	assert_int_equal(system(remove), 0);
+}
+
+/* A takeover that writes out what was queued without its sections is noticed, too, when power is lost in the middle of it. */
+static void a_takeover_without_order_is_noticed(void **state)
+{
+	(void)state;
+#if WITH_TSAN
+	skip();
+#endif
+	forget_sections = true;
+	kills_are_not_survived(kills_of, 700, 40);
+	forget_sections = false;
+}
+
+int __real_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+void __real_order_sync_too(struct order *o, struct node *data);
+void __wrap_order_sync_too(struct order *o, struct node *data);
+
+int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
+{
+	int ret;
+
+	taking_over = true;
+	ret = __real_order_recover(f, file, data, dir, marked, ret_notes, err);
+	taking_over = false;
+	return ret;
+}
+
+void __wrap_order_sync_too(struct order *o, struct node *data)
+{
+	if (!taking_over || !forget_data_sync)
+		__real_order_sync_too(o, data);
+}
+
+/*
+ * What the dead process had queued is written out with syncs of the image only, as if all of its data were stable; the process that
+ * comes next, and everything before, is as it should be.
+ */
+static void a_takeover_that_does_not_sync_the_data_file_is_noticed(void **state)
+{
+	(void)state;
+#if WITH_TSAN
+	skip();
+#endif
+	forget_data_sync = true;
+	kills_are_not_survived(data_file_kills_of, 1200, 60);
+	forget_data_sync = false;
 }
 
 int main(void)
@@ -364,13 +460,16 @@ int main(void)
 		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
 		cmocka_unit_test(every_power_cut_over_kept_places_is_survived),
 		cmocka_unit_test(every_power_cut_over_a_data_file_is_survived),
+		cmocka_unit_test(every_power_cut_over_a_data_file_with_subclusters_is_survived),
 		cmocka_unit_test(forgotten_syncs_of_the_data_file_are_noticed),
 		cmocka_unit_test(every_power_cut_in_a_run_is_survived),
 		cmocka_unit_test(a_new_refcount_block_can_be_found_before_what_it_counts),
 		cmocka_unit_test(kills_and_power_cuts_are_survived),
+		cmocka_unit_test(kills_and_power_cuts_over_a_data_file_are_survived),
 		cmocka_unit_test(forgotten_order_is_noticed),
 		cmocka_unit_test(forgotten_order_of_subclusters_is_noticed),
 		cmocka_unit_test(a_takeover_without_order_is_noticed),
+		cmocka_unit_test(a_takeover_that_does_not_sync_the_data_file_is_noticed),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

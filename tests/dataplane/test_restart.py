@@ -128,8 +128,8 @@ def requests(control):
     return sum(q[kind]["requests"] for q in Control(control)("stats")["export"]["queues"] for kind in ("read", "write"))
 
 
-def make_disk(folder, fmt, size="192M"):
-    varve("img", "create", "-q", "-f", fmt, folder / "disk", size)
+def make_disk(folder, fmt, size="192M", options=None):
+    varve("img", "create", "-q", "-f", fmt, *(["-o", options] if options else []), folder / "disk", size)
     return folder / "disk"
 
 
@@ -143,12 +143,14 @@ def require_sound(disk, fmt):
     assert not found.get("corruptions") and not found["check-errors"]
 
 
-@pytest.mark.parametrize("fmt, packed, poll", [("qcow2", "off", 0), ("raw", "on", 50), ("qed", "off", 50)])
-def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed, poll):
+@pytest.mark.parametrize("fmt, packed, poll, options", [("qcow2", "off", 0, None), ("raw", "on", 50, None), ("qed", "off", 50, None),
+                                                         ("qcow2", "on", 0, "data_file=data"),
+                                                         ("qcow2", "off", 0, "data_file=data,extended_l2=on,cluster_size=128k")])
+def test_a_server_killed_twenty_times_loses_nothing(tmp_path, fmt, packed, poll, options):
     # So large that there is something to allocate, and to queue, all the time.
-    disk, control = make_disk(tmp_path, fmt, "192M" if fmt == "raw" else "1G"), tmp_path / "control"
+    disk, control = make_disk(tmp_path, fmt, "192M" if fmt == "raw" else "1G", options), tmp_path / "control"
     rng = random.Random(fmt)
-    kills = KILLS if fmt != "qed" else 5
+    kills = KILLS if fmt != "qed" and not options else 5
     with Process(tmp_path, "serve", disk, "-f", fmt, "--vhost-user", tmp_path / "s.sock", "--num-queues", 2, "--poll-us", poll,
                  "--state-dir", tmp_path / "state", "--control", control, sockets=("s.sock", "control")) as server, \
             Load(tmp_path / "s.sock", *MIXED, "--packed", packed) as load:

@@ -71,7 +71,7 @@ def test_impossible_wishes_leave_no_file(tmp_path):
                                   ("extended_l2=on,cluster_size=8k", "1M", "extended_l2"),
                                   ("extended_l2=on,compat=0.10", "1M", "extended_l2"),
                                   ("data_file=x.raw,compat=0.10", "1M", "data_file"),
-                                  ("data_file=x.raw,extended_l2=on", "1M", "extended_l2"),
+                                  ("data_file=x.raw,extended_l2=on,cluster_size=8k", "1M", "extended_l2"),
                                   ("encrypt.format=luks", "1M", "encrypt.format"),
                                   ("preallocation=some", "1M", "preallocation"),
                                   ("colour=red", "1M", "colour")]:

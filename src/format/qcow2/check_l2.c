@@ -126,8 +126,7 @@ static void examine_entry(struct checker *k, struct walker *w, uint64_t entry, u
 			k,
 			"guest offset 0x%llx in %s: subclusters are both allocated and zero (bitmap 0x%llx)",
 			ull(w->guest_off), where(w), ull(bitmap));
-	if (extended && host_off == 0 && !(k->q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE) &&
-	    (uint32_t)bitmap)
+	if (extended && host_off == 0 && !at_zero(k->q, entry) && (uint32_t)bitmap)
 		check_corruption(
 			k, "guest offset 0x%llx in %s: subclusters without a host cluster (bitmap 0x%llx)",
 			ull(w->guest_off), where(w), ull(bitmap));

@@ -204,8 +204,6 @@ static int check_wish(const struct wish *w, struct varve_error *err)
 	if (w->data_file_raw && w->backing_file)
 		return varve_error_set(err, -EINVAL, "options data_file_raw=on and backing_file exclude each other: the data file alone "
 						     "could not read as the disk does");
-	if (w->data_file && w->extended_l2)
-		return varve_error_set(err, -ENOTSUP, "options data_file and extended_l2=on: varve cannot write such qcow2 images");
 	if (w->version < 3 && w->extended_l2)
 		return varve_error_set(err, -EINVAL, "option extended_l2=on needs compat=1.1");
 	if (w->cluster_bits < QCOW2_EXTENDED_CLUSTER_BITS_MIN && w->extended_l2)

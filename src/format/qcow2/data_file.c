@@ -35,10 +35,20 @@ static void tell_short(const struct qcow2 *q)
 			  q->data_leaf->fixed_len ? "cannot be read" : "reads as zeroes");
 }
 
+static int open_external(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err)
+{
+	/* It may be open: a takeover needs it before (open.c). */
+	int ret = q->node->data ? 0 : node_open_data(f, q->node, q->h.data_file, o, err);
+
+	if (ret < 0)
+		return ret;
+	q->data = q->node->data;
+	q->data_leaf = node_leaf(q->data);
+	return 0;
+}
+
 int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err)
 {
-	int ret;
-
 	q->data = q->file;
 	q->data_leaf = q->leaf;
 	q->external = q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE;
@@ -50,13 +60,13 @@ int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_err
 			node_skip_data(o);
 		return 0;
 	}
-	ret = node_open_data(f, q->node, q->h.data_file, o, err);
-	if (ret < 0)
-		return ret;
-	q->data = q->node->data;
-	q->data_leaf = node_leaf(q->data);
-	tell_short(q);
-	return 0;
+	return open_external(f, q, o, err);
+}
+
+void data_tell(const struct qcow2 *q)
+{
+	if (q->external && !q->unmapped)
+		tell_short(q);
 }
 
 /* ---- entries ---- */

@@ -413,9 +413,6 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 			err, -ENOTSUP,
 			"an unnamed feature (incompatible bit %d) is not known to this version",
 			__builtin_ctzll(unknown));
-	if (writable && (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && (h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2))
-		return varve_error_set(err, -ENOTSUP, "images with both an external data file and extended L2 entries (subclusters) can be "
-						      "read, but not written");
 	if ((h->incompatible & QCOW2_INCOMPAT_DATA_FILE) && h->nr_snapshots)
 		return varve_error_set(err, -EINVAL, "the header says both that there are %u internal snapshots and that the data is in an "
 						     "external data file; the format does not have that", h->nr_snapshots);

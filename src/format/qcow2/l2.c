@@ -208,6 +208,8 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 	bool fresh = false;
 	int err;
 
+	if (q->external && is_wide(q))
+		return sub_alloc_external(f, q, off, len, ret);
 	/* The place is there, and may hold anything. */
 	if (q->external) {
 		*ret = (struct extent){ .kind = EXTENT_DATA, .node = q->data, .host_off = off,

@@ -265,6 +265,12 @@ static void counts_close(struct qcow2 *q)
 	refcount_close(q);
 }
 
+/* The file that is synced wherever the image is. */
+static struct node *synced_too(const struct qcow2 *q)
+{
+	return q->external && !site_off(q, SITE_DATA_SYNC) ? q->data : NULL;
+}
+
 static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings *set,
 			 struct varve_error *err)
 {
@@ -283,7 +289,7 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, set->write_out_ns);
-	if (q->external && !site_off(q, SITE_DATA_SYNC))
+	if (synced_too(q))
 		order_sync_too(q->order, q->data);
 	ret = lazy_open(q, set->lazy_given ? set->lazy : q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS, err);
 	if (ret < 0)
@@ -375,20 +381,26 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 	q->order = NULL;
 }
 
-/* What a process that died had queued is written out before anything but the header is looked at. */
-static int recover(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
+/*
+ * What a process that died had queued is written out before anything but the header is looked at. The data file is opened before
+ * that: what is written out leads there, and waits for its sync, too (order/recover.c). Its name in the header is the one of
+ * then: who keeps a journal does not change it (amend.c).
+ */
+static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char *state_dir, struct varve_error *err)
 {
 	uint64_t notes[ORDER_NOTES];
 	int ret;
 
-	if (q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE)
-		return varve_error_set(err, -ENOTSUP, "option 'state-dir': the journal knows of one file, and this image has its data in "
-						      "another; leave it out");
 	if (q->h.version < 3)
 		return varve_error_set(err, -ENOTSUP,
 				       "option 'state-dir': an image of version 2 (compat=0.10) has no place for the mark that "
 				       "a journal needs; upgrade the image (qemu-img amend -o compat=1.1) or leave it out");
-	ret = order_recover(f, q->file, state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, notes, err);
+	ret = qcow2_header_usable(&q->h, true, err);
+	if (ret == 0)
+		ret = data_open(f, q, o, err);
+	if (ret < 0)
+		return ret;
+	ret = order_recover(f, q->file, synced_too(q), state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, notes, err);
 	q->stock_left[0] = notes[0];
 	q->stock_left[1] = notes[1];
 	return ret > 0 ? read_header(f, q, err) : ret;
@@ -411,7 +423,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir)
-		ret = recover(f, q, set.state_dir, err);
+		ret = recover(f, q, o, set.state_dir, err);
 	if (ret < 0)
 		return ret;
 	set_geometry(q);
@@ -425,6 +437,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = set_names(q, err);
 	if (ret == 0)
 		ret = data_open(f, q, o, err);
+	if (ret == 0)
+		data_tell(q);
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)

@@ -132,9 +132,12 @@ int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(p
 /*
  * data_file.c ------------------------------------------------------------------------------------------
  *
- * The image's data file is opened, as q->data; its own file where it has none. Before anything is changed.
+ * The image's data file is opened, as q->data; its own file where it has none. Before anything is changed. Again when the header has
+ * been read again: it stays open.
  */
 int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err);
+/* When the header is what it is going to be: one that is too short is told of, in the log. */
+void data_tell(const struct qcow2 *q);
 /* One piece of an L2 table as it was read: entries that cannot be those of such an image become damage in memory. */
 void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *words);
 /* What is wrong with an entry for that place, in words; NULL: nothing. */

@@ -8,6 +8,9 @@
  * One entry is 16 bytes at a multiple of 16: no sector's end falls into it, and it goes to disk whole or not at all, with one
  * order_put(). In memory its words are stored one after the other; subcluster.h says in which order, and why.
  *
+ * With an external data file nothing is allocated, moved or freed: a cluster's place is where the guest sees it, and each
+ * subcluster is filled by itself. The bitmap alone says what of it counts.
+ *
  * Assumes: fibers of the home queue; block/ has locked the clusters concerned, whole.
  * Never:   makes a subcluster reachable before all of its bytes are written, or a place whose bytes are somebody else's.
  */
@@ -41,9 +44,10 @@ static uint32_t covered(const struct qcow2 *q, const struct run *run, unsigned i
 }
 
 /* The place is ours alone: subclusters without data can be written there. */
-static bool is_kept(const struct wide_entry *e)
+static bool is_kept(const struct qcow2 *q, const struct wide_entry *e)
 {
-	return !(e->place & QCOW2_COMPRESSED) && (e->place & QCOW2_COPIED) && (e->place & QCOW2_OFF_MASK);
+	return !(e->place & QCOW2_COMPRESSED) && (e->place & QCOW2_COPIED) &&
+	       ((e->place & QCOW2_OFF_MASK) || at_zero(q, e->place));
 }
 
 static bool is_packed(const struct wide_entry *e)
@@ -112,9 +116,9 @@ static int look(const struct qcow2 *q, const struct piece *p, struct run *run, s
 			break;
 		if (nr == 0) {
 			*ret_first = e;
-			*ret_kept = is_kept(&e);
+			*ret_kept = is_kept(q, &e);
 			*ret_host_off = e.place & QCOW2_OFF_MASK;
-		} else if (is_kept(&e) != *ret_kept ||
+		} else if (is_kept(q, &e) != *ret_kept ||
 			   (*ret_kept && (e.place & QCOW2_OFF_MASK) != *ret_host_off + ((uint64_t)nr << q->cluster_bits))) {
 			break;
 		}
@@ -203,6 +207,36 @@ int sub_alloc(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, stru
 	return 0;
 }
 
+/*
+ * The places are there, and may hold anything: what is asked for is filled, and nothing else. Entries are looked at all the same,
+ * because link() keeps what they say of their other subclusters, and damage is not to be kept.
+ */
+int sub_alloc_external(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret)
+{
+	struct run run = run_at(q, off, len);
+	unsigned nr = run.nr;
+	struct piece *p;
+	int err;
+
+	if (q->l1[run.table]) {
+		err = cache_get(f, q->l2, run.table, run.piece_nr, false, &p);
+		if (err < 0)
+			return err;
+		for (nr = 0; nr < run.nr; nr++) {
+			struct wide_entry e = wide_get(p, run.first + nr);
+
+			if (wide_damaged(q, &e))
+				break;
+		}
+		cache_unpin(q->l2, p);
+	}
+	if (!nr)
+		return -EIO;
+	*ret = (struct extent){ .kind = EXTENT_DATA, .node = q->data, .host_off = off,
+				.len = MIN(off + len, cluster_start(q, &run, nr)) - off };
+	return 0;
+}
+
 /* ---- link ---- */
 
 /* The order of l2.c's link_after(), for the same reasons. Without a place, an entry can say nothing but zeroes. */
@@ -230,7 +264,7 @@ static void plan_link(const struct qcow2 *q, const struct piece *p, struct chang
 
 		*e = c->old[i] = wide_get(p, c->run.first + i);
 		if (!(extent->flags & EXTENT_ALLOCATED)) {
-			assert(!(moves(e, false) & ~mask)); /* alloc() has asked for them */
+			assert(q->external || !(moves(e, false) & ~mask)); /* alloc() has asked for them */
 			e->place = (host_off + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED;
 		}
 		e->data |= mask;
@@ -243,6 +277,9 @@ static void plan_link(const struct qcow2 *q, const struct piece *p, struct chang
  * entries. Power lost in between leaks the new clusters, which check finds; the old entries hold, and where they say "zeroes"
  * or nothing, what was written behind them does not show. The other way round, bytes would show that were never written for
  * the guest: a subcluster of a place that was used before holds somebody else's.
+ *
+ * In a data file likewise, whose sync is part of every mark (order_sync_too()): power lost before the entry leaves bytes there that
+ * the bitmap does not speak of. The other way round, the guest would see what the file held before, which nobody keeps clean.
  */
 int sub_link(struct fiber *f, struct qcow2 *q, uint64_t off, const struct extent *extent)
 {
@@ -281,7 +318,7 @@ int sub_keeps_place(struct fiber *f, struct qcow2 *q, uint64_t off)
 		return err;
 	e = wide_get(p, run.first);
 	cache_unpin(q->l2, p);
-	return wide_damaged(q, &e) ? -EIO : is_kept(&e);
+	return wide_damaged(q, &e) ? -EIO : is_kept(q, &e);
 }
 
 int sub_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry)
@@ -295,7 +332,7 @@ int sub_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t ent
 		return err;
 	c.old[0] = wide_get(p, c.run.first);
 	c.next[0] = (struct wide_entry){ .place = entry };
-	assert(!is_kept(&c.old[0])); /* sub_keeps_place() was asked */
+	assert(!is_kept(q, &c.old[0])); /* sub_keeps_place() was asked */
 	err = put(f, q, &c, EVENT_L2_UPDATE_COMPRESSED,
 		  site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q))), &mark);
 	if (err == 0) {
@@ -344,7 +381,8 @@ int sub_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *le
 /* What an entry becomes whose subclusters `mask` go. Its place goes with the last of them that has data. */
 static struct wide_entry unlinked(const struct qcow2 *q, struct wide_entry e, uint32_t mask, enum unlink_mode mode)
 {
-	bool keep = (mode == UNLINK_ZERO || (q->keeps_space && mode != UNLINK_ABSENT)) && is_kept(&e), had_data = is_packed(&e) || e.data;
+	bool keep = (mode == UNLINK_ZERO || (q->keeps_space && mode != UNLINK_ABSENT)) && is_kept(q, &e);
+	bool had_data = is_packed(&e) || e.data;
 	/* Zeroes that were told stay told; without a backing image, nothing reads as zeroes too, unless the place is kept. */
 	uint32_t stays = mode == UNLINK_ZERO || mode == UNLINK_ZERO_UNMAP ? e.zero : 0;
 
@@ -381,18 +419,44 @@ static int plan_unlink(const struct qcow2 *q, const struct piece *p, struct chan
 }
 
 /* Has the cluster lost all of its data, and kept its place? */
-static bool is_emptied(const struct change *c, unsigned i)
+static bool is_emptied(const struct qcow2 *q, const struct change *c, unsigned i)
 {
-	return is_kept(&c->old[i]) && c->old[i].data && !c->next[i].data && c->next[i].place == c->old[i].place;
+	return is_kept(q, &c->old[i]) && c->old[i].data && !c->next[i].data && c->next[i].place == c->old[i].place;
 }
 
 /* discard-no-unref: their blocks go at once, as zeroes; see punch_emptied() in l2.c. */
 static void punch_emptied(struct fiber *f, const struct qcow2 *q, const struct change *c)
 {
 	for (unsigned i = 0; i < c->run.nr; i++) {
-		if (is_emptied(c, i))
+		if (is_emptied(q, c, i))
 			(void)node_zero(f, q->data, c->old[i].place & QCOW2_OFF_MASK, q->cluster_len, REQ_MAY_UNMAP | REQ_NO_FALLBACK);
 	}
+}
+
+/*
+ * Of the data file, what the bitmap no longer calls data, at once and for the reason that punch_released() in l2.c gives: power lost
+ * before the entry is durable leaves zeroes behind the old one. Subclusters of the same cluster that stay are not touched.
+ */
+static void punch_external(struct fiber *f, struct qcow2 *q, const struct change *c)
+{
+	uint64_t from = 0, end = 0; /* lost, and not yet punched */
+
+	for (unsigned i = 0; i < c->run.nr; i++) {
+		uint32_t lost = c->old[i].data & ~c->next[i].data;
+
+		while (lost) {
+			unsigned first = (unsigned)__builtin_ctz(lost), nr = (unsigned)__builtin_ctzll(~((uint64_t)lost >> first));
+			uint64_t at = cluster_start(q, &c->run, i) + ((uint64_t)first << sub_bits(q));
+
+			if (at != end) {
+				data_punch(f, q, from, end - from);
+				from = at;
+			}
+			end = at + ((uint64_t)nr << sub_bits(q));
+			lost &= (uint32_t)~(((1ull << nr) - 1) << first);
+		}
+	}
+	data_punch(f, q, from, end - from);
 }
 
 /*
@@ -424,7 +488,9 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 			release_entry(q, c.old[i].place, mark, mode != UNLINK_ZERO);
 		}
 	}
-	if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+	if (err == 0 && q->external && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+		punch_external(f, q, &c);
+	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
 		punch_emptied(f, q, &c);
 	return err;
 }

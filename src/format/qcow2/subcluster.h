@@ -20,6 +20,9 @@
  *
  * What is added again after it was taken has a grace period in between; so a reader never meets the bitmaps of two lives of
  * an entry. Changes of the bitmap alone, and of the COPIED flag, are changes of one word.
+ *
+ * With an external data file a cluster has only one place, its own: "adding" and "taking" change what the bitmap says and
+ * whether there is a place at all, and the same order holds for these.
  */
 #ifndef VARVE_QCOW2_SUBCLUSTER_H
 #define VARVE_QCOW2_SUBCLUSTER_H
@@ -69,11 +72,12 @@ static inline bool wide_damaged(const struct qcow2 *q, const struct wide_entry *
 	if (e->place & QCOW2_COMPRESSED)
 		return false;
 	return (e->place & (QCOW2_L2_RESERVED | QCOW2_ZERO)) || !is_aligned(e->place & QCOW2_OFF_MASK, q->cluster_len) ||
-	       (e->data & e->zero) || (e->data && !(e->place & QCOW2_OFF_MASK));
+	       (e->data & e->zero) || (e->data && !(e->place & QCOW2_OFF_MASK) && !at_zero(q, e->place));
 }
 
 /* subcluster.c: what l2.c's functions of these names do, in units of subclusters. */
 int sub_alloc(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret);
+int sub_alloc_external(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, struct extent *ret);
 int sub_link(struct fiber *f, struct qcow2 *q, uint64_t off, const struct extent *extent);
 int sub_link_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t *len);
 int sub_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entry);

@@ -217,7 +217,7 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && state_dir) {
 		/* What a process that died had queued, before anything but the header is looked at. */
-		ret = order_recover(f, q->file, state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
+		ret = order_recover(f, q->file, NULL, state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
 				    err);
 		if (ret > 0)
 			ret = read_header(f, q, err);

@@ -198,9 +198,9 @@ static void begin(const char *format, const char *create, const char *more)
 }
 
 /* Not even what has been queued for long is written, so that it is queued when the process dies. */
-static void begin_patiently(void)
+static void begin_patiently(const char *create)
 {
-	begin("qcow2", NULL, "");
+	begin("qcow2", create, "");
 	strcat(options, ",metadata-write-out=0");
 }
 
@@ -238,6 +238,17 @@ static void qcow2_with_lazy_refcounts_survives_kills(void **state)
 	survives("qcow2", "lazy_refcounts=on", "");
 }
 
+/* The data is with the kernel, in a file of its own; what leads there is in the journal. */
+static void qcow2_with_a_data_file_survives_kills(void **state)
+{
+	char create[256];
+
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	survives("qcow2", create, "");
+	snprintf(create, sizeof(create), "extended_l2=on,cluster_size=64k,data_file=%s", path_of("data"));
+	survives("qcow2", create, "");
+}
+
 static void qed_survives_kills(void **state)
 {
 	survives("qed", NULL, "");
@@ -262,7 +273,7 @@ static void an_image_that_was_changed_since_is_refused(void **state)
 	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE, .format = "qcow2" };
 	struct varve_image *image;
 
-	begin_patiently();
+	begin_patiently(NULL);
 	run_to_the_death(96);
 	expect_ok(varve_image_open(&image, path_of("disk"), &oo, &err));
 	expect_ok(varve_image_write(image, 0, "other", 5, 0, &err));
@@ -274,18 +285,18 @@ static void an_image_that_was_changed_since_is_refused(void **state)
 }
 
 /* The process died when it knew that a sync had failed, and perhaps before the guest did. */
-static void a_failed_sync_is_inherited(void **state)
+static void inherits_error(const char *create, size_t at)
 {
 	struct varve_image *image;
 	uint64_t error = EIO;
 	glob_t found;
 	int fd;
 
-	begin_patiently();
+	begin_patiently(create);
 	run_to_the_death(96);
 	assert_int_equal(glob(path_of("state/*.journal"), 0, NULL, &found), 0);
 	fd = open(found.gl_pathv[found.gl_pathc - 1], O_RDWR | O_CLOEXEC);
-	assert_int_equal(pwrite(fd, &error, sizeof(error), offsetof(struct journal_header, error)), sizeof(error));
+	assert_int_equal(pwrite(fd, &error, sizeof(error), (off_t)at), sizeof(error));
 	close(fd);
 	globfree(&found);
 	image = open_disk(NULL);
@@ -294,6 +305,63 @@ static void a_failed_sync_is_inherited(void **state)
 	assert_int_equal(varve_image_flush(image, &err), -EIO);
 	assert_int_equal(varve_image_acknowledge_flush_error(image, NULL, &err), 1);
 	expect_ok(varve_image_flush(image, &err));
+	expect_ok(varve_image_close(image, &err));
+}
+
+static void a_failed_sync_is_inherited(void **state)
+{
+	char create[256];
+
+	inherits_error(NULL, offsetof(struct journal_header, error));
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	inherits_error(create, offsetof(struct journal_header, data_error));
+}
+
+/* A child that is told of a sync that failed, and whose next flush is a guest's that finds no metadata queued. Then it dies. */
+static int flush_and_die(const char *tree)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
+		struct varve_image *image;
+
+		if (varve_image_open(&image, tree, &oo, &err) < 0)
+			_exit(2);
+		_exit(varve_image_flush(image, &err) < 0 ? 1 : 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+/* Each inherits it, dies, and leaves it to the next, whether it has written anything or not: until somebody says that he knows. */
+static void an_inherited_error_is_left_to_the_next(void **state)
+{
+	struct varve_image *image;
+	uint64_t error = EIO;
+	char create[256];
+	glob_t found;
+	int fd;
+
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	begin("qcow2", create, "");
+	run_and_kill(1, 3);
+	assert_int_equal(glob(path_of("state/*.journal"), 0, NULL, &found), 0);
+	fd = open(found.gl_pathv[0], O_RDWR | O_CLOEXEC);
+	assert_int_equal(pwrite(fd, &error, sizeof(error), (off_t)offsetof(struct journal_header, data_error)), sizeof(error));
+	close(fd);
+	globfree(&found);
+	for (unsigned i = 0; i < 3; i++)
+		assert_int_equal(flush_and_die(options), 1);
+	image = open_disk(NULL);
+	assert_int_equal(varve_image_acknowledge_flush_error(image, NULL, &err), 1);
+	expect_ok(varve_image_flush(image, &err));
+	expect_ok(varve_image_close(image, &err));
+	assert_int_equal(flush_and_die(options), 0);
+	image = open_disk(NULL);
 	expect_ok(varve_image_close(image, &err));
 }
 
@@ -310,10 +378,12 @@ int main(void)
 		cmocka_unit_test(qcow2_survives_kills),
 		cmocka_unit_test(qcow2_of_small_clusters_survives_kills),
 		cmocka_unit_test(qcow2_with_lazy_refcounts_survives_kills),
+		cmocka_unit_test(qcow2_with_a_data_file_survives_kills),
 		cmocka_unit_test(qed_survives_kills),
 		cmocka_unit_test(raw_survives_kills),
 		cmocka_unit_test(without_it_acknowledged_writes_are_lost),
 		cmocka_unit_test(a_failed_sync_is_inherited),
+		cmocka_unit_test(an_inherited_error_is_left_to_the_next),
 		cmocka_unit_test(an_image_that_was_changed_since_is_refused),
 	};
 

@@ -382,6 +382,39 @@ static void one_of_another_file_is_refused(void **state)
 	owner.file_id[1]--;
 }
 
+/* What is queued leads to one data file; with another one, without one, or with one where there was none it leads nowhere. */
+static void one_of_another_data_file_is_refused(void **state)
+{
+	struct journal_owner plain = owner;
+
+	owner.data_id[0] = 5;
+	owner.data_id[1] = 6;
+	owner.data_birth = 7;
+	strcpy(owner.data_name, "here.raw");
+	for (unsigned i = 0; i < 4; i++) {
+		struct journal_owner other = owner;
+
+		strcpy(other.data_name, "there.raw");
+		other.data_id[0] += i == 0;
+		other.data_id[1] += i == 1;
+		other.data_birth += i == 2;
+		if (i == 3)
+			other = plain;
+		leave_one(&other);
+		expect_refused(i == 3 ? "here.raw" : "there.raw");
+	}
+	leave_one(&owner);
+	{
+		struct varve_error err;
+		struct journal_search s = search(&err);
+
+		assert_int_equal(journal_find(&s), 0);
+		assert_non_null(s.map);
+		journal_unmap(s.map, s.fd, s.path, true);
+	}
+	owner = plain;
+}
+
 static void a_file_cut_short_or_overwritten_is_refused(void **state)
 {
 	int fd;
@@ -474,6 +507,7 @@ int main(void)
 		cmocka_unit_test(what_was_left_is_found),
 		cmocka_unit_test(one_of_an_earlier_boot_is_removed),
 		cmocka_unit_test(one_of_another_file_is_refused),
+		cmocka_unit_test(one_of_another_data_file_is_refused),
 		cmocka_unit_test(a_file_cut_short_or_overwritten_is_refused),
 		cmocka_unit_test(a_file_that_others_may_have_written_is_refused),
 		cmocka_unit_test(two_cannot_use_it),

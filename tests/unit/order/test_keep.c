@@ -95,23 +95,6 @@ static void what_a_failing_disk_did_not_take_stays(void **state)
 	keeping_end(b);
 }
 
-/* Whoever comes next must not call a flush a success that would have failed here. */
-static void a_failed_sync_is_noted_until_one_succeeds(void **state)
-{
-	struct journal j;
-	struct bench *b = keeping_bench(&j, 0);
-
-	assert_int_equal(bench_flush(b), 0);
-	assert_int_equal(atomic_load(&j.h->error), 0);
-	b->fail_all = true;
-	assert_int_equal(bench_flush(b), -EIO);
-	assert_int_equal(atomic_load(&j.h->error), EIO);
-	b->fail_all = false;
-	assert_int_equal(bench_flush(b), 0);
-	assert_int_equal(atomic_load(&j.h->error), 0);
-	keeping_end(b);
-}
-
 static int job_put_often(struct fiber *f, struct bench *b, void *arg)
 {
 	(void)arg;
@@ -141,7 +124,6 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(puts_stay_until_their_section_is_durable),
 		cmocka_unit_test(what_a_failing_disk_did_not_take_stays),
-		cmocka_unit_test(a_failed_sync_is_noted_until_one_succeeds),
 		cmocka_unit_test(a_place_that_is_written_again_and_again_does_not_fill_it),
 	};
 

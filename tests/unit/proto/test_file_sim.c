@@ -377,6 +377,44 @@ static void an_acknowledged_error_is_forgotten(void **state)
 	script_close(&s);
 }
 
+/* Where another process looks when this one is dead: as it is now, whenever it changes, and what stood there if nothing happened. */
+static void what_flushes_fail_with_is_published(void **state)
+{
+	_Atomic uint64_t where = EROFS;
+	uint64_t bytes;
+	struct script s;
+
+	(void)state;
+	script_open(&s, 1 << 20, NODE_WRITABLE, false);
+	doubt_publish(script_doubt(&s), &where);
+	leaf_fill(&s.l, 0, 4096, 1);
+	assert_int_equal(leaf_flush(&s.l), 0);
+	assert_int_equal(where, EROFS);
+	leaf_fill(&s.l, 0, 4096, 1);
+	script_set(&s, AIO_FLUSH, -EIO, 1);
+	assert_int_equal(leaf_flush(&s.l), -EIO);
+	assert_int_equal(where, EIO);
+	leaf_fill(&s.l, 0, 4096, 1);
+	assert_int_equal(leaf_flush(&s.l), 0); /* mended */
+	assert_int_equal(where, 0);
+	leaf_fill(&s.l, 0, 4096, 1);
+	script_set(&s, AIO_FLUSH, -ENOSPC, 1);
+	assert_int_equal(leaf_flush(&s.l), -ENOSPC);
+	assert_int_equal(where, ENOSPC);
+	doubt_publish(script_doubt(&s), NULL);
+	assert_int_equal(doubt_acknowledge(script_doubt(&s), &bytes), -ENOSPC);
+	assert_int_equal(where, ENOSPC);
+	/* An error of before is there from the first moment on. */
+	leaf_fill(&s.l, 0, 4096, 1);
+	script_set(&s, AIO_FLUSH, -EDQUOT, 1);
+	assert_int_equal(leaf_flush(&s.l), -EDQUOT);
+	doubt_publish(script_doubt(&s), &where);
+	assert_int_equal(where, EDQUOT);
+	assert_int_equal(doubt_acknowledge(script_doubt(&s), &bytes), -EDQUOT);
+	assert_int_equal(where, 0);
+	script_close(&s);
+}
+
 struct raced {
 	struct req r;
 	struct iovec iov;
@@ -658,6 +696,7 @@ int main(void)
 		cmocka_unit_test(a_retry_that_fails_is_in_doubt_again),
 		cmocka_unit_test(a_fua_write_again_needs_no_flush),
 		cmocka_unit_test(an_acknowledged_error_is_forgotten),
+		cmocka_unit_test(what_flushes_fail_with_is_published),
 		cmocka_unit_test(a_write_under_way_when_a_sync_fails_is_in_doubt),
 		cmocka_unit_test(many_places_in_doubt_heal_too),
 		cmocka_unit_test(sync_on_makes_every_write_stable),

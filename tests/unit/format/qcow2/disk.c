@@ -52,6 +52,8 @@ static int open_fiber(struct fiber *f, void *arg)
 
 	if (ret == 0)
 		leaf->fixed_len = d->device;
+	if (ret == 0)
+		ret = image_add_data(f, d->im, leaf, &d->err);
 	if (ret == 0 && d->options)
 		ret = opts_parse(o, d->options, &d->err);
 	if (ret == 0)

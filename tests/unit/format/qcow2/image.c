@@ -33,6 +33,8 @@ struct image *image_new(void)
 void image_free(struct image *im)
 {
 	sim_file_free(im->sim);
+	if (im->data)
+		sim_file_free(im->data);
 	queue_free(im->q);
 	free(im->lines);
 	free(im);
@@ -87,11 +89,18 @@ static void keep_line(void *user_data, const char *line)
 	im->lines_len += len + 1;
 }
 
+int image_add_data(struct fiber *f, struct image *im, struct node *leaf, struct varve_error *err)
+{
+	return im->data ? sim_node_new(f, im->data, &im->data_af, leaf->flags, &leaf->data, err) : 0;
+}
+
 static struct node *leaf_of(struct fiber *f, struct image *im, uint32_t flags)
 {
 	struct node *leaf;
 	int ret = sim_node_new(f, im->sim, &im->af, flags, &leaf, &im->err);
 
+	if (ret == 0)
+		ret = image_add_data(f, im, leaf, &im->err);
 	if (ret < 0)
 		fail_msg("leaf: %s", im->err.message);
 	return leaf;
@@ -238,7 +247,10 @@ int image_snapshots(struct image *im, const struct qcow2_header *h, struct qcow2
 struct image *image_made(uint64_t len, const char *options)
 {
 	struct image *im = image_new();
+	struct sim_opts so = { .seed = 2 };
 
+	if (strstr(options, "data_file="))
+		assert_int_equal(sim_file_new(&im->data, &im->data_af, &so), 0);
 	if (image_create(im, len, options) < 0)
 		fail_msg("create %s: %s", options, im->err.message);
 	return im;

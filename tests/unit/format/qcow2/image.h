@@ -23,6 +23,8 @@ struct image {
 	struct queue *q;
 	struct sim_file *sim;
 	struct aio_file af;
+	struct sim_file *data; /* the external data file; NULL: the image was made without one */
+	struct aio_file data_af;
 	struct varve_error err;		 /* of the last call */
 	struct varve_check_result found; /* by image_check() */
 	char *lines;			 /* its report */
@@ -47,7 +49,10 @@ int image_check(struct image *im, size_t max_pages);
 int image_info(struct image *im, json_t **ret);
 int image_snapshots(struct image *im, const struct qcow2_header *h, struct qcow2_snapshot **ret, uint64_t *ret_len);
 
-/* A new image that must be fine. */
+/* The data file, if there is one, below the image's file. */
+int image_add_data(struct fiber *f, struct image *im, struct node *leaf, struct varve_error *err);
+
+/* A new image that must be fine. data_file=... among the options: that file is im->data, whatever it is called. */
 struct image *image_made(uint64_t len, const char *options);
 
 /* Bytes of the file, big endian. */

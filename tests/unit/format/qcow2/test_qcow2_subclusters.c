@@ -34,15 +34,33 @@ static struct wide_entry entry_of(struct disk *d, unsigned cluster)
 	return p ? wide_get(p, cluster & ((1u << disk_state(d)->l2_piece_bits) - 1)) : (struct wide_entry){ 0 };
 }
 
-static struct disk *disk_over(uint64_t backing_len)
+static struct disk *disk_with(const char *options, uint64_t backing_len)
 {
-	struct disk *d = disk_made(4 * CLUSTER, OPTIONS);
+	struct disk *d = disk_made(4 * CLUSTER, options);
 
 	alarm(PROGRAM_S); /* a hang is a failure */
 	assert_int_equal(disk_close(d), 0);
 	d->backing_len = backing_len;
 	disk_reopen(d);
 	return d;
+}
+
+static struct disk *disk_over(uint64_t backing_len)
+{
+	return disk_with(OPTIONS, backing_len);
+}
+
+/* The kinds of disks: with nothing below, over a backing image; and both with the data in another file. */
+#define KINDS 4
+
+static bool kind_has_backing(unsigned kind)
+{
+	return kind & 1;
+}
+
+static struct disk *disk_of(unsigned kind)
+{
+	return disk_with(kind & 2 ? OPTIONS ",data_file=data" : OPTIONS, kind_has_backing(kind) ? 4 * CLUSTER : 0);
 }
 
 static int pack(struct disk *d, uint64_t off, uint8_t byte)
@@ -61,9 +79,10 @@ static void writers_of_one_cluster_share_its_place(void **state)
 	struct disk_op ops[16];
 
 	(void)state;
-	for (unsigned backing = 0; backing < 2; backing++) {
-		struct disk *d = disk_over(backing ? 4 * CLUSTER : 0);
+	for (unsigned kind = 0; kind < KINDS; kind++) {
+		struct disk *d = disk_of(kind);
 		uint64_t end = disk_state(d)->end_cluster;
+		uint8_t below = kind_has_backing(kind) ? 0xba : 0;
 		struct wide_entry e;
 
 		for (unsigned i = 0; i < ARRAY_LEN(ops); i++)
@@ -72,9 +91,9 @@ static void writers_of_one_cluster_share_its_place(void **state)
 		for (unsigned i = 0; i < ARRAY_LEN(ops); i++) {
 			assert_int_equal(ops[i].ret, 0);
 			disk_expect(d, ops[i].off, 200, (uint8_t)(i + 1));
-			disk_expect(d, ops[i].off - 100, 100, backing ? 0xba : 0);
-			disk_expect(d, ops[i].off + 200, SUB - 300, backing ? 0xba : 0);
-			disk_expect(d, ops[i].off - 100 + SUB, SUB, backing ? 0xba : 0);
+			disk_expect(d, ops[i].off - 100, 100, below);
+			disk_expect(d, ops[i].off + 200, SUB - 300, below);
+			disk_expect(d, ops[i].off - 100 + SUB, SUB, below);
 		}
 		e = entry_of(d, 1);
 		assert_true((e.data & 0x55555555) == 0x55555555 && !e.zero && (e.place & QCOW2_COPIED));
@@ -177,7 +196,7 @@ static struct wide_entry moment_entry(unsigned bitmap_at, unsigned place_at)
 	return wide_of(watch.moments[place_at].place, watch.moments[bitmap_at].bitmap);
 }
 
-/* What a reader takes subcluster s for: 1 compressed, 2 zeroes, 3 nothing, or where its data is; 0: damage. */
+/* What a reader takes subcluster s for: 1 compressed, 2 zeroes, 3 nothing, or 4 more than where its data is; 0: damage. */
 static uint64_t answer(const struct disk *d, struct wide_entry e, unsigned s)
 {
 	if (e.place & QCOW2_COMPRESSED)
@@ -186,7 +205,7 @@ static uint64_t answer(const struct disk *d, struct wide_entry e, unsigned s)
 		return 0;
 	if (e.zero >> s & 1)
 		return 2;
-	return e.data >> s & 1 ? (e.place & QCOW2_OFF_MASK) + s * SUB : 3;
+	return e.data >> s & 1 ? (e.place & QCOW2_OFF_MASK) + s * SUB + 4 : 3;
 }
 
 static void watch_begin(struct disk *d)
@@ -239,8 +258,8 @@ static void readers_load_the_bitmap_first(void **state)
 static void what_is_added_has_its_place_before_it_is_seen(void **state)
 {
 	(void)state;
-	for (unsigned backing = 0; backing < 2; backing++) {
-		struct disk *d = disk_over(backing ? 4 * CLUSTER : 0);
+	for (unsigned kind = 0; kind < KINDS; kind++) {
+		struct disk *d = disk_of(kind);
 
 		assert_int_equal(disk_write(d, CLUSTER, SUB, 1), 0);
 		watch_begin(d);
@@ -261,9 +280,9 @@ static void what_is_taken_is_not_seen_without_its_place(void **state)
 	} ways[] = { { REQ_DISCARD, 0 }, { REQ_ZERO, 0 }, { REQ_ZERO, REQ_MAY_UNMAP } };
 
 	(void)state;
-	for (unsigned backing = 0; backing < 2; backing++) {
+	for (unsigned kind = 0; kind < KINDS; kind++) {
 		for (unsigned i = 0; i < ARRAY_LEN(ways); i++) {
-			struct disk *d = disk_over(backing ? 4 * CLUSTER : 0);
+			struct disk *d = disk_of(kind);
 			struct disk_op op = { .op = ways[i].op, .flags = ways[i].flags, .len = SUB };
 
 			assert_int_equal(disk_write(d, 0, 2 * SUB, 1), 0);
@@ -315,6 +334,104 @@ static void a_compressed_cluster_never_looks_empty(void **state)
 	assert_int_equal(disk_discard(d, 0, CLUSTER), 0);
 	assert_int_equal(watch_end(), 1);
 	disk_free_clean(d);
+}
+
+/* ---- a data file ---- */
+
+static void expect_in_file(struct disk *d, uint64_t off, uint64_t len, uint8_t byte)
+{
+	uint8_t buf[CLUSTER];
+
+	assert_true(len <= sizeof(buf));
+	sim_peek(d->im->data, off, buf, len);
+	for (uint64_t i = 0; i < len; i++)
+		assert_int_equal(buf[i], byte);
+}
+
+/* What the file holds where no bit says so is nobody's; and what is taken away takes nothing else along. */
+static void parts_of_a_data_file_come_and_go_alone(void **state)
+{
+	struct disk *d = disk_of(2);
+	uint8_t rest[4 * CLUSTER];
+	struct wide_entry e;
+
+	(void)state;
+	memset(rest, 0xdd, sizeof(rest));
+	sim_poke(d->im->data, 0, rest, sizeof(rest));
+	disk_expect(d, 0, CLUSTER, 0);
+	assert_int_equal(disk_write(d, 3 * SUB + 100, 2 * SUB, 1), 0); /* of three parts */
+	e = entry_of(d, 0);
+	assert_true(e.place == QCOW2_COPIED && e.data == 7 << 3 && !e.zero);
+	disk_expect(d, 0, 3 * SUB + 100, 0);
+	disk_expect(d, 3 * SUB + 100, 2 * SUB, 1);
+	disk_expect(d, 5 * SUB + 100, CLUSTER - 5 * SUB - 100, 0);
+	expect_in_file(d, 0, 3 * SUB, 0xdd);
+	expect_in_file(d, 6 * SUB, SUB, 0xdd);
+	assert_int_equal(disk_discard(d, 4 * SUB, SUB), 0);
+	expect_in_file(d, 3 * SUB + 100, SUB - 100, 1);
+	expect_in_file(d, 4 * SUB, SUB, 0);
+	expect_in_file(d, 5 * SUB, 100, 1);
+	disk_reopen(d);
+	disk_expect(d, 4 * SUB, SUB, 0);
+	disk_expect(d, 5 * SUB, 100, 1);
+	/* Over the end of a cluster: two entries, one hole. */
+	assert_int_equal(disk_write(d, 0, 2 * CLUSTER, 2), 0);
+	assert_true(entry_of(d, 1).place == (CLUSTER | QCOW2_COPIED) && entry_of(d, 1).data == SUB_ALL);
+	assert_int_equal(disk_zero(d, CLUSTER - SUB, 3 * SUB, true), 0);
+	assert_true(entry_of(d, 0).data == SUB_ALL >> 1 && entry_of(d, 1).data == SUB_ALL << 2);
+	expect_in_file(d, CLUSTER - 2 * SUB, SUB, 2);
+	expect_in_file(d, CLUSTER - SUB, 3 * SUB, 0);
+	expect_in_file(d, CLUSTER + 2 * SUB, SUB, 2);
+	disk_free_clean(d);
+}
+
+/* Who looks at the data file alone sees each zero; the tables lead to all of it all the time. */
+static void parts_of_a_raw_data_file_stay_mapped(void **state)
+{
+	struct disk *d = disk_with(OPTIONS ",data_file=data,data_file_raw=on", 0);
+
+	(void)state;
+	assert_int_equal(disk_write(d, 0, 4 * CLUSTER, 1), 0);
+	assert_int_equal(disk_zero(d, SUB, SUB, false), 0);
+	assert_int_equal(disk_zero(d, 3 * SUB, SUB, true), 0);
+	assert_int_equal(disk_discard(d, CLUSTER - SUB, 2 * SUB), 0);
+	for (unsigned i = 0; i < 4; i++)
+		assert_true(entry_of(d, i).place == (i * CLUSTER | QCOW2_COPIED) && entry_of(d, i).data == SUB_ALL && !entry_of(d, i).zero);
+	expect_in_file(d, 0, SUB, 1);
+	expect_in_file(d, SUB, SUB, 0);
+	expect_in_file(d, 2 * SUB, SUB, 1);
+	expect_in_file(d, 3 * SUB, SUB, 0);
+	expect_in_file(d, CLUSTER - SUB, 2 * SUB, 0);
+	expect_in_file(d, CLUSTER + SUB, SUB, 1);
+	disk_free_clean(d);
+}
+
+/* Neither what it says nor what the file holds is changed: the other parts of such an entry would become something. */
+static void a_damaged_entry_is_not_filled(void **state)
+{
+	static const uint64_t damaged[][2] = { { 0, 1 }, { QCOW2_COPIED, 0x100000001 }, { QCOW2_COPIED | 1, 0 }, { QCOW2_COPIED | CLUSTER, 1 } };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(damaged); i++) {
+		struct disk *d = disk_of(2);
+		uint64_t at;
+
+		assert_int_equal(disk_write(d, 0, 2 * CLUSTER, 1), 0);
+		assert_int_equal(disk_close(d), 0);
+		at = image_get(d->im, image_l1(d->im), 8) & QCOW2_OFF_MASK;
+		image_put(d->im, at, 8, damaged[i][0]);
+		image_put(d->im, at + 8, 8, damaged[i][1]);
+		assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
+		assert_int_equal(disk_write(d, 5 * SUB, SUB, 2), -EIO);
+		assert_int_equal(disk_write(d, 0, CLUSTER, 2), -EIO);
+		assert_int_equal(disk_zero(d, 5 * SUB, SUB, false), -EIO);
+		assert_int_equal(disk_write(d, CLUSTER, CLUSTER, 2), 0);
+		disk_expect(d, CLUSTER, CLUSTER, 2);
+		assert_int_equal(disk_close(d), 0);
+		expect_in_file(d, 0, CLUSTER, 1);
+		assert_true(image_get(d->im, at, 8) == damaged[i][0] && image_get(d->im, at + 8, 8) == damaged[i][1]);
+		disk_free(d);
+	}
 }
 
 /* ---- another queue ---- */
@@ -403,6 +520,9 @@ int main(void)
 		cmocka_unit_test(what_is_added_has_its_place_before_it_is_seen),
 		cmocka_unit_test(what_is_taken_is_not_seen_without_its_place),
 		cmocka_unit_test(a_compressed_cluster_never_looks_empty),
+		cmocka_unit_test(parts_of_a_data_file_come_and_go_alone),
+		cmocka_unit_test(parts_of_a_raw_data_file_stay_mapped),
+		cmocka_unit_test(a_damaged_entry_is_not_filled),
 		cmocka_unit_test(no_queue_sees_half_an_entry),
 	};
 
