@@ -393,19 +393,30 @@ static void count_line(void *user_data, enum varve_log_level level, const char *
 	nr_told += strstr(line, "RLIMIT_MEMLOCK") != NULL;
 }
 
+#define NOT_HERE 77
+
 /* In a process without the right to lock memory: one line says so, and everything works. */
 static int child_without_memlock(const struct aio_engine *engine)
 {
-	const struct rlimit little = { MiB(1), MiB(1) }; /* enough for the ring itself */
+	struct rlimit little;
 	struct view v;
 
+	/* Enough for the ring itself, unless there is less to begin with, which not even root may raise in every container. */
+	if (getrlimit(RLIMIT_MEMLOCK, &little) < 0)
+		return 2;
+	little.rlim_max = MIN(little.rlim_max, MiB(1));
+	little.rlim_cur = little.rlim_max;
+
 	varve_set_log(count_line, NULL);
-	/* Another user may not make files where the test runs. */
+	/*
+	 * Another user may not make files where the test runs. One of this process's own: what the processes of a user have
+	 * locked is added up.
+	 */
 	if (chdir(P_tmpdir) < 0 || setrlimit(RLIMIT_MEMLOCK, &little) < 0 ||
-	    (geteuid() == 0 && (setgroups(0, NULL) < 0 || setuid(65534) < 0)))
+	    (geteuid() == 0 && (setgroups(0, NULL) < 0 || setuid((uid_t)(61000 + getpid() % 4000)) < 0)))
 		return 2;
 	if (!engine_works(engine))
-		return 5;
+		return little.rlim_max < MiB(1) ? NOT_HERE : 5;
 	view_open_len(&v, engine, true, MiB(4));
 	if (registered(&v, 0, PAGE))
 		return 3;
@@ -427,6 +438,8 @@ static void without_the_right_to_lock_memory_it_works_unregistered(void **state)
 		_exit(child_without_memlock(*state));
 	CHECK(waitpid(pid, &status, 0) == pid);
 	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == NOT_HERE)
+		skip();
 	assert_int_equal(WEXITSTATUS(status), 0);
 }
 
