@@ -77,12 +77,16 @@ struct valve {
 static int valve_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
 	struct valve *v = node_state(n);
+	pthread_condattr_t attr;
 
 	(void)f;
 	(void)o;
 	(void)err;
 	pthread_mutex_init(&v->lock, NULL);
-	pthread_cond_init(&v->changed, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC); /* somebody may set the clock */
+	pthread_cond_init(&v->changed, &attr);
+	pthread_condattr_destroy(&attr);
 	TAILQ_INIT(&v->held);
 	atomic_store(&n->len, node_len(n->file));
 	return 0;
@@ -162,7 +166,7 @@ void served_wait_held(unsigned i, unsigned nr)
 	struct timespec end;
 	int ret = 0;
 
-	clock_gettime(CLOCK_REALTIME, &end);
+	clock_gettime(CLOCK_MONOTONIC, &end);
 	end.tv_sec += SERVED_MS / 1000;
 	pthread_mutex_lock(&v->lock);
 	while (v->nr_held < nr && ret == 0)
@@ -335,8 +339,11 @@ void served_io_works(struct vu_front *f, unsigned q)
 	turn++;
 	for (unsigned i = 0; i < sizeof(out); i++)
 		out[i] = (uint8_t)(turn + i / 512);
-	if (vu_blk_open(&b, f, q, 1, sizeof(out)) < 0 || vu_blk_write(&b, q * MiB(1), out, sizeof(out)) < 0 ||
-	    vu_blk_flush(&b) < 0 || vu_blk_read(&b, q * MiB(1), in, sizeof(in)) < 0)
+	if (vu_blk_open(&b, f, q, 1, sizeof(out)) < 0)
+		fail_msg("queue %u: %s", q, b.err.text);
+	b.timeout_ms = SERVED_MS;
+	if (vu_blk_write(&b, q * MiB(1), out, sizeof(out)) < 0 || vu_blk_flush(&b) < 0 ||
+	    vu_blk_read(&b, q * MiB(1), in, sizeof(in)) < 0)
 		fail_msg("queue %u: %s", q, b.err.text);
 	assert_memory_equal(out, in, sizeof(in));
 	vu_blk_free(&b);
@@ -370,6 +377,7 @@ void offer_writes(struct load *l, struct vu_front *f, unsigned q, uint8_t first)
 {
 	if (vu_blk_open(&l->b, f, q, LOAD, 4096) < 0)
 		fail_msg("%s", l->b.err.text);
+	l->b.timeout_ms = SERVED_MS;
 	l->off = MiB(8 + q);
 	for (unsigned i = 0; i < LOAD; i++) {
 		l->ios[i] = vu_blk_get(&l->b);

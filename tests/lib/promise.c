@@ -19,6 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "patience.h"
 #include "vu_blk.h"
 
 #define DEPTH 16
@@ -94,12 +95,12 @@ static int one_round(struct vu_blk *b, int log, uint64_t round, uint64_t disk_se
 	if (vu_blk_kick(b) < 0)
 		return -1;
 	for (left = nr; left;) {
-		int n = vu_blk_wait(b, vu_deadline_ns(10000));
+		int n = vu_blk_wait(b, vu_deadline_ns(PATIENCE_MS));
 
 		if (n >= 0)
 			n = vu_blk_reap(b, done, DEPTH + 1);
 		if (n < 0)
-			return n == -ETIMEDOUT ? fail("wait", "no answer for 10 s") : -1;
+			return n == -ETIMEDOUT ? fail("wait", "no answer for two minutes") : -1;
 		for (int i = 0; i < n; i++) {
 			if (done[i]->ret < 0)
 				return fail("a request failed", strerror(-done[i]->ret));
@@ -136,6 +137,7 @@ int main(int argc, char **argv)
 		return fail(argv[2], strerror(errno));
 	opts = vu_front_defaults(argv[1]);
 	opts.mem_len = vu_blk_mem_len(DEPTH + 1, LEN_MAX);
+	opts.timeout_ms = PATIENCE_MS;
 	if (vu_front_open(&f, &opts) < 0)
 		return fail("connect", f.err.text);
 	if (vu_blk_open(&b, &f, 0, DEPTH + 1, LEN_MAX) < 0)
