@@ -84,6 +84,10 @@ int uring_refuse(int ret, struct varve_error *err)
 		return varve_error_set(err, ret,
 				       "io_uring is forbidden here (sysctl kernel.io_uring_disabled, or a "
 				       "seccomp filter): use aio=threads");
+	if (ret == -ENOMEM)
+		return varve_error_set(err, ret,
+				       "no memory for an io_uring, or none that may be locked: raise RLIMIT_MEMLOCK "
+				       "(ulimit -l), or use aio=threads");
 	return varve_error_errno(err, ret, "cannot make an io_uring");
 }
 

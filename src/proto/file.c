@@ -244,9 +244,12 @@ int file_attach(struct node *n, struct queue *q, struct varve_error *err)
 	struct file *fl = node_state(n);
 	int ret = aio_attach(q, fl->af.engine, err);
 
-	if (!ret && fl->doubt)
+	if (!ret && fl->doubt) {
 		ret = doubt_attach(fl->doubt, q, node_len(n));
-	return ret == -ENOMEM ? varve_error_errno(err, ret, "a queue cannot be attached") : ret;
+		if (ret < 0)
+			varve_error_errno(err, ret, "a queue cannot be attached");
+	}
+	return ret;
 }
 
 /* ---- drivers ---- */

@@ -8,7 +8,11 @@
 
 #include <fcntl.h>
 #include <jansson.h>
+#include <linux/capability.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "proto/file.h"
 
@@ -348,6 +352,44 @@ static void bad_options_are_refused_by_name(void **state)
 	leaf_expect_refused(&driver_file, leaf_file_opts("a", ",nonsense=1"), 0, -EINVAL, "nonsense");
 }
 
+/* Root may lock what it likes, unless it gives that up. */
+static int child_that_may_lock_nothing(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct caps[2];
+	struct leaf l = { .q = leaf_queue() };
+	int ret;
+
+	if (syscall(SYS_capget, &header, caps) < 0)
+		return 2;
+	caps[0].effective &= ~(1u << CAP_IPC_LOCK);
+	if (syscall(SYS_capset, &header, caps) < 0 || setrlimit(RLIMIT_MEMLOCK, &(struct rlimit){ 0 }) < 0)
+		return 2;
+	ret = leaf_try(&l, &driver_file, NULL, with_aio("a", "io_uring"), NODE_WRITABLE);
+	if (ret == 0)
+		return 0; /* this kernel does not count rings */
+	fprintf(stderr, "%d: %s\n", ret, l.err.message);
+	return ret == -ENOMEM && strstr(l.err.message, "RLIMIT_MEMLOCK") && strstr(l.err.message, "aio=threads") ? 0 : 1;
+}
+
+static void a_ring_without_memory_to_lock_names_the_limit(void **state)
+{
+	int status;
+	pid_t pid;
+
+	(void)state;
+	if (!engine_works("io_uring"))
+		skip();
+	leaf_make_file("a", 4096, true);
+	fflush(NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(child_that_may_lock_nothing());
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 /* ---- direct I/O ---- */
 
 static bool direct_works_here(void)
@@ -624,6 +666,7 @@ int main(void)
 		cmocka_unit_test(info_tells_the_room_taken),
 		cmocka_unit_test(what_holds_no_image_is_refused_by_name),
 		cmocka_unit_test(bad_options_are_refused_by_name),
+		cmocka_unit_test(a_ring_without_memory_to_lock_names_the_limit),
 		cmocka_unit_test(direct_io_takes_any_offset_and_length),
 		cmocka_unit_test(alignment_is_tried_out_where_the_kernel_does_not_say),
 		cmocka_unit_test(direct_io_on_an_empty_file_works),
