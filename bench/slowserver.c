@@ -47,11 +47,15 @@ static int send_file(int s, long long first, long long last)
 	off_t off = first;
 
 	while (off <= last) {
-		ssize_t n = sendfile(s, file, &off, (size_t)(last + 1 - off));
+		long long want = last + 1 - off;
+		ssize_t n;
 
+		/* Before they are sent: who has them all, and asks, must find them counted. */
+		sent += want;
+		n = sendfile(s, file, &off, (size_t)want);
+		sent -= want - (n > 0 ? n : 0);
 		if (n <= 0)
 			return -1;
-		sent += n;
 	}
 	return 0;
 }

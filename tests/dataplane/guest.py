@@ -20,12 +20,14 @@ import tempfile
 import threading
 import time
 
+from unixsock import listens
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPTS = os.path.join(HERE, "..", "..", "scripts")
 INIT = os.path.join(HERE, "guest-init")
 
-BOOT_TIMEOUT = 240  # seconds; a boot with its job takes 10 to 20 on an idle machine
-STOP_TIMEOUT = 30
+BOOT_TIMEOUT = 400  # seconds; a boot with its job takes 10 to 20 on an idle machine
+STOP_TIMEOUT = 120
 DATA_LEN = 4 << 20  # of the random bytes from which a job cuts what it writes
 
 PR_SET_PDEATHSIG = 1
@@ -48,7 +50,7 @@ def _spawn(argv, **kw):
         raise GuestError(f"{argv[0]} is missing: install it, or build varve and set VARVE_BUILD")
 
 
-def run(*argv, timeout=120, ok=(0,)):
+def run(*argv, timeout=300, ok=(0,)):
     """Run a program to its end; returns its standard output."""
     proc = _spawn(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -183,11 +185,7 @@ class Backend:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _listening(self):
-        """Whether the socket listens; connecting to find out would be a first front end."""
-        accepts = 0x10000
-        with open("/proc/net/unix") as f:
-            rows = [line.split() for line in f.readlines()[1:]]
-        return any(len(r) == 8 and r[7] == self.socket and int(r[3], 16) & accepts for r in rows)
+        return listens(self.socket, self.proc.pid)
 
     def _wait_ready(self):
         end = time.monotonic() + STOP_TIMEOUT
@@ -231,20 +229,21 @@ class VarveBackend(Backend):
         self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
         self._wait_ready()
 
-    def _listening(self):
-        # The socket of one that was killed may still be in the table; the new one's has another inode.
-        return self.proc.poll() is None and super()._listening()
-
 
 class ControlledBackend(VarveBackend):
     """Somebody watches over it through the control socket, which needs no guest to agree."""
+
+    limits = None  # from the beginning: what is set later may come too late
 
     def __init__(self, *args):
         super().__init__(*args)
         self.control = os.path.join(self.folder, "control")
 
     def argv(self):
-        return super().argv() + ["--control", self.control]
+        return super().argv() + ["--control", self.control] + (["--throttle", self.limits] if self.limits else [])
+
+    def _listening(self):
+        return super()._listening() and listens(self.control, self.proc.pid)
 
     def ask(self, command, **args):
         with socket.socket(socket.AF_UNIX) as s:
@@ -256,8 +255,17 @@ class ControlledBackend(VarveBackend):
             raise GuestError(f"control socket: {command}: {answer['error']}")
         return answer["return"]
 
+    def writes_by_queue(self):
+        return [q["write"]["requests"] for q in self.ask("stats")["export"]["queues"]]
+
     def writes(self):
-        return sum(q["write"]["requests"] for q in self.ask("stats")["export"]["queues"])
+        return sum(self.writes_by_queue())
+
+
+class SlowBackend(ControlledBackend):
+    """So slow that what a guest has to write lasts until somebody has seen it write."""
+
+    limits = "iops-write=50"
 
 
 class LentBackend(ControlledBackend):
@@ -265,9 +273,6 @@ class LentBackend(ControlledBackend):
 
     def argv(self):
         return super().argv() + ["--hand-over"]
-
-    def _listening(self):
-        return super()._listening() and os.path.exists(self.control)
 
     def held(self):
         return self.ask("disks")[0]["held"]
@@ -277,6 +282,12 @@ class LentBackend(ControlledBackend):
         folder = f"/proc/{self.proc.pid}"
         of_disk = [n for n in os.listdir(f"{folder}/fd") if _link(f"{folder}/fd/{n}") == os.path.realpath(self.disk)]
         return sum(open(f"{folder}/fdinfo/{n}").read().count("lock:") for n in of_disk)
+
+
+class SlowLentBackend(LentBackend):
+    """The guest writes as long as it is served by this one: all that is tried meanwhile takes less than its work does."""
+
+    limits = "iops-write=3"
 
 
 class CopyOnReadBackend(VarveBackend):
@@ -290,7 +301,7 @@ class StreamBackend(VarveBackend):
         return super().argv() + ["--stream", "--copy-on-read"]
 
 
-class KilledBackend(VarveBackend):
+class KilledBackend(ControlledBackend):
     """Is killed while the guest is at work, and started again; what it had queued is in its state directory."""
 
     def argv(self):
@@ -394,7 +405,7 @@ class Guest:
                 "-object", f"memory-backend-memfd,id=mem,size={self.memory},share=on",
                 "-nodefaults", "-no-user-config", "-no-reboot", "-nographic", "-serial", "stdio",
                 "-kernel", self.kernel.image, "-initrd", initrd,
-                "-append", "console=ttyS0 quiet panic=-1 mitigations=off "
+                "-append", "console=ttyS0 quiet panic=-1 mitigations=off nosoftlockup "
                 f"varve.job={self.job.name}",
                 *self._disk_argv()]
 
@@ -456,10 +467,12 @@ class KilledGuest(Guest):
         reader.start()
         try:
             begun.wait(deadline - time.monotonic())
-            # QEMU looks for a back end that went away once a second.
-            while self.killed < self.kills and not over.wait(1.2 + self.rng.random()):
-                self.disk.kill_and_restart()
-                self.killed += 1
+            while self.killed < self.kills and not over.is_set() and time.monotonic() < deadline:
+                if self.disk.writes() == 0:  # QEMU looks for a back end that went away once a second
+                    over.wait(0.02)
+                elif not over.wait(self.rng.random()):
+                    self.disk.kill_and_restart()
+                    self.killed += 1
             proc.wait(max(1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             output.extend(b"\n(QEMU killed: out of time)\n")
@@ -474,10 +487,10 @@ class KilledGuest(Guest):
 class PulledGuest(Guest):
     """A guest whose QEMU is killed when so many of its writes are done, from a line of its console on: its plug is pulled.
 
-    From that line on its disk is so slow that its work lasts. What does not count writes (others than varve) is given seconds.
+    Its disk is so slow that its work lasts. What does not count writes (others than varve) is given seconds.
     """
 
-    SLOW = "iops-total=200"
+    BOTH = 10  # requests on each queue: no operation is that many
 
     def __init__(self, *args, first, writes, seconds, **kw):
         super().__init__(*args, **kw)
@@ -485,8 +498,10 @@ class PulledGuest(Guest):
 
     def _pull(self, proc, deadline):
         if isinstance(self.disk, ControlledBackend):
-            self.disk.ask("throttle", limits=self.SLOW)
-            while self.disk.writes() < self.writes and proc.poll() is None and time.monotonic() < deadline:
+            while proc.poll() is None and time.monotonic() < deadline:
+                done = self.disk.writes_by_queue()
+                if sum(done) >= self.writes and min(done) >= self.BOTH:
+                    break
                 time.sleep(0.02)  # a control socket answers; it does not tell
         else:
             time.sleep(self.seconds)
@@ -564,11 +579,9 @@ class MigratedGuest(Guest):
     """A guest that moves, while it is at work, to another QEMU whose disk another back end serves.
 
     It moves when its console shows the line `first`, from self.disk to `to`; before that it is stopped for a moment, and moves
-    that fail are tried, after each of which it has to go on writing where it is. Until it has moved, its disk is so slow that its work
-    lasts. What it prints is taken from both.
+    that fail are tried, after each of which it has to go on writing where it is. Until it has moved, its disk is so slow (SlowLentBackend)
+    that its work lasts. What it prints is taken from both.
     """
-
-    SLOW = "iops-total=10"
 
     def __init__(self, *args, to, first, **kw):
         super().__init__(*args, **kw)
@@ -685,7 +698,6 @@ class MigratedGuest(Guest):
         started.append((proc, log))
         source = Qmp(path, deadline)
         self._wait_line(proc, log, deadline)
-        self.disk.ask("throttle", limits=self.SLOW)
         self._until(lambda: self.disk.writes() > 0, deadline, "the guest does not write")
         source("stop")
         source("cont")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """test_hand_over - two servers of one image, one after the other: varve serve --hand-over
 
-The move of a running guest, for which that is made, is in test_guest.py.
+The move of a running guest, for which that is made, is in test_guest_trouble.py.
 """
 import signal
 import subprocess

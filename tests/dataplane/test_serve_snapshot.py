@@ -26,7 +26,7 @@ def wait_state(ask, wanted):
 
 def test_snapshots_and_a_state_while_the_disk_is_written(tmp_path):
     disk, fifo = tmp_path / "disk", tmp_path / "state"
-    data = random.randbytes(5_000_001)
+    data = random.Random(5).randbytes(5_000_001)
     varve("img", "create", "-q", "-f", "qcow2", disk, "64M")
     os.mkfifo(fifo)
     with Serve(tmp_path, (disk,)) as serve:

@@ -57,7 +57,7 @@ def test_large_preallocations_need_little_memory(tmp_path):
     disk = tmp_path / "disk.qcow2"
     for args in (["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", disk, "512G"],
                  ["check", "-q", disk]):
-        p = subprocess.run([varve_path(), "img", *args], preexec_fn=limited, capture_output=True, timeout=60, check=False)
+        p = subprocess.run([varve_path(), "img", *args], preexec_fn=limited, capture_output=True, timeout=240, check=False)
         assert p.returncode == 0 and p.stderr == b"", p
     ok(qimg("check", "-q", disk))
 
@@ -83,7 +83,7 @@ def test_no_space_left_is_one_line_and_leaves_no_file(tmp_path):
     disk = tmp_path / "disk.qcow2"
     p = subprocess.run([varve_path(), "img", "create", "-q", "-f", "qcow2", "-o", "preallocation=full", disk, "64M"],
                        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16 * MIB, 16 * MIB)),
-                       capture_output=True, timeout=60, check=False, text=True)
+                       capture_output=True, timeout=240, check=False, text=True)
     assert p.returncode == 1
     assert p.stderr.count("\n") == 1 and "disk.qcow2" in p.stderr
     assert not disk.exists()

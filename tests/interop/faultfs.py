@@ -32,7 +32,7 @@ class Faultfs:
     def __exit__(self, *_):
         self.process.stdin.close()
         try:
-            self.process.wait(20)
+            self.process.wait(240)
         finally:
             self.process.kill()
             self.process.wait()

@@ -19,8 +19,8 @@ class Server:
         self.socket, self.pidfile = socket, pathlib.Path(pidfile)
         argv = [*under, varve_path(), "serve", disk, "--vhost-user", socket, "-f", fmt, "--pidfile", pidfile, *options]
         self.process = subprocess.Popen(list(map(str, argv)), stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 30
-        while not self.pidfile.exists():
+        deadline = time.monotonic() + TIMEOUT
+        while not self.pidfile.exists():  # written when the socket listens
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.process.kill()
                 raise AssertionError(f"varve serve did not start: {self.process.communicate()[1]}")

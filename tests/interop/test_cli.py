@@ -95,7 +95,7 @@ def test_success_is_silent_on_stderr(disk):
 def test_output_that_cannot_be_written_is_an_error(disk):
     with open("/dev/full", "w", encoding="ascii") as full:
         p = subprocess.run([varve_path(), "img", "info", str(disk)], stdout=full, stderr=subprocess.PIPE,
-                           timeout=60, check=False)
+                           timeout=240, check=False)
     assert p.returncode == 1 and b"standard output" in p.stderr
 
 
@@ -139,7 +139,7 @@ def test_sigusr1_asks_how_far_a_long_command_is():
         assert re.match(rb"    \(\d+\.\d\d/100%\)\n", p.stderr.readline())
     finally:
         p.kill()
-        p.communicate(timeout=60)
+        p.communicate(timeout=240)
 
 
 def test_trace_points_are_in_the_library():
@@ -149,6 +149,6 @@ def test_trace_points_are_in_the_library():
         if "#define HAVE_SDT" not in f.read():
             pytest.skip("built without sys/sdt.h")
     notes = subprocess.run(["readelf", "-n", os.path.join(build, "libvarve.so.0")], capture_output=True, text=True,
-                           timeout=60, check=True).stdout
+                           timeout=240, check=True).stdout
     for name in ("order_put", "order_write_out_begin", "order_write", "order_sync", "order_write_out_end"):
         assert f"Name: {name}\n" in notes and "Provider: varve" in notes

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from seeds import seed
 from tool import KIB, MIB, img, io, ok, qimg, qio
 
 
@@ -25,9 +26,7 @@ def base(folder, rng, length):
     ("qed", "cluster_size=4k,table_size=2"), ("qed", "cluster_size=64k"),
 ])
 def test_random_reads_fill_the_image(tmp_path, fmt, options):
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seed())
     length = 3 * MIB + 512 * rng.randrange(1000)
     below = base(tmp_path, rng, length)
     path = os.path.join(tmp_path, "overlay")

@@ -363,7 +363,7 @@ def test_metadata_is_looked_at_without_the_data_file(folder):
             with open("data.raw", "wb") as f:
                 f.truncate(MIB)
             p = subprocess.run([strace, "-f", "-e", "trace=%file", *img(*command, "disk.qcow2").args], capture_output=True, text=True,
-                               timeout=60, check=False)
+                               timeout=240, check=False)
             assert p.returncode == 0 and "data.raw" not in p.stderr, p.stderr
 
 

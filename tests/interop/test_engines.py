@@ -3,11 +3,12 @@
 import os
 import pathlib
 import re
+import time
 
 import pytest
 
 from serving import Server
-from tool import MIB, childless, img, io, ok, qimg, refused, run, varve_path
+from tool import MIB, TIMEOUT, childless, img, io, ok, qimg, refused, run, varve_path
 
 DENIALS = ["EPERM", "ENOSYS"]
 
@@ -128,13 +129,17 @@ def test_memory_of_a_guest_is_registered_on_demand_and_let_go(tmp_path, disk, en
     if not uring_works(disk):
         pytest.skip("no io_uring here")
     with Server(disk, "raw", tmp_path / "sock", tmp_path / "pid", "-i", engine) as s:
-        load = s.start_load("--rw", "randrw", "--verify", "--seed", 1, "--runtime", 30, "--progress")
+        load = s.start_load("--rw", "randrw", "--verify", "--seed", 1, "--runtime", 100000, "--progress")
         try:
             assert load.stderr.read(1)  # under way
+            deadline = time.monotonic() + TIMEOUT
+            while pinned and pinned_kib(s.process.pid) == 0:  # on demand, that is, with its first request
+                assert load.poll() is None and time.monotonic() < deadline
+                time.sleep(0.01)
             assert (pinned_kib(s.process.pid) > 0) == pinned
         finally:
             load.terminate()
-            out, err = load.communicate(timeout=30)
+            out, err = load.communicate(timeout=240)
         rc, report, err = s.load("--rw", "randrw", "--verify", "--seed", 2, "--ops", 2000, "--regions", 4, "--layout", "random")
         assert rc == 0 and report["mismatched_sectors"] == 0, err
         assert s.stop() == (0, "")

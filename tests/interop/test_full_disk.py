@@ -81,7 +81,7 @@ class Session:
             lines.append(line)
 
     def end(self):
-        rest, _ = self.p.communicate(timeout=30)
+        rest, _ = self.p.communicate(timeout=240)
         return self.p.returncode, rest.replace("varve io> ", "").strip()
 
 

@@ -14,21 +14,26 @@ import subprocess
 
 import pytest
 
-from tool import GIB, MIB, io, img, ok, qimg, qio, sanitized, varve_path
+import cpu
+from seeds import seeds
+from tool import GIB, MIB, TIMEOUT, io, img, ok, qimg, qio, sanitized, varve_path
 
 CORPUS = pathlib.Path(__file__).resolve().parents[1] / "fuzz" / "corpus" / "image"
 
 pytestmark = pytest.mark.skipif(sanitized(), reason="a sanitizer's shadow memory is beyond any limit")
 
 
+cpu_limit = cpu.limit(2)
+
+
 def limits():
     resource.setrlimit(resource.RLIMIT_AS, (GIB, GIB))
-    resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
+    cpu_limit()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def limited(*args):
-    return subprocess.run([varve_path(), "img", *map(os.fspath, args)], preexec_fn=limits, capture_output=True, timeout=60, check=False)
+    return subprocess.run([varve_path(), "img", *map(os.fspath, args)], preexec_fn=limits, capture_output=True, timeout=TIMEOUT, check=False)
 
 
 def survives(path, fmt):
@@ -102,8 +107,6 @@ def harm(rng, data):
 
 
 def test_changed_by_seed(tmp_path):
-    first = int(os.environ.get("VARVE_SEED", random.SystemRandom().randrange(1 << 32)))
-    count = 1 if "VARVE_SEED" in os.environ else int(os.environ.get("VARVE_SEEDS", 80))
     made = originals(tmp_path)
 
     def one(seed):
@@ -117,7 +120,7 @@ def test_changed_by_seed(tmp_path):
             raise AssertionError(f"VARVE_SEED={seed}") from e
         path.unlink()
 
-    in_parallel(one, range(first, first + count))
+    in_parallel(one, seeds(80))
 
 
 L1_MAX = 4 << 20  # entries

@@ -204,7 +204,7 @@ def test_info_takes_little_memory_and_time(tmp_path):
     if sanitized():
         pytest.skip("the sanitizers' shadow memory is larger than the limit")
     p = subprocess.run([varve_path(), "img", "info", "-f", "qcow2", "--output=json", str(disk)],
-                       preexec_fn=limits, capture_output=True, timeout=60, check=False)
+                       preexec_fn=limits, capture_output=True, timeout=240, check=False)
     assert (p.returncode, p.stderr) == (0, b"")
 
 

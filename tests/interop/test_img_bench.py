@@ -79,7 +79,7 @@ def test_flushes_are_syncs(tmp_path):
     ok(qimg("create", "-q", "-f", "raw", path, "1M"))
     p = subprocess.run(["strace", "-f", "-c", "-e", "trace=fdatasync,fsync", "-o", tmp_path / "calls", varve_path(), "img", "bench",
                         "-q", "-f", "raw", "-i", "threads", "-w", "-c", "64", "-d", "4", "--flush-interval", "16", path],
-                       capture_output=True, text=True, timeout=60, check=False)
+                       capture_output=True, text=True, timeout=240, check=False)
     assert p.returncode == 0, p.stderr
     calls = re.search(r"(\d+)\s+fdatasync", (tmp_path / "calls").read_text())
     assert int(calls[1]) in (4, 5)  # the last, at close, has nothing to add
@@ -139,7 +139,7 @@ def test_writes_are_drained_before_a_flush(tmp_path, small):
     log = tmp_path / "calls"
     p = subprocess.run(["strace", "-f", "-e", "trace=pwrite64,pwritev,pwritev2,fdatasync", "-o", log, varve_path(), "img", "bench",
                         "-f", "raw", "-i", "threads", "-w", "-d", "3", "-c", "9", "--flush-interval=4", small],
-                       capture_output=True, text=True, timeout=60, check=False)
+                       capture_output=True, text=True, timeout=240, check=False)
     assert p.returncode == 0, p.stderr
     kinds, running = "", 0
     for line in log.read_text().splitlines():

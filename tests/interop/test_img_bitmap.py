@@ -46,7 +46,7 @@ def dirty(path, name):
     sock = os.path.abspath("sock")
     server = subprocess.Popen(["qemu-nbd", "-r", "-t", "-k", sock, "-B", name, "-f", "qcow2", path])
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 240
         while not listens(sock):
             assert server.poll() is None and time.monotonic() < end
             time.sleep(0.01)

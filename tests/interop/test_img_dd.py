@@ -46,22 +46,22 @@ def test_beside_qemu_img(tmp_path, disk):
 
 def test_streams(tmp_path, disk):
     want = raw(disk, "qcow2", tmp_path / "want")
-    p = subprocess.run([varve_path(), "img", "dd", "-f", "qcow2", f"if={disk}", "bs=64k"], capture_output=True, check=True, timeout=60)
+    p = subprocess.run([varve_path(), "img", "dd", "-f", "qcow2", f"if={disk}", "bs=64k"], capture_output=True, check=True, timeout=240)
     assert p.stdout == want and p.stderr == b""
     for fmt in ("raw", "qcow2"):
         for size in ([f"isize={len(want)}"], [f"osize={len(want)}"], [f"isize={len(want)}", "osize=5M"]):
             out = tmp_path / "out"
             p = subprocess.run([varve_path(), "img", "dd", "-O", fmt, f"of={out}", "bs=64k", *size], input=want,
-                               capture_output=True, check=True, timeout=60)
+                               capture_output=True, check=True, timeout=240)
             assert p.stdout == p.stderr == b""
             length = 5 * MIB if "osize=5M" in size else len(want)
             assert raw(out, fmt, tmp_path / "a") == want.ljust(length, b"\0")
             out.unlink()
-    p = subprocess.run([varve_path(), "img", "dd", "bs=1k", "skip=3", "count=7"], input=want, capture_output=True, check=True, timeout=60)
+    p = subprocess.run([varve_path(), "img", "dd", "bs=1k", "skip=3", "count=7"], input=want, capture_output=True, check=True, timeout=240)
     assert p.stdout == want[3 * KIB:10 * KIB]
     # Streams are raw, which may be said.
     p = subprocess.run([varve_path(), "img", "dd", "-f", "raw", "-O", "raw", "bs=1k", "count=3"], input=want,
-                       capture_output=True, check=True, timeout=60)
+                       capture_output=True, check=True, timeout=240)
     assert p.stdout == want[:3 * KIB]
     refused(img("dd", "-f", "qcow2", input="x"), "-f")
 

@@ -330,7 +330,7 @@ def test_to_standard_output_and_with_less_priority(folders):
     link, ours, _ = folders
     words = ["convert", "-f", "qcow2", "-O", "raw", "plain.qcow2", "/dev/stdout"]
     with open(ours / "piped", "wb") as f:
-        done = subprocess.run([link, *words], stdout=f, stderr=subprocess.PIPE, cwd=ours, timeout=60, check=False)
+        done = subprocess.run([link, *words], stdout=f, stderr=subprocess.PIPE, cwd=ours, timeout=240, check=False)
     assert done.returncode == 0 and done.stderr == b""
     ok(qimg("compare", "-f", "raw", "-F", "qcow2", ours / "piped", ours / "plain.qcow2"))
     ok(run("nice", "-n19", link, "convert", "-p", "-f", "qcow2", "-O", "raw", "-t", "writeback", "plain.qcow2", "nice.raw", cwd=ours))

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from seeds import seed
 from tool import MIB, img, io, ok, qimg, qio, refused
 
 
@@ -50,9 +51,7 @@ def require_whole(tmp_path, path, fmt="qcow2"):
 
 @pytest.mark.parametrize("what", ["leaks", "all"])
 def test_leaks_are_given_back(tmp_path, what):
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seed())
     path = image(tmp_path, rng)
     end = os.path.getsize(path) // 65536
     block = blocks(path)[0]
@@ -66,9 +65,7 @@ def test_leaks_are_given_back(tmp_path, what):
 
 
 def test_counts_that_are_too_low_are_made_right_by_all_only(tmp_path):
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(seed())
     path = image(tmp_path, rng)
     block, end = blocks(path)[0], os.path.getsize(path) // 65536
     for cluster in rng.sample(range(1, end), 12):

@@ -22,7 +22,7 @@ from tool import MIB, img, io, ok, qimg, run
 
 pytestmark = pytest.mark.skipif(os.environ.get("VARVE_SKIP_GUEST") == "1", reason="VARVE_SKIP_GUEST=1 is set")
 
-LIMIT = 60  # seconds for anything that a guest does
+LIMIT = 240  # seconds for anything that a guest does
 
 # At 0x7e00 the sector that is written, the count at its start; at 0x8000 what is read back.
 GUEST = """

@@ -30,12 +30,12 @@ def clean(path):
 
 def save(path, name, data, *options):
     p = subprocess.run([varve_path(), "vmstate", "save", *options, path, name], input=data, capture_output=True,
-                       timeout=60, check=False)
+                       timeout=240, check=False)
     return p.returncode, p.stderr.decode()
 
 
 def load(path, name, *options):
-    p = subprocess.run([varve_path(), "vmstate", "load", *options, path, name], capture_output=True, timeout=60,
+    p = subprocess.run([varve_path(), "vmstate", "load", *options, path, name], capture_output=True, timeout=240,
                        check=False)
     assert p.returncode == 0, p.stderr
     return p.stdout
@@ -218,7 +218,7 @@ def test_a_writer_that_dies_leaves_leaks_at_most(tmp_path, rng):
         p.stdin.flush()  # all but what the pipe holds has been taken
         p.send_signal(signal.SIGKILL)
         p.stdin.close()
-        p.wait(30)
+        p.wait(240)
         assert set(snapshots(disk)) == {"before"}
         r = img("check", "--output=json", disk)
         assert r.rc in (0, 3) and not r.json.get("corruptions"), str(r)

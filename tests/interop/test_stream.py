@@ -69,9 +69,10 @@ def test_interrupted_it_goes_on_next_time(tmp_path, monkeypatch):
     ok(qimg("create", "-q", "-f", "raw", "base.raw", "24M"))
     ok(qio("base.raw", "write -q -P 5 0 24M", options=("-f", "raw")))
     ok(img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "top"))
-    # So slow that all but the pieces that are begun at once would take a minute.
+    # So slow that all but the pieces that are begun at once would take a minute. Who runs the tests in the background may have the
+    # signal ignored, and children inherit that.
     p = subprocess.Popen([varve_path(), "img", "stream", "-r", "256k", "-p", "top"], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, text=True)
+                         stderr=subprocess.PIPE, text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     wait_for(lambda: os.path.getsize("top") >= 3 * MIB)
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=TIMEOUT)

@@ -239,7 +239,7 @@ def test_convert_makes_them(tmp_path, more):
     args = ["convert", *more, "-f", "raw", "-O", "qcow2", "-o", "extended_l2=on,cluster_size=16k", source]
     ok(img(*args, file))
     with open(pipe, "wb") as f:
-        p = subprocess.run([varve_path(), "img", *args, "-"], stdout=f, stderr=subprocess.PIPE, timeout=60, check=False)
+        p = subprocess.run([varve_path(), "img", *args, "-"], stdout=f, stderr=subprocess.PIPE, timeout=240, check=False)
     assert p.returncode == 0 and p.stderr == b""
     for path in (file, pipe):
         clean(path)
@@ -289,12 +289,12 @@ def test_states_of_machines(tmp_path):
     ok(img("create", "-q", "-f", "qcow2", "-o", "extended_l2=on,cluster_size=16k", path, str(LEN)))
     ok(io(path, "write -q -P 3 1M 70k"))
     for name, more in (("one", []), ("two", ["--now"])):
-        p = subprocess.run([varve_path(), "vmstate", "save", *more, path, name], input=state, capture_output=True, timeout=60, check=False)
+        p = subprocess.run([varve_path(), "vmstate", "save", *more, path, name], input=state, capture_output=True, timeout=240, check=False)
         assert p.returncode == 0, p.stderr
         ok(io(path, "write -q -P 4 1M 5k"))
         clean(path)
     ok(qimg("snapshot", "-d", "one", path))
-    p = subprocess.run([varve_path(), "vmstate", "load", path, "two"], capture_output=True, timeout=60, check=False)
+    p = subprocess.run([varve_path(), "vmstate", "load", path, "two"], capture_output=True, timeout=240, check=False)
     assert p.returncode == 0 and p.stdout == state
     ok(qio(path, "write -q -b -P 5 0 100k", "write -q -b -P 6 10240 4k"))
     ok(io(path, "read -q -b -P 5 0 10240", "read -q -b -P 6 10240 4k", "write -q -b -P 7 4k 3k", "write -q -b -P 8 98k 1000k"))
