@@ -127,7 +127,7 @@ static int open_layers(struct commit *c, const char *name, const json_t *chain, 
 static int find_layer(struct commit *c, uint64_t off, struct varve_image **ret_image, struct varve_extent *e,
 		      struct varve_error *err)
 {
-	uint64_t len = MIN(c->layers[0].len - off, c->rate ? SLOW_PIECE_LEN : PIECE_LEN);
+	uint64_t len = c->layers[0].len - off;
 
 	*ret_image = NULL;
 	for (size_t i = 0; i < c->nr; i++) {
@@ -176,6 +176,8 @@ static int commit_piece(struct commit *c, uint64_t off, uint64_t *ret_len, struc
 
 	if (ret < 0)
 		return ret;
+	if (from) /* what no layer has is passed over at once, however much it is */
+		e.length = MIN(e.length, c->rate ? SLOW_PIECE_LEN : PIECE_LEN);
 	*ret_len = e.length;
 	if (!from)
 		return 0;

@@ -329,6 +329,9 @@ static int create_data_file(struct create *c)
 		ret = refuse_same(c);
 	if (ret == 0)
 		ret = create_file(&c->data, c->err);
+	if (ret == -ENOENT && *opts_get(c->opts, "data_file") != '/')
+		ret = varve_error_set(c->err, ret, "%s: cannot be created: no such folder (the name begins in the image's, not in the current one)",
+				      c->data.name);
 	return ret < 0 ? varve_error_prefix(c->err, ret, "%s: data file: ", c->name) : 0;
 }
 

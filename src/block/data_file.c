@@ -137,6 +137,27 @@ static int explain(struct fiber *f, const struct node *n, struct opts *o, int re
 	return ret;
 }
 
+/*
+ * Other tools take a name without a slash at its beginning from the folder that they run in. Taking it from there when it is not
+ * beside the image would make an image mean another file in each folder: the user is told, and says which one is meant.
+ */
+static int explain_missing(struct fiber *f, const struct node *n, const char *name, struct opts *o, struct varve_error *err)
+{
+	const char *wanted = opts_get(o, "filename");
+	struct opts *look = opts_new();
+	struct node *leaf;
+	int ret = -ENOENT;
+
+	if (look && wanted && *name && strcmp(wanted, name) != 0 && opts_set(look, "driver", "file", NULL) == 0 &&
+	    opts_set(look, "filename", name, NULL) == 0 && graph_open_beside(f, n, look, NODE_FORCE_SHARE, &leaf, NULL) == 0) {
+		ret = varve_error_set(err, ret, "%.300s is not there; a file of that name is in the current folder, where QEMU's tools look: "
+						"if it is meant, give it with data-file.filename=FILE (--image-opts)", wanted);
+		stack_close(f, leaf);
+	}
+	opts_free(look);
+	return ret;
+}
+
 static int examine(const struct node *n, const struct node *data, struct varve_error *err)
 {
 	for (const struct node *d = data; d; d = d->file) {
@@ -172,7 +193,7 @@ static int open_it(struct fiber *f, struct node *n, const char *name, struct opt
 		return r;
 	r = graph_open_beside(f, n, o, n->flags & inherited, &data, err);
 	if (r < 0)
-		return r == -ENOENT ? r : explain(f, n, o, r, err);
+		return r == -ENOENT ? explain_missing(f, n, name, o, err) : explain(f, n, o, r, err);
 	n->data = data; /* on failure, who opens n closes it */
 	return adopt(n, data, err);
 }

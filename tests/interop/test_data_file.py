@@ -695,3 +695,36 @@ def test_a_device_as_data_file(folder):
         clean()
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
+
+
+# ---- which folder a name begins in ----
+
+def test_a_relative_name_begins_in_the_folder_of_the_image(folder):
+    """Whatever folder the command runs in; for the peer it is that one. Nothing is looked for in two places."""
+    os.mkdir("sub")
+    make(name="sub/disk.qcow2")
+    assert os.path.exists("sub/data.raw") and not os.path.exists("data.raw")
+    ok(io("sub/disk.qcow2", "write -q -P 5 0 64k"))
+    os.chdir("sub")
+    ok(io("disk.qcow2", "read -q -P 5 0 64k"))
+    assert "verification failed" not in ok(qio("disk.qcow2", "read -P 5 0 64k")).out
+    os.chdir(folder)
+    r = img("create", "-f", "qcow2", "-o", "data_file=sub/data2.raw", "sub/disk2.qcow2", "1M")
+    assert r.rc == 1 and "sub/sub/data2.raw" in r.err and "the image's" in r.err and len(r.err.splitlines()) == 1
+    assert sorted(os.listdir("sub")) == ["data.raw", "disk.qcow2"]
+
+
+def test_the_peers_data_file_in_the_current_folder_is_pointed_to(folder):
+    os.mkdir("sub")
+    make(name="sub/disk.qcow2", tool=qimg)
+    assert os.path.exists("data.raw")
+    ok(qio("sub/disk.qcow2", "write -q -P 6 0 64k"))
+    for r in (io("sub/disk.qcow2", "read 0 64k"), img("convert", "-O", "raw", "sub/disk.qcow2", "out.raw")):
+        assert r.rc == 1 and "sub/data.raw is not there" in r.err and "data-file.filename" in r.err and len(r.err.splitlines()) == 1
+    assert not os.path.exists("out.raw")
+    ok(io("driver=qcow2,file.filename=sub/disk.qcow2,data-file.filename=data.raw", "read -q -P 6 0 64k", options=("--image-opts",)))
+    os.rename("data.raw", "sub/data.raw")
+    ok(io("sub/disk.qcow2", "read -q -P 6 0 64k"))
+    os.remove("sub/data.raw")
+    r = io("sub/disk.qcow2", "read 0 64k")
+    assert r.rc == 1 and "No such file" in r.err and "current folder" not in r.err

@@ -141,3 +141,14 @@ def test_a_base_in_use_is_refused(tmp_path):
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", tmp_path / "top"))
     with held("qemu-io", "-f", "qcow2", tmp_path / "top"):
         refused(img("commit", tmp_path / "top"), "lock")
+
+
+def test_what_no_layer_has_is_passed_over_at_once(tmp_path):
+    """Looked at in the pieces that are copied, nothing of this length would take minutes."""
+    base, top = tmp_path / "base.qcow2", tmp_path / "top.qcow2"
+    ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", base, "4P"))
+    ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", "-b", base, "-F", "qcow2", top))
+    ok(io(top, "write -q -P 7 3P 64k", "write -q -P 8 20M 64k"))
+    ok(img("commit", "-q", top))
+    ok(io(base, "read -q -P 7 3P 64k", "read -q -P 8 20M 64k"))
+    assert len(ok(img("map", "--output=json", base)).json) == 5
