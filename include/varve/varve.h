@@ -154,7 +154,8 @@ VARVE_API void varve_queue_remove_memory(struct varve_queue *queue, void *base, 
 /*
  * With VARVE_OPEN_WRITABLE: the disk cannot be written, so that bitmaps stay true; only for varve_bitmap_*(), amend (but for
  * another size), set_backing, making and deleting snapshots, and VARVE_OPEN_REPAIR. Opened for writing without this flag, an image
- * keeps its disabled bitmaps; enabled ones become inconsistent, because this version does not note in them what is written.
+ * notes every write in its enabled bitmaps, and stores them when it is closed; they are inconsistent meanwhile, and stay so when
+ * the process dies.
  */
 #define VARVE_OPEN_BITMAPS (1u << 8)
 /* External data files, of backing images too, are not opened: where data is can be asked (varve_measure()), not what it is. */
@@ -491,8 +492,8 @@ VARVE_API void varve_stream_free(struct varve_stream *stream);
 struct varve_bitmap_info {
 	const char *name;
 	uint64_t granularity; /* bytes of the disk for each bit */
-	bool enabled;	      /* notes writes, if the program that makes them keeps bitmaps */
-	bool inconsistent;    /* writes were made and not noted: it can only be removed */
+	bool enabled;	      /* every write is noted there */
+	bool inconsistent;    /* writes were made, or are being made, that it does not know: it can only be removed */
 };
 
 VARVE_API int varve_bitmap_list(struct varve_image *image, struct varve_bitmap_info **ret_list, unsigned *ret_nr,

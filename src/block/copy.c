@@ -103,6 +103,8 @@ static int offload_locked(struct fiber *f, struct node_copy *c, uint64_t len, ui
 		return -ENOTSUP;
 	/* Others may be reading blocks of the file to change a part of them and write them back (align.c). */
 	range_lock(f, &to.node->ranges, &range, to.host_off, to.len);
+	if (c->dst->flags & NODE_NOTES)
+		c->dst->drv->note_write(c->dst, c->dst_off, to.len);
 	ret = to.node->drv->copy_range(f, from.node, from.host_off, to.node, to.host_off, to.len, ret_len);
 	range_unlock(&to.node->ranges, &range);
 	if (ret != -ENOTSUP)

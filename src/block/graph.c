@@ -479,7 +479,7 @@ static int open_chain(struct fiber *f, struct node *top, struct opts *given, con
 
 	for (struct node *n = top; r == 0; n = n->backing) {
 		uint32_t flags = n->flags & ~(NODE_WRITABLE | NODE_REPAIR | NODE_PROBED | NODE_CHECK | NODE_WRITETHROUGH | NODE_SYNC |
-				 NODE_BITMAPS);
+				 NODE_BITMAPS | NODE_NOTES);
 		struct opts *o = NULL, *below = NULL;
 		struct node *b = NULL;
 		bool last = false;

@@ -134,6 +134,9 @@ static int cold_detour(struct fiber *f, struct node *n, struct req *r)
 
 static __attribute__((noinline)) void submit_any(struct node *n, struct req *r)
 {
+	/* Before anything happens to it, so before it is acknowledged; a request that comes a second time is noted again, for nothing. */
+	if (unlikely(n->flags & NODE_NOTES) && r->op != REQ_READ && r->op != REQ_FLUSH)
+		n->drv->note_write(n, r->off, r->len);
 	if (unlikely(n->flags & NODE_FORCE_COLD) && !(r->flags & REQ_REPAIRED)) {
 		if (r->op == REQ_READ || r->op == REQ_FLUSH || !n->drv->alloc)
 			go_cold(n, r, r->op != REQ_READ ? cold_detour : n->cor ? cor_read : cold_read);
@@ -168,7 +171,7 @@ void map_submit(struct node *n, struct req *r)
 	bool write = r->op == REQ_WRITE;
 	struct extent e;
 
-	if (unlikely(r->op > REQ_WRITE || n->cor || (n->flags & (NODE_FORCE_COLD | NODE_PROBED)) ||
+	if (unlikely(r->op > REQ_WRITE || n->cor || (n->flags & (NODE_FORCE_COLD | NODE_PROBED | NODE_NOTES)) ||
 		     (r->flags & REQ_COMPRESS))) {
 		submit_any(n, r);
 		return;

@@ -280,6 +280,9 @@ struct driver {
 	int (*state_area_read)(struct fiber *f, struct node *n, uint64_t off, void *buf, size_t len);
 	int (*state_area_write)(struct fiber *f, struct node *n, uint64_t off, const void *buf, size_t len);
 
+	/* With NODE_NOTES. Any queue: [off, off + len) is about to be written, or to become something else. Waits for nothing. */
+	void (*note_write)(struct node *n, uint64_t off, uint64_t len);
+
 	/* Format, optional: persistent dirty bitmaps (block/bitmap.h). Home queue. */
 	/* *ret_list: malloc'd, and so are the names in it. */
 	int (*bitmap_list)(struct fiber *f, struct node *n, struct bitmap_info **ret_list, uint32_t *ret_nr,
@@ -326,6 +329,7 @@ const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 #define NODE_EVENTS (1u << 12)	    /* it, or a filter below it, wants to know of events (block/event.h) */
 #define NODE_BITMAPS (1u << 13)	    /* format: opened to change bitmaps, nothing else: they stay as they are */
 #define NODE_NO_DATA (1u << 14)   /* no data file is opened: where data is can be asked, not what it is */
+#define NODE_NOTES (1u << 15)	  /* format: of every write, note_write() is told first; set in open() */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

@@ -3,8 +3,8 @@
  * crash/test_bitmap_cut.c - power cuts in the middle of changes of dirty bitmaps
  *
  * Whatever subset of the writes under way has reached the disk: the image opens, check finds no corruption, and all bitmaps are
- * as before or as after what was being done. When somebody writes to the disk and does not note it, no cut may leave a changed
- * disk under an enabled bitmap that says it can be trusted.
+ * as before or as after what was being done. When somebody writes to the disk, no cut, also while he closes it, may leave a changed
+ * disk under an enabled bitmap that can be trusted and does not say so.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,7 +26,8 @@
 #define DATA_LEN KiB(128) /* of the disk: has space from the beginning, and is written in place */
 #define BITMAPS 4u
 #define BITS_LEN 1024u /* bytes of the longest: granularity 512 */
-#define CUTS_MAX 64u
+#define CUTS_MAX 96u
+#define CUTS_AT_THE_END 32u /* of these, for the writer and his close */
 #define OPS 16u
 
 struct kept {
@@ -112,7 +113,7 @@ static int64_t maybe_cut(void *arg, uint64_t nr, const struct aio_op *op)
 
 	(void)nr;
 	(void)op;
-	if (!r->cutting || r->nr_cuts == CUTS_MAX || below(r, 3))
+	if (!r->cutting || r->nr_cuts >= CUTS_MAX - (r->writing ? 1 : CUTS_AT_THE_END) || below(r, 3))
 		return 0;
 	c = &r->cuts[r->nr_cuts++];
 	c->bytes = sim_power_cut(r->sim, keep_some, &keep, below(r, 2) ? 1 + below(r, 1u << 30) : 0, &c->len);
@@ -121,6 +122,17 @@ static int64_t maybe_cut(void *arg, uint64_t nr, const struct aio_op *op)
 	c->writing = r->writing;
 	snprintf(c->doing, sizeof(c->doing), "%s", r->doing);
 	return 0;
+}
+
+/* No cut at all: what is on the disk when it has been closed in order. */
+static void look_at_the_end(struct run *r)
+{
+	struct keep keep = { r, 0 };
+	struct cut *c = &r->cuts[r->nr_cuts++];
+
+	c->bytes = sim_power_cut(r->sim, keep_some, &keep, 0, &c->len);
+	c->before = c->after = r->next;
+	snprintf(c->doing, sizeof(c->doing), "closed in order");
 }
 
 /* ---- a bitmap to merge: nothing but bits ---- */
@@ -224,7 +236,18 @@ static int open_disk(struct fiber *f, struct node *file, uint32_t flags, struct 
 	return r;
 }
 
-/* By somebody who notes nothing: whatever was opened, from the first write on. */
+static void note(struct run *r, uint64_t off)
+{
+	for (unsigned i = 0; i < BITMAPS; i++) {
+		struct kept *k = &r->next.kept[i];
+		uint64_t bit = k->used && k->enabled ? off / k->granularity : 0;
+
+		if (k->used && k->enabled)
+			k->bits[bit / 8] |= (uint8_t)(1u << bit % 8);
+	}
+}
+
+/* From the open on, to the end of the close. */
 static void write_disk(struct fiber *f, struct run *r, struct node *leaf)
 {
 	uint8_t bytes[512];
@@ -236,11 +259,14 @@ static void write_disk(struct fiber *f, struct run *r, struct node *leaf)
 	r->cutting = r->writing = true;
 	must(open_disk(f, leaf, NODE_WRITABLE, &r->n, &err), "open to write", &err);
 	for (unsigned i = 0; i < 6; i++) {
-		must(node_write(f, r->n, below(r, DATA_LEN / 512) * 512ull, bytes, sizeof(bytes)), "write", NULL);
+		uint64_t off = below(r, DATA_LEN / 512) * 512ull;
+
+		must(node_write(f, r->n, off, bytes, sizeof(bytes)), "write", NULL);
+		note(r, off);
 		if (below(r, 2))
 			must(r->n->drv->sync(f, r->n), "flush", NULL);
 	}
-	r->cutting = false;
+	snprintf(r->doing, sizeof(r->doing), "closing the disk");
 }
 
 /* Zeroes that have space. */
@@ -296,6 +322,8 @@ static int work(struct fiber *f, void *arg)
 		write_disk(f, r, leaf);
 	}
 	must(graph_close(f, r->n, &err), "close", &err);
+	r->cutting = false;
+	look_at_the_end(r);
 	return 0;
 }
 
@@ -360,13 +388,26 @@ static bool same_world(struct fiber *f, struct node *n, const struct bitmap_info
 	return true;
 }
 
-static bool all_zero(struct fiber *f, struct node *n)
+/* The disk was zeroes: does the bitmap say so of all that is something else now? */
+static bool knows_all(struct fiber *f, struct node *n, const char *name)
 {
-	uint8_t *bytes = malloc(DISK_LEN);
-	bool zero = bytes && node_read(f, n, 0, bytes, DISK_LEN) == 0 && bytes[0] == 0 && !memcmp(bytes, bytes + 1, DISK_LEN - 1);
+	uint8_t *disk = malloc(DISK_LEN), bytes[BITS_LEN];
+	struct bitmap_bits *bits;
+	bool knows = disk && node_read(f, n, 0, disk, DISK_LEN) == 0;
 
-	free(bytes);
-	return zero;
+	if (n->drv->bitmap_open(f, n, name, &bits, NULL) < 0) {
+		free(disk);
+		return false;
+	}
+	knows = knows && n->drv->bitmap_read(f, n, bits, 0, bytes, sizeof(bytes)) == 0;
+	for (uint64_t off = 0; knows && off < DISK_LEN; off += 512) {
+		uint64_t bit = off / bits->granularity;
+
+		knows = !disk[off] || bytes[bit / 8] >> bit % 8 & 1;
+	}
+	n->drv->bitmap_close(n, bits);
+	free(disk);
+	return knows;
 }
 
 static void look_at_bitmaps(struct fiber *f, struct look *l, struct node *n)
@@ -382,7 +423,7 @@ static void look_at_bitmaps(struct fiber *f, struct look *l, struct node *n)
 	if (!same_world(f, n, list, nr, &l->c->before, l->c->writing) && !same_world(f, n, list, nr, &l->c->after, l->c->writing))
 		broken(l->r, "%s: the %u bitmaps are neither as before nor as after", l->c->doing, nr);
 	for (uint32_t i = 0; i < nr; i++) {
-		if (l->c->writing && list[i].enabled && !list[i].inconsistent && !all_zero(f, n))
+		if (list[i].enabled && !list[i].inconsistent && !knows_all(f, n, list[i].name))
 			broken(l->r, "%s: the disk has changed, and %s does not know", l->c->doing, list[i].name);
 		free(list[i].name);
 	}

@@ -149,14 +149,21 @@ def test_wrong_words_are_refused_as_by_the_peer(here):
 
 # ---- what becomes of them when the disk is written ----
 
-def test_writers_that_note_nothing_say_so(here):
+def killed(path, *commands):
+    """A process that dies with the image open; what it wrote is there."""
+    r = io(path, *commands, "flush", "abort")
+    assert r.rc == -6, str(r)
+    io(path, options=("-r",)) # waits for its locks to go
+
+
+def test_a_writer_that_dies_leaves_the_mark(here):
     ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
     for name in ("on", "off"):
         ok(qimg("bitmap", "--add", "-g", "64k", "a", name))
     ok(qio("a", "write -q 3M 1M"))
     ok(qimg("bitmap", "--disable", "a", "off"))
-    ok(io("a", "write -q 1M 64k"))
-    # An enabled one would have had to note that. A disabled one speaks of a time that is over.
+    killed("a", "write -q 1M 64k")
+    # An enabled one has not been told of that. A disabled one speaks of a time that is over.
     assert bitmaps("a") == {"on": (64 * KIB, {"auto", "in-use"}), "off": (64 * KIB, frozenset())}
     assert dirty("a", "off") == [[3 * MIB, 4 * MIB]]
     clean("a")
@@ -212,6 +219,152 @@ def test_other_changes_keep_what_they_can(here):
     ok(img("amend", "-o", "compat=0.10", "a"))
     assert bitmaps("a") == {}
     clean("a")
+
+
+# ---- writes are noted ----
+
+def within(stretches, granularity, size):
+    """Stretches of written bytes as a bitmap of that granularity has them."""
+    bits = sorted({i for off, length in stretches for i in range(off // granularity, (off + length - 1) // granularity + 1)})
+    out = []
+    for i in bits:
+        if out and out[-1][1] == i * granularity:
+            out[-1][1] = min((i + 1) * granularity, size)
+        else:
+            out.append([i * granularity, min((i + 1) * granularity, size)])
+    return out
+
+
+def test_every_kind_of_write_is_noted(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", str(LEN)))
+    for name, granularity in ("fine", 512), ("coarse", MIB):
+        ok(qimg("bitmap", "--add", "-g", str(granularity), "a", name))
+    ok(qimg("bitmap", "--add", "--disable", "a", "off"))
+    steps = [("write -q 1000k 1k", 1000 * KIB, KIB), ("write -q -z 2M 100k", 2 * MIB, 100 * KIB), ("discard -q 5M 512", 5 * MIB, 512),
+             ("write -q -z -u 7M 1M", 7 * MIB, MIB), ("write -q -c 10M 64k", 10 * MIB, 64 * KIB), ("aio_write -q 12M 4k", 12 * MIB, 4 * KIB),
+             (f"write -q {LEN - 512} 512", LEN - 512, 512), ("writev -q 15M 512 512", 15 * MIB, KIB)]
+    for command, off, length in steps:
+        ok(io("a", command, "read -q 16M 1M"))
+        assert dirty("a", "fine") == within([(off, length)], 512, LEN), command
+        ok(img("bitmap", "--clear", "a", "fine"))
+    clean("a")
+    everything = [(off, length) for _, off, length in steps]
+    assert dirty("a", "coarse") == within(everything, MIB, LEN)
+    # Written in place, one by one on fibers, with other ways to the disk.
+    for cold, cache in ("0", "writethrough"), ("1", "writeback"), ("0", "none"):
+        for name in "fine", "coarse":
+            ok(img("bitmap", "--clear", "a", name))
+        ok(io("a", *(c for c, _, _ in steps if "aio" not in c), "aio_write -q 12M 4k", "aio_flush", options=("-t", cache),
+              env={"VARVE_FORCE_COLD": "1"} if cold == "1" else {}))
+        assert dirty("a", "fine") == within(everything, 512, LEN)
+        assert dirty("a", "coarse") == within(everything, MIB, LEN)
+    assert dirty("a", "off") == []
+    clean("a")
+    assert bitmaps("a") == {"fine": (512, {"auto"}), "coarse": (MIB, {"auto"}), "off": (64 * KIB, frozenset())}
+
+
+def test_writes_of_both_add_up(here):
+    """One after the other writes to the image; what the bitmap says is what both have written. Nothing leaks."""
+    for seed in seeds.seeds(4):
+        rng = random.Random(f"noted {seed}")
+        size, granularity = rng.randrange(20, 40000) * 512, 512 << rng.randrange(9)
+        options = rng.choice(["cluster_size=512", "cluster_size=4k", "cluster_size=64k", "cluster_size=64k,extended_l2=on",
+                              "cluster_size=64k,data_file=data", "cluster_size=2M", "cluster_size=64k,lazy_refcounts=on"])
+        ok(qimg("create", "-q", "-f", "qcow2", "-o", options, "a", str(size)))
+        ok(qimg("bitmap", "--add", "-g", str(granularity), "a", "b"))
+        written = []
+        for _ in range(6):
+            tool, commands = rng.choice([io, io, qio]), []
+            for _ in range(rng.randrange(4)):
+                off = rng.randrange(size // 512) * 512
+                length = min(rng.randrange(1, 400) * 512, size - off)
+                commands.append(f"{rng.choice(['write -q', 'write -q -z', 'discard -q'])} {off} {length}")
+                written.append((off, length))
+            ok(tool("a", *commands, "read -q 0 512"))
+            if rng.random() < 0.3 and "data" not in options:
+                ok(img("snapshot", "-c", "s", "a"))
+                ok(img("snapshot", "-d", "s", "a"))
+            assert bitmaps("a") == {"b": (granularity, {"auto"})}
+            clean("a")
+        assert dirty("a", "b") == within(written, granularity, size), f"VARVE_SEED={seed}: {options}, {size} bytes"
+
+
+def test_incremental_backups_go_on(here):
+    """What a backup needs that begins where the one before ended: all that differs is dirty, whoever wrote it."""
+    ok(img("create", "-q", "-f", "qcow2", "a", str(LEN)))
+    ok(io("a", "write -q -P 1 0 10M"))
+    ok(img("bitmap", "--add", "-g", "64k", "a", "since"))
+    ok(img("convert", "-O", "raw", "a", "full"))
+    ok(io("a", "write -q -P 2 1M 200k", "write -q -z 3M 64k"))
+    ok(qio("a", "write -q -P 3 5M 1k"))
+    ok(img("snapshot", "-c", "s", "a"))
+    ok(io("a", "write -q -P 4 20M 1k", "discard -q 6M 128k"))
+    ok(img("convert", "-O", "raw", "a", "now"))
+    with open("full", "r+b") as full, open("now", "rb") as now:
+        for start, end in dirty("a", "since"):
+            now.seek(start)
+            full.seek(start)
+            full.write(now.read(end - start))
+    ok(qimg("compare", "-f", "raw", "-F", "raw", "full", "now"))
+    # The disk of a snapshot may differ anywhere.
+    ok(img("snapshot", "-a", "s", "a"))
+    assert dirty("a", "since") == [[0, LEN]] and bitmaps("a") == {"since": (64 * KIB, {"auto"})}
+    clean("a")
+
+
+def test_converted_and_committed_bytes_are_noted(here):
+    ok(img("create", "-q", "-f", "qcow2", "base", str(LEN)))
+    ok(img("bitmap", "--add", "-g", "64k", "base", "b"))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top"))
+    ok(img("bitmap", "--add", "-g", "64k", "top", "t"))
+    ok(io("top", "write -q 4M 64k"))
+    ok(img("commit", "top"))
+    assert dirty("base", "b") == [[4 * MIB, 4 * MIB + 64 * KIB]] == dirty("top", "t")
+    ok(img("bitmap", "--clear", "base", "b"))
+    with open("raw", "wb") as f:
+        f.truncate(LEN)
+        f.seek(9 * MIB)
+        f.write(b"x" * 100000)
+    ok(img("convert", "-n", "-f", "raw", "-O", "qcow2", "raw", "base"))
+    assert any(a <= 9 * MIB and b >= 9 * MIB + 100000 for a, b in dirty("base", "b"))
+    clean("base")
+    clean("top")
+
+
+def test_one_that_cannot_be_kept_up_to_date_says_so(here):
+    """Of a kind that nobody knows: it is left marked, the others are kept."""
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    for name in "known", "other":
+        ok(qimg("bitmap", "--add", "-g", "64k", "a", name))
+    with open("a", "r+b") as f:
+        content = f.read()
+        at = content.rindex(b"other") - 24
+        f.seek(at + 16)
+        f.write(b"\x02") # its type
+    r = io("a", "write -q 1M 512")
+    assert r.rc == 0 and r.err.count("\n") <= 1, str(r)
+    with open("a", "rb") as f:
+        content = f.read()
+    flags = {name: content[content.rindex(name) - 24 + 15] & 3 for name in (b"known", b"other")}
+    assert flags == {b"known": 2, b"other": 3}
+
+
+def test_a_disk_that_fails_at_the_end_leaves_the_mark(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    ok(qimg("bitmap", "--add", "-g", "64k", "a", "b"))
+    tree = "driver=qcow2,file.driver=fault,file.file.filename=a,file.rule.0.event=flush,file.rule.0.after="
+    marked = 0
+    for after in range(1, 8):
+        shutil.copy("a", "copy")
+        r = io(tree.replace("=a,", "=copy,") + str(after), "write -q 1M 512", options=("--image-opts",))
+        (granularity, flags), = bitmaps("copy").values()
+        assert img("check", "copy").rc in (0, 3) # what was written in vain is leaked
+        if flags == {"auto"}: # then it has been told
+            assert dirty("copy", "b") in ([[MIB, MIB + granularity]], []) and (r.rc == 0 or dirty("copy", "b") == [])
+        else:
+            marked += 1
+            assert flags == {"auto", "in-use"}
+    assert marked
 
 
 # ---- convert ----

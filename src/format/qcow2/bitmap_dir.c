@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "format/qcow2/bitmap_note.h"
 #include "format/qcow2/sites.h"
 
 void bitmap_dir_free(struct bitmap_dir *d)
@@ -189,10 +190,30 @@ int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 	return 0;
 }
 
+static int put_flags(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *b, uint32_t flags, order_mark after, order_mark *ret_mark)
+{
+	uint64_t at = q->h.bitmap_directory_off + b->at + offsetof(struct bitmap_disk, flags);
+	be32 disk = be32_put(flags);
+
+	return order_put(f, q->order, at, &disk, sizeof(disk), after, ret_mark);
+}
+
+int bitmap_dir_put_flags(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
+{
+	order_mark after = order_all(q->order);
+	int ret = 0;
+
+	for (uint32_t i = 0; ret == 0 && i < d->nr; i++)
+		ret = put_flags(f, q, &d->list[i], d->list[i].flags, after, NULL);
+	if (ret == 0)
+		ret = order_flush(f, q->order);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot write the flags of bitmaps") : 0;
+}
+
 /*
  * Durable first: the mark in each bitmap that is to note every write. Only then: a write. The other way round, power lost in
- * between would leave a changed image whose bitmaps say "not changed". A disabled bitmap speaks of a time that is over: what
- * it says stays true.
+ * between would leave a changed image whose bitmaps say "not changed". The mark goes when the image is closed and what was written
+ * has been stored. A disabled bitmap speaks of a time that is over: what it says stays true.
  */
 int bitmap_dir_mark_in_use(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
@@ -209,11 +230,10 @@ int bitmap_dir_mark_in_use(struct fiber *f, struct qcow2 *q, struct varve_error 
 	}
 	ret = 0;
 	for (uint32_t i = 0; ret == 0 && i < d.nr; i++) {
-		uint64_t at = q->h.bitmap_directory_off + d.list[i].at + offsetof(struct bitmap_disk, flags);
-		be32 flags = be32_put(d.list[i].flags | BITMAP_IN_USE);
-
-		if ((d.list[i].flags & BITMAP_AUTO) && !(d.list[i].flags & BITMAP_IN_USE))
-			ret = order_put(f, q->order, at, &flags, sizeof(flags), ORDER_NONE, &mark);
+		if (!(d.list[i].flags & BITMAP_AUTO) || (d.list[i].flags & BITMAP_IN_USE))
+			continue;
+		bitmap_note_begin(f, q, &d.list[i]);
+		ret = put_flags(f, q, &d.list[i], d.list[i].flags | BITMAP_IN_USE, ORDER_NONE, &mark);
 	}
 	bitmap_dir_free(&d);
 	if (ret == 0 && !site_off(q, SITE_BITMAP_USE))

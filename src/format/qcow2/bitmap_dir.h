@@ -5,6 +5,7 @@
  *   bitmap_dir.c   the directory, as bytes: entries keep what is in them that we do not know
  *   bitmap_bits.c  the bits of one bitmap: reading them, making a table of them
  *   bitmap_ops.c   the driver's calls
+ *   bitmap_note.c  what is written while the image is in use
  */
 #ifndef VARVE_QCOW2_BITMAP_DIR_H
 #define VARVE_QCOW2_BITMAP_DIR_H
@@ -30,9 +31,11 @@ void bitmap_dir_remove(struct bitmap_dir *d, uint32_t i);
 void bitmap_dir_set(struct bitmap_dir *d, uint32_t i, uint64_t table_off, uint32_t flags);
 /* The image has this directory, durably and at once, and everything queued before is durable. The old one's space is free. */
 int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
+/* Only flags are others than on disk: these become durable in their place, after everything that is queued. */
+int bitmap_dir_put_flags(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
 /*
- * Before the image is written by somebody who does not note it in bitmaps: those that are to be up to date are marked, durably.
- * 1: there is nothing left that could be relied upon, the autoclear bit must go.
+ * Before the image is written: the bitmaps that are to be up to date are marked, durably, and begin to note what is written
+ * (bitmap_note.h). 1: there is nothing left that could be relied upon, the autoclear bit must go.
  */
 int bitmap_dir_mark_in_use(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 

@@ -17,7 +17,7 @@
 
 #include "base/log.h"
 #include "format/qcow2/ahead.h"
-#include "format/qcow2/bitmap_dir.h"
+#include "format/qcow2/bitmap_note.h"
 #include "format/qcow2/driver.h"
 #include "format/qcow2/emit.h"
 #include "format/qcow2/measure.h"
@@ -369,6 +369,7 @@ static int use_snapshot(struct fiber *f, struct qcow2 *q, const struct snapshot_
 
 static void free_all(struct fiber *f, struct qcow2 *q)
 {
+	bitmap_note_free(q);
 	l2_close(q);
 	unpack_close(q);
 	if (q->order) {
@@ -499,6 +500,7 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	struct qcow2 *q = node_state(n);
 
 	if (q->order) {
+		bitmap_note_end(f, q);
 		counts_settle(f, q);
 		if (order_clean(q->order))
 			end_journal(f, q);
@@ -579,6 +581,7 @@ const struct driver driver_qcow2 = {
 	.snapshot_graph = qcow2_snapshot_graph,
 	.state_area_read = qcow2_state_area_read,
 	.state_area_write = qcow2_state_area_write,
+	.note_write = bitmap_note_write,
 	.bitmap_list = qcow2_bitmap_list,
 	.bitmap_change = qcow2_bitmap_change,
 	.bitmap_open = qcow2_bitmap_open,

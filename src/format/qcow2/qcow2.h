@@ -31,6 +31,7 @@
  *   info.c      what `img info` shows
  *   reserved.c  was space only reserved?
  *   bitmap_dir.h  persistent dirty bitmaps: read, made, changed
+ *   bitmap_note.h  kept up to date while the disk is written
  *
  * All offsets in the file are host_off, all offsets of the virtual disk guest_off; both are bytes.
  */
@@ -74,6 +75,7 @@ int qcow2_remove_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *e
 
 struct cache;
 struct meta;
+struct noted;
 struct packer;
 struct unpacker;
 
@@ -112,6 +114,7 @@ struct qcow2 {
 	struct meta *meta;
 	struct unpacker *unpacker; /* NULL: nothing is read */
 	struct packer *packer;	   /* NULL: read-only */
+	struct noted *noted;	   /* bitmaps that note writes (bitmap_note.h); the list, set at open */
 	bool packing;		   /* somebody writes compressed clusters: no mappings ahead */
 	order_mark l1_linked;	     /* what leads to the tables of now is durable: L1 entries, the place of L1 */
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */

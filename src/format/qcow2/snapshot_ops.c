@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "format/cache.h"
+#include "format/qcow2/bitmap_note.h"
 #include "format/qcow2/sites.h"
 
 int qcow2_snapshot_list(struct fiber *f, struct node *n, struct snapshot_info **ret_list, uint32_t *ret_nr,
@@ -269,6 +270,8 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 		ret = tables_verify(f, q, &old, err);
 	if (ret == 0 && q->h.nr_bitmaps && fd.all.list[fd.index].disk_len != q->h.disk_len)
 		ret = qcow2_give_up_bitmaps(f, q, err); /* they are of a disk of this length */
+	if (ret == 0) /* what is not of the same place in both, nobody knows */
+		bitmap_note_write(n, 0, q->h.disk_len);
 	if (ret == 0)
 		ret = settle(f, q, apply(f, q, &fd, &old, err), err);
 	free(old.entries);
