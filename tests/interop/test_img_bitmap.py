@@ -14,6 +14,7 @@ import time
 import pytest
 
 import seeds
+from serving import Server
 from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused
 
 LEN = 24 * MIB
@@ -329,6 +330,36 @@ def test_converted_and_committed_bytes_are_noted(here):
     assert any(a <= 9 * MIB and b >= 9 * MIB + 100000 for a, b in dirty("base", "b"))
     clean("base")
     clean("top")
+
+
+def test_what_guests_write_on_several_queues_is_noted(here):
+    """The disk was zeroes: whatever is not, the bitmap knows of. Of a server that is killed it knows nothing, also with a state directory."""
+    ok(img("create", "-q", "-f", "qcow2", "a", "64M"))
+    ok(img("bitmap", "--add", "-g", "4k", "a", "b"))
+    load = ("--queues", "2", "--rw", "randrw", "--ops", "600", "--verify", "--seed", "5", "--discard-percent", "5", "--write-zeroes-percent", "5")
+    with Server("a", "qcow2", "sock-s", "pid", "--num-queues", "2") as server:
+        rc, report, err = server.load(*load)
+        assert rc == 0, f"{report}\n{err}"
+        assert ok(img("info", "-U", "--output=json", "a")).json["format-specific"]["data"]["bitmaps"][0]["flags"] == ["in-use", "auto"]
+        code, err = server.stop()
+        assert code == 0 and err == "", err
+    clean("a")
+    noted = dirty("a", "b")
+    ok(img("convert", "-O", "raw", "a", "raw"))
+    with open("raw", "rb") as f:
+        content = f.read()
+    holes = [[0, 0], *noted, [len(content), len(content)]]
+    assert any(content) and sum(b - a for a, b in noted) < len(content)
+    for (_, end), (start, _) in zip(holes, holes[1:]):
+        assert not any(content[end:start]), f"written between {end} and {start}, and not noted"
+    with Server("a", "qcow2", "sock-s", "pid", "--num-queues", "2", "--state-dir", "state") as server:
+        rc, report, err = server.load(*load)
+        assert rc == 0, f"{report}\n{err}"
+        server.kill()
+    with Server("a", "qcow2", "sock-s", "pid of the next", "--num-queues", "2", "--state-dir", "state") as server:
+        assert server.stop()[0] == 0
+    assert os.listdir("state") == []
+    assert bitmaps("a") == {"b": (4 * KIB, {"auto", "in-use"})}
 
 
 def test_one_that_cannot_be_kept_up_to_date_says_so(here):
