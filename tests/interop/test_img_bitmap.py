@@ -380,6 +380,31 @@ def test_one_that_cannot_be_kept_up_to_date_says_so(here):
     assert flags == {b"known": 2, b"other": 3}
 
 
+@pytest.mark.parametrize("over", ["entry", "table"])
+def test_a_bitmap_that_lies_over_tables_frees_nothing(here, over):
+    """What has changed gives its old place back; not when that is the L1 table's, or an L2 table's."""
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    ok(qio("a", "write -q -P 1 0 16M"))
+    ok(qimg("bitmap", "--add", "-g", "64k", "a", "known"))
+    ok(qio("a", "write -q -P 1 0 64k"))
+    with open("a", "r+b") as f:
+        content = f.read()
+        at = content.rindex(b"known") - 24
+        l1 = int.from_bytes(content[40:48], "big")
+        l2 = int.from_bytes(content[l1:l1 + 8], "big") & 0x00fffffffffffe00
+        table = int.from_bytes(content[at:at + 8], "big")
+        f.seek(table if over == "entry" else at)
+        f.write((l2 if over == "entry" else l1).to_bytes(8, "big"))
+    r = io("a", "write -q -P 2 1M 64k", "write -q -P 3 2M 64k")
+    assert r.rc == 0, str(r)
+    ok(io("a", "read -q -P 2 1M 64k", "read -q -P 3 2M 64k", "read -q -P 1 3M 13M", "write -q -P 4 4M 8M"))
+    r = qio("a", "read -P 2 1M 64k", "read -P 4 4M 8M", "read -P 1 12M 4M", options=("-r",))
+    assert r.rc == 0 and "failed" not in r.out, str(r)
+    with open("a", "rb") as f:
+        content = f.read()
+    assert content[content.rindex(b"known") - 24 + 15] & 3 == 3
+
+
 def test_a_disk_that_fails_at_the_end_leaves_the_mark(here):
     ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
     ok(qimg("bitmap", "--add", "-g", "64k", "a", "b"))

@@ -86,12 +86,37 @@ static int check_room(const struct qcow2 *q, const struct qcow2_bits *h, struct 
 	return 0;
 }
 
+/*
+ * What has changed leaves its place, which is free then. Where tables or counts of the image are, nothing may ever be freed, whatever
+ * a damaged or hostile bitmap says.
+ */
+static int check_places(const struct qcow2 *q, const struct qcow2_bitmap *disk, const struct qcow2_bits *h, struct varve_error *err)
+{
+	uint64_t table = disk->table_off >> q->cluster_bits, nr = MAX(div_up(h->nr * 8ull, q->cluster_len), 1);
+
+	for (uint64_t i = 0; i < nr; i++) {
+		if (meta_holds(q, table + i))
+			return varve_error_set(err, -EINVAL, "its table at host offset 0x%llx lies over metadata",
+					       (unsigned long long)disk->table_off);
+	}
+	for (uint32_t i = 0; i < h->nr; i++) {
+		uint64_t cluster = (h->table[i] & QCOW2_OFF_MASK) >> q->cluster_bits;
+
+		if (cluster && meta_holds(q, cluster))
+			return varve_error_set(err, -EINVAL, "entry %u of its table leads to metadata at host offset 0x%llx", i,
+					       (unsigned long long)cluster << q->cluster_bits);
+	}
+	return 0;
+}
+
 static int load(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *disk, struct noted *b, struct varve_error *err)
 {
 	int ret = bits_open(f, q, disk, &b->old, err);
 
 	if (ret == 0)
 		ret = check_room(q, b->old, err);
+	if (ret == 0)
+		ret = check_places(q, disk, b->old, err);
 	if (ret < 0)
 		return ret;
 	b->disk = *disk;
