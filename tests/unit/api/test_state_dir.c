@@ -347,8 +347,8 @@ static void an_inherited_error_is_left_to_the_next(void **state)
 	int fd;
 
 	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
-	begin("qcow2", create, "");
-	run_and_kill(1, 3);
+	begin_patiently(create);
+	run_to_the_death(96);
 	assert_int_equal(glob(path_of("state/*.journal"), 0, NULL, &found), 0);
 	fd = open(found.gl_pathv[0], O_RDWR | O_CLOEXEC);
 	assert_int_equal(pwrite(fd, &error, sizeof(error), (off_t)offsetof(struct journal_header, data_error)), sizeof(error));
