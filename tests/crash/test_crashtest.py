@@ -74,7 +74,7 @@ def test_a_failure_is_made_small_and_can_be_had_again():
         assert int(ops[4:]) < 100, done.stdout
         assert done.stdout.count("  kept ") < 20, done.stdout
         assert {"base", "log", "failed"} <= set(os.listdir(directory))
-        repeat = subprocess.run([cuts.command(case, 1, 1)[0], *again], capture_output=True, text=True, timeout=120,
+        repeat = subprocess.run([cuts.command(case, 1, 1)[0], *again], capture_output=True, text=True, timeout=240,
                                 env={**os.environ, **env})
         assert repeat.returncode == 1 and "FAILED:" in repeat.stdout, repeat.stdout
         shutil.rmtree(kept_directory(repeat.stdout))
@@ -104,6 +104,6 @@ def test_a_seed_makes_the_same_log_in_every_run(case, tmp_path):
         files = tmp_path / str(nr)
         files.mkdir()
         argv = cuts.command(case, SEED, 4, "--dir", files)
-        subprocess.run(argv, check=True, timeout=120, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus))
+        subprocess.run(argv, check=True, timeout=240, capture_output=True, preexec_fn=lambda: os.sched_setaffinity(0, cpus))
         logs.append((files / "log").read_bytes())
     assert len(logs[0]) > 100000 and logs[0] == logs[1] == logs[2]

@@ -18,7 +18,7 @@ from tool import img, info, ok, sanitized, varve_path
 pytestmark = pytest.mark.skipif(sanitized(), reason="sanitizers need memory of their own")
 
 LADDER = list(range(640, 2400, 160)) + list(range(2400, 4600, 220)) + [6000, 9000, 16000]  # KiB
-LONG_S = 20  # commands take milliseconds
+LONG_S = 240  # commands take milliseconds
 
 
 def limited(kib, *args, cwd):
