@@ -140,6 +140,8 @@ static int img_create(int argc, char **argv)
 		ret = complain_usage("create: '%s' is one argument too many", p.args[2]);
 	else if (!ret && p.nr_args == 2 && parse_size(p.args[1], &len) < 0)
 		ret = complain_usage("create: '%s' is no size (bytes, or with k, M, G, T, P, E)", p.args[1]);
+	else if (!ret && p.nr_args == 2 && a.options && options_have(a.options, "size"))
+		ret = complain_usage("create: the size is given twice: %s, and with -o size=", p.args[1]);
 	else if (!ret) {
 		add_backing(&a);
 		ret = create(p.args[0], len, &a);

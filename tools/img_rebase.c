@@ -183,6 +183,10 @@ static int open_new(struct rebase *r, const char *image_name)
 
 	if (!*r->backing)
 		return 0;
+	if (strncmp(r->backing, "json:", 5) == 0) {
+		complain("rebase: a json: name is not followed out of an image, which then could not be opened; name the file, or say -u");
+		return 1;
+	}
 	path = backing_path(image_name, r->backing);
 	if (!path) {
 		complain("out of memory");

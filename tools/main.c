@@ -4,9 +4,11 @@
  *
  * `varve img ...`, `varve io ...`, `varve serve ...` and others; a link named qemu-img or qemu-io behaves as that tool.
  */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common.h"
 
@@ -67,10 +69,27 @@ static int run_varve(int argc, char **argv)
 	return complain_usage("no tool '%s'", argv[1]);
 }
 
+/*
+ * A standard stream that whoever started us has closed would be the number of the next file opened: an image, and what is said
+ * would go into it. What takes the place cannot be used either: reading and writing it fail, as they would.
+ */
+static bool occupy_streams(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+			return false;
+	}
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	const char *name = argc ? base_name(argv[0]) : "varve";
 
+	if (!occupy_streams()) {
+		complain("a standard stream is closed, and /dev/null cannot be opened in its place");
+		return 1;
+	}
 	/* A reader that goes away is an error of write(), not a reason to die half-way through a change. */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error then, after which files are tidied up */

@@ -17,6 +17,8 @@
  * Without memory for stacks: each level has a fiber in reserve, made with the queue, which takes its jobs one after the
  * other. A job waits for lower levels only, and those have theirs: so everything goes on, slowly, and nothing waits for ever.
  */
+#include "config.h"
+
 #include <errno.h>
 #include <stdlib.h>
 

@@ -294,7 +294,7 @@ static int json_name(struct opts *o, const char *filename, struct varve_error *e
 static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned depth, uint32_t flags,
 		      const char *aio, struct node **ret, struct varve_error *err)
 {
-	const char *filename, *driver_name;
+	const char *filename, *driver_name, *format;
 	char formats[DRIVER_FORMATS_MAX];
 	const struct driver *drv = NULL;
 	struct node *child;
@@ -308,8 +308,12 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 	if (filename && !*filename)
 		filename = NULL;
 	driver_name = opts_get(o, "driver");
+	format = opts_get(o, "format");
+	if (driver_name && format && strcmp(driver_name, format) != 0)
+		return varve_error_set(err, -EINVAL, "it is described as driver '%.100s', and to be opened as format '%.100s': leave one out",
+				       driver_name, format);
 	if (!driver_name)
-		driver_name = opts_get(o, "format");
+		driver_name = format;
 	if (driver_name && !(drv = driver_find(driver_name)))
 		return varve_error_set(err, -EINVAL, "%.500s%sdriver or format '%s' is not known to this version (formats: %s)",
 				       filename ? filename : "", filename ? ": " : "", driver_name, driver_formats(formats));

@@ -195,7 +195,7 @@ CALLERS = {
         amend -o backing_file=base.raw plain.qcow2
         amend -o cluster_size=128k plain.qcow2
         amend -o compat=1.1 base.raw
-        create -f qcow2 -o size=1M,what=3 x 1M
+        create -f qcow2 -o size=1M,what=3 x
         resize -f qcow2 plain.qcow2 -- -1G
         map --output=xml plain.qcow2
         check --output=xml plain.qcow2
