@@ -181,7 +181,8 @@ int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 		return varve_error_errno(err, ret, "cannot write the bitmap directory");
 	ret = switch_header(f, q, d, off, err);
 	if (ret < 0) {
-		if (off)
+		/* A header that is queued may yet become durable, when the next flush succeeds: what it leads to is leaked then, at worst. */
+		if (off && q->h.bitmap_directory_off != off)
 			alloc_free_metadata(q, off, div_up(d->len, q->cluster_len), order_all(q->order));
 		return ret;
 	}

@@ -290,6 +290,7 @@ static int store(struct fiber *f, struct qcow2 *q, struct bitmap_dir *d, struct 
 void bitmap_note_end(struct fiber *f, struct qcow2 *q)
 {
 	struct varve_error err = { 0, "" };
+	uint64_t directory_off = q->h.bitmap_directory_off;
 	struct bitmap_dir d;
 	int ret;
 
@@ -300,10 +301,10 @@ void bitmap_note_end(struct fiber *f, struct qcow2 *q)
 	if (ret == 0)
 		ret = store(f, q, &d, &err);
 	for (struct noted *b = q->noted; b; b = b->next) {
-		if (ret < 0 && b->old)
-			forget_new(q, b);
-		else if (b->table_off)
+		if (ret == 0 && b->table_off)
 			bits_free_space(q, &b->disk, b->old, b->entries);
+		else if (ret < 0 && b->old && q->h.bitmap_directory_off == directory_off)
+			forget_new(q, b); /* else a header that leads there is queued, and may yet become durable */
 	}
 	bitmap_dir_free(&d);
 	fiber_unlock(&q->snapshot_mutex);
