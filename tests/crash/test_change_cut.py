@@ -15,7 +15,6 @@ import shutil
 import struct
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -31,13 +30,10 @@ FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
 
 
 @pytest.fixture
-def folder():
-    path = tempfile.mkdtemp(prefix="varve-cut-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
-    old = os.getcwd()
-    os.chdir(path)
-    yield path
-    os.chdir(old)
-    shutil.rmtree(path)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    shutil.rmtree(tmp_path)
 
 
 # ---- the log (docs/spec/dm-log-writes) ----

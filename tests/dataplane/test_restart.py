@@ -342,6 +342,8 @@ def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
     with Process(tmp_path, *argv, "--pidfile", pidfile) as old:
         wait_pidfile(pidfile, old.process.pid)
         old.process.send_signal(signal.SIGSTOP)
+        # One that is on its way there still takes the next signal along, if it has been waiting for it.
+        os.waitid(os.P_PID, old.process.pid, os.WSTOPPED | os.WNOWAIT)
         new = subprocess.Popen([VARVE, *map(str, argv), "--pidfile", pidfile, "--takeover"], stderr=subprocess.PIPE)
         try:
             # It waits for the old one as soon as it has sent it the signal.
