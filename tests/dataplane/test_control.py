@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """test_serve.py - `varve serve` as operators use it: several disks, and the control socket"""
+import concurrent.futures
 import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 
 import pytest
@@ -81,6 +81,21 @@ class Serve:
         return json.loads(done.stdout)
 
 
+@contextlib.contextmanager
+def background():
+    """submit(): calls what it is given in a thread; result() of what it returns tells what that has returned or raised."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def wait_pidfile(path, process):
+    """Until the process has written its number there: its sockets, the control socket too, are there a moment before."""
+    deadline = time.monotonic() + SECONDS
+    while not path.exists() or path.read_text() != f"{process.pid}\n":
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def images(directory, nr, size="64M"):
     names = [directory / f"{i}.qcow2" for i in range(nr)]
     for name in names:
@@ -92,17 +107,15 @@ def test_several_disks_in_one_process(tmp_path):
     a, b, c = images(tmp_path, 3)
     with Serve(tmp_path, (a, "-f", "qcow2", "--num-queues", 2, "--name", "system"), (b, "-f", "qcow2", "--serial", "second"),
                (c, "-f", "qcow2", "-r"), options=["--pidfile", tmp_path / "pid"]) as s:
-        assert int((tmp_path / "pid").read_text()) == s.process.pid
-        loads = [threading.Thread(target=s.load, args=(i, "--rw", "randrw", "--verify", "--ops", 2000, "--queues", 2 - i))
-                 for i in range(2)]
-        for t in loads:
-            t.start()
-        disks = s.ask()("disks")
-        assert [d["disk"] for d in disks] == ["system", "1", "2"]
-        assert [d["read-only"] for d in disks] == [False, False, True]
-        assert all(d["length"] == 64 << 20 and d["format"] == "qcow2" for d in disks)
-        for t in loads:
-            t.join()
+        wait_pidfile(tmp_path / "pid", s.process)
+        with background() as pool:
+            loads = [pool.submit(s.load, i, "--rw", "randrw", "--verify", "--ops", 2000, "--queues", 2 - i) for i in range(2)]
+            disks = s.ask()("disks")
+            assert [d["disk"] for d in disks] == ["system", "1", "2"]
+            assert [d["read-only"] for d in disks] == [False, False, True]
+            assert all(d["length"] == 64 << 20 and d["format"] == "qcow2" for d in disks)
+            for load in loads:
+                load.result()
         for disk, queues in (("system", 2), ("1", 1)):
             stats = s.ask()("stats", disk=disk)["export"]
             assert len(stats["queues"]) == queues
@@ -150,19 +163,15 @@ def test_pause_and_resume(tmp_path):
     with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
         ask = s.ask()
         assert ask("pause") == {} and ask("pause") == {}
-        done = []
-        load = threading.Thread(target=lambda: done.append(s.load(0, "--rw", "randwrite", "--ops", 100, "--verify")))
-        load.start()
-        deadline = time.monotonic() + SECONDS
-        while not ask("stats")["export"]["connected"]:
-            assert time.monotonic() < deadline
-        for _ in range(20):
-            stats = ask("stats")["export"]
-            assert stats["paused"] and stats["queues"][0]["write"]["requests"] == 0 and not done
-        assert ask("flush") == {}
-        assert ask("resume") == {} and ask("resume") == {}
-        load.join()
-        assert done
+        with background() as pool:
+            load = pool.submit(s.load, 0, "--rw", "randwrite", "--ops", 100, "--verify")
+            wait_until(lambda: ask("stats")["export"]["connected"])
+            for _ in range(20):
+                stats = ask("stats")["export"]
+                assert stats["paused"] and stats["queues"][0]["write"]["requests"] == 0 and not load.done()
+            assert ask("flush") == {}
+            assert ask("resume") == {} and ask("resume") == {}
+            load.result()
         ask("pause")  # and SIGTERM ends it all the same
 
 
@@ -279,10 +288,7 @@ def test_the_control_socket_is_its_owners_alone_and_replaces_a_dead_one(tmp_path
     dead.close()
     server = Serve(tmp_path, (disk, "-f", "qcow2"), options=["--pidfile", tmp_path / "pid"])
     server.__enter__()
-    deadline = time.monotonic() + SECONDS
-    while not (tmp_path / "pid").exists():  # the control socket was there before
-        assert server.process.poll() is None and time.monotonic() < deadline, server.text()
-        time.sleep(0.01)
+    wait_pidfile(tmp_path / "pid", server.process)
     assert os.stat(server.control).st_mode & 0o777 == 0o600
     other = subprocess.run([VARVE, "serve", disk, "-r", "--vhost-user", tmp_path / "y", "--control", server.control],
                            capture_output=True, text=True, timeout=SECONDS)
@@ -301,11 +307,11 @@ def test_a_disk_gets_longer_while_it_is_written(tmp_path, kind):
     varve("img", "create", "-q", "-f", kind, disk, "16M")
     with Serve(tmp_path, (disk, "-f", kind)) as s:
         ask = s.ask()
-        load = threading.Thread(target=s.load, args=(0, "--rw", "randrw", "--verify", "--ops", 3000))
-        load.start()
-        for mib in (17, 20, 64, 64):
-            assert ask("resize", size=mib << 20) == {"length": mib << 20}
-        load.join()
+        with background() as pool:
+            load = pool.submit(s.load, 0, "--rw", "randrw", "--verify", "--ops", 3000)
+            for mib in (17, 20, 64, 64):
+                assert ask("resize", size=mib << 20) == {"length": mib << 20}
+            load.result()
         assert "shrink" in ask("resize", size="1M")["error"]
         assert "must be a number" in ask("resize", size="much")["error"]
         assert "must be a number" in ask("resize")["error"]

@@ -17,7 +17,7 @@ import time
 
 import pytest
 
-from test_control import Control
+from test_control import Control, wait_pidfile
 from tool import when_unlocked
 from unixsock import listens
 
@@ -199,11 +199,7 @@ def test_a_new_server_takes_over_under_load(tmp_path):
             server.process = subprocess.Popen(server.argv, cwd=tmp_path, stdout=server.log, stderr=server.log)
             assert old.wait(SECONDS) == 0, "the old one did not end in order"
             server.wait_ready()
-            deadline = time.monotonic() + SECONDS
-            pid = tmp_path / "pid"
-            while not pid.exists() or pid.read_text().strip() != str(server.process.pid):
-                assert time.monotonic() < deadline
-                time.sleep(0.005)
+            wait_pidfile(tmp_path / "pid", server.process)
         report = load.end()
         assert 1 <= report["reconnects"] <= 3
         server.stop()
@@ -340,7 +336,7 @@ def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
             "daemon": ["daemon", "--blockdev", f"driver=file,node-name=f,filename={disk}",
                        "--export", f"vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={tmp_path}/s.sock,writable=on"]}[program]
     with Process(tmp_path, *argv, "--pidfile", pidfile) as old:
-        wait_pidfile(pidfile, old.process.pid)
+        wait_pidfile(pidfile, old.process)
         old.process.send_signal(signal.SIGSTOP)
         # One that is on its way there still takes the next signal along, if it has been waiting for it.
         os.waitid(os.P_PID, old.process.pid, os.WSTOPPED | os.WNOWAIT)
@@ -358,13 +354,6 @@ def test_one_that_waits_to_take_over_can_be_ended(tmp_path, program):
             new.communicate()
             old.process.send_signal(signal.SIGCONT)
         assert old.process.wait(SECONDS) == 0, old.text()
-
-
-def wait_pidfile(path, pid):
-    deadline = time.monotonic() + SECONDS
-    while not path.exists() or path.read_text().strip() != str(pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def pending_sigterm(pid):
