@@ -228,14 +228,15 @@ def test_resize(here, fmt, grown):
     same("disk", "want.raw", fmt)
 
 
-@pytest.mark.parametrize("grown", [0, 2 * MIB, 16 * MIB])
+@pytest.mark.parametrize("grown", [0, 2 * MIB, 6 * MIB])
 def test_amend(here, grown):
-    """Down to version 2, which has no entry that says zeroes: over a backing file they get space, table by table, slowly."""
+    """Down to version 2, which has no entry that says zeroes: over a backing file they get space, 64 tables, so slowly that it takes
+    half a minute."""
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", "-o", "cluster_size=4k", "disk", "128M"))
     ok(io("disk", "write -q -z 0 128M"))
     before = os.path.getsize("disk")
     with running("amend", "--image-opts", "-o", "compat=0.10", "driver=qcow2,file.filename=disk,aio=threads",
-                 before=slowed("fallocate", 100)) as p:
+                 before=slowed("fallocate", 500)) as p:
         while os.path.getsize("disk") <= before + grown and p.poll() is None:
             time.sleep(0.001)  # a file does not tell
         p.send_signal(signal.SIGTERM)
@@ -266,14 +267,15 @@ def test_dd(here, exists):
         sound("out.qcow2")
 
 
-SLOW_WRITES = slowed("io_uring_enter,pwritev2", 10)  # a MiB each: nobody's disk is full before the signal comes
+# A MiB each: what is made would take half a minute, and nobody's disk is full before the signal comes.
+SLOW_WRITES, LONG = slowed("io_uring_enter,pwritev2", 30), "1G"
 
 
 @pytest.mark.parametrize("fmt, options", [("qcow2", ()), ("raw", ()), ("qcow2", ("-o", "data_file=data"))])
 def test_create(here, fmt, options):
     """What it was making goes with it: an image that looks whole, or fills the disk, helps nobody."""
     grows = "data" if options else "disk"
-    with running("create", "-q", "-f", fmt, "-o", "preallocation=full", *options, "disk", "256M", before=SLOW_WRITES) as p:
+    with running("create", "-q", "-f", fmt, "-o", "preallocation=full", *options, "disk", LONG, before=SLOW_WRITES) as p:
         while not (os.path.exists(grows) and os.path.getsize(grows) > MIB) and p.poll() is None:
             time.sleep(0.001)  # a file does not tell
         p.send_signal(signal.SIGTERM)
@@ -286,7 +288,7 @@ def test_create_over_a_file_that_exists(here):
     """It stays, and what half an image is in it is none."""
     with open("disk", "wb") as f:
         f.write(b"x" * 100)
-    with running("create", "-q", "-f", "qcow2", "-o", "preallocation=full", "disk", "256M", before=SLOW_WRITES) as p:
+    with running("create", "-q", "-f", "qcow2", "-o", "preallocation=full", "disk", LONG, before=SLOW_WRITES) as p:
         while os.path.getsize("disk") <= MIB and p.poll() is None:
             time.sleep(0.001)  # a file does not tell
         p.send_signal(signal.SIGINT)
