@@ -18,20 +18,18 @@ import urllib.error
 import urllib.request
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class Nginx:
     """Serves a folder; counts what it sent."""
 
     def __init__(self, folder, root, tls=False):
-        self.folder, self.port, self.tls = folder, free_port(), tls
+        # A port that was free a moment ago may be another's now: this one is ours, and nginx shares it.
+        self.held = socket.socket()
+        self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self.held.bind(("127.0.0.1", 0))
+        self.folder, self.port, self.tls = folder, self.held.getsockname()[1], tls
         self.log = os.path.join(folder, "access.log")
         self.ca = os.path.join(folder, "cert.pem")
-        listen = f"127.0.0.1:{self.port}" + (" ssl" if tls else "")
+        listen = f"127.0.0.1:{self.port} reuseport" + (" ssl" if tls else "")
         certs = ""
         if tls:
             key = os.path.join(folder, "key.pem")
@@ -71,6 +69,7 @@ class Nginx:
     def __exit__(self, *exc):
         self.process.terminate()
         self.process.wait(240)
+        self.held.close()
 
     def sent(self):
         """Bytes of images, so far. Each request is logged when its end has been sent, which is a moment before the next one, of
