@@ -302,7 +302,12 @@ class StreamBackend(VarveBackend):
 
 
 class KilledBackend(ControlledBackend):
-    """Is killed while the guest is at work, and started again; what it had queued is in its state directory."""
+    """Is killed while the guest is at work, and started again; what it had queued is in its state directory.
+
+    So slow that the guest is at work until it has been killed often enough: then the limit goes.
+    """
+
+    limits = "iops-write=20"
 
     def argv(self):
         return super().argv() + ["--state-dir", os.path.join(self.folder, "state")]
@@ -442,7 +447,7 @@ class Guest:
 
 
 class KilledGuest(Guest):
-    """A guest whose back end is killed, `kills` times at most, from one line of its console to another."""
+    """A guest whose back end (KilledBackend) is killed `kills` times, from one line of its console to another."""
 
     def __init__(self, *args, first, last, kills, rng, **kw):
         super().__init__(*args, **kw)
@@ -473,6 +478,8 @@ class KilledGuest(Guest):
                 elif not over.wait(self.rng.random()):
                     self.disk.kill_and_restart()
                     self.killed += 1
+            if not over.is_set():
+                self.disk.ask("throttle", limits="")
             proc.wait(max(1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             output.extend(b"\n(QEMU killed: out of time)\n")

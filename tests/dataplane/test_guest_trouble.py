@@ -43,7 +43,7 @@ def test_a_back_end_that_is_killed_loses_nothing(kernel, seed, tmp_path, fmt):
         print(f"back end: exit status {status}; it printed: {printed or 'nothing'}")
     outcome.require_pass()
     assert status == 0
-    assert guest.killed >= max(1, kills // 4)  # on a fast machine the guest is done sooner
+    assert guest.killed >= max(1, kills // 2)
     if fmt == "qcow2":
         assert "written out from state file" in printed, "nothing was ever queued: the kills were harmless"
         found = qemu_check(disk)
