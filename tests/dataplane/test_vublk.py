@@ -129,7 +129,7 @@ def test_a_server_survives_every_lie_of_a_guest(tmp_path):
     """The tool's own view of it, as for any back end; test_rings.c holds each lie against what the log says."""
     disk, fmt = make_disk(tmp_path, "cluster_size=64k")
     with Server(tmp_path, disk, "-f", fmt) as s:
-        told = varve("blkload", "--socket", s.socket, "--hostile")
+        told = varve("blkload", "--socket", s.socket, "--hostile", "--timeout", SECONDS)
         assert told.count("the queue is broken") == 25 and "0 of which no notice was taken; the back end goes on" in told
         s.load(*MIXED)
     done = subprocess.run([VARVE, "blkload", "--socket", tmp_path / "none", "--hostile"], capture_output=True, text=True)

@@ -60,7 +60,7 @@ static const char usage[] =
 	"  --regions N              pieces that guest memory is divided into, 1 to 8 (1)\n"
 	"  --layout MODE            segments of a request: plain, merged or random (plain)\n"
 	"  --segment-size BYTES     longest data segment of the plain layout (0: no limit)\n"
-	"  --timeout SECONDS        the longest that the back end may finish nothing (30)\n"
+	"  --timeout SECONDS        the longest that the back end may finish nothing (30), or not notice a lie (2)\n"
 	"what to tell\n"
 	"  --progress               a live line on stderr\n"
 	"  --output human|json      the result on stdout (human)\n"
@@ -209,7 +209,9 @@ static void set_option(struct load_options *o, int opt, const char *name, const 
 		break;
 	case O_SEGMENT:	o->seg_len = (uint32_t)number(name, arg, 0, MAX_BLOCK, true); break;
 	case O_LAYOUT:	o->layout = (enum vu_layout)choose(name, arg, layouts); break;
-	case O_TIMEOUT:	o->timeout_ms = (unsigned)number(name, arg, 1, 100000, false) * 1000; break;
+	case O_TIMEOUT:
+		o->timeout_ms = o->notice_ms = (unsigned)number(name, arg, 1, 100000, false) * 1000;
+		break;
 	case O_RW:
 		o->rw = (enum load_rw)choose(name, arg, rw_modes);
 		o->rw_name = arg;
@@ -228,7 +230,7 @@ static void parse(struct load_options *o, int argc, char **argv)
 		.nr_queues = 1, .depth = 32, .block_len = 4096, .rw = LOAD_RANDREAD,
 		.rw_name = "randread", .read_percent = 50, .event_idx = true, .use_indirect = true,
 		.inflight = true,
-		.indirect = VU_INDIRECT, .nr_regions = 1, .timeout_ms = 30000,
+		.indirect = VU_INDIRECT, .nr_regions = 1, .timeout_ms = 30000, .notice_ms = 2000,
 		.seed = vu_now_ns() ^ (uint64_t)getpid() << 40,
 	};
 	while ((opt = getopt_long(argc, argv, "h", long_options, &which)) != -1) {

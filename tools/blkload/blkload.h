@@ -55,6 +55,7 @@ struct load_options {
 	uint32_t seg_len;		/* longest data segment; 0: one segment */
 	enum vu_layout layout;
 	unsigned timeout_ms;		/* longest a request may take */
+	unsigned notice_ms;		/* longest that a lie may go unnoticed */
 };
 
 /* A request in flight, beside its struct vu_io. */

@@ -18,8 +18,6 @@
 #include "vu_lies.h"
 #include "vu_raw.h"
 
-#define WAIT_MS 2000 /* for the back end to notice a lie */
-
 static int connect_front(struct vu_front *f, const struct load_options *o)
 {
 	struct vu_front_opts fo = vu_front_defaults(o->socket);
@@ -38,6 +36,7 @@ static bool still_serves(struct vu_front *f, const struct load_options *o)
 	if (connect_front(f, o) < 0)
 		return false;
 	ok = vu_blk_open(&b, f, 0, 1, sizeof(sector)) == 0;
+	b.timeout_ms = o->timeout_ms;
 	if (ok)
 		ok = vu_blk_read(&b, 0, sector, sizeof(sector)) == 0;
 	if (!ok)
@@ -46,7 +45,7 @@ static bool still_serves(struct vu_front *f, const struct load_options *o)
 	return ok;
 }
 
-static const char *tell(const struct vu_lie *lie, struct vu_front *f)
+static const char *tell(const struct vu_lie *lie, struct vu_front *f, unsigned notice_ms)
 {
 	struct vu_liar liar;
 
@@ -55,7 +54,7 @@ static const char *tell(const struct vu_lie *lie, struct vu_front *f)
 	lie->tell(&liar);
 	if (vu_raw_kick(liar.ring) < 0)
 		return "the queue cannot be kicked";
-	switch (vu_raw_wait_broken(f, 0, WAIT_MS)) {
+	switch (vu_raw_wait_broken(f, 0, notice_ms)) {
 	case VU_RAW_ERR_SIGNALLED:
 		return "the queue is broken";
 	case VU_RAW_CLOSED:
@@ -78,7 +77,7 @@ int blkload_hostile(const struct load_options *o)
 		ok = connect_front(&f, o) == 0;
 		if (!ok)
 			break;
-		end = tell(&vu_lies[i], &f);
+		end = tell(&vu_lies[i], &f, o->notice_ms);
 		vu_front_close(&f);
 		ok = still_serves(&f, o);
 		nr_unnoticed += strncmp(end, "no notice", 9) == 0;
