@@ -253,8 +253,9 @@ def test_a_back_end_that_dies_ends_the_run(tmp_path, blkload):
 
 def test_a_back_end_that_hangs_ends_the_run(tmp_path, blkload):
     with Qsd(tmp_path, *raw_file(image(tmp_path))) as qsd:
+        # That long it may take to answer when the two get to know each other, too.
         p = subprocess.Popen([*blkload, "--socket", qsd.socket, "--runtime", "60", "--progress",
-                              "--timeout", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                              "--timeout", "6"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
             p.stderr.read(1)
             qsd.kill(signal.SIGSTOP)
