@@ -75,8 +75,8 @@ class Serve:
         return Control(self.control)
 
     def load(self, disk, *options):
-        done = subprocess.run([VARVE, "blkload", "--socket", self.sockets[disk], "--output", "json", *map(str, options)],
-                              capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run([VARVE, "blkload", "--socket", self.sockets[disk], "--output", "json", "--timeout", str(SECONDS // 2),
+                               *map(str, options)], capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, f"{done.stderr}\n{done.stdout}\nserver: {self.text()}"
         return json.loads(done.stdout)
 
@@ -340,7 +340,8 @@ class Stopped:
             self.serve = stack.enter_context(
                 Serve(self.directory, ("--image-opts", f"driver=raw,file.filename={self.faults.disk},werror=stop")))
             self.load = stack.enter_context(subprocess.Popen(
-                [VARVE, "blkload", "--socket", self.serve.sockets[0], "--rw", "randwrite", "--verify", "--ops", "500"],
+                [VARVE, "blkload", "--socket", self.serve.sockets[0], "--rw", "randwrite", "--verify", "--ops", "500",
+                 "--timeout", str(SECONDS // 2)],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
             stack.callback(self.load.kill)
             ask = self.serve.ask()

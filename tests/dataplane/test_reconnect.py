@@ -34,7 +34,7 @@ def test_a_killed_server_loses_no_request(tmp_path, rings):
         load = subprocess.Popen(
             list(map(str, [VARVE, "blkload", "--socket", s.socket, "--output", "json", "--rw", "randrw", "--verify",
                            "--queues", 2, "--depth", 32, "--flush-every", 50, "--discard-percent", 2, "--runtime",
-                           100000, "--reconnect", SECONDS, "--seed", seed, *rings])),
+                           100000, "--reconnect", SECONDS, "--timeout", SECONDS // 2, "--seed", seed, *rings])),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             # Requests have been done: from here on the front end looks for the next server.

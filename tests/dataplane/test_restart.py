@@ -308,7 +308,8 @@ def test_a_daemon_goes_to_the_background_and_ends_on_a_signal(tmp_path):
     pid = int((tmp_path / "pid").read_text())
     watch = os.pidfd_open(pid)
     try:
-        loaded = subprocess.run([VARVE, "blkload", "--socket", tmp_path / "e1.sock", "--rw", "randrw", "--verify", "--ops", "500"],
+        loaded = subprocess.run([VARVE, "blkload", "--socket", tmp_path / "e1.sock", "--rw", "randrw", "--verify", "--ops", "500",
+                                 "--timeout", str(SECONDS // 2)],
                                 capture_output=True, text=True, timeout=SECONDS)
         assert loaded.returncode == 0, loaded.stderr
         # Another one finds the images in use, and says so on the terminal although it wants to go to the background.

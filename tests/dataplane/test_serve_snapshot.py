@@ -31,7 +31,8 @@ def test_snapshots_and_a_state_while_the_disk_is_written(tmp_path):
     os.mkfifo(fifo)
     with Serve(tmp_path, (disk,)) as serve:
         ask = serve.ask()
-        load = subprocess.Popen([VARVE, "blkload", "--socket", str(serve.sockets[0]), "--rw", "randwrite", "--runtime", "3", "--verify"],
+        load = subprocess.Popen([VARVE, "blkload", "--socket", str(serve.sockets[0]), "--rw", "randwrite", "--runtime", "3", "--verify",
+                                 "--timeout", str(SECONDS // 2)],
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         assert ask("snapshot-create", name="one")["id"] == "1"
         assert "already" in ask("snapshot-create", name="one")["error"]

@@ -61,8 +61,8 @@ class Server:
         return self.log.read()
 
     def load(self, *options, ok=True):
-        done = subprocess.run([VARVE, "blkload", "--socket", self.socket, "--output", "json", *map(str, options)],
-                              capture_output=True, text=True, timeout=SECONDS)
+        done = subprocess.run([VARVE, "blkload", "--socket", self.socket, "--output", "json", "--timeout", str(SECONDS // 2),
+                               *map(str, options)], capture_output=True, text=True, timeout=SECONDS)
         if ok:
             assert done.returncode == 0, f"{done.stderr}\n{done.stdout}\nserver: {self.text()}"
             return json.loads(done.stdout)

@@ -46,7 +46,7 @@ class Server:
 
     def load_argv(self, options):
         program = pathlib.Path(os.environ["VARVE_BUILD"]).absolute() / "tools/varve"
-        return [program, "blkload", "--socket", self.socket, "--output", "json", *map(str, options)]
+        return [program, "blkload", "--socket", self.socket, "--output", "json", "--timeout", str(TIMEOUT // 2), *map(str, options)]
 
     def start_load(self, *options):
         """blkload against it, as a process that is the caller's to end."""

@@ -91,7 +91,7 @@ def raw_file(path):
 
 def run(blkload, socket, *options, status=0):
     """Run blkload; returns its JSON and its stderr."""
-    argv = [*blkload, "--socket", str(socket), "--output", "json", *map(str, options)]
+    argv = [*blkload, "--socket", str(socket), "--output", "json", "--timeout", "60", *map(str, options)]
     p = subprocess.run(argv, capture_output=True, text=True, timeout=120)
     print(" ".join(argv))
     print(p.stdout, p.stderr)
