@@ -325,7 +325,12 @@ def test_a_disk_gets_longer_while_it_is_written(tmp_path, kind):
 # ---- commands that wait, on a disk that an error has stopped (werror=stop) ----
 
 class Stopped:
-    """A disk that is being written, whose file takes nothing any more. pytest's `with`; .serve, .faults."""
+    """A disk that is being written, whose file takes nothing any more. pytest's `with`; .serve, .faults.
+
+    All writes that are under way have failed: one that fails later, after somebody has resumed the disk, stops it again.
+    """
+
+    DEPTH = 16
 
     def __init__(self, directory):
         self.directory = directory
@@ -341,11 +346,12 @@ class Stopped:
                 Serve(self.directory, ("--image-opts", f"driver=raw,file.filename={self.faults.disk},werror=stop")))
             self.load = stack.enter_context(subprocess.Popen(
                 [VARVE, "blkload", "--socket", self.serve.sockets[0], "--rw", "randwrite", "--verify", "--ops", "500",
-                 "--timeout", str(SECONDS // 2)],
+                 "--depth", str(self.DEPTH), "--timeout", str(SECONDS // 2)],
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
             stack.callback(self.load.kill)
             ask = self.serve.ask()
-            wait_until(lambda: ask("stats")["image"]["errors"]["state"] == "stopped")
+            wait_until(lambda: ask("stats")["image"]["errors"]["parked-requests"] == self.DEPTH)
+            assert ask("stats")["image"]["errors"]["state"] == "stopped"
             self.stack = stack.pop_all()
         return self
 
