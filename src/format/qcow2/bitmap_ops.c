@@ -124,7 +124,7 @@ static int add(struct fiber *f, struct change *ch)
 	if (!node_len(ch->q->node))
 		return varve_error_set(ch->err, -EINVAL, "a disk of 0 bytes has no bitmaps");
 	b.granularity_bits = (uint8_t)log2_u64(granularity);
-	ret = bits_table_entries(ch->q, b.granularity_bits, &b.table_entries, ch->err);
+	ret = bits_new_entries(ch->q, node_len(ch->q->node), b.granularity_bits, &b.table_entries, ch->err);
 	if (ret < 0)
 		return ret;
 	ret = bits_put_table(f, ch->q, NULL, b.table_entries, &b.table_off);
