@@ -230,19 +230,28 @@ int bits_read_as(struct fiber *f, struct node *source, struct bitmap_bits *bits,
 
 /* ---- writing ---- */
 
+int bits_alloc(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_off)
+{
+	order_mark mark;
+	bool zero;
+	int ret = alloc_metadata(f, q, nr, ret_off, &zero, &mark);
+
+	for (uint64_t i = 0; ret == 0 && i < nr; i++)
+		meta_remove(q, (*ret_off >> q->cluster_bits) + i);
+	return ret;
+}
+
 int bits_put_table(struct fiber *f, struct qcow2 *q, const uint64_t *entries, uint32_t nr, uint64_t *ret_off)
 {
 	uint64_t clusters = MAX(div_up((uint64_t)nr * 8, q->cluster_len), 1);
 	be64 *table = calloc(clusters, q->cluster_len);
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	if (!table)
 		return -ENOMEM;
 	for (uint32_t i = 0; entries && i < nr; i++)
 		table[i] = be64_put(entries[i]);
-	ret = alloc_metadata(f, q, clusters, ret_off, &zero, &mark);
+	ret = bits_alloc(f, q, clusters, ret_off);
 	if (ret == 0) {
 		ret = order_put(f, q->order, *ret_off, table, clusters << q->cluster_bits, ORDER_NONE, NULL);
 		if (ret < 0)

@@ -70,6 +70,11 @@ int bits_read_as(struct fiber *f, struct node *source, struct bitmap_bits *bits,
 int bits_new_entries(const struct qcow2 *q, uint64_t disk_len, unsigned granularity_bits, uint32_t *ret, struct varve_error *err);
 /* The cluster of bits that entry i stands for as it is on disk, with what stands behind the last bit. */
 int bits_read_cluster(struct fiber *f, const struct qcow2_bits *h, uint32_t i, uint8_t *buf);
+/*
+ * Clusters for bits or a table of them; given back by alloc_free_metadata(). As those that the image was opened with, they are counted,
+ * and not known to meta.c: so bits_check_places() can tell them from tables of the image.
+ */
+int bits_alloc(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_off);
 /* Queues a table for a bitmap without a bit set (NULL), or with these entries. */
 int bits_put_table(struct fiber *f, struct qcow2 *q, const uint64_t *entries, uint32_t nr, uint64_t *ret_off);
 /* Space of bits (entry by entry unless it is in `kept`) and their table. What led there is gone, durably. */

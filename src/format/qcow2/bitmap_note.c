@@ -180,8 +180,6 @@ static bool has_changed(const struct noted *b)
 static int put_cluster(struct fiber *f, struct qcow2 *q, const struct noted *b, uint32_t i, uint8_t *buf, uint64_t *ret_entry)
 {
 	uint64_t at = (uint64_t)i << q->cluster_bits, len = MIN(b->nr_bytes - at, q->cluster_len), off;
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	memset(buf, 0, q->cluster_len);
@@ -190,7 +188,7 @@ static int put_cluster(struct fiber *f, struct qcow2 *q, const struct noted *b, 
 		*ret_entry = ALL_ONES;
 		return 0;
 	}
-	ret = alloc_metadata(f, q, 1, &off, &zero, &mark);
+	ret = bits_alloc(f, q, 1, &off);
 	if (ret < 0)
 		return ret;
 	*ret_entry = off; /* given back by forget_new() */

@@ -214,15 +214,13 @@ static int put_bits(struct fiber *f, struct merge *m, uint32_t i)
 {
 	struct qcow2 *q = m->ch->q;
 	uint64_t off;
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	if (buf_is_zero(m->ours, q->cluster_len)) {
 		m->entries[i] = 0;
 		return 0;
 	}
-	ret = alloc_metadata(f, q, 1, &off, &zero, &mark);
+	ret = bits_alloc(f, q, 1, &off);
 	if (ret < 0)
 		return ret;
 	m->entries[i] = off; /* from here on freed by free_new() */

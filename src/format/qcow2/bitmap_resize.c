@@ -155,8 +155,6 @@ static int put_end(struct fiber *f, struct qcow2 *q, struct piece *p, uint64_t b
 	uint64_t per_cluster = 8ull << q->cluster_bits, at = bit % per_cluster / 8, off;
 	uint32_t i = (uint32_t)(bit / per_cluster);
 	uint8_t kept;
-	order_mark mark;
-	bool zero;
 	int ret = p->bits->table[i] ? bits_read_cluster(f, p->bits, i, buf) : 0;
 
 	if (ret < 0 || !p->bits->table[i])
@@ -169,7 +167,7 @@ static int put_end(struct fiber *f, struct qcow2 *q, struct piece *p, uint64_t b
 	p->entries[i] = 0;
 	if (buf_is_zero(buf, q->cluster_len))
 		return 0;
-	ret = alloc_metadata(f, q, 1, &off, &zero, &mark);
+	ret = bits_alloc(f, q, 1, &off);
 	if (ret < 0)
 		return ret;
 	p->entries[i] = off; /* given back by forget_new() */
@@ -262,20 +260,6 @@ int bitmap_resize_begin(struct fiber *f, struct qcow2 *q, uint64_t len, struct b
 	return 0;
 }
 
-/*
- * From now on they are as the bitmaps that the image was opened with: whether they lie over tables of the image is asked again before
- * they are given back (bits_check_places()), and they are none of these.
- */
-static void leave_meta(struct qcow2 *q, const struct piece *p)
-{
-	for (uint64_t k = 0; k < MAX(div_up(p->nr * 8ull, q->cluster_len), 1); k++)
-		meta_remove(q, (p->table_off >> q->cluster_bits) + k);
-	for (uint32_t k = 0; k < MIN(p->nr, p->bits->nr); k++) {
-		if ((p->entries[k] & QCOW2_OFF_MASK) && p->entries[k] != p->bits->table[k])
-			meta_remove(q, (p->entries[k] & QCOW2_OFF_MASK) >> q->cluster_bits);
-	}
-}
-
 int bitmap_resize_commit(struct fiber *f, struct qcow2 *q, struct bitmap_resize *r, struct varve_error *err)
 {
 	uint64_t directory_off = r->directory_off;
@@ -290,7 +274,6 @@ int bitmap_resize_commit(struct fiber *f, struct qcow2 *q, struct bitmap_resize 
 	for (uint32_t i = 0; i < r->dir.nr; i++) {
 		struct piece *p = &r->pieces[i];
 
-		leave_meta(q, p);
 		if (p->noted)
 			bitmap_note_resize(p->noted, p->table_off);
 		if (ret == 0)
