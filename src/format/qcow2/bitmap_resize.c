@@ -227,6 +227,11 @@ static int mark_old(struct fiber *f, struct qcow2 *q, const struct bitmap_resize
 	}
 	if (any)
 		ret = bitmap_dir_put_flags(f, q, &d, err);
+	if (ret < 0) { /* nothing of the disk has gone: if the marks become durable by a later flush, so does this */
+		for (uint32_t i = 0; i < d.nr; i++)
+			bitmap_dir_set(&d, i, d.list[i].table_off, r->pieces[i].old.flags);
+		(void)bitmap_dir_put_flags(f, q, &d, NULL);
+	}
 	bitmap_dir_free(&d);
 	return ret;
 }
