@@ -31,9 +31,8 @@ struct amend {
 
 static int amend(const char *name, const struct amend *a)
 {
-	/* Bitmaps stay true as long as the disk stays what it is. */
-	unsigned flags = VARVE_OPEN_WRITABLE | (a->options && strstr(a->options, "size=") ? 0 : VARVE_OPEN_BITMAPS);
-	struct varve_image *image = open_image(name, &a->open, flags, NULL);
+	/* Bitmaps stay true: what the disk had stays what it is. */
+	struct varve_image *image = open_image(name, &a->open, VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS, NULL);
 	struct varve_error err;
 	int ret;
 

@@ -101,7 +101,7 @@ static int resize(const char *name, const char *size, const struct resize *r)
 
 	if (new_length(name, size, UINT64_MAX / 2, &len)) /* before anything is opened */
 		return 1;
-	image = open_image(name, &r->open, VARVE_OPEN_WRITABLE, NULL);
+	image = open_image(name, &r->open, VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS, NULL); /* they get the new length with it */
 	if (!image)
 		return 1;
 	ret = resize_image(image, name, size, r);

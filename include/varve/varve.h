@@ -152,10 +152,10 @@ VARVE_API void varve_queue_remove_memory(struct varve_queue *queue, void *base, 
 #define VARVE_OPEN_REPAIR (1u << 7)
 
 /*
- * With VARVE_OPEN_WRITABLE: the disk cannot be written, so that bitmaps stay true; only for varve_bitmap_*(), amend (but for
- * another size), set_backing, making and deleting snapshots, and VARVE_OPEN_REPAIR. Opened for writing without this flag, an image
- * notes every write in its enabled bitmaps, and stores them when it is closed; they are inconsistent meanwhile, and stay so when
- * the process dies.
+ * With VARVE_OPEN_WRITABLE: a disk of a format that has bitmaps cannot be written, so that these stay true; only for
+ * varve_bitmap_*(), amend, resize, set_backing, making and deleting snapshots, and VARVE_OPEN_REPAIR. Opened for writing without
+ * this flag, an image notes every write in its enabled bitmaps, and stores them when it is closed; they are inconsistent meanwhile,
+ * and stay so when the process dies.
  */
 #define VARVE_OPEN_BITMAPS (1u << 8)
 /* External data files, of backing images too, are not opened: where data is can be asked (varve_measure()), not what it is. */
@@ -412,7 +412,8 @@ enum varve_prealloc { VARVE_PREALLOC_OFF, VARVE_PREALLOC_METADATA, VARVE_PREALLO
 
 /*
  * Another length, durable when it returns. What is added reads as zeroes, whatever a backing image has there. On failure
- * the image keeps its length; when it was to become shorter, it may have lost data behind the new end.
+ * the image keeps its length; when it was to become shorter, it may have lost data behind the new end. Dirty bitmaps get the
+ * new length, too; if one of them cannot, nothing is changed.
  */
 VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enum varve_prealloc prealloc, unsigned flags,
 				 struct varve_error *err);
@@ -559,7 +560,7 @@ VARVE_API int varve_snapshot_create(struct varve_image *image, const struct varv
 VARVE_API int varve_snapshot_delete(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
 /*
  * The disk becomes what it was, its length too; what it was until now is lost unless there is a snapshot of it. -EBUSY:
- * the image is exported or further queues are attached.
+ * the image is exported or further queues are attached. -EINVAL: it had another length, and the image has dirty bitmaps.
  */
 VARVE_API int varve_snapshot_apply(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
 

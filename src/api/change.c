@@ -17,7 +17,7 @@ struct change {
 	struct node *top;
 	struct varve_error *err;
 	int (*fn)(struct fiber *f, struct change *c);
-	bool keeps_disk; /* what it holds stays: bitmaps do, too */
+	bool keeps_bitmaps; /* they stay true although it is not noted there what is done */
 	/* resize */
 	uint64_t len;
 	enum prealloc prealloc;
@@ -47,7 +47,7 @@ static int change(struct varve_image *image, struct change *c)
 	int ret;
 
 	c->top = image->top;
-	if (!(c->top->flags & (c->keeps_disk ? NODE_WRITABLE | NODE_BITMAPS : NODE_WRITABLE)))
+	if (!(c->top->flags & (c->keeps_bitmaps ? NODE_WRITABLE | NODE_BITMAPS : NODE_WRITABLE)))
 		return varve_error_set(err, -EACCES, "%s: the image is open read-only", node_name(c->top));
 	if (c->top->flags & NODE_NO_IO)
 		return varve_error_set(err, -EINVAL, "%s: opened for information only", node_name(c->top));
@@ -65,7 +65,7 @@ static int resize_fiber(struct fiber *f, struct change *c)
 int varve_image_resize(struct varve_image *image, uint64_t len, enum varve_prealloc prealloc, unsigned flags,
 		       struct varve_error *err)
 {
-	struct change c = { .err = err, .fn = resize_fiber, .len = len, .prealloc = (enum prealloc)prealloc };
+	struct change c = { .err = err, .fn = resize_fiber, .keeps_bitmaps = true, .len = len, .prealloc = (enum prealloc)prealloc };
 	uint64_t old = node_len(image->top);
 
 	if (flags & ~VARVE_RESIZE_SHRINK)
@@ -115,7 +115,7 @@ static int set_backing_fiber(struct fiber *f, struct change *c)
 
 int varve_image_set_backing(struct varve_image *image, const char *name, const char *format, struct varve_error *err)
 {
-	struct change c = { .err = err, .fn = set_backing_fiber, .keeps_disk = true };
+	struct change c = { .err = err, .fn = set_backing_fiber, .keeps_bitmaps = true };
 	struct node *disk = disk_of(image->top);
 
 	if (!disk->drv->set_backing)
@@ -145,7 +145,7 @@ static int amend_fiber(struct fiber *f, struct change *c)
 int varve_image_amend(struct varve_image *image, const char *options, varve_progress_fn progress, void *user_data,
 		      struct varve_error *err)
 {
-	struct change c = { .err = err, .fn = amend_fiber, .keeps_disk = true, .progress = progress, .user_data = user_data };
+	struct change c = { .err = err, .fn = amend_fiber, .keeps_bitmaps = true, .progress = progress, .user_data = user_data };
 	struct node *disk = disk_of(image->top);
 	int ret;
 

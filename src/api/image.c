@@ -122,15 +122,25 @@ struct open_args {
 	struct varve_error *err;
 };
 
+/* Only the format's own changes: nobody else may write what bitmaps would have to note. A format without bitmaps has nothing to note. */
+static void leave_disk(struct node *top)
+{
+	struct node *disk = top;
+
+	while (disk->drv->kind == DRIVER_FILTER)
+		disk = disk->file;
+	for (struct node *n = top; disk->drv->bitmap_change && n; n = n != disk ? n->file : NULL)
+		n->flags &= ~NODE_WRITABLE;
+}
+
 static int open_fiber(struct fiber *f, void *arg)
 {
 	struct open_args *a = arg;
 
 	int ret = graph_open_aio(f, a->opts, a->flags, a->aio, &a->top, a->err);
 
-	/* Only the format's own changes: nobody else may write what bitmaps would have to note. */
-	for (struct node *n = a->top; ret == 0 && (a->flags & NODE_BITMAPS) && n; n = n->drv->kind == DRIVER_FILTER ? n->file : NULL)
-		n->flags &= ~NODE_WRITABLE;
+	if (ret == 0 && (a->flags & NODE_BITMAPS))
+		leave_disk(a->top);
 	if (ret < 0 && a->err && !strstr(a->err->message, a->name))
 		varve_error_prefix(a->err, ret, "%s: ", a->name);
 	return ret;

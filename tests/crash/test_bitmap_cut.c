@@ -3,8 +3,8 @@
  * crash/test_bitmap_cut.c - power cuts in the middle of changes of dirty bitmaps
  *
  * Whatever subset of the writes under way has reached the disk: the image opens, check finds no corruption, and all bitmaps are
- * as before or as after what was being done. When somebody writes to the disk, no cut, also while he closes it, may leave a changed
- * disk under an enabled bitmap that can be trusted and does not say so.
+ * as before or as after what was being done, and for a disk of the length of then. When somebody writes to the disk, or makes it
+ * shorter, no cut, also while he closes it, may leave a changed disk under an enabled bitmap that can be trusted and does not say so.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,6 +24,7 @@
 
 #define DISK_LEN MiB(4)
 #define DATA_LEN KiB(128) /* of the disk: has space from the beginning, and is written in place */
+#define FIRST 0x11	  /* its bytes then, when no bitmap had a bit */
 #define BITMAPS 4u
 #define BITS_LEN 1024u /* bytes of the longest: granularity 512 */
 #define CUTS_MAX 96u
@@ -38,6 +39,8 @@ struct kept {
 
 struct world {
 	struct kept kept[BITMAPS];
+	uint64_t len; /* of the disk */
+	uint64_t low; /* the shortest that it was: behind that it is zeroes, as far as bitmaps know */
 };
 
 struct cut {
@@ -45,7 +48,8 @@ struct cut {
 	uint64_t len;
 	struct world before, after; /* of what was being done */
 	char doing[40];
-	bool writing; /* the disk, which was zeroes */
+	bool writing;
+	bool cutting_off; /* the disk gets shorter: enabled bitmaps may be marked */
 };
 
 struct run {
@@ -56,7 +60,7 @@ struct run {
 	struct node *n;
 	struct world now, next;
 	char doing[40];
-	bool cutting, writing;
+	bool cutting, writing, cutting_off;
 	struct cut cuts[CUTS_MAX];
 	unsigned nr_cuts;
 	char broken[400];
@@ -120,6 +124,7 @@ static int64_t maybe_cut(void *arg, uint64_t nr, const struct aio_op *op)
 	c->before = r->now;
 	c->after = r->next;
 	c->writing = r->writing;
+	c->cutting_off = r->cutting_off;
 	snprintf(c->doing, sizeof(c->doing), "%s", r->doing);
 	return 0;
 }
@@ -178,9 +183,9 @@ static const struct driver giver_driver = {
 /* Some bits, the same in the model. */
 static void random_bits(struct run *r, struct giver *g, struct kept *k)
 {
-	uint64_t nr_bits = DISK_LEN / k->granularity;
+	uint64_t len = r->now.len, nr_bits = div_up(len, k->granularity);
 
-	*g = (struct giver){ .bits = { .granularity = k->granularity, .nr_bits = nr_bits, .disk_len = DISK_LEN } };
+	*g = (struct giver){ .bits = { .granularity = k->granularity, .nr_bits = nr_bits, .disk_len = len } };
 	for (unsigned n = 1 + below(r, 40); n; n--)
 		g->bytes[below(r, (unsigned)div_up(nr_bits, 8))] |= (uint8_t)below(r, 256);
 	if (nr_bits % 8)
@@ -190,6 +195,44 @@ static void random_bits(struct run *r, struct giver *g, struct kept *k)
 }
 
 /* ---- what is done ---- */
+
+/* What becomes of the model. */
+static void set_length(struct world *w, uint64_t len)
+{
+	w->len = len;
+	w->low = MIN(w->low, len);
+	for (unsigned i = 0; i < BITMAPS; i++) {
+		struct kept *k = &w->kept[i];
+
+		for (uint64_t bit = k->used ? div_up(len, k->granularity) : 0; k->used && bit < BITS_LEN * 8; bit++)
+			k->bits[bit / 8] &= (uint8_t) ~(1u << bit % 8);
+	}
+}
+
+static uint64_t any_length(struct run *r)
+{
+	uint64_t len = r->now.len;
+
+	while (len == r->now.len)
+		len = (1 + below(r, (unsigned)((below(r, 3) ? 2 * DATA_LEN : DISK_LEN) / 512))) * 512ull;
+	return len;
+}
+
+static void change_length(struct fiber *f, struct run *r)
+{
+	struct varve_error err = { 0, "" };
+	uint64_t len = any_length(r);
+
+	r->next = r->now;
+	set_length(&r->next, len);
+	snprintf(r->doing, sizeof(r->doing), "%llu bytes become %llu", (unsigned long long)r->now.len, (unsigned long long)len);
+	r->cutting = true;
+	r->cutting_off = len < r->now.len;
+	must(node_truncate(f, r->n, len, PREALLOC_OFF, &err), r->doing, &err);
+	r->cutting = r->writing;
+	r->cutting_off = false;
+	r->now = r->next;
+}
 
 static void change(struct fiber *f, struct run *r)
 {
@@ -259,22 +302,29 @@ static void write_disk(struct fiber *f, struct run *r, struct node *leaf)
 	r->cutting = r->writing = true;
 	must(open_disk(f, leaf, NODE_WRITABLE, &r->n, &err), "open to write", &err);
 	for (unsigned i = 0; i < 6; i++) {
-		uint64_t off = below(r, DATA_LEN / 512) * 512ull;
+		uint64_t off = below(r, (unsigned)(MIN(DATA_LEN, r->now.len) / 512)) * 512ull;
+
+		if (!below(r, 3)) {
+			change_length(f, r);
+			continue;
+		}
 
 		must(node_write(f, r->n, off, bytes, sizeof(bytes)), "write", NULL);
 		note(r, off);
+		r->now = r->next; /* until it is closed, nobody relies upon enabled ones */
 		if (below(r, 2))
 			must(r->n->drv->sync(f, r->n), "flush", NULL);
 	}
 	snprintf(r->doing, sizeof(r->doing), "closing the disk");
 }
 
-/* Zeroes that have space. */
+/* Bytes that have space. */
 static void fill_disk(struct fiber *f, struct run *r)
 {
 	uint8_t *bytes = calloc(1, DATA_LEN);
 
 	assert_non_null(bytes);
+	memset(bytes, FIRST, DATA_LEN);
 	must(node_write(f, r->n, 0, bytes, DATA_LEN), "fill", NULL);
 	must(r->n->drv->sync(f, r->n), "flush", NULL);
 	free(bytes);
@@ -300,8 +350,10 @@ static int work(struct fiber *f, void *arg)
 	sim_set_fault(r->sim, maybe_cut, r);
 	must(open_disk(f, leaf, NODE_WRITABLE | NODE_BITMAPS, &r->n, &err), "open", &err);
 	fill_disk(f, r);
+	r->now.len = DISK_LEN;
+	r->now.low = DATA_LEN;
 	for (unsigned i = 0; i < OPS; i++)
-		change(f, r);
+		below(r, 4) ? change(f, r) : change_length(f, r);
 	if (r->seed % 2) { /* the same file once more, by who knows no bitmaps; the other node is not used any more */
 		uint8_t *bytes = malloc(MiB(8));
 		uint64_t len = (uint64_t)node_file_len(f, leaf);
@@ -373,6 +425,9 @@ static bool same_world(struct fiber *f, struct node *n, const struct bitmap_info
 {
 	uint32_t used = 0;
 
+	if (node_len(n) != w->len)
+		return false;
+
 	for (unsigned i = 0; i < BITMAPS; i++)
 		used += w->kept[i].used;
 	if (used != nr)
@@ -388,31 +443,56 @@ static bool same_world(struct fiber *f, struct node *n, const struct bitmap_info
 	return true;
 }
 
-/* The disk was zeroes: does the bitmap say so of all that is something else now? */
-static bool knows_all(struct fiber *f, struct node *n, const char *name)
+/* Does the bitmap say so of all that is something else now than it was first? */
+static bool knows_all(struct fiber *f, struct node *n, const char *name, const struct world *w)
 {
-	uint8_t *disk = malloc(DISK_LEN), bytes[BITS_LEN];
+	uint64_t len = node_len(n);
+	uint8_t *disk = malloc(len), bytes[BITS_LEN];
 	struct bitmap_bits *bits;
-	bool knows = disk && node_read(f, n, 0, disk, DISK_LEN) == 0;
+	bool knows = disk && node_read(f, n, 0, disk, len) == 0;
 
 	if (n->drv->bitmap_open(f, n, name, &bits, NULL) < 0) {
 		free(disk);
 		return false;
 	}
 	knows = knows && n->drv->bitmap_read(f, n, bits, 0, bytes, sizeof(bytes)) == 0;
-	for (uint64_t off = 0; knows && off < DISK_LEN; off += 512) {
+	for (uint64_t off = 0; knows && off < len; off += 512) {
 		uint64_t bit = off / bits->granularity;
 
-		knows = !disk[off] || bytes[bit / 8] >> bit % 8 & 1;
+		knows = disk[off] == (off < w->low ? FIRST : 0) || bytes[bit / 8] >> bit % 8 & 1;
 	}
 	n->drv->bitmap_close(n, bits);
 	free(disk);
 	return knows;
 }
 
+/* What was left can get another length, too; nothing comes back that was cut off. */
+static void look_longer(struct fiber *f, struct look *l, struct node *n)
+{
+	struct world w = l->c->before;
+	struct varve_error err = { 0, "" };
+	struct bitmap_info *list;
+	uint64_t len = below(l->r, 2) ? DISK_LEN : 512ull * (1 + below(l->r, DISK_LEN / 512));
+	uint32_t nr;
+	int ret = node_truncate(f, n, len, PREALLOC_OFF, &err);
+
+	if (ret < 0 || n->drv->bitmap_list(f, n, &list, &nr, &err) < 0) {
+		broken(l->r, "%s: then %llu bytes: %s", l->c->doing, (unsigned long long)len, err.message);
+		return;
+	}
+	set_length(&w, len);
+	for (uint32_t i = 0; i < nr; i++) {
+		if (list[i].inconsistent || !same_bits(f, n, list[i].name, &w.kept[list[i].name[1] - '0']))
+			broken(l->r, "%s: then %llu bytes: %s is another", l->c->doing, (unsigned long long)len, list[i].name);
+		free(list[i].name);
+	}
+	free(list);
+}
+
 static void look_at_bitmaps(struct fiber *f, struct look *l, struct node *n)
 {
 	struct varve_error err = { 0, "" };
+	bool inconsistent = false, same_before;
 	struct bitmap_info *list;
 	uint32_t nr;
 
@@ -420,14 +500,21 @@ static void look_at_bitmaps(struct fiber *f, struct look *l, struct node *n)
 		broken(l->r, "%s: list: %s", l->c->doing, err.message);
 		return;
 	}
-	if (!same_world(f, n, list, nr, &l->c->before, l->c->writing) && !same_world(f, n, list, nr, &l->c->after, l->c->writing))
+	same_before = same_world(f, n, list, nr, &l->c->before, l->c->writing || l->c->cutting_off);
+	if (!same_before &&
+	    !same_world(f, n, list, nr, &l->c->after, l->c->writing))
 		broken(l->r, "%s: the %u bitmaps are neither as before nor as after", l->c->doing, nr);
 	for (uint32_t i = 0; i < nr; i++) {
-		if (list[i].enabled && !list[i].inconsistent && !knows_all(f, n, list[i].name))
+		if (list[i].enabled && !list[i].inconsistent && !knows_all(f, n, list[i].name, node_len(n) == l->c->before.len ? &l->c->before : &l->c->after))
 			broken(l->r, "%s: the disk has changed, and %s does not know", l->c->doing, list[i].name);
+		inconsistent = inconsistent || list[i].inconsistent;
 		free(list[i].name);
 	}
 	free(list);
+	if (!same_before) /* look_longer() begins with the world that is there */
+		l->c->before = l->c->after;
+	if (!inconsistent && !*l->r->broken)
+		look_longer(f, l, n);
 }
 
 static int look(struct fiber *f, void *arg)
@@ -450,7 +537,7 @@ static int look(struct fiber *f, void *arg)
 	look_at_bitmaps(f, l, n);
 	/* What is written now must hit nothing that is in use, and all bitmaps can go. */
 	for (unsigned i = 0; i < 8; i++)
-		must(node_write(f, n, below(l->r, DISK_LEN / 512) * 512ull, bytes, sizeof(bytes)), "write", NULL);
+		must(node_write(f, n, below(l->r, (unsigned)(node_len(n) / 512)) * 512ull, bytes, sizeof(bytes)), "write", NULL);
 	for (unsigned i = 0; i < BITMAPS; i++) {
 		char name[8];
 		struct bitmap_change c = { .action = BITMAP_REMOVE, .name = name };
@@ -518,22 +605,26 @@ static void every_power_cut_is_survived(void **state)
 /* Each order is needed, and its loss would be seen. */
 static void a_forgotten_order_is_noticed(void **state)
 {
-	static const char *const orders[] = { "header-change", "bitmap-in-use" };
+	/* step: seeds 2, 4, ... write nothing, so that what they notice is a shorter disk */
+	static const struct {
+		const char *name;
+		uint64_t first, step;
+	} orders[] = { { "header-change", 1, 1 }, { "bitmap-in-use", 1, 2 }, { "bitmap-in-use", 2, 2 } };
 
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(orders); i++) {
 		bool noticed = false;
 
-		for (uint64_t seed = 1; seed <= 60 && !noticed; seed++) {
-			struct run *r = run(seed, orders[i]);
+		for (uint64_t seed = orders[i].first; seed <= 60 && !noticed; seed += orders[i].step) {
+			struct run *r = run(seed, orders[i].name);
 
 			noticed = *r->broken;
 			if (noticed)
-				print_message("# %s: seed %llu: %s\n", orders[i], (unsigned long long)seed, r->broken);
+				print_message("# %s: seed %llu: %s\n", orders[i].name, (unsigned long long)seed, r->broken);
 			free(r);
 		}
 		if (!noticed)
-			fail_msg("%s was forgotten, and nothing was seen", orders[i]);
+			fail_msg("%s was forgotten, and nothing was seen", orders[i].name);
 	}
 }
 

@@ -210,6 +210,62 @@ def test_shrink(folder, options, kind):
     run_case(f"shrink {options} {kind}", "qcow2", ["resize", "--shrink", "IMAGE", str(new)], promise, STATES)
 
 
+def noted(path):
+    """Of each bitmap that is not marked: granularity and which bits are set."""
+    with open(path, "rb") as f:
+        data = f.read()
+    cluster, pos, out = 1 << struct.unpack_from(">I", data, 20)[0], struct.unpack_from(">I", data, 100)[0], {}
+    while True:
+        kind, length = struct.unpack_from(">II", data, pos)
+        if kind == 0x23852875:
+            break
+        assert kind, "no bitmaps extension"
+        pos += 8 + (length + 7) // 8 * 8
+    count, _, _, at = struct.unpack_from(">IIQQ", data, pos + 8)
+    for _ in range(count):
+        table, entries, flags, _, bits, name_len, extra = struct.unpack_from(">QIIBBHI", data, at)
+        name = data[at + 24 + extra:at + 24 + extra + name_len].decode()
+        places = struct.unpack_from(f">{entries}Q", data, table)
+        raw = b"".join(data[p & ~511:(p & ~511) + cluster].ljust(cluster, b"\0") if p & ~511 else bytes([255 * (p & 1)]) * cluster for p in places)
+        if not flags & 1:
+            out[name] = 1 << bits, {i for i in range(len(raw) * 8) if raw[i // 8] >> i % 8 & 1}
+        at += (24 + extra + name_len + 7) // 8 * 8
+    return out
+
+
+LENGTHS = [("cluster_size=512", 5 * MIB), ("cluster_size=512", 300 * KIB + SECTOR), ("cluster_size=4k,lazy_refcounts=on", 700 * KIB),
+           ("cluster_size=64k", 3 * MIB), ("cluster_size=16k,extended_l2=on", 20 * MIB)]
+
+
+@pytest.mark.parametrize("options, new", LENGTHS)
+def test_bitmaps_get_the_length_with_the_disk(folder, options, new):
+    """The length, and bitmaps for it, or the old ones; a disk that lost bytes has none that could be trusted and does not know."""
+    old = 2 * MIB
+    before = make("qcow2", options, old)
+    kinds = {"fine": 512, "coarse": 64 * KIB, "off": 4096}
+    for i, (name, granularity) in enumerate(kinds.items()):
+        ok((img, qimg)[i % 2]("bitmap", "--add", "-g", str(granularity), "disk.qcow2", name))
+    ok(qio("disk.qcow2", f"write -q -P 7 {old - 200 * KIB} 100k", "write -q -P 7 100k 512"))
+    ok(qimg("bitmap", "--disable", "disk.qcow2", "off"))
+    bits, before = noted("disk.qcow2"), content("disk.qcow2", "qcow2")
+    assert len(bits) == 3 and all(b for _, b in bits.values())
+
+    def promise(told, now, durable):
+        size, valid = told["virtual-size"], noted("disk.qcow2")
+        assert size == len(now) and size in ((new,) if durable else (old, new))
+        assert now[:min(new, old)] == before[:min(new, old)] and not any(now[old:])
+        told = ok(qimg("info", "--output=json", "disk.qcow2")).json["format-specific"]["data"]["bitmaps"]
+        assert {b["name"] for b in told} == set(kinds)
+        for name, granularity in kinds.items():
+            if name in valid:
+                assert valid[name] == (granularity, {i for i in bits[name][1] if i * granularity < size}), name
+                assert name == "off" or now[:size] == before[:size] + bytes(max(0, size - old)), f"{name} does not know"
+            else:
+                assert new < old and size == old and name != "off", f"{name} is marked"
+
+    run_case(f"bitmaps {options} {new}", "qcow2", ["resize", "--shrink", "IMAGE", str(new)], promise, STATES // 2)
+
+
 # ---- amend ----
 
 AMEND = [("cluster_size=4k", "compat=0.10", lambda d: d["compat"] == "0.10"),
@@ -287,6 +343,8 @@ def test_commit_empties_nothing_before_the_base_is_durable(tmp_path):
 
 FORGOTTEN = [
     ("l1-header", test_grow, ("cluster_size=512", 256 * KIB, 8 * MIB, [], "alone")),
+    ("header-change", test_bitmaps_get_the_length_with_the_disk, LENGTHS[3]),
+    ("bitmap-in-use", test_bitmaps_get_the_length_with_the_disk, LENGTHS[1]),
     ("l2-entry", test_rebase, ("qcow2", "cluster_size=4k", "")),
     # "syncs": all but the last that the command made, whatever they were for.
     ("syncs", test_grow, ("cluster_size=4k", MIB, 3 * MIB, ["--preallocation=full"], "backing")),

@@ -179,10 +179,6 @@ def test_a_writer_that_dies_leaves_the_mark(here):
     ok(img("bitmap", "--remove", "a", "on"))
     clean("a")
     assert list(bitmaps("a")) == ["off"]
-    # Of another length they would be nonsense.
-    ok(img("resize", "a", "20M"))
-    assert bitmaps("a") == {}
-    clean("a")
 
 
 def test_what_leaves_the_disk_as_it_is_leaves_bitmaps_too(here):

@@ -17,16 +17,25 @@
 #define ALL_ONES (1ull << 0)
 #define EXTRA_COMPATIBLE (1u << 2)
 #define TABLE_LEN_MAX MiB(32) /* of a bitmap that we work on */
+#define BITS_LEN_MAX MiB(512) /* of one that we make: the peer has them in memory, and takes no more */
 
-int bits_table_entries(const struct qcow2 *q, unsigned granularity_bits, uint32_t *ret, struct varve_error *err)
+static int table_entries(const struct qcow2 *q, uint64_t disk_len, unsigned granularity_bits, uint64_t bytes_max, uint32_t *ret,
+			 struct varve_error *err)
 {
-	uint64_t bytes = div_up(div_up(node_len(q->node), 1ull << granularity_bits), 8), nr = div_up(bytes, q->cluster_len);
+	uint64_t bytes = div_up(div_up(disk_len, 1ull << granularity_bits), 8), nr = div_up(bytes, q->cluster_len);
 
-	if (nr * 8 > TABLE_LEN_MAX)
-		return varve_error_set(err, -EFBIG, "granularity %llu: a bitmap of %llu bytes is too large for this image",
-				       1ull << granularity_bits, (unsigned long long)bytes);
+	if (nr * 8 > TABLE_LEN_MAX || bytes > bytes_max)
+		return varve_error_set(err, -EFBIG, "granularity %llu: a bitmap of %llu bytes, for a disk of %llu, is too large; at most %llu "
+						    "are possible", 1ull << granularity_bits, (unsigned long long)bytes,
+				       (unsigned long long)disk_len,
+				       (unsigned long long)MIN(bytes_max, (TABLE_LEN_MAX / 8) << q->cluster_bits));
 	*ret = (uint32_t)nr;
 	return 0;
+}
+
+int bits_new_entries(const struct qcow2 *q, uint64_t disk_len, unsigned granularity_bits, uint32_t *ret, struct varve_error *err)
+{
+	return table_entries(q, disk_len, granularity_bits, BITS_LEN_MAX, ret, err);
 }
 
 /* ---- reading ---- */
@@ -48,7 +57,7 @@ static int check_bitmap(const struct qcow2 *q, const struct qcow2_bitmap *b, str
 	if (b->granularity_bits < 9 || b->granularity_bits > 31)
 		return varve_error_set(err, -ENOTSUP, "bitmap '%s': a granularity of 2^%u is not 512 .. 2G", b->name,
 				       b->granularity_bits);
-	ret = bits_table_entries(q, b->granularity_bits, &entries, err);
+	ret = table_entries(q, node_len(q->node), b->granularity_bits, UINT64_MAX, &entries, err);
 	if (ret == 0 && entries != b->table_entries)
 		ret = varve_error_set(err, -EINVAL, "bitmap '%s': a table of %u entries, a disk of this length needs %u", b->name,
 				      b->table_entries, entries);
@@ -113,6 +122,30 @@ int bits_open(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *b, st
 	return 0;
 }
 
+/*
+ * What has changed leaves its place, which is free then. Where tables or counts of the image are, nothing may ever be freed, whatever
+ * a damaged or hostile bitmap says.
+ */
+int bits_check_places(const struct qcow2_bits *h, const struct qcow2_bitmap *disk, struct varve_error *err)
+{
+	const struct qcow2 *q = h->q;
+	uint64_t table = disk->table_off >> q->cluster_bits, nr = MAX(div_up(h->nr * 8ull, q->cluster_len), 1);
+
+	for (uint64_t i = 0; i < nr; i++) {
+		if (meta_holds(q, table + i))
+			return varve_error_set(err, -EINVAL, "its table at host offset 0x%llx lies over metadata",
+					       (unsigned long long)disk->table_off);
+	}
+	for (uint32_t i = 0; i < h->nr; i++) {
+		uint64_t cluster = (h->table[i] & QCOW2_OFF_MASK) >> q->cluster_bits;
+
+		if (cluster && meta_holds(q, cluster))
+			return varve_error_set(err, -EINVAL, "entry %u of its table leads to metadata at host offset 0x%llx", i,
+					       (unsigned long long)cluster << q->cluster_bits);
+	}
+	return 0;
+}
+
 void bits_close(struct qcow2_bits *h)
 {
 	if (!h)
@@ -141,6 +174,16 @@ int bits_read(struct fiber *f, const struct qcow2_bits *h, uint64_t off, uint8_t
 			buf[bit / 8 - off] &= (uint8_t) ~(1u << bit % 8);
 	}
 	return ret;
+}
+
+int bits_read_cluster(struct fiber *f, const struct qcow2_bits *h, uint32_t i, uint8_t *buf)
+{
+	uint64_t entry = h->table[i];
+
+	if (entry & QCOW2_OFF_MASK)
+		return read_file(f, h->q, entry & QCOW2_OFF_MASK, buf, h->q->cluster_len);
+	memset(buf, entry & ALL_ONES ? 0xff : 0, h->q->cluster_len);
+	return 0;
 }
 
 /* Is a bit set that speaks of a byte in [start, end) of the disk? have: bytes of the bitmap from bit `first` on. */
@@ -187,19 +230,28 @@ int bits_read_as(struct fiber *f, struct node *source, struct bitmap_bits *bits,
 
 /* ---- writing ---- */
 
+int bits_alloc(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_off)
+{
+	order_mark mark;
+	bool zero;
+	int ret = alloc_metadata(f, q, nr, ret_off, &zero, &mark);
+
+	for (uint64_t i = 0; ret == 0 && i < nr; i++)
+		meta_remove(q, (*ret_off >> q->cluster_bits) + i);
+	return ret;
+}
+
 int bits_put_table(struct fiber *f, struct qcow2 *q, const uint64_t *entries, uint32_t nr, uint64_t *ret_off)
 {
 	uint64_t clusters = MAX(div_up((uint64_t)nr * 8, q->cluster_len), 1);
 	be64 *table = calloc(clusters, q->cluster_len);
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	if (!table)
 		return -ENOMEM;
 	for (uint32_t i = 0; entries && i < nr; i++)
 		table[i] = be64_put(entries[i]);
-	ret = alloc_metadata(f, q, clusters, ret_off, &zero, &mark);
+	ret = bits_alloc(f, q, clusters, ret_off);
 	if (ret == 0) {
 		ret = order_put(f, q->order, *ret_off, table, clusters << q->cluster_bits, ORDER_NONE, NULL);
 		if (ret < 0)

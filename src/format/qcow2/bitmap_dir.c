@@ -116,6 +116,14 @@ void bitmap_dir_set(struct bitmap_dir *d, uint32_t i, uint64_t table_off, uint32
 	d->list[i].flags = flags;
 }
 
+void bitmap_dir_set_entries(struct bitmap_dir *d, uint32_t i, uint32_t table_entries)
+{
+	be32 disk = be32_put(table_entries);
+
+	memcpy(d->bytes + d->list[i].at + offsetof(struct bitmap_disk, table_entries), &disk, sizeof(disk));
+	d->list[i].table_entries = table_entries;
+}
+
 /* ---- on disk ---- */
 
 static int put_directory(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t *ret_off)
@@ -142,7 +150,29 @@ static int put_directory(struct fiber *f, struct qcow2 *q, const struct bitmap_d
 	return ret;
 }
 
-static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, struct varve_error *err)
+int bitmap_dir_put(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t *ret_off, struct varve_error *err)
+{
+	int ret = put_directory(f, q, d, ret_off);
+
+	return ret < 0 ? varve_error_errno(err, ret, "cannot write the bitmap directory") : 0;
+}
+
+void bitmap_dir_header(const struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
+		       struct qcow2_header *ret)
+{
+	*ret = q->h;
+	ret->nr_bitmaps = d->nr;
+	ret->bitmap_directory_off = off;
+	ret->bitmap_directory_len = d->len;
+	ret->autoclear &= ~QCOW2_AUTOCLEAR_BITMAPS;
+	if (d->nr)
+		ret->autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
+	if (disk_len)
+		ret->disk_len = *disk_len;
+}
+
+static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
+			 struct varve_error *err)
 {
 	struct qcow2_header *want = malloc(sizeof(*want));
 	int ret;
@@ -150,13 +180,7 @@ static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_d
 	if (!want)
 		return varve_error_errno(err, -ENOMEM, "header");
 	fiber_lock(f, &q->l1_mutex);
-	*want = q->h;
-	want->nr_bitmaps = d->nr;
-	want->bitmap_directory_off = off;
-	want->bitmap_directory_len = d->len;
-	want->autoclear &= ~QCOW2_AUTOCLEAR_BITMAPS;
-	if (d->nr)
-		want->autoclear |= QCOW2_AUTOCLEAR_BITMAPS;
+	bitmap_dir_header(q, d, off, disk_len, want);
 	ret = qcow2_header_change(f, q, want, err);
 	fiber_unlock(&q->l1_mutex);
 	free(want);
@@ -167,19 +191,12 @@ static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_d
  * Durable first: the new directory with all that it leads to, and the counts. Only then: the header (qcow2_header_change()).
  * Power lost in between leaks what is new; the old directory holds. The old one's space is free when the header is durable.
  */
-int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
+int bitmap_dir_switch(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
+		      struct varve_error *err)
 {
-	uint64_t old_off = q->h.bitmap_directory_off, old_len = bitmaps_valid(&q->h) ? q->h.bitmap_directory_len : 0, off = 0;
-	int ret = 0;
+	uint64_t old_off = q->h.bitmap_directory_off, old_len = bitmaps_valid(&q->h) ? q->h.bitmap_directory_len : 0;
+	int ret = switch_header(f, q, d, off, disk_len, err);
 
-	if (q->h.version < 3)
-		return varve_error_set(err, -ENOTSUP,
-				       "images of version 2 (compat=0.10) have no bitmaps; img amend -o compat=1.1 changes that");
-	if (d->nr)
-		ret = put_directory(f, q, d, &off);
-	if (ret < 0)
-		return varve_error_errno(err, ret, "cannot write the bitmap directory");
-	ret = switch_header(f, q, d, off, err);
 	if (ret < 0) {
 		/* A header that is queued may yet become durable, when the next flush succeeds: what it leads to is leaked then, at worst. */
 		if (off && q->h.bitmap_directory_off != off)
@@ -189,6 +206,19 @@ int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 	if (old_len && is_aligned(old_off, q->cluster_len))
 		alloc_free_metadata(q, old_off, div_up(old_len, q->cluster_len), order_all(q->order));
 	return 0;
+}
+
+int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
+{
+	uint64_t off = 0;
+	int ret = 0;
+
+	if (q->h.version < 3)
+		return varve_error_set(err, -ENOTSUP,
+				       "images of version 2 (compat=0.10) have no bitmaps; img amend -o compat=1.1 changes that");
+	if (d->nr)
+		ret = bitmap_dir_put(f, q, d, &off, err);
+	return ret < 0 ? ret : bitmap_dir_switch(f, q, d, off, NULL, err);
 }
 
 static int put_flags(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *b, uint32_t flags, order_mark after, order_mark *ret_mark)

@@ -13,8 +13,8 @@
  * where there is no such bitmap (NODE_NOTES).
  *
  * Owns:    the bits in memory.
- * Assumes: all but bitmap_note_write() on fibers of the home queue. The disk keeps its length, or the bitmaps are removed first
- *          (resize.c): then bits behind the end are nobody's.
+ * Assumes: all but bitmap_note_write() on fibers of the home queue. Whoever gives the disk another length has drained it, so that no
+ *          queue is in bitmap_note_write() meanwhile, and each takes what it finds there after that by way of a message.
  * Never:   takes a mark away before what was noted is durable, or keeps more than NOTED_BYTES_MAX in memory.
  */
 #include "format/qcow2/bitmap_note.h"
@@ -26,7 +26,6 @@
 #include "base/log.h"
 
 #define NOTED_MAX 64		 /* bitmaps of one image */
-#define NOTED_BYTES_MAX MiB(64) /* of all of them */
 #define ALL_ONES 1ull		 /* table entry: a cluster of set bits, without a place */
 
 struct noted {
@@ -40,6 +39,12 @@ struct noted {
 	_Atomic uint8_t *bytes;	  /* bit i is bit i % 8 of byte i / 8 */
 	_Atomic bool *changed;	  /* for each entry of the table: a bit of it is set that was not */
 
+	/* home queue only, while the disk gets another length; bytes and changed as above, NULL if those have room */
+	uint64_t next_nr_bits;
+	uint32_t next_entries;
+	_Atomic uint8_t *next_bytes;
+	_Atomic bool *next_changed;
+
 	/* home queue only, at the end */
 	struct qcow2_bits *old;	  /* on disk */
 	uint64_t *entries;	  /* of the new table */
@@ -52,6 +57,7 @@ static void noted_free(struct noted *b)
 		return;
 	bits_close(b->old);
 	free(b->disk.name);
+	bitmap_note_unprepare(b);
 	free((void *)b->bytes);
 	free((void *)b->changed);
 	free(b->entries);
@@ -86,29 +92,6 @@ static int check_room(const struct qcow2 *q, const struct qcow2_bits *h, struct 
 	return 0;
 }
 
-/*
- * What has changed leaves its place, which is free then. Where tables or counts of the image are, nothing may ever be freed, whatever
- * a damaged or hostile bitmap says.
- */
-static int check_places(const struct qcow2 *q, const struct qcow2_bitmap *disk, const struct qcow2_bits *h, struct varve_error *err)
-{
-	uint64_t table = disk->table_off >> q->cluster_bits, nr = MAX(div_up(h->nr * 8ull, q->cluster_len), 1);
-
-	for (uint64_t i = 0; i < nr; i++) {
-		if (meta_holds(q, table + i))
-			return varve_error_set(err, -EINVAL, "its table at host offset 0x%llx lies over metadata",
-					       (unsigned long long)disk->table_off);
-	}
-	for (uint32_t i = 0; i < h->nr; i++) {
-		uint64_t cluster = (h->table[i] & QCOW2_OFF_MASK) >> q->cluster_bits;
-
-		if (cluster && meta_holds(q, cluster))
-			return varve_error_set(err, -EINVAL, "entry %u of its table leads to metadata at host offset 0x%llx", i,
-					       (unsigned long long)cluster << q->cluster_bits);
-	}
-	return 0;
-}
-
 static int load(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *disk, struct noted *b, struct varve_error *err)
 {
 	int ret = bits_open(f, q, disk, &b->old, err);
@@ -116,7 +99,7 @@ static int load(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *dis
 	if (ret == 0)
 		ret = check_room(q, b->old, err);
 	if (ret == 0)
-		ret = check_places(q, disk, b->old, err);
+		ret = bits_check_places(b->old, disk, err);
 	if (ret < 0)
 		return ret;
 	b->disk = *disk;
@@ -197,8 +180,6 @@ static bool has_changed(const struct noted *b)
 static int put_cluster(struct fiber *f, struct qcow2 *q, const struct noted *b, uint32_t i, uint8_t *buf, uint64_t *ret_entry)
 {
 	uint64_t at = (uint64_t)i << q->cluster_bits, len = MIN(b->nr_bytes - at, q->cluster_len), off;
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	memset(buf, 0, q->cluster_len);
@@ -207,7 +188,7 @@ static int put_cluster(struct fiber *f, struct qcow2 *q, const struct noted *b, 
 		*ret_entry = ALL_ONES;
 		return 0;
 	}
-	ret = alloc_metadata(f, q, 1, &off, &zero, &mark);
+	ret = bits_alloc(f, q, 1, &off);
 	if (ret < 0)
 		return ret;
 	*ret_entry = off; /* given back by forget_new() */
@@ -285,6 +266,67 @@ static int store(struct fiber *f, struct qcow2 *q, struct bitmap_dir *d, struct 
 	if (ret < 0 || !any)
 		return ret;
 	return moved ? bitmap_dir_commit(f, q, d, err) : bitmap_dir_put_flags(f, q, d, err);
+}
+
+/* ---- another length ---- */
+
+void bitmap_note_owners(const struct qcow2 *q, const struct bitmap_dir *d, struct noted **ret)
+{
+	for (struct noted *b = q->noted; b; b = b->next) {
+		uint32_t i = find_entry(d, b);
+
+		if (i != UINT32_MAX)
+			ret[i] = b;
+	}
+}
+
+int bitmap_note_prepare(struct noted *b, uint64_t disk_len, uint32_t table_entries)
+{
+	uint64_t nr_bits = div_up(disk_len, 1ull << b->bits);
+
+	b->next_nr_bits = nr_bits;
+	b->next_entries = table_entries;
+	if (nr_bits <= b->nr_bits)
+		return 0;
+	b->next_bytes = calloc(MAX(div_up(nr_bits, 8), 1), sizeof(b->next_bytes[0]));
+	b->next_changed = calloc(MAX(table_entries, 1), sizeof(b->next_changed[0]));
+	if (b->next_bytes && b->next_changed)
+		return 0;
+	bitmap_note_unprepare(b);
+	return -ENOMEM;
+}
+
+void bitmap_note_unprepare(struct noted *b)
+{
+	free((void *)b->next_bytes);
+	free((void *)b->next_changed);
+	b->next_bytes = NULL;
+	b->next_changed = NULL;
+}
+
+/* Bits behind the last are clear in both arrays, so that a copy brings none into what is added. */
+void bitmap_note_resize(struct noted *b, uint64_t table_off)
+{
+	uint64_t nr_bytes = div_up(b->next_nr_bits, 8);
+
+	if (b->next_bytes) {
+		memcpy((void *)b->next_bytes, (void *)b->bytes, b->nr_bytes);
+		memcpy((void *)b->next_changed, (void *)b->changed, b->disk.table_entries * sizeof(b->changed[0]));
+		free((void *)b->bytes);
+		free((void *)b->changed);
+		b->bytes = b->next_bytes;
+		b->changed = b->next_changed;
+		b->next_bytes = NULL;
+		b->next_changed = NULL;
+	} else {
+		memset((uint8_t *)b->bytes + nr_bytes, 0, b->nr_bytes - nr_bytes);
+		if (b->next_nr_bits % 8)
+			b->bytes[nr_bytes - 1] &= (uint8_t)((1u << b->next_nr_bits % 8) - 1);
+	}
+	b->nr_bits = b->next_nr_bits;
+	b->nr_bytes = nr_bytes;
+	b->disk.table_off = table_off;
+	b->disk.table_entries = b->next_entries;
 }
 
 void bitmap_note_end(struct fiber *f, struct qcow2 *q)

@@ -7,6 +7,8 @@
 
 #include "format/qcow2/bitmap_dir.h"
 
+#define NOTED_BYTES_MAX MiB(64) /* of bits, of all bitmaps of an image */
+
 /*
  * The enabled bitmap b, which is not marked as in use yet, will note all writes from now on. Otherwise it is as if nobody noted
  * them: the log says why, and once it is marked it cannot be relied upon any more.
@@ -19,7 +21,19 @@ void bitmap_note_write(struct node *n, uint64_t off, uint64_t len);
  * stay. All memory is freed.
  */
 void bitmap_note_end(struct fiber *f, struct qcow2 *q);
-/* The same without storing anything: the image was not opened after all, or cannot be written any more. */
+/*
+ * The disk gets another length, together with its bitmaps on disk (bitmap_resize.c): memory for the new one is made beforehand, and comes
+ * into use when no request is in flight. In ret, for each entry of the directory: who notes writes for it, or NULL.
+ */
+struct noted;
+void bitmap_note_owners(const struct qcow2 *q, const struct bitmap_dir *d, struct noted **ret);
+int bitmap_note_prepare(struct noted *b, uint64_t disk_len, uint32_t table_entries);
+/* Bits of what is cut off are forgotten, those of what is added are clear. The bitmap has that place on disk. */
+void bitmap_note_resize(struct noted *b, uint64_t table_off);
+/* Instead of the last: everything stays as it is. */
+void bitmap_note_unprepare(struct noted *b);
+
+/* Without storing anything: the image was not opened after all, or cannot be written any more. */
 void bitmap_note_free(struct qcow2 *q);
 
 #endif

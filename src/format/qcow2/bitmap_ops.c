@@ -124,7 +124,7 @@ static int add(struct fiber *f, struct change *ch)
 	if (!node_len(ch->q->node))
 		return varve_error_set(ch->err, -EINVAL, "a disk of 0 bytes has no bitmaps");
 	b.granularity_bits = (uint8_t)log2_u64(granularity);
-	ret = bits_table_entries(ch->q, b.granularity_bits, &b.table_entries, ch->err);
+	ret = bits_new_entries(ch->q, node_len(ch->q->node), b.granularity_bits, &b.table_entries, ch->err);
 	if (ret < 0)
 		return ret;
 	ret = bits_put_table(f, ch->q, NULL, b.table_entries, &b.table_off);
@@ -214,15 +214,13 @@ static int put_bits(struct fiber *f, struct merge *m, uint32_t i)
 {
 	struct qcow2 *q = m->ch->q;
 	uint64_t off;
-	order_mark mark;
-	bool zero;
 	int ret;
 
 	if (buf_is_zero(m->ours, q->cluster_len)) {
 		m->entries[i] = 0;
 		return 0;
 	}
-	ret = alloc_metadata(f, q, 1, &off, &zero, &mark);
+	ret = bits_alloc(f, q, 1, &off);
 	if (ret < 0)
 		return ret;
 	m->entries[i] = off; /* from here on freed by free_new() */

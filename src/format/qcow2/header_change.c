@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qcow2/header_change.c - another version, other features, another backing file, in the header of an image that is in use
+ * qcow2/header_change.c - another version, other features, another backing file, bitmaps, a length with them, in the header of an image that is in use
  *
  * A power cut must leave the old header or the new one: a backing file with a foreign format, or extensions that are found
  * where others were, would be read as garbage. Everything but the backing file's name is in the first sector of the file, which
@@ -153,6 +153,7 @@ static void fill_fields(struct new_header *n, const struct qcow2 *q, const struc
 	struct qcow2_header h = q->h;
 	struct qcow2_header_disk d;
 
+	h.disk_len = want->disk_len;
 	h.version = want->version;
 	h.header_len = want->header_len;
 	h.incompatible = incompatible(q, want);
@@ -191,6 +192,7 @@ static int write_out(struct fiber *f, struct qcow2 *q, struct new_header *n, con
 static void adopt(struct qcow2 *q, const struct qcow2_header *want)
 {
 	q->h.incompatible = incompatible(q, want);
+	q->h.disk_len = want->disk_len;
 	q->h.version = want->version;
 	q->h.header_len = want->header_len;
 	q->h.compatible = want->compatible;
@@ -203,32 +205,48 @@ static void adopt(struct qcow2 *q, const struct qcow2_header *want)
 	memcpy(q->h.data_file, want->data_file, sizeof(q->h.data_file));
 }
 
-int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err)
+/* What can be known without writing anything: is there room? */
+static int build(struct fiber *f, struct qcow2 *q, struct new_header *n, const struct qcow2_header *want, struct varve_error *err)
 {
-	struct new_header n = { .cluster = malloc(q->cluster_len) };
-	order_mark mark = ORDER_NONE;
-	bool told = false;
 	int ret;
 
-	if (!n.cluster)
+	n->cluster = malloc(q->cluster_len);
+	if (!n->cluster)
 		return varve_error_errno(err, -ENOMEM, "header");
-	ret = order_read(f, q->order, 0, n.cluster, q->cluster_len);
-	if (ret == 0) {
-		n.old_at = get32(n.cluster + offsetof(struct qcow2_header_disk, backing_name_off) + 4);
-		n.old_len = get32(n.cluster + offsetof(struct qcow2_header_disk, backing_name_len));
-		ret = build_extensions(&n, &q->h, want, q->cluster_len, err);
-		if (ret == 0)
-			ret = place_name(&n, want->backing_name, q->cluster_len, err);
-		told = ret < 0;
+	ret = order_read(f, q->order, 0, n->cluster, q->cluster_len);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "the header cannot be read");
+	n->old_at = get32(n->cluster + offsetof(struct qcow2_header_disk, backing_name_off) + 4);
+	n->old_len = get32(n->cluster + offsetof(struct qcow2_header_disk, backing_name_len));
+	ret = build_extensions(n, &q->h, want, q->cluster_len, err);
+	return ret < 0 ? ret : place_name(n, want->backing_name, q->cluster_len, err);
+}
+
+int qcow2_header_fits(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err)
+{
+	struct new_header n = { 0 };
+	int ret = build(f, q, &n, want, err);
+
+	free(n.cluster);
+	return ret;
+}
+
+int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err)
+{
+	struct new_header n = { 0 };
+	order_mark mark = ORDER_NONE;
+	int ret = build(f, q, &n, want, err);
+
+	if (ret < 0) {
+		free(n.cluster);
+		return ret;
 	}
-	if (ret == 0)
-		finish_extensions(&n, want);
-	if (ret == 0)
-		ret = write_out(f, q, &n, want, &mark);
+	finish_extensions(&n, want);
+	ret = write_out(f, q, &n, want, &mark);
 	if (ret == 0) {
 		adopt(q, want);
 		ret = order_wait(f, q->order, mark);
 	}
 	free(n.cluster);
-	return ret < 0 && !told ? varve_error_errno(err, ret, "the header cannot be written") : ret;
+	return ret < 0 ? varve_error_errno(err, ret, "the header cannot be written") : 0;
 }

@@ -9,6 +9,7 @@
 #include "block/block.h"
 #include "block/event.h"
 #include "format/cache.h"
+#include "format/qcow2/bitmap_resize.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
 #include "format/qcow2/snapshot.h"
@@ -105,10 +106,15 @@ int l1_grow(struct fiber *f, struct qcow2 *q, uint32_t nr)
 	return ret < 0 ? ret : move_l1(f, q, q->h.disk_len, nr);
 }
 
-static int set_len(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+/* bitmaps: of the new length (bitmap_resize.c), or NULL. */
+static int set_len(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize *bitmaps, struct varve_error *err)
 {
 	int ret;
 
+	if (bitmaps) {
+		ret = bitmap_resize_commit(f, q, bitmaps, err);
+		return ret < 0 ? varve_error_prefix(err, ret, "the new length %llu: ", (unsigned long long)len) : 0;
+	}
 	fiber_lock(f, &q->l1_mutex);
 	ret = l1_put_header(f, q, len, q->h.l1_off, q->h.l1_entries, order_all(q->order), NULL);
 	if (ret == 0) {
@@ -261,16 +267,16 @@ static int preallocate(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 		       : 0;
 }
 
-static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+static uint64_t tables_for(const struct qcow2 *q, uint64_t len)
 {
-	uint64_t nr = div_up(len, (uint64_t)q->l2_entries << q->cluster_bits);
-	int ret;
+	return div_up(len, (uint64_t)q->l2_entries << q->cluster_bits);
+}
 
-	if (nr > QCOW2_L1_LEN_MAX / 8)
-		return varve_error_set(err, -EFBIG,
-				       "a disk of %llu bytes needs an L1 table of more than %llu MiB; use larger clusters",
-				       (unsigned long long)len, (unsigned long long)(QCOW2_L1_LEN_MAX >> 20));
-	ret = more_tables(f, q, (uint32_t)nr, err);
+static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct bitmap_resize *bitmaps,
+		struct varve_error *err)
+{
+	int ret = more_tables(f, q, (uint32_t)tables_for(q, len), err);
+
 	if (ret == 0 && q->external)
 		ret = data_grow(f, q, len, prealloc, err);
 	if (ret == 0)
@@ -279,7 +285,7 @@ static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc pr
 		prealloc = PREALLOC_METADATA; /* as other programs do: who reads the tables finds what the file holds */
 	if (ret == 0 && prealloc != PREALLOC_OFF)
 		ret = preallocate(f, q, len, prealloc, err);
-	return ret < 0 ? ret : set_len(f, q, len, err);
+	return ret < 0 ? ret : set_len(f, q, len, bitmaps, err);
 }
 
 /* ---- shorter ---- */
@@ -307,9 +313,9 @@ static int clear_tail(struct fiber *f, struct qcow2 *q, uint64_t len)
  * Durable first: entries that lead nowhere behind the new end, zeroes in the rest of the last cluster. Only then: the header
  * with the shorter length. Power lost in between leaves a disk of the old length that has lost data only behind the new
  * end, which was to go. The other way round, the data would be there again when somebody makes the disk longer. The space is
- * freed when the entries are durably gone, as with any discard; a table after that.
+ * freed when the entries are durably gone, as with any discard; a table after that. Bitmaps that do not know of it have been marked.
  */
-static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize *bitmaps, struct varve_error *err)
 {
 	uint64_t first = align_up(len, q->cluster_len), end = align_up(q->h.disk_len, q->cluster_len);
 	struct range range;
@@ -322,7 +328,7 @@ static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_e
 	}
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot cut off what lies behind %llu", (unsigned long long)len);
-	ret = set_len(f, q, len, err);
+	ret = set_len(f, q, len, bitmaps, err);
 	if (ret < 0)
 		return ret;
 	/* Tables behind the end, and what else they lead to: a machine's state. What fails here leaks; the length is durable. */
@@ -335,6 +341,15 @@ static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_e
 }
 
 /* ---- both ---- */
+
+static int check_tables(const struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	if (tables_for(q, len) > QCOW2_L1_LEN_MAX / 8)
+		return varve_error_set(err, -EFBIG,
+				       "a disk of %llu bytes needs an L1 table of more than %llu MiB; use larger clusters",
+				       (unsigned long long)len, (unsigned long long)(QCOW2_L1_LEN_MAX >> 20));
+	return 0;
+}
 
 static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
@@ -356,22 +371,38 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 	return 0;
 }
 
+/* Under resize_mutex, and snapshot_mutex if there are bitmaps. */
+static int set_new_len(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+{
+	struct bitmap_resize *bitmaps;
+	int ret;
+
+	if (len == q->h.disk_len)
+		return 0;
+	ret = len > q->h.disk_len ? check_tables(q, len, err) : 0;
+	if (ret == 0)
+		ret = bitmap_resize_begin(f, q, len, &bitmaps, err);
+	if (ret < 0)
+		return ret;
+	ret = len < q->h.disk_len ? shrink(f, q, len, bitmaps, err) : grow(f, q, len, prealloc, bitmaps, err);
+	bitmap_resize_end(q, bitmaps);
+	return ret;
+}
+
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
-	int ret = check_len(q, len, prealloc, err);
+	bool bitmaps = bitmaps_valid(&q->h); /* none are made, or go, while somebody may change the length */
+	int ret;
 
-	if (ret == 0 && align_up(len, 512) != q->h.disk_len && q->h.nr_bitmaps)
-		ret = qcow2_remove_bitmaps(f, q, err); /* they are of a disk of this length */
-	if (ret < 0)
-		return ret;
+	if (bitmaps)
+		fiber_lock(f, &q->snapshot_mutex);
 	fiber_lock(f, &q->resize_mutex);
 	ret = check_len(q, len, prealloc, err); /* as things are now */
-	len = ret < 0 ? 0 : align_up(len, 512);
-	if (ret == 0 && len < q->h.disk_len)
-		ret = shrink(f, q, len, err);
-	else if (ret == 0 && len > q->h.disk_len)
-		ret = grow(f, q, len, prealloc, err);
+	if (ret == 0)
+		ret = set_new_len(f, q, align_up(len, 512), prealloc, err);
 	fiber_unlock(&q->resize_mutex);
+	if (bitmaps)
+		fiber_unlock(&q->snapshot_mutex);
 	return ret;
 }

@@ -268,8 +268,10 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 		ret = varve_error_set(err, -ENOMEM, "L1 table: out of memory");
 	if (ret == 0)
 		ret = tables_verify(f, q, &old, err);
-	if (ret == 0 && q->h.nr_bitmaps && fd.all.list[fd.index].disk_len != q->h.disk_len)
-		ret = qcow2_give_up_bitmaps(f, q, err); /* they are of a disk of this length */
+	if (ret == 0 && bitmaps_valid(&q->h) && fd.all.list[fd.index].disk_len != q->h.disk_len)
+		ret = varve_error_set(err, -EINVAL, "the snapshot is of a disk of %llu bytes, this one has %llu and dirty bitmaps: "
+						    "resize it first, or remove them (img bitmap --remove)",
+				      (unsigned long long)fd.all.list[fd.index].disk_len, (unsigned long long)q->h.disk_len);
 	if (ret == 0) /* what is not of the same place in both, nobody knows */
 		bitmap_note_write(n, 0, q->h.disk_len);
 	if (ret == 0)
