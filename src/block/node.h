@@ -108,6 +108,7 @@ struct driver {
 	 * leaf: takes them from o, for when the file is emptied; n NULL: only examines them.
 	 */
 	const struct varve_option_info *options;
+	const struct varve_option_info *open_options; /* those of open(), the same way */
 	int (*hint)(struct node *n, struct opts *o, struct varve_error *err);
 
 	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */

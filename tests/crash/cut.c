@@ -169,6 +169,8 @@ static void image_stack(struct fiber *f, const struct cut *c, struct node *file,
 	must(opts_set(o, "l2-cache-size", c->cfg.seed & 1 ? "64k" : "1M", err), "options", err);
 	if (c->cfg.keeps_space)
 		must(opts_set(o, "discard-no-unref", "on", err), "options", err);
+	if (c->cfg.discards_other)
+		must(opts_set(o, "pass-discard-other", "on", err), "options", err);
 	*ret_code = graph_stack(f, driver_find(c->cfg.format), file, o, flags, ret, err);
 	opts_free(o);
 	if (*ret_code == 0 && c->cfg.backing)

@@ -121,12 +121,15 @@ void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len)
 
 int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode)
 {
+	bool may_unmap = q->discards >> FREED_REQUEST & 1;
+
 	len = inside(q, off, len);
 	if (mode == UNLINK_DISCARD) {
-		data_punch(f, q, off, len);
-		return 0;
+		if (may_unmap)
+			data_punch(f, q, off, len);
+		return 0; /* the file reads as the disk does, whatever that is */
 	}
-	return len ? node_zero(f, q->data, off, len, mode == UNLINK_ZERO_UNMAP ? REQ_MAY_UNMAP : 0) : 0;
+	return len ? node_zero(f, q->data, off, len, mode == UNLINK_ZERO_UNMAP && may_unmap ? REQ_MAY_UNMAP : 0) : 0;
 }
 
 /* ---- another length ---- */

@@ -288,7 +288,7 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 static void release_entries(struct qcow2 *q, const be64 *entries, uint32_t nr)
 {
 	for (uint32_t i = 0; i < nr; i++)
-		alloc_free(q, be64_get(entries[i * (q->l2_entry_len / 8)]) & QCOW2_OFF_MASK, 1, ORDER_NONE, true);
+		alloc_free(q, be64_get(entries[i * (q->l2_entry_len / 8)]) & QCOW2_OFF_MASK, 1, ORDER_NONE, FREED_SNAPSHOT);
 }
 
 /*
@@ -303,7 +303,7 @@ static void release_state(struct fiber *f, struct qcow2 *q, struct snapshot_draf
 	for (uint32_t i = 0; i < d->nr_tables; i++) {
 		if (order_read(f, q->order, d->tables[i], d->table, q->cluster_len) == 0)
 			release_entries(q, d->table, q->l2_entries);
-		alloc_free(q, d->tables[i], 1, all, true);
+		alloc_free(q, d->tables[i], 1, all, FREED_SNAPSHOT);
 		(void)alloc_settle(f, q); /* what cannot be given back now is a leak at worst */
 	}
 	(void)alloc_settle(f, q);

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""Options of images: what the peer takes is taken, what it refuses is refused in one line, and what they ask for happens."""
+
+import json
+import os
+import re
+
+import pytest
+
+from tool import KIB, MIB, img, io, run
+
+IMAGE = "driver=qcow2,file.driver=file,file.filename=disk,"
+
+TAKEN = """
+lazy-refcounts=on
+pass-discard-request=on
+pass-discard-request=off
+pass-discard-snapshot=off
+pass-discard-other=on
+cache-size=1M
+cache-size=0
+cache-size=1
+cache-size=8G
+cache-size=1M,l2-cache-size=512k
+cache-size=1M,refcount-cache-size=512k
+l2-cache-size=0
+l2-cache-size=4k
+l2-cache-size=8G
+l2-cache-size=200T
+refcount-cache-size=1
+refcount-cache-size=8G
+l2-cache-entry-size=512
+l2-cache-entry-size=4k
+l2-cache-entry-size=64k
+cache-clean-interval=0
+cache-clean-interval=1
+cache-clean-interval=4294967295
+""".split()
+
+REFUSED = """
+lazy-refcounts=maybe
+pass-discard-request=x
+pass-discard-snapshot=x
+pass-discard-other=x
+cache-size=100000000T
+cache-size=abc
+cache-size=-1
+cache-size=1M,l2-cache-size=2M
+cache-size=1M,refcount-cache-size=2M
+cache-size=1M,l2-cache-size=512k,refcount-cache-size=512k
+refcount-cache-size=1000T
+l2-cache-entry-size=256
+l2-cache-entry-size=3000
+l2-cache-entry-size=128k
+l2-cache-entry-size=0
+cache-clean-interval=4294967296
+cache-clean-interval=-1
+cache-clean-interval=x
+""".split()
+
+
+@pytest.fixture(autouse=True)
+def disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make("disk")
+
+
+def make(name, size="64M", *options):
+    run("qemu-img", "create", "-q", "-f", "qcow2", *options, name, size, check=True)
+
+
+def both(options, command="read 0 4k"):
+    """Exit status of the peer, and what we did."""
+    peer = run("qemu-io", "--image-opts", "-c", command, IMAGE + options)
+    return peer.rc, io(IMAGE + options, command, options=["--image-opts"])
+
+
+@pytest.mark.parametrize("options", TAKEN)
+def test_what_the_peer_takes_is_taken(options):
+    peer, ours = both(options)
+    assert (peer, ours.rc, ours.err) == (0, 0, ""), str(ours)
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_the_peer_refuses_is_refused_by_name(options):
+    before = open("disk", "rb").read()
+    peer, ours = both(options)
+    assert peer == 1 and ours.rc == 1, str(ours)
+    assert ours.err.count("\n") == 1, str(ours)
+    assert any(pair.split("=")[0] in ours.err for pair in options.split(",")), str(ours)
+    assert open("disk", "rb").read() == before
+
+
+def as_json(options):
+    tree = {"driver": "qcow2", "file": {"driver": "file", "filename": "disk"}}
+    return "json:" + json.dumps({**tree, **options})
+
+
+@pytest.mark.parametrize("options", [
+    {"cache-size": 1048576, "cache-clean-interval": 5},
+    {"pass-discard-request": True, "pass-discard-snapshot": False, "pass-discard-other": True},
+    {"backing": None, "l2-cache-entry-size": 4096, "discard": "unmap"},
+])
+def test_the_same_as_json(options):
+    assert run("qemu-io", "-c", "read 0 4k", as_json(options)).rc == 0
+    r = io(as_json(options), "read 0 4k")
+    assert (r.rc, r.err) == (0, ""), str(r)
+
+
+# ---- discards in the file below
+
+def blocks():
+    return os.stat("disk").st_blocks * 512
+
+
+def given_back(command):
+    """Megabytes that the file has lost to it, by program."""
+    result = []
+    for program in ("peer", "ours"):
+        os.unlink("disk")
+        make("disk")
+        run("qemu-io", "-c", "write -q -P 1 0 8M", "disk", check=True)
+        before = blocks()
+        before = command(program) or before
+        run("qemu-img", "check", "-q", "disk", check=True)
+        result.append(round((before - blocks()) / MIB))
+    return result
+
+
+@pytest.mark.parametrize("what", ["discard 0 4M", "write -z -u 0 4M"])
+@pytest.mark.parametrize("options, lost", [("discard=unmap", 4), ("discard=unmap,pass-discard-request=on", 4),
+                                           ("discard=unmap,pass-discard-request=off", 0),
+                                           ("discard=unmap,pass-discard-request=off,pass-discard-other=on", 0),
+                                           ("discard=ignore", 0)])
+def test_discards_of_the_guest(what, options, lost):
+    def command(program):
+        args = ("--image-opts", "-c", what, IMAGE + options)
+        run("qemu-io", *args, check=True) if program == "peer" else check(io(IMAGE + options, what, options=["--image-opts"]))
+    assert given_back(command) == [lost, lost]
+
+
+def check(r):
+    assert (r.rc, r.err) == (0, ""), str(r)
+
+
+@pytest.mark.parametrize("how", ["-d", "-a"])
+@pytest.mark.parametrize("options, lost", [("", 8), ("pass-discard-snapshot=off,", 0), ("pass-discard-snapshot=on,discard=ignore,", 8),
+                                           ("pass-discard-other=on,pass-discard-snapshot=off,", 0)])
+def test_discards_of_snapshots(how, options, lost):
+    def command(program):
+        run("qemu-img", "snapshot", "-c", "one", "disk", check=True)
+        run("qemu-io", "-c", "write -q -P 2 0 8M", "disk", check=True)
+        before = blocks()
+        args = ("snapshot", how, "one", "--image-opts", (IMAGE + options).rstrip(","))
+        run("qemu-img", *args, check=True) if program == "peer" else check(img(*args))
+        return before
+    assert given_back(command) == [lost, lost]
+
+
+def test_a_shorter_disk_always_gives_back():
+    def command(program):
+        args = ("resize", "-q", "--shrink", "--image-opts", IMAGE + "pass-discard-request=off,pass-discard-snapshot=off", "4M")
+        run("qemu-img", *args, check=True) if program == "peer" else check(img(*args))
+    assert given_back(command) == [4, 4]
+
+
+def test_other_discards():
+    """Compressed clusters that are written anew, and tables that moved, are neither asked for by the guest nor by a snapshot."""
+    lost = {}
+    for value in ("off", "on"):
+        with open("text", "wb") as f:
+            f.write(bytes(range(256)) * 16 * 256)
+        for i in range(0, MIB, 4 * KIB):
+            with open("text", "r+b") as f:
+                f.seek(i)
+                f.write(os.urandom(2 * KIB))
+        check(img("convert", "-c", "-f", "raw", "-O", "qcow2", "text", "disk"))
+        before = blocks()
+        opts = IMAGE + f"pass-discard-other={value}"
+        check(io(opts, "write -P 3 0 1M", options=["--image-opts"]))
+        run("qemu-img", "check", "-q", "disk", check=True)
+        lost[value] = before + MIB - blocks()
+    assert lost["on"] - lost["off"] >= 384 * KIB, lost
+
+
+# ---- the page of the grammar
+
+def test_the_grammar_lists_what_the_parser_knows():
+    page = run(os.path.join(os.environ["VARVE_BUILD"], "tools", "varve"), "completion", "markdown", check=True).out
+    known = re.findall(r"^\| `([a-z0-9.-]+)` \|", page[page.index("### driver=qcow2"):], re.M)
+    for options in TAKEN + REFUSED:
+        for pair in options.split(","):
+            assert pair.split("=")[0] in known
