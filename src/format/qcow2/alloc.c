@@ -360,6 +360,26 @@ static void punch(struct fiber *f, struct qcow2 *q, const struct pending_free *p
 	}
 }
 
+/* Tables that the disk gives up may be those of a snapshot, and the other way round: one by one, what nobody has any more. */
+static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+{
+	int ret = 0;
+
+	for (uint64_t cluster = p->cluster; cluster < p->cluster + p->nr; cluster++) {
+		uint64_t count = 0;
+		int err = refcount_get(f, q, cluster, &count);
+
+		if (err == 0)
+			err = refcount_add(f, q, cluster, 1, -1, ORDER_NONE, NULL);
+		if (err == 0 && count == 1) {
+			meta_remove(q, cluster);
+			note_free(q, cluster);
+		}
+		ret = ret ? ret : err;
+	}
+	return ret == -ENOMEM ? -EIO : ret; /* some are free by now: those that are not leak */
+}
+
 static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
 {
 	int err;
@@ -367,6 +387,8 @@ static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free
 	node_event(f, q->file, EVENT_CLUSTER_FREE);
 	if (q->discards >> p->why & 1)
 		punch(f, q, p);
+	if (q->guards_inactive)
+		return give_back_guarded(f, q, p);
 	err = refcount_add(f, q, p->cluster, p->nr, -1, ORDER_NONE, NULL);
 	if (err < 0)
 		return err;

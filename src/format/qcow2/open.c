@@ -223,6 +223,7 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 						      "a place reads as zeroes");
 	q->keeps_space = set->keeps_space == TOGGLE_ON;
 	q->discards = set->discards;
+	q->guards_inactive = set->guards_inactive;
 	q->refcount_cache_len = set->refcount_cache_len;
 	ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
 

@@ -98,6 +98,7 @@ struct qcow2 {
 	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
 	uint32_t discards;	  /* 1 << enum freed: such clusters are discarded in the file when they become free */
+	bool guards_inactive;	  /* meta.c knows the L2 tables of snapshots, too */
 	bool keeps_space;	  /* discard-no-unref: what is unmapped keeps its place in the file */
 	uint64_t refcount_cache_len;
 	uint32_t sites_off;	  /* tests: orders that are to be forgotten (sites.h) */
@@ -292,7 +293,10 @@ bool meta_holds(const struct qcow2 *q, uint64_t cluster);
 /* Room for nr more, so that meta_add() cannot fail. */
 int meta_prepare(struct qcow2 *q, uint64_t nr);
 void meta_add(struct qcow2 *q, uint64_t cluster);
+/* It is free. */
 void meta_remove(struct qcow2 *q, uint64_t cluster);
+/* It is no table of the disk any more; a snapshot may have it: then it goes from here when it is free. */
+void meta_leave(struct qcow2 *q, uint64_t cluster);
 struct qcow2_snapshot;
 /*
  * The places of the snapshot table and of what it names, but for the entry `without`; in two steps, of which the second

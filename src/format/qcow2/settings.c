@@ -41,6 +41,18 @@ enum kind { KIND_TOGGLE, KIND_SIZE, KIND_NUMBER, KIND_TEXT, KIND_ELSEWHERE };
 	  "so does what becomes free when a snapshot is deleted or applied (on)") \
 	X("pass-discard-other", "bool", KIND_TOGGLE, discard_other, \
 	  "so does what becomes free in other ways: clusters that were written elsewhere, tables (off)") \
+	X("overlap-check", "str", KIND_TEXT, overlap_name, \
+	  "none, constant, cached or all: of which metadata places are compared before data is written there; as much as cached always (cached)") \
+	X("overlap-check.template", "str", KIND_TEXT, overlap_template, "the same, beside single places") \
+	X("overlap-check.main-header", "bool", KIND_TOGGLE, overlap[OVERLAP_MAIN_HEADER], "checked anyway") \
+	X("overlap-check.active-l1", "bool", KIND_TOGGLE, overlap[OVERLAP_ACTIVE_L1], "checked anyway") \
+	X("overlap-check.active-l2", "bool", KIND_TOGGLE, overlap[OVERLAP_ACTIVE_L2], "checked anyway") \
+	X("overlap-check.refcount-table", "bool", KIND_TOGGLE, overlap[OVERLAP_REFCOUNT_TABLE], "checked anyway") \
+	X("overlap-check.refcount-block", "bool", KIND_TOGGLE, overlap[OVERLAP_REFCOUNT_BLOCK], "checked anyway") \
+	X("overlap-check.snapshot-table", "bool", KIND_TOGGLE, overlap[OVERLAP_SNAPSHOT_TABLE], "checked anyway") \
+	X("overlap-check.inactive-l1", "bool", KIND_TOGGLE, overlap[OVERLAP_INACTIVE_L1], "checked anyway") \
+	X("overlap-check.inactive-l2", "bool", KIND_TOGGLE, overlap[OVERLAP_INACTIVE_L2], "L2 tables of snapshots (off; all: on)") \
+	X("overlap-check.bitmap-directory", "bool", KIND_TOGGLE, overlap[OVERLAP_BITMAP_DIRECTORY], "checked anyway") \
 	X("lazy-refcounts", "bool", KIND_TOGGLE, lazy, "counts are written when the image is closed (as the image says)") \
 	X("compress-level", "str", KIND_TEXT, level_name, "fast or ratio, for compressed clusters that are written (fast)") \
 	X("state-dir", "str", KIND_TEXT, state_dir, "directory in which queued metadata outlives the process") \
@@ -91,6 +103,30 @@ static int get_one(struct opts *o, unsigned i, struct settings *ret, struct varv
 	case KIND_ELSEWHERE:
 		break;
 	}
+	return 0;
+}
+
+/*
+ * What is asked for less than what is done always is granted. Guest data cannot get to where metadata is: every place is compared
+ * when it is handed out, and every entry when it is read (meta.c).
+ */
+static int get_overlap(struct settings *set, struct varve_error *err)
+{
+	static const char *const names[] = { "none", "constant", "cached", "all" };
+	const char *name = set->overlap_template ? set->overlap_template : set->overlap_name;
+	unsigned i = 0;
+
+	if (set->overlap_template && set->overlap_name && strcmp(set->overlap_template, set->overlap_name) != 0)
+		return varve_error_set(err, -EINVAL, "options 'overlap-check' and 'overlap-check.template': '%.100s' and '%.100s' are not the same",
+				       set->overlap_name, set->overlap_template);
+	while (name && i < ARRAY_LEN(names) && strcmp(name, names[i]) != 0)
+		i++;
+	if (i == ARRAY_LEN(names))
+		return varve_error_set(err, -EINVAL, "option '%s': '%.200s' is none of none, constant, cached, all",
+				       set->overlap_template ? "overlap-check.template" : "overlap-check", name);
+	set->guards_inactive = name && i == 3;
+	if (set->overlap[OVERLAP_INACTIVE_L2])
+		set->guards_inactive = set->overlap[OVERLAP_INACTIVE_L2] == TOGGLE_ON;
 	return 0;
 }
 
@@ -145,6 +181,8 @@ int settings_get(struct opts *o, struct settings *ret, struct varve_error *err)
 		r = check_numbers(ret, err);
 	if (r == 0)
 		r = get_level(ret, err);
+	if (r == 0)
+		r = get_overlap(ret, err);
 	ret->discards = discards_of(ret);
 	return r < 0 || !o ? r : order_get_age(o, &ret->write_out_ns, err);
 }

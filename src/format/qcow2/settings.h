@@ -15,6 +15,20 @@
 
 enum toggle { TOGGLE_NONE, TOGGLE_OFF, TOGGLE_ON }; /* NONE: not given */
 
+/* What overlap-check knows of. All but INACTIVE_L2 are guarded always. */
+enum {
+	OVERLAP_MAIN_HEADER,
+	OVERLAP_ACTIVE_L1,
+	OVERLAP_ACTIVE_L2,
+	OVERLAP_REFCOUNT_TABLE,
+	OVERLAP_REFCOUNT_BLOCK,
+	OVERLAP_SNAPSHOT_TABLE,
+	OVERLAP_INACTIVE_L1,
+	OVERLAP_INACTIVE_L2,
+	OVERLAP_BITMAP_DIRECTORY,
+	OVERLAP_ROLES
+};
+
 #define NOT_GIVEN UINT64_MAX
 
 struct settings {
@@ -24,12 +38,14 @@ struct settings {
 	enum toggle lazy;
 	enum toggle map_ahead, keeps_space;
 	enum toggle discard_request, discard_snapshot, discard_other;
-	const char *level_name;
+	const char *level_name, *overlap_name, *overlap_template;
+	enum toggle overlap[OVERLAP_ROLES];
 	const char *state_dir; /* NULL: what is queued dies with the process; strings are those of the options */
 	struct snapshot_pick snapshot; /* of this, not of the disk as it is now */
 
 	/* What follows from it. */
 	uint64_t write_out_ns;
+	bool guards_inactive;
 	uint32_t discards; /* as in struct qcow2 */
 	enum codec_level level;
 };

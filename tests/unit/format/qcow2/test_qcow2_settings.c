@@ -68,6 +68,10 @@ static void what_makes_no_sense_is_refused_by_name(void **state)
 		{ "l2-cache-entry-size=0", "l2-cache-entry-size" },
 		{ "cache-clean-interval=4294967296", "cache-clean-interval" },
 		{ "cache-clean-interval=-1", "cache-clean-interval" },
+		{ "overlap-check=some", "none, constant, cached, all" },
+		{ "overlap-check.template=", "overlap-check.template" },
+		{ "overlap-check=all,overlap-check.template=none", "not the same" },
+		{ "overlap-check.main-header=maybe", "overlap-check.main-header" },
 	};
 	struct disk *d = disk_made(MiB(1), "cluster_size=64k");
 
