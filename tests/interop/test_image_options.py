@@ -4,12 +4,14 @@
 import json
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 
 import pytest
 
-from tool import KIB, MIB, img, io, run
+from tool import KIB, MIB, TIMEOUT, img, io, run, varve_path
 
 IMAGE = "driver=qcow2,file.driver=file,file.filename=disk,"
 
@@ -297,6 +299,22 @@ def test_a_node_name_is_a_name():
     twice = IMAGE + "node-name=one," + tail.replace("=below", "=one") + "one"
     r = io(twice, "read 0 64k", options=["--image-opts"])
     assert r.rc == 1 and "node-name" in r.err, str(r)
+
+
+@pytest.mark.parametrize("program", ["peer", "ours"])
+def test_a_daemon_as_libvirt_describes_it(program):
+    storage = {"driver": "file", "filename": "disk", "node-name": "libvirt-1-storage", "auto-read-only": True, "discard": "unmap",
+               "cache": {"direct": True, "no-flush": False}, "aio": "native"}
+    form = {"node-name": "libvirt-1-format", "read-only": False, "discard": "unmap", "detect-zeroes": "unmap", "driver": "qcow2",
+            "cache": {"direct": True, "no-flush": False}, "cache-size": 4 * MIB, "pass-discard-snapshot": True,
+            "overlap-check": {"template": "all"}, "file": "libvirt-1-storage", "backing": None}
+    start = ["qemu-storage-daemon"] if program == "peer" else [varve_path(), "daemon"]
+    run(*start, "--blockdev", json.dumps(storage), "--blockdev", json.dumps(form), "--daemonize", "--pidfile", "pid", check=True)
+    pid = int(open("pid").read())
+    gone = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGTERM)
+    assert select.select([gone], [], [], TIMEOUT)[0]
+    os.close(gone)
 
 
 # ---- the page of the grammar
