@@ -258,6 +258,35 @@ def test_other_discards():
     assert lost["on"] - lost["off"] >= 384 * KIB, lost
 
 
+# ---- metadata is not written over
+
+def number(data, off, length):
+    return int.from_bytes(data[off:off + length], "big")
+
+
+def extension(data, magic):
+    at = number(data, 100, 4)
+    while number(data, at, 4):
+        if number(data, at, 4) == magic:
+            return at + 8
+        at += 8 + (number(data, at + 4, 4) + 7) // 8 * 8
+    raise KeyError(magic)
+
+
+@pytest.mark.parametrize("check", ["none", "cached"])
+def test_a_bitmap_directory_counted_as_free_is_not_handed_out(check):
+    run("qemu-img", "bitmap", "--add", "disk", "one", check=True)
+    data = open("disk", "rb").read()
+    directory = number(data, extension(data, 0x23852875) + 16, 8)
+    block = number(data, number(data, 48, 8), 8)
+    with open("disk", "r+b") as f:
+        f.seek(block + 2 * (directory >> 16))
+        f.write(bytes(2))
+    r = io(IMAGE + f"overlap-check={check}", *[f"write -P 0x5e {i * 64}k 64k" for i in range(8)], options=["--image-opts"])
+    assert "holds metadata" in r.err, str(r)
+    assert open("disk", "rb").read()[directory:directory + 64 * KIB].count(0x5e) < 16
+
+
 # ---- layers
 
 CANNOT = [("file.aio-max-batch=64", "aio-max-batch"), ("file.x-check-cache-dropped=on", "x-check-cache-dropped"),
