@@ -246,6 +246,27 @@ static void markdown_word(const struct io_command *c)
 		printf("\n");
 }
 
+/* Image options: those of drivers that have a table of them. */
+static void markdown_drivers(void)
+{
+	const struct varve_option_info *o;
+	const char *name;
+
+	printf("\n## Options of images\nWith `--image-opts driver=NAME,...`, `json:{...}`, `varve io open -o` and `varve daemon --blockdev`. varve(1) says\n"
+	       "more, and lists those of all disks.\n");
+	for (unsigned i = 0; (name = varve_driver_name(i)); i++) {
+		o = varve_driver_open_options(name);
+		if (!o)
+			continue;
+		printf("\n### driver=%s\n| option | value | |\n|---|---|---|\n", name);
+		for (; o->name; o++) {
+			printf("| `%s` | %s | ", o->name, o->value);
+			print_markdown_text(o->what);
+			printf(" |\n");
+		}
+	}
+}
+
 static void markdown(void)
 {
 	printf("# Grammar of varve img and varve io\n\n"
@@ -264,6 +285,7 @@ static void markdown(void)
 	markdown_rows(&cmd_io);
 	printf("\n## Commands of varve io\nOne line each, from `-c` or standard input. varve-io(1) says more.\n");
 	io_each(markdown_word);
+	markdown_drivers();
 }
 
 int completion_main(int argc, char **argv)

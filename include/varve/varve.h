@@ -371,7 +371,7 @@ VARVE_API int varve_image_create(const char *name, const char *format, uint64_t 
  */
 VARVE_API bool varve_image_stands_on(const struct varve_image *image, const char *filename);
 
-/* An option of varve_image_create() or varve_image_amend(), for people. */
+/* An option of varve_image_create(), varve_image_amend() or varve_image_open(), for people. */
 struct varve_option_info {
 	const char *name;  /* NULL: the list ends here */
 	const char *value; /* "size", "num", "bool" (on or off) or "str" */
@@ -384,6 +384,9 @@ struct varve_option_info {
  * driver, or none that makes anything.
  */
 VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
+
+/* The same of the options of varve_image_open() that are the driver's own. */
+VARVE_API const struct varve_option_info *varve_driver_open_options(const char *driver);
 
 /* Names that driver= takes: formats, where images are stored, layers between. NULL: there are no more than that. */
 VARVE_API const char *varve_driver_name(unsigned number);

@@ -450,3 +450,10 @@ const struct varve_option_info *varve_driver_options(const char *driver)
 
 	return drv ? drv->options : NULL;
 }
+
+const struct varve_option_info *varve_driver_open_options(const char *driver)
+{
+	const struct driver *drv = driver ? driver_find(driver) : NULL;
+
+	return drv ? drv->open_options : NULL;
+}

@@ -25,6 +25,7 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "block/copy_on_read.h"
+#include "block/node_id.h"
 
 #define CHUNK MiB(1)		 /* fetched at once: as many clusters, but at least one */
 #define BIG_CLUSTER MiB(4)	 /* of such clusters one buffer at a time */
@@ -88,7 +89,7 @@ int cor_depth_of(const struct node *n, const char *name, struct varve_error *err
 	int depth = 1;
 
 	for (const struct node *b = n->backing; b; b = b->backing, depth++) {
-		if (!strcmp(node_name(b), name))
+		if (node_is_called(b, name))
 			return depth;
 	}
 	return varve_error_set(err, -ENOENT, "%s: '%.300s' is not the name of an image in its backing chain",

@@ -12,6 +12,7 @@
 #include "block/data_file.h"
 #include "block/event.h"
 #include "block/graph.h"
+#include "block/node_id.h"
 #include "block/policy.h"
 #include "block/throttle.h"
 #include "block/wish.h"
@@ -49,7 +50,9 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 	if (!n)
 		return varve_error_errno(err, -ENOMEM, "%s", name);
 	n->aio = aio;
-	r = drv->open(f, n, o, err);
+	r = node_id_option(o, &n->id, err);
+	if (r == 0)
+		r = drv->open(f, n, o, err);
 	n->aio = NULL;
 	if (r < 0) {
 		struct node *data = n->data;
@@ -96,6 +99,7 @@ static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *
 		{ "sync", NODE_SYNC, false },
 		{ "force-share", NODE_FORCE_SHARE, false },
 		{ "read-only", NODE_WRITABLE, true },
+		{ "auto-read-only", NODE_AUTO_READ_ONLY, false },
 	};
 	const char *mode = opts_get(o, "cache");
 
@@ -117,6 +121,9 @@ static int flags_from_opts(struct opts *o, uint32_t *flags, struct varve_error *
 			continue; /* read-only=off does not make a read-only open writable */
 		*flags = on != keys[i].inverted ? *flags | keys[i].flag : *flags & ~keys[i].flag;
 	}
+	/* Without locks others may change it under us; who reads only may want that. */
+	if (opts_get(o, "force-share") && (*flags & NODE_FORCE_SHARE) && (*flags & NODE_WRITABLE))
+		return varve_error_set(err, -EINVAL, "force-share=on is for images that are only read; open it read-only, or leave it out");
 	if ((*flags & NODE_SYNC) && (*flags & NODE_NO_FLUSH))
 		return varve_error_set(err, -EINVAL, "sync=on asks for writes that are stable at once, cache.no-flush=on "
 						     "(cache=unsafe) for none; leave one out");
@@ -166,6 +173,8 @@ static int open_leaf(struct fiber *f, const struct driver *drv, const char *file
 			return r;
 	}
 	r = open_node(f, drv, *name ? name : drv->name, NULL, o, flags, aio, ret, err);
+	if ((r == -EACCES || r == -EROFS || r == -EPERM) && (flags & NODE_WRITABLE) && (flags & NODE_AUTO_READ_ONLY))
+		r = open_node(f, drv, *name ? name : drv->name, NULL, o, flags & ~NODE_WRITABLE, aio, ret, err);
 	return r == -ENOENT && !rest ? not_a_file(name, err) : r;
 }
 
@@ -222,6 +231,17 @@ static int open_file_stack(struct fiber *f, struct opts *o, unsigned depth, uint
 	return r;
 }
 
+/* Zeroes are looked for at the door of a disk, once. */
+static int only_of_the_disk(struct opts *sub, struct varve_error *err)
+{
+	const char *detect = opts_get(sub, "detect-zeroes");
+
+	if (detect && strcmp(detect, "off") != 0)
+		return varve_error_set(err, -EINVAL, "file.detect-zeroes=%.100s: zeroes are looked for in what the disk is given, not its file; say "
+						     "detect-zeroes of the disk", detect);
+	return 0;
+}
+
 /* The child that a format or filter stands on: file.* options, or the file name given to the format itself. */
 static int open_child(struct fiber *f, const struct driver *drv, const char *filename, struct opts *o, unsigned depth,
 		      uint32_t flags, const char *aio, struct node **ret, struct varve_error *err)
@@ -233,11 +253,13 @@ static int open_child(struct fiber *f, const struct driver *drv, const char *fil
 
 	if (!sub && drv && drv->child_key)
 		sub = opts_take_sub(o, drv->child_key);
+	if (sub)
+		r = only_of_the_disk(sub, err);
 	if (!sub && !filename)
 		return varve_error_set(err, -EINVAL, "neither a file name nor file.filename is given");
 	if (!sub && !(sub = opts_new()))
 		return varve_error_errno(err, -ENOMEM, "options");
-	if (filename)
+	if (r == 0 && filename)
 		r = opts_set(sub, "filename", filename, err);
 	if (r == 0 && locking)
 		r = opts_set(sub, "locking", locking, err);
@@ -335,6 +357,8 @@ static int open_stack(struct fiber *f, struct opts *o, enum want want, unsigned 
 		r = open_child(f, drv, filename, o, depth, flags, aio, &child, err);
 	if (r < 0)
 		return r;
+	if ((child->flags & NODE_AUTO_READ_ONLY) && !(child->flags & NODE_WRITABLE) && !(flags & (NODE_REPAIR | NODE_BITMAPS)))
+		flags &= ~NODE_WRITABLE;
 	if ((flags & NODE_WRITABLE) && !(child->flags & NODE_WRITABLE)) {
 		stack_close(f, child);
 		return varve_error_set(err, -EROFS, "file.read-only is on, but the image is to be opened for writing");
@@ -628,6 +652,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 			opts_free(backing);
 		backing = NULL;
 	}
+	if (r == 0)
+		r = node_ids_differ(top, err);
 	if (r == 0)
 		r = chain_finish(disk, err);
 	if (r == 0 && cor && !(top->flags & NODE_NO_IO))

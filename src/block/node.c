@@ -70,6 +70,7 @@ void node_free(struct node *n)
 	free(n->backing_name);
 	free(n->backing_format);
 	free(n->name);
+	free(n->id);
 	free(n->state);
 	free(n);
 }

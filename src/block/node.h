@@ -108,6 +108,7 @@ struct driver {
 	 * leaf: takes them from o, for when the file is emptied; n NULL: only examines them.
 	 */
 	const struct varve_option_info *options;
+	const struct varve_option_info *open_options; /* those of open(), the same way */
 	int (*hint)(struct node *n, struct opts *o, struct varve_error *err);
 
 	/* Format: how sure, 0 (not mine) .. 100, from the file's first bytes. raw answers 1. */
@@ -330,6 +331,7 @@ const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 #define NODE_BITMAPS (1u << 13)	    /* format: opened to change bitmaps, nothing else: they stay as they are */
 #define NODE_NO_DATA (1u << 14)   /* no data file is opened: where data is can be asked, not what it is */
 #define NODE_NOTES (1u << 15)	  /* format: of every write, note_write() is told first; set in open() */
+#define NODE_AUTO_READ_ONLY (1u << 16) /* what cannot be opened for writing is opened for reading */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */
@@ -387,6 +389,7 @@ struct node {
 	void (*submit)(struct node *n, struct req *r); /* where requests for this node enter: the driver's, or block/'s */
 	void *state;
 	char *name; /* file name or description, for messages */
+	char *id;   /* node-name; NULL: not given */
 	uint32_t flags;
 	struct node *file, *backing;
 	/*

@@ -12,6 +12,8 @@
 #include <string.h>
 
 #define EVICT_MAX 32 /* pieces that share one grace period */
+#define CLEAN_MAX 512
+#define PIECES_MAX (1u << 30) /* more than there are, whatever is asked for */
 
 struct row row_empty;
 
@@ -24,8 +26,25 @@ static struct rows *rows_new(uint32_t nr)
 	return rows;
 }
 
+/* ---- rows ---- */
+
+static uint64_t *row_blank(const struct cache *c, struct row *row)
+{
+	return (uint64_t *)(void *)&row->piece[c->nr_per_row];
+}
+
+static size_t blank_len(const struct cache *c)
+{
+	return div_up(c->nr_per_row, 64) * sizeof(uint64_t);
+}
+
+static size_t row_len(const struct cache *c)
+{
+	return sizeof(struct row) + c->nr_per_row * sizeof(((struct row *)NULL)->piece[0]) + blank_len(c);
+}
+
 struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr_tables, uint64_t table_len,
-			uint64_t len,
+			uint32_t piece_len, uint64_t len,
 			int (*load)(struct fiber *f, void *owner, uint32_t table, uint32_t nr, void *words))
 {
 	struct cache *c = calloc(1, sizeof(*c));
@@ -39,9 +58,11 @@ struct cache *cache_new(struct node *node, void *owner, bool shared, uint32_t nr
 	c->node = node;
 	c->owner = owner;
 	c->shared = shared;
-	c->piece_len = (uint32_t)MIN(PIECE_LEN, table_len);
+	c->piece_len = (uint32_t)MIN(piece_len, table_len);
 	c->nr_per_row = (uint32_t)(table_len / c->piece_len);
-	c->max = (unsigned)MAX(len / c->piece_len, 4);
+	len = MIN(MAX(len, (uint64_t)PIECES_MIN * c->piece_len), (uint64_t)PIECES_MAX * c->piece_len);
+	c->max = (unsigned)(len / c->piece_len);
+	c->max_rows = (unsigned)MAX(len / 4 / row_len(c), PIECES_MIN);
 	c->load = load;
 	TAILQ_INIT(&c->clock);
 	TAILQ_INIT(&c->loading);
@@ -109,26 +130,15 @@ int cache_grow(struct fiber *f, struct cache *c, uint32_t nr_tables, bool empty)
 	return 0;
 }
 
-/* ---- rows ---- */
-
-static uint64_t *row_blank(const struct cache *c, struct row *row)
-{
-	return (uint64_t *)(void *)&row->piece[c->nr_per_row];
-}
-
-static size_t blank_len(const struct cache *c)
-{
-	return div_up(c->nr_per_row, 64) * sizeof(uint64_t);
-}
-
 static struct row *row_new(struct cache *c, uint32_t table, bool blank)
 {
-	struct row *row = calloc(1, sizeof(*row) + c->nr_per_row * sizeof(row->piece[0]) + blank_len(c));
+	struct row *row = calloc(1, row_len(c));
 
 	if (!row)
 		return NULL;
 	if (blank)
 		memset(row_blank(c, row), 0xff, blank_len(c));
+	c->nr_rows++;
 	row_set(c, table, row);
 	return row;
 }
@@ -153,7 +163,16 @@ static void unpublish(struct cache *c, struct piece *p, struct row **ret_row)
 	if (--row->nr)
 		return;
 	atomic_store_explicit(&rows_of(c)->row[p->table], NULL, memory_order_relaxed);
+	c->nr_rows--;
 	*ret_row = row;
+}
+
+/* Who uses the piece meanwhile may find his mark gone: then it is dropped early, which costs a read and nothing else. */
+static void unmark(struct piece *p, uint8_t flag)
+{
+	uint8_t used = atomic_load_explicit(&p->used, memory_order_relaxed);
+
+	atomic_store_explicit(&p->used, (uint8_t)(used & ~flag), memory_order_relaxed);
 }
 
 /* The next piece that was not used since the hand passed it. NULL: all are pinned. */
@@ -162,9 +181,9 @@ static struct piece *clock_next(struct cache *c)
 	for (unsigned i = 2 * c->nr_pieces; i && !TAILQ_EMPTY(&c->clock); i--) {
 		struct piece *p = TAILQ_FIRST(&c->clock);
 
-		if (!p->pins && !atomic_load_explicit(&p->used, memory_order_relaxed))
+		if (!p->pins && !(atomic_load_explicit(&p->used, memory_order_relaxed) & USED_CLOCK))
 			return p;
-		atomic_store_explicit(&p->used, false, memory_order_relaxed);
+		unmark(p, USED_CLOCK);
 		TAILQ_REMOVE(&c->clock, p, link);
 		TAILQ_INSERT_TAIL(&c->clock, p, link);
 	}
@@ -193,6 +212,47 @@ static void evict(struct fiber *f, struct cache *c)
 		free(gone[--nr]);
 }
 
+/* Some of what was not used since the last time; *left: pieces that are yet to be looked at. Returns their bytes. */
+static uint64_t clean_some(struct fiber *f, struct cache *c, unsigned *left)
+{
+	void *gone[2 * CLEAN_MAX];
+	unsigned nr = 0;
+	uint64_t len = 0;
+
+	for (; *left && nr < 2 * CLEAN_MAX - 1 && !TAILQ_EMPTY(&c->clock); --*left) {
+		struct piece *p = TAILQ_FIRST(&c->clock);
+		struct row *row;
+
+		if (p->pins || (atomic_load_explicit(&p->used, memory_order_relaxed) & USED_RECENT)) {
+			unmark(p, USED_RECENT);
+			TAILQ_REMOVE(&c->clock, p, link);
+			TAILQ_INSERT_TAIL(&c->clock, p, link);
+			continue;
+		}
+		unpublish(c, p, &row);
+		c->nr_pieces--;
+		gone[nr++] = p;
+		if (row)
+			gone[nr++] = row;
+		len += sizeof(*p) + c->piece_len;
+	}
+	if (c->shared && nr)
+		node_grace(f, c->node);
+	while (nr)
+		free(gone[--nr]);
+	return len;
+}
+
+uint64_t cache_clean(struct fiber *f, struct cache *c)
+{
+	unsigned left = c->nr_pieces;
+	uint64_t len = 0;
+
+	while (left && !TAILQ_EMPTY(&c->clock))
+		len += clean_some(f, c, &left);
+	return len;
+}
+
 /* ---- loading ---- */
 
 static int publish(struct cache *c, struct piece *p)
@@ -209,6 +269,8 @@ static int publish(struct cache *c, struct piece *p)
 	atomic_store_explicit(&row->piece[p->nr], p,
 			      memory_order_release); /* pairs with the acquire in cache_find() */
 	TAILQ_INSERT_TAIL(&c->clock, p, link);
+	if (c->cleaner)
+		cache_cleaner_note(c->cleaner);
 	return 0;
 }
 
@@ -260,7 +322,7 @@ static struct piece *pin_new(struct cache *c, uint32_t table, uint32_t nr)
 	p->nr = nr;
 	p->pins = 1;
 	p->loading = true;
-	atomic_init(&p->used, true);
+	atomic_init(&p->used, USED_ALL);
 	c->nr_pieces++;
 	TAILQ_INSERT_TAIL(&c->loading, p, link);
 	return p;
@@ -289,6 +351,12 @@ static int row_forget(struct cache *c, uint32_t table)
 	return -ENOMEM;
 }
 
+/* One more piece of that table is too much. */
+static bool is_full(struct cache *c, uint32_t table)
+{
+	return c->nr_pieces >= c->max || c->nr_rows + !row_of(c, table) > c->max_rows;
+}
+
 int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, bool fresh, struct piece **ret)
 {
 	struct piece *p = pin_present(f, c, table, nr);
@@ -296,7 +364,7 @@ int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, boo
 
 	if (!p && fresh && !row_of(c, table))
 		(void)row_new(c, table, true); /* no memory: it is read, and found to be zeroes */
-	if (!p && c->nr_pieces >= c->max) {
+	if (!p && is_full(c, table)) {
 		evict(f, c);
 		p = pin_present(f, c, table, nr); /* we may have waited: another fiber may have made it */
 	}

@@ -27,7 +27,7 @@ struct open_work {
 	/* asked */
 	const char *filename;
 	uint32_t flags; /* NODE_* */
-	bool want_device;
+	bool want_device, drop_cache;
 	enum file_locking locking;
 	struct varve_error *err;
 
@@ -202,6 +202,9 @@ static int open_work(void *arg)
 		ret = file_lock(w->fd, w->filename, w->flags & NODE_WRITABLE, w->locking, w->err);
 	if (!ret)
 		ret = find_limits(w);
+	/* Under the lock, for a file that another machine may have written meanwhile: advice, as everything about the page cache. */
+	if (!ret && w->drop_cache)
+		(void)posix_fadvise(w->fd, 0, 0, POSIX_FADV_DONTNEED);
 	if (ret < 0)
 		close(w->fd);
 	return ret;
@@ -232,6 +235,30 @@ static int parse_locking(struct opts *o, enum file_locking *ret, struct varve_er
 	return 0;
 }
 
+/* Options of QEMU's file driver: what they ask for is had, or refused by name. */
+static int parse_others(struct opts *o, bool *ret_drop_cache, struct varve_error *err)
+{
+	uint64_t batch = 0;
+	bool check = false;
+	int ret = opts_get_bool(o, "drop-cache", ret_drop_cache, err);
+
+	if (ret == 0)
+		ret = opts_get_bool(o, "x-check-cache-dropped", &check, err);
+	if (ret == 0)
+		ret = opts_get_u64(o, "aio-max-batch", &batch, err);
+	if (ret < 0)
+		return ret;
+	if (check)
+		return varve_error_set(err, -EINVAL, "option 'x-check-cache-dropped': whether pages have left the page cache is not looked at here; "
+						     "leave it out");
+	if (batch)
+		return varve_error_set(err, -EINVAL, "option 'aio-max-batch': %llu cannot be had: all that one turn of the event loop brings is "
+						     "submitted at once (0)", (unsigned long long)batch);
+	if (opts_get(o, "pr-manager"))
+		return varve_error_set(err, -EINVAL, "option 'pr-manager': persistent reservations are not part of this version; leave it out");
+	return 0;
+}
+
 static int open_common(struct fiber *f, struct node *n, struct opts *o, bool want_device,
 		       struct varve_error *err)
 {
@@ -245,6 +272,8 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	if (!w.filename || !*w.filename)
 		return varve_error_set(err, -EINVAL, "driver %s: option 'filename' is missing", n->drv->name);
 	ret = parse_locking(o, &w.locking, err);
+	if (ret == 0)
+		ret = parse_others(o, &w.drop_cache, err);
 	if (ret == 0)
 		ret = wish_discard(o, &keep_space, err);
 	if (ret < 0)

@@ -167,8 +167,17 @@ static void image_stack(struct fiber *f, const struct cut *c, struct node *file,
 	if (state_dir)
 		must(opts_set(o, "state-dir", state_dir, err), "options", err);
 	must(opts_set(o, "l2-cache-size", c->cfg.seed & 1 ? "64k" : "1M", err), "options", err);
+	/* Entries that are smaller and larger than what is changed at once. */
+	if (!strcmp(c->cfg.format, "qcow2") && c->cfg.seed % 3) {
+		char whole[24];
+
+		snprintf(whole, sizeof(whole), "%llu", (unsigned long long)c->cfg.cluster);
+		must(opts_set(o, "l2-cache-entry-size", c->cfg.seed % 3 == 1 ? "512" : whole, err), "options", err);
+	}
 	if (c->cfg.keeps_space)
 		must(opts_set(o, "discard-no-unref", "on", err), "options", err);
+	if (c->cfg.discards_other)
+		must(opts_set(o, "pass-discard-other", "on", err), "options", err);
 	*ret_code = graph_stack(f, driver_find(c->cfg.format), file, o, flags, ret, err);
 	opts_free(o);
 	if (*ret_code == 0 && c->cfg.backing)

@@ -20,6 +20,7 @@ struct cut_config {
 	bool data_file, data_file_raw; /* qcow2: the data is in another file; which always reads as the disk */
 	bool subclusters; /* qcow2: extended L2 entries */
 	bool keeps_space; /* qcow2: discard-no-unref */
+	bool discards_other; /* qcow2: pass-discard-other: all that becomes free is punched, tables too */
 	bool run;	   /* most requests begin where the one before ended */
 	bool copy_on_read; /* with backing: one request in three reads, and what it reads is kept */
 	/*

@@ -157,6 +157,41 @@ static void every_power_cut_over_kept_places_is_survived(void **state)
 	assert_true(survived(kept_places_of, 1000, 30, 200) >= 200);
 }
 
+/* Whatever becomes free is punched: places that copying left, tables, what was discarded. */
+static struct cut_config punched_of(uint64_t seed)
+{
+	struct cut_config config = seed % 3 ? config_of(seed) : subclusters_of(seed);
+
+	config.discards_other = true;
+	config.backing = false; /* then zeroes and discards leave nothing behind, and clusters are freed again and again */
+	config.copy_on_read = false;
+	config.version2 = false;
+	return config;
+}
+
+static void every_power_cut_with_all_discards_is_survived(void **state)
+{
+	(void)state;
+	assert_true(survived(punched_of, 1200, 25, 180) >= 180);
+}
+
+/* Punched before the entry that led there is gone from the disk: seen. */
+static void punching_too_early_is_noticed(void **state)
+{
+	struct cut_result result = { 0 };
+
+	(void)state;
+	setenv("VARVE_FORGET_ORDER", "free", 1);
+	for (uint64_t seed = 1200; seed < 1300 && !*result.broken; seed++) {
+		struct cut_config config = punched_of(seed);
+
+		cut_run(&config, &result);
+	}
+	unsetenv("VARVE_FORGET_ORDER");
+	print_message("# free: %s\n", result.broken);
+	assert_true(*result.broken);
+}
+
 /* Each of the two files keeps what it likes of its unstable writes. */
 static struct cut_config data_file_of(uint64_t seed)
 {
@@ -459,6 +494,8 @@ int main(void)
 		cmocka_unit_test(every_power_cut_while_reads_are_copied_is_survived),
 		cmocka_unit_test(every_power_cut_with_subclusters_is_survived),
 		cmocka_unit_test(every_power_cut_over_kept_places_is_survived),
+		cmocka_unit_test(every_power_cut_with_all_discards_is_survived),
+		cmocka_unit_test(punching_too_early_is_noticed),
 		cmocka_unit_test(every_power_cut_over_a_data_file_is_survived),
 		cmocka_unit_test(every_power_cut_over_a_data_file_with_subclusters_is_survived),
 		cmocka_unit_test(forgotten_syncs_of_the_data_file_are_noticed),

@@ -36,7 +36,7 @@ def test_the_manual_says_what_every_option_means():
     for section in re.split(r"^## ", COMMANDS, flags=re.M)[1:]:
         name, rows = section.split("\n", 1)
         if name not in sections:
-            assert name.startswith(("varve io", "Commands of")), name
+            assert name.startswith(("varve io", "Commands of", "Options of images")), name
             continue
         for letter, long in re.findall(r"^\| (?:`-(.)`)? ?\| (?:`--([a-z-]+)`)?", rows, flags=re.M):
             words = ([rf"\*-{re.escape(letter)}\*"] if letter else []) + ([rf"\*--{long}\*"] if long else [])
@@ -44,6 +44,13 @@ def test_the_manual_says_what_every_option_means():
             if words and not any(re.search(w, sections[name] + common) for w in words):
                 missing.append((name, letter, long))
     assert not missing and seen > 150, (seen, missing)
+
+
+def test_the_manual_says_what_every_option_of_an_image_means():
+    page = (TREE / "docs" / "man" / "varve.1.scd").read_text()
+    keys = re.findall(r"^\| `([a-z0-9.-]+)` \|", COMMANDS[COMMANDS.index("## Options of images"):], re.M)
+    missing = [k for k in keys if f"*{k}*" not in page and f"*{k.removeprefix('overlap-check.')}*" not in page]
+    assert not missing and len(keys) > 25, (keys, missing)
 
 
 def test_the_page_of_the_grammar_is_what_the_parser_reads():

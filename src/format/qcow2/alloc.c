@@ -33,7 +33,7 @@ struct pending_free {
 	TAILQ_ENTRY(pending_free) link;
 	uint64_t cluster, nr;
 	order_mark gone; /* when this is durable, nothing on disk refers to them */
-	bool punch;
+	enum freed why;
 	bool metadata;
 };
 
@@ -296,14 +296,14 @@ void alloc_undo(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr
 		note_free(q, cluster);
 }
 
-static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch,
+static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, enum freed why,
 			bool metadata)
 {
 	uint64_t cluster = host_off >> q->cluster_bits;
 	struct pending_free *p = TAILQ_LAST(&q->alloc->frees, pending_list);
 
 	gone = site_after(q, SITE_FREE, gone);
-	if (p && p->cluster + p->nr == cluster && p->gone == gone && p->punch == punch &&
+	if (p && p->cluster + p->nr == cluster && p->gone == gone && p->why == why &&
 	    p->metadata == metadata) {
 		p->nr += nr;
 		return;
@@ -315,22 +315,22 @@ static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_m
 		return;
 	}
 	*p = (struct pending_free){
-		.cluster = cluster, .nr = nr, .gone = gone, .punch = punch, .metadata = metadata
+		.cluster = cluster, .nr = nr, .gone = gone, .why = why, .metadata = metadata
 	};
 	TAILQ_INSERT_TAIL(&q->alloc->frees, p, link);
 }
 
-void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch)
+void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, enum freed why)
 {
 	/* They may have held compressed clusters. */
 	pack_forget(q, host_off, nr);
 	unpack_forget(q, host_off, nr);
-	pending_add(q, host_off, nr, gone, punch, false);
+	pending_add(q, host_off, nr, gone, why, false);
 }
 
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone)
 {
-	pending_add(q, host_off, nr, gone, false, true);
+	pending_add(q, host_off, nr, gone, FREED_OTHER, true);
 }
 
 bool alloc_idle(const struct qcow2 *q)
@@ -360,13 +360,35 @@ static void punch(struct fiber *f, struct qcow2 *q, const struct pending_free *p
 	}
 }
 
+/* Tables that the disk gives up may be those of a snapshot, and the other way round: one by one, what nobody has any more. */
+static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+{
+	int ret = 0;
+
+	for (uint64_t cluster = p->cluster; cluster < p->cluster + p->nr; cluster++) {
+		uint64_t count = 0;
+		int err = refcount_get(f, q, cluster, &count);
+
+		if (err == 0)
+			err = refcount_add(f, q, cluster, 1, -1, ORDER_NONE, NULL);
+		if (err == 0 && count == 1) {
+			meta_remove(q, cluster);
+			note_free(q, cluster);
+		}
+		ret = ret ? ret : err;
+	}
+	return ret == -ENOMEM ? -EIO : ret; /* some are free by now: those that are not leak */
+}
+
 static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
 {
 	int err;
 
 	node_event(f, q->file, EVENT_CLUSTER_FREE);
-	if (p->punch)
+	if (q->discards >> p->why & 1)
 		punch(f, q, p);
+	if (q->guards_inactive)
+		return give_back_guarded(f, q, p);
 	err = refcount_add(f, q, p->cluster, p->nr, -1, ORDER_NONE, NULL);
 	if (err < 0)
 		return err;

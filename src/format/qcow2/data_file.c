@@ -47,6 +47,16 @@ static int open_external(struct fiber *f, struct qcow2 *q, struct opts *o, struc
 	return 0;
 }
 
+/* What was said about a data file would say nothing. */
+static int none_wanted(struct opts *o, struct varve_error *err)
+{
+	struct opts *sub = o ? opts_take_sub(o, "data-file") : NULL;
+	bool given = sub || (o && opts_get(o, "data-file"));
+
+	opts_free(sub);
+	return given ? varve_error_set(err, -EINVAL, "option data-file: the data of this image is in the image itself; leave it out") : 0;
+}
+
 int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_error *err)
 {
 	q->data = q->file;
@@ -54,7 +64,7 @@ int data_open(struct fiber *f, struct qcow2 *q, struct opts *o, struct varve_err
 	q->external = q->h.incompatible & QCOW2_INCOMPAT_DATA_FILE;
 	q->raw_data = q->external && (q->h.autoclear & QCOW2_AUTOCLEAR_RAW_DATA);
 	if (!q->external)
-		return 0;
+		return none_wanted(o, err);
 	if (q->unmapped) {
 		if (o)
 			node_skip_data(o);
@@ -121,12 +131,15 @@ void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len)
 
 int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode)
 {
+	bool may_unmap = q->discards >> FREED_REQUEST & 1;
+
 	len = inside(q, off, len);
 	if (mode == UNLINK_DISCARD) {
-		data_punch(f, q, off, len);
-		return 0;
+		if (may_unmap)
+			data_punch(f, q, off, len);
+		return 0; /* the file reads as the disk does, whatever that is */
 	}
-	return len ? node_zero(f, q->data, off, len, mode == UNLINK_ZERO_UNMAP ? REQ_MAY_UNMAP : 0) : 0;
+	return len ? node_zero(f, q->data, off, len, mode == UNLINK_ZERO_UNMAP && may_unmap ? REQ_MAY_UNMAP : 0) : 0;
 }
 
 /* ---- another length ---- */

@@ -24,19 +24,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RUN_MAX (PIECE_LEN / 8) /* entries in one piece */
+#define RUN_MAX (PIECE_LEN / 8) /* entries that are changed at once: see run_at() */
 
 struct run run_at(const struct qcow2 *q, uint64_t off, uint64_t len)
 {
 	uint64_t index = off >> q->cluster_bits;
 	uint32_t in_table = (uint32_t)(index & (q->l2_entries - 1)), per_piece = 1u << q->l2_piece_bits;
+	uint32_t most = PIECE_LEN / q->l2_entry_len; /* pieces may be larger than what is changed at once */
 	struct run run = { .guest_off = off };
 
 	run.table = (uint32_t)(index >> q->l2_bits);
 	run.piece_nr = in_table >> q->l2_piece_bits;
 	run.first = in_table & (per_piece - 1);
 	run.nr = (unsigned)MIN(((off & (q->cluster_len - 1)) + len + q->cluster_len - 1) >> q->cluster_bits,
-			       (uint64_t)(per_piece - run.first));
+			       (uint64_t)MIN(per_piece - run.first, most));
 	return run;
 }
 
@@ -138,7 +139,7 @@ int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct pie
  * Not before the table with the entry that replaces it is what the disk's L1 leads to: until then a cut falls back to the
  * table before, shared with a snapshot, whose entry still counts on the reference.
  */
-void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
+void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, enum freed why)
 {
 	uint64_t host_off = entry & QCOW2_OFF_MASK, nr = 1;
 
@@ -146,16 +147,33 @@ void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch)
 		return;
 	gone = order_max(gone, site_after(q, SITE_TABLE_LINKED, q->l1_linked));
 	if (entry & QCOW2_COMPRESSED) {
-		/* Each cluster that it touches counts one for it; the sectors may be shared with others, so
-		 * no punching. */
+		/* Each cluster that it touches counts one for it. */
 		struct packed_place p = packed_place_of(q->cluster_bits, entry);
 
 		host_off = align_down(p.off, q->cluster_len);
 		nr = div_up(p.off + p.len - host_off, q->cluster_len);
-		punch = false;
 	}
 	if (host_off)
-		alloc_free(q, host_off, nr, gone, punch);
+		alloc_free(q, host_off, nr, gone, why);
+}
+
+enum freed freed_by(enum unlink_mode mode)
+{
+	switch (mode) {
+	case UNLINK_ZERO_UNMAP:
+	case UNLINK_DISCARD:
+		return FREED_REQUEST;
+	case UNLINK_ABSENT:
+		return FREED_CUT;
+	case UNLINK_ZERO:
+		break;
+	}
+	return FREED_OTHER; /* shared with a snapshot, or compressed */
+}
+
+bool unlink_discards(const struct qcow2 *q, enum unlink_mode mode)
+{
+	return freed_by(mode) == FREED_REQUEST && q->discards >> FREED_REQUEST & 1;
 }
 
 /* A cluster of zeroes that keeps its space for us: it can be written there. Its bytes are not zero. */
@@ -309,7 +327,7 @@ int l2_link(struct fiber *f, struct node *n, uint64_t off, const struct extent *
 		 * durable. Power lost before leaves its count too high.
 		 */
 		if (!(extent->flags & EXTENT_ALLOCATED))
-			release_entry(q, old, mark, false);
+			release_entry(q, old, mark, FREED_OTHER);
 	}
 	cache_unpin(q->l2, p);
 	if (err == 0 && (extent->flags & EXTENT_READS_ZERO))
@@ -337,7 +355,7 @@ int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entr
 			site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q))), &mark);
 	if (err == 0) {
 		entry_set(p, run.first, entry);
-		release_entry(q, old, mark, false);
+		release_entry(q, old, mark, FREED_OTHER);
 	}
 	cache_unpin(q->l2, p);
 	return err;
@@ -495,13 +513,13 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 		if (err < 0)
 			entry_set(p, run->first + i, old[i]);
 		else if (release[i])
-			release_entry(q, old[i], mark, mode != UNLINK_ZERO);
+			release_entry(q, old[i], mark, freed_by(mode));
 	}
 	for (unsigned i = 0; q->external && i < run->nr; i++)
 		release[i] |= be64_get(disk[i]) != old[i] && (be64_get(disk[i]) & QCOW2_ZERO); /* the place is its own either way */
-	if (err == 0 && q->external && (mode == UNLINK_ZERO_UNMAP || mode == UNLINK_DISCARD))
+	if (err == 0 && q->external && unlink_discards(q, mode))
 		punch_released(f, q, run, release);
-	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+	else if (err == 0 && q->keeps_space && unlink_discards(q, mode))
 		punch_emptied(f, q, old, disk, run->nr);
 	return err;
 }

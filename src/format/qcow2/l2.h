@@ -21,7 +21,10 @@ uint64_t run_host_off(const struct qcow2 *q, const struct run *run);
 /* The piece with the run's entries, pinned, in a table that may be changed. */
 int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct piece **ret);
 /* Gives up the reference that an entry (its first word) held; gone: the mark of the entry that replaces it. */
-void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, bool punch);
+void release_entry(struct qcow2 *q, uint64_t entry, order_mark gone, enum freed why);
+enum freed freed_by(enum unlink_mode mode);
+/* Whoever asked for that wants the file system to have the space, and the operator lets him: for places that stay the image's. */
+bool unlink_discards(const struct qcow2 *q, enum unlink_mode mode);
 bool has_backing(const struct qcow2 *q);
 
 #endif

@@ -326,9 +326,9 @@ int l2_load(struct fiber *f, struct node *n, uint64_t off)
 	return err;
 }
 
-int l2_open(struct qcow2 *q, uint64_t cache_len)
+int l2_open(struct qcow2 *q, uint64_t cache_len, uint32_t piece_len)
 {
-	q->l2 = cache_new(q->node, q, true, MAX(q->h.l1_entries, 1), q->cluster_len, cache_len, load_piece);
+	q->l2 = cache_new(q->node, q, true, MAX(q->h.l1_entries, 1), q->cluster_len, piece_len, cache_len, load_piece);
 	if (!q->l2)
 		return -ENOMEM;
 	q->l2_bits = log2_u64(q->l2_entries);

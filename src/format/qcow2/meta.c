@@ -6,15 +6,18 @@
  * be given them to write to. This is the second opinion, asked for every cluster that is handed out and every
  * L2 entry that is read.
  *
- * Owns:    a set of the single clusters (L2 tables, refcount blocks), and the ranges of snapshots.
+ * Owns:    a set of the single clusters (L2 tables, refcount blocks, the bitmap directory), and the ranges of snapshots.
  * Assumes: home queue. The header, L1 and refcount table are where struct qcow2_header says.
- * Never:   knows the L2 tables that only snapshots have; their clusters are counted, like data.
+ * Never:   knows the L2 tables that only snapshots have, unless it is asked to (overlap-check=all: finding them costs reading
+ *          the L1 tables of all snapshots at open); their clusters are counted, like data.
  */
-#include "format/qcow2/qcow2.h"
+#include "format/qcow2/bitmaps.h"
+#include "format/qcow2/snapshot.h"
 
 #include <stdlib.h>
 
 #define SLOTS_MIN 64
+#define INACTIVE_MAX (1u << 24) /* entries of L1 tables of snapshots that are looked at */
 
 struct meta_range {
 	uint64_t first, end;
@@ -94,6 +97,12 @@ void meta_remove(struct qcow2 *q, uint64_t cluster)
 	}
 	m->slots[hole] = 0;
 	m->nr--;
+}
+
+void meta_leave(struct qcow2 *q, uint64_t cluster)
+{
+	if (!q->guards_inactive)
+		meta_remove(q, cluster);
 }
 
 /* ---- ranges ---- */
@@ -243,6 +252,63 @@ static int add_l2_tables(struct qcow2 *q, struct varve_error *err)
 	return ret;
 }
 
+/* Where bitmaps are no longer valid, the directory may be anybody's. */
+static int add_bitmap_directory(struct qcow2 *q, struct varve_error *err)
+{
+	uint64_t nr = div_up(q->h.bitmap_directory_len, q->cluster_len);
+	int ret = 0;
+
+	if (!q->h.nr_bitmaps || !bitmaps_valid(&q->h))
+		return 0;
+	for (uint32_t i = 0; i < nr && ret == 0; i++)
+		ret = add_checked(q, "bitmap directory: cluster", i, q->h.bitmap_directory_off + ((uint64_t)i << q->cluster_bits), err);
+	return ret;
+}
+
+/* Tables that the disk has, too, are in the set already. What leads nowhere is for check to report. */
+static int add_tables_of(struct qcow2 *q, const struct l1_copy *l1, struct varve_error *err)
+{
+	for (uint32_t i = 0; i < l1->nr; i++) {
+		uint64_t host_off = l1->entries[i] & QCOW2_OFF_MASK;
+
+		if (!host_off || !is_aligned(host_off, q->cluster_len) || host_off >> q->cluster_bits >= q->end_cluster)
+			continue;
+		if (meta_prepare(q, 1) < 0)
+			return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
+		meta_add(q, host_off >> q->cluster_bits);
+	}
+	return 0;
+}
+
+/* The L2 tables of all snapshots. */
+static int add_inactive(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	struct qcow2_snapshot *list;
+	uint64_t table_len, looked = 0;
+	int ret;
+
+	if (!q->guards_inactive || !q->h.nr_snapshots)
+		return 0;
+	ret = snapshots_read(f, q->file, &q->h, &list, &table_len, err);
+	if (ret < 0)
+		return ret;
+	for (uint32_t i = 0; i < q->h.nr_snapshots && ret == 0; i++) {
+		struct l1_copy l1 = { 0 };
+
+		looked += list[i].l1_entries;
+		if (looked > INACTIVE_MAX)
+			ret = varve_error_set(err, -EFBIG, "option overlap-check: the L1 tables of the snapshots have more than %u entries; "
+							   "leave out inactive-l2", INACTIVE_MAX);
+		if (ret == 0)
+			ret = tables_read_l1(f, q, &list[i], &l1, err);
+		if (ret == 0)
+			ret = add_tables_of(q, &l1, err);
+		free(l1.entries);
+	}
+	snapshots_free(list, q->h.nr_snapshots);
+	return ret;
+}
+
 int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
 	int ret;
@@ -262,7 +328,11 @@ int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 		if (q->refcount_table[i])
 			ret = add_checked(q, "refcount table entry", i, q->refcount_table[i], err);
 	}
-	return ret < 0 ? ret : add_l2_tables(q, err);
+	if (ret == 0)
+		ret = add_bitmap_directory(q, err);
+	if (ret == 0)
+		ret = add_l2_tables(q, err);
+	return ret < 0 ? ret : add_inactive(f, q, err);
 }
 
 void meta_close(struct qcow2 *q)

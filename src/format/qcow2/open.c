@@ -23,13 +23,10 @@
 #include "format/qcow2/measure.h"
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/pack.h"
+#include "format/qcow2/refcount.h"
+#include "format/qcow2/settings.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
-
-#define L2_CACHE_LEN_DEFAULT MiB(32)
-#define REFCOUNT_CACHE_LEN_DEFAULT MiB(4)
-#define CACHE_LEN_MIN KiB(64)
-#define CACHE_LEN_MAX GiB(4)
 
 #define TOLD_MAX 16 /* lines about damage for one open image */
 
@@ -102,65 +99,6 @@ static int read_l1(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 }
 
 /* ---- open ---- */
-
-struct settings {
-	uint64_t l2_cache_len, refcount_cache_len;
-	bool map_ahead, keeps_space;
-	bool lazy, lazy_given; /* else as the image says */
-	uint64_t write_out_ns;
-	enum codec_level level;
-	struct snapshot_pick snapshot; /* of this, not of the disk as it is now; strings of the options */
-	const char *state_dir; /* NULL: what is queued dies with the process */
-};
-
-static int get_cache_len(struct opts *o, const char *key, uint64_t *ret, struct varve_error *err)
-{
-	int r = opts_get_size(o, key, ret, err);
-
-	if (r == 0 && (*ret < CACHE_LEN_MIN || *ret > CACHE_LEN_MAX))
-		r = varve_error_set(err, -EINVAL, "option '%s': %llu is not from 64 KiB to 4 GiB", key,
-				    (unsigned long long)*ret);
-	return r;
-}
-
-static int get_level(struct opts *o, enum codec_level *ret, struct varve_error *err)
-{
-	const char *value = opts_get(o, "compress-level");
-
-	*ret = value && !strcmp(value, "ratio") ? CODEC_RATIO : CODEC_FAST;
-	if (value && strcmp(value, "ratio") && strcmp(value, "fast"))
-		return varve_error_set(err, -EINVAL, "option 'compress-level': '%.200s' is not fast or ratio", value);
-	return 0;
-}
-
-static int get_options(struct opts *o, struct settings *ret, struct varve_error *err)
-{
-	int r;
-
-	*ret = (struct settings){ .l2_cache_len = L2_CACHE_LEN_DEFAULT,
-				  .refcount_cache_len = REFCOUNT_CACHE_LEN_DEFAULT,
-				  .map_ahead = true,
-				  .write_out_ns = ORDER_AGE_DEFAULT_NS,
-				  .level = CODEC_FAST };
-	if (!o)
-		return 0;
-	ret->state_dir = opts_get(o, "state-dir");
-	r = get_cache_len(o, "l2-cache-size", &ret->l2_cache_len, err);
-	if (r == 0)
-		r = get_cache_len(o, "refcount-cache-size", &ret->refcount_cache_len, err);
-	if (r == 0)
-		r = opts_get_bool(o, "map-ahead", &ret->map_ahead, err);
-	if (r == 0)
-		r = opts_get_bool(o, "discard-no-unref", &ret->keeps_space, err);
-	if (r == 0)
-		r = opts_get_bool(o, "lazy-refcounts", &ret->lazy, err);
-	if (r == 0)
-		r = get_level(o, &ret->level, err);
-	ret->lazy_given = opts_get(o, "lazy-refcounts");
-	ret->snapshot.id = opts_get(o, "snapshot.id");
-	ret->snapshot.name = opts_get(o, "snapshot.name");
-	return r < 0 ? r : order_get_age(o, &ret->write_out_ns, err);
-}
 
 /*
  * Autoclear bits stand for data that only holds as long as every writer keeps it up to date: those that we do
@@ -240,10 +178,12 @@ static void end_journal(struct fiber *f, struct qcow2 *q)
 }
 
 /* What knows of counts: q->order is there. */
-static int counts_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, bool adopt, bool map_ahead,
-		       struct varve_error *err)
+static int counts_open(struct fiber *f, struct qcow2 *q, bool adopt, bool map_ahead, struct varve_error *err)
 {
-	int ret = refcount_open(f, q, cache_len, err);
+	int ret = refcount_open(f, q, q->refcount_cache_len, err);
+
+	if (ret == 0)
+		cache_cleaner_watch(q->cleaner, 1, q->refcounts->cache);
 
 	if (ret == 0)
 		ret = alloc_open(f, q, err);
@@ -262,6 +202,7 @@ static void counts_close(struct qcow2 *q)
 	meta_close(q);
 	alloc_close(q);
 	lazy_close(q);
+	cache_cleaner_watch(q->cleaner, 1, NULL);
 	refcount_close(q);
 }
 
@@ -277,10 +218,13 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	bool rebuild = (q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || (q->node->flags & NODE_REPAIR);
 	int ret;
 
-	if (set->keeps_space && q->h.version < 3)
+	if (set->keeps_space == TOGGLE_ON && q->h.version < 3)
 		return varve_error_set(err, -ENOTSUP, "option discard-no-unref: version 2 (compat=0.10) cannot say that a cluster with "
 						      "a place reads as zeroes");
-	q->keeps_space = set->keeps_space;
+	q->keeps_space = set->keeps_space == TOGGLE_ON;
+	q->discards = set->discards;
+	q->guards_inactive = set->guards_inactive;
+	q->refcount_cache_len = set->refcount_cache_len;
 	ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
 
 	if (ret < 0)
@@ -291,12 +235,12 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	order_set_age(q->order, set->write_out_ns);
 	if (synced_too(q))
 		order_sync_too(q->order, q->data);
-	ret = lazy_open(q, set->lazy_given ? set->lazy : q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS, err);
+	ret = lazy_open(q, set->lazy ? set->lazy == TOGGLE_ON : q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS, err);
 	if (ret < 0)
 		return ret;
 	if (pack_open(q, set->level) < 0)
 		return varve_error_set(err, -ENOMEM, "compressed clusters: out of memory");
-	return counts_open(f, q, set->refcount_cache_len, !rebuild, set->map_ahead && !set->keeps_space, err); /* ahead: taken back as by a discard */
+	return counts_open(f, q, !rebuild, set->map_ahead != TOGGLE_OFF && !q->keeps_space, err); /* ahead: taken back as by a discard */
 }
 
 static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,
@@ -304,15 +248,22 @@ static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *
 {
 	int ret = read_l1(f, q, err);
 
-	if (ret == 0 && q->writable)
+	if (ret < 0)
+		return ret;
+	q->cleaner = malloc(sizeof(*q->cleaner));
+	if (!q->cleaner)
+		return varve_error_set(err, -ENOMEM, "caches: out of memory");
+	cache_cleaner_init(q->cleaner, q->node, set->clean_s * 1000000000);
+	if (q->writable)
 		ret = open_writable(f, q, set, err);
 	if (ret < 0)
 		return ret;
-	ret = l2_open(q, set->l2_cache_len);
+	ret = l2_open(q, set->l2_cache_len, (uint32_t)set->l2_piece_len);
 	if (ret == 0)
 		ret = unpack_open(q);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
+	cache_cleaner_watch(q->cleaner, 0, q->l2);
 	return q->writable ? begin_changes(f, q, set->state_dir, err) : 0;
 }
 
@@ -370,6 +321,8 @@ static int use_snapshot(struct fiber *f, struct qcow2 *q, const struct snapshot_
 static void free_all(struct fiber *f, struct qcow2 *q)
 {
 	bitmap_note_free(q);
+	if (q->cleaner)
+		cache_cleaner_end(f, q->cleaner);
 	l2_close(q);
 	unpack_close(q);
 	if (q->order) {
@@ -378,6 +331,8 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 		order_free(f, q->order);
 	}
 	free(q->l1);
+	free(q->cleaner);
+	q->cleaner = NULL;
 	q->l1 = NULL;
 	q->order = NULL;
 }
@@ -411,7 +366,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 {
 	struct qcow2 *q = node_state(n);
 	struct settings set;
-	int ret = get_options(o, &set, err);
+	int ret = settings_get(o, &set, err);
 
 	if (ret == 0)
 		ret = sites_open(q, err);
@@ -428,6 +383,9 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	if (ret < 0)
 		return ret;
 	set_geometry(q);
+	ret = settings_fit(q, &set, err);
+	if (ret < 0)
+		return ret;
 	/* What check does not understand it cannot judge: unknown features are refused there too, damage is
 	 * not. */
 	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
@@ -520,7 +478,7 @@ int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refco
 		return varve_error_errno(err, ret, "what was written before is not durable");
 	counts_close(q);
 	ret = qcow2_recount(f, q, refcount_order, err);
-	opened = counts_open(f, q, REFCOUNT_CACHE_LEN_DEFAULT, false, ahead, ret < 0 ? NULL : err);
+	opened = counts_open(f, q, false, ahead, ret < 0 ? NULL : err);
 	if (opened == 0)
 		return ret;
 	/* What is on disk is whole; but we cannot go on with it. */
@@ -532,12 +490,27 @@ int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refco
 	return ret < 0 ? ret : opened;
 }
 
+/* Bytes of tables in memory, and how many there may be. */
+static void add_cache(json_t *stats, const char *name, const struct cache *c)
+{
+	json_t *o = json_object();
+
+	json_object_set_new(o, "bytes", json_integer((json_int_t)c->nr_pieces * c->piece_len));
+	json_object_set_new(o, "bytes-max", json_integer((json_int_t)c->max * c->piece_len));
+	json_object_set_new(o, "entry-bytes", json_integer(c->piece_len));
+	json_object_set_new(stats, name, o);
+}
+
 static void qcow2_stats(struct node *n, void *json_stats)
 {
 	struct qcow2 *q = node_state(n);
 
 	if (q->order)
 		order_json_stats(q->order, json_stats);
+	if (q->l2)
+		add_cache(json_stats, "l2-cache", q->l2);
+	if (q->refcounts)
+		add_cache(json_stats, "refcount-cache", q->refcounts->cache);
 }
 
 const struct driver driver_qcow2 = {
@@ -559,6 +532,7 @@ const struct driver driver_qcow2 = {
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.options = qcow2_options,
+	.open_options = qcow2_open_options,
 	.create = qcow2_create,
 	.emit = &qcow2_emit,
 	.measure = qcow2_measure,

@@ -5,6 +5,7 @@
  *   disk.h      the structures on disk and the bits of their entries, with their limits
  *   header.c    the header and its extensions: parse (every field checked), build, rewrite
  *   header_change.c  the header of an image in use becomes another one
+ *   settings.c  the options of an image that is opened
  *   open.c      open, close, sync, and the driver's table of calls
  *   map.c       from guest offsets to extents, on any queue
  *   l2.c        changing the mapping: alloc, link, unlink
@@ -74,6 +75,7 @@ int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *
 int qcow2_remove_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
 struct cache;
+struct cache_cleaner;
 struct meta;
 struct noted;
 struct packer;
@@ -95,7 +97,10 @@ struct qcow2 {
 	unsigned l2_bits;	  /* log2 of that */
 	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
+	uint32_t discards;	  /* 1 << enum freed: such clusters are discarded in the file when they become free */
+	bool guards_inactive;	  /* meta.c knows the L2 tables of snapshots, too */
 	bool keeps_space;	  /* discard-no-unref: what is unmapped keeps its place in the file */
+	uint64_t refcount_cache_len;
 	uint32_t sites_off;	  /* tests: orders that are to be forgotten (sites.h) */
 	bool unmapped;		  /* opened for info or check of what cannot be read: map() answers with an error */
 
@@ -121,6 +126,8 @@ struct qcow2 {
 	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before locks of clusters, those before l1_mutex */
 	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
 	unsigned nr_told;	  /* lines about damage that went to the log */
+
+	struct cache_cleaner *cleaner; /* NULL: nothing is cached */
 
 	/* any queue: map.c */
 	struct cache *l2;
@@ -258,11 +265,19 @@ order_mark alloc_counted(const struct qcow2 *q);
  * addressed).
  */
 int alloc_room(const struct qcow2 *q, uint64_t nr, uint64_t *ret_nr);
+/* Why clusters become free: options pass-discard-* say of which the file system gets the space. */
+enum freed {
+	FREED_REQUEST,	/* the guest discards them, or zeroes them with leave to unmap */
+	FREED_SNAPSHOT, /* a snapshot was deleted or applied */
+	FREED_CUT,	/* the disk is shorter now, or empty: always */
+	FREED_OTHER,	/* written elsewhere; tables */
+};
+
 /*
  * Give clusters back (refcount - 1) once `gone`, the mark of the write that removed the reference, is durable.
- * punch: the space may be given back to the file system too. No memory: logged, the clusters are leaked.
+ * No memory: logged, the clusters are leaked.
  */
-void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, bool punch);
+void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, enum freed why);
 /* The same for clusters that alloc_metadata() gave, or that hold such metadata from before. */
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
@@ -281,7 +296,10 @@ bool meta_holds(const struct qcow2 *q, uint64_t cluster);
 /* Room for nr more, so that meta_add() cannot fail. */
 int meta_prepare(struct qcow2 *q, uint64_t nr);
 void meta_add(struct qcow2 *q, uint64_t cluster);
+/* It is free. */
 void meta_remove(struct qcow2 *q, uint64_t cluster);
+/* It is no table of the disk any more; a snapshot may have it: then it goes from here when it is free. */
+void meta_leave(struct qcow2 *q, uint64_t cluster);
 struct qcow2_snapshot;
 /*
  * The places of the snapshot table and of what it names, but for the entry `without`; in two steps, of which the second
@@ -293,7 +311,7 @@ void meta_ranges_set(struct qcow2 *q, struct meta_ranges *ranges);
 
 /* map.c, l2.c, resize.c -------------------------------------------------------------------------------- */
 
-int l2_open(struct qcow2 *q, uint64_t cache_len);
+int l2_open(struct qcow2 *q, uint64_t cache_len, uint32_t piece_len);
 void l2_close(struct qcow2 *q);
 void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret);
 int l2_load(struct fiber *f, struct node *n, uint64_t off);

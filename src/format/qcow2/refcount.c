@@ -335,7 +335,7 @@ int refcount_open(struct fiber *f, struct qcow2 *q, uint64_t cache_len, struct v
 	if (ret < 0)
 		return ret;
 	q->refcounts->cache =
-		cache_new(q->node, q, false, q->refcount_table_entries, q->cluster_len, cache_len, load_piece);
+		cache_new(q->node, q, false, q->refcount_table_entries, q->cluster_len, PIECE_LEN, cache_len, load_piece);
 	return q->refcounts->cache ? 0 : varve_error_set(err, -ENOMEM, "refcount cache: out of memory");
 }
 

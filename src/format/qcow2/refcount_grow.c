@@ -240,7 +240,7 @@ static int link_table(struct fiber *f, struct qcow2 *q, struct growth *g)
 	q->refcount_table = g->table;
 	q->refcount_table_entries = g->entries;
 	g->table = NULL;
-	alloc_free(q, old_off, old_clusters, order_max(linked, order_all(q->order)), false);
+	alloc_free(q, old_off, old_clusters, order_max(linked, order_all(q->order)), FREED_OTHER);
 	return 0;
 }
 

@@ -240,6 +240,8 @@ static int put_table(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d)
 		alloc_undo(f, q, host_off, nr);
 		return ret;
 	}
+	if (q->guards_inactive && meta_prepare(q, 1) == 0) /* no memory now: this one is guarded from the next open on */
+		meta_add(q, host_off >> q->cluster_bits);
 	d->tables[d->nr_tables++] = host_off;
 	memset(d->table, 0, q->cluster_len);
 	d->nr_entries = 0;
@@ -288,7 +290,7 @@ int qcow2_snapshot_space(struct fiber *f, struct node *n, struct snapshot_draft 
 static void release_entries(struct qcow2 *q, const be64 *entries, uint32_t nr)
 {
 	for (uint32_t i = 0; i < nr; i++)
-		alloc_free(q, be64_get(entries[i * (q->l2_entry_len / 8)]) & QCOW2_OFF_MASK, 1, ORDER_NONE, true);
+		alloc_free(q, be64_get(entries[i * (q->l2_entry_len / 8)]) & QCOW2_OFF_MASK, 1, ORDER_NONE, FREED_SNAPSHOT);
 }
 
 /*
@@ -303,7 +305,7 @@ static void release_state(struct fiber *f, struct qcow2 *q, struct snapshot_draf
 	for (uint32_t i = 0; i < d->nr_tables; i++) {
 		if (order_read(f, q->order, d->tables[i], d->table, q->cluster_len) == 0)
 			release_entries(q, d->table, q->l2_entries);
-		alloc_free(q, d->tables[i], 1, all, true);
+		alloc_free(q, d->tables[i], 1, all, FREED_SNAPSHOT);
 		(void)alloc_settle(f, q); /* what cannot be given back now is a leak at worst */
 	}
 	(void)alloc_settle(f, q);

@@ -144,7 +144,7 @@ static void swap_l1(struct qcow2 *q, uint64_t *l1, uint32_t nr, uint64_t l1_off,
 {
 	for (uint32_t i = 0; i < q->h.l1_entries; i++) {
 		if (q->l1[i])
-			meta_remove(q, (q->l1[i] & QCOW2_OFF_MASK) >> q->cluster_bits);
+			meta_leave(q, (q->l1[i] & QCOW2_OFF_MASK) >> q->cluster_bits);
 	}
 	for (uint32_t i = 0; i < nr; i++) {
 		if (l1[i])
@@ -272,6 +272,9 @@ int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_
 		ret = varve_error_set(err, -EINVAL, "the snapshot is of a disk of %llu bytes, this one has %llu and dirty bitmaps: "
 						    "resize it first, or remove them (img bitmap --remove)",
 				      (unsigned long long)fd.all.list[fd.index].disk_len, (unsigned long long)q->h.disk_len);
+	/* A table that the disk gave up for a copy, and gets back now, is not to be forgotten as one when that is settled later. */
+	if (ret == 0)
+		ret = settle(f, q, 0, err);
 	if (ret == 0) /* what is not of the same place in both, nobody knows */
 		bitmap_note_write(n, 0, q->h.disk_len);
 	if (ret == 0)

@@ -204,7 +204,7 @@ static int release_ref(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint6
 	struct release *rel = arg;
 
 	(void)table;
-	alloc_free(q, cluster << q->cluster_bits, nr, rel->gone, true);
+	alloc_free(q, cluster << q->cluster_bits, nr, rel->gone, FREED_SNAPSHOT);
 	if (++rel->nr % SETTLE_NR == 0)
 		(void)alloc_settle(f, q); /* what is damaged stays counted, and was logged */
 	return 0;

@@ -21,7 +21,7 @@
 #include "format/qcow2/sites.h"
 #include "format/qcow2/stock.h"
 
-#define RUN_MAX (PIECE_LEN / 16) /* entries in one piece */
+#define RUN_MAX (PIECE_LEN / 16) /* entries that are changed at once: see run_at() in l2.c */
 
 /* Entries on their way from one state to another. */
 struct change {
@@ -297,7 +297,7 @@ int sub_link(struct fiber *f, struct qcow2 *q, uint64_t off, const struct extent
 		publish(f, q, p, &c);
 	/* A place that was shared, or compressed: as in l2_link(). */
 	for (unsigned i = 0; err == 0 && !(extent->flags & EXTENT_ALLOCATED) && i < c.run.nr; i++)
-		release_entry(q, c.old[i].place, mark, false);
+		release_entry(q, c.old[i].place, mark, FREED_OTHER);
 	cache_unpin(q->l2, p);
 	if (err == 0 && (extent->flags & EXTENT_READS_ZERO))
 		ahead_make(f, q);
@@ -337,7 +337,7 @@ int sub_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t ent
 		  site_after(q, SITE_L2_ENTRY, order_max(order_now(q->order), alloc_counted(q))), &mark);
 	if (err == 0) {
 		publish(f, q, p, &c);
-		release_entry(q, c.old[0].place, mark, false);
+		release_entry(q, c.old[0].place, mark, FREED_OTHER);
 	}
 	cache_unpin(q->l2, p);
 	return err;
@@ -485,12 +485,12 @@ int sub_unlink(struct fiber *f, struct qcow2 *q, struct piece *p, const struct r
 			set_place(p, run->first + i, &c.old[i]);
 			set_bitmap(p, run->first + i, &c.old[i]);
 		} else if (c.next[i].place != c.old[i].place) {
-			release_entry(q, c.old[i].place, mark, mode != UNLINK_ZERO);
+			release_entry(q, c.old[i].place, mark, freed_by(mode));
 		}
 	}
-	if (err == 0 && q->external && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+	if (err == 0 && q->external && unlink_discards(q, mode))
 		punch_external(f, q, &c);
-	else if (err == 0 && q->keeps_space && (mode == UNLINK_DISCARD || mode == UNLINK_ZERO_UNMAP))
+	else if (err == 0 && q->keeps_space && unlink_discards(q, mode))
 		punch_emptied(f, q, &c);
 	return err;
 }

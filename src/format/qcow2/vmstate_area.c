@@ -184,7 +184,7 @@ int state_area_clear(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 			break;
 		}
 		q->l1[first + i] = 0;
-		meta_remove(q, old.entries[i] >> q->cluster_bits);
+		meta_leave(q, old.entries[i] >> q->cluster_bits);
 		cache_drop(f, q->l2, first + i, 1);
 		cache_set_empty(q->l2, first + i, true);
 	}

@@ -195,7 +195,7 @@ int qed_read_l1(struct fiber *f, struct qed *q, uint64_t *l1, uint32_t from, uin
 
 int qed_map_open(struct qed *q, uint64_t cache_len)
 {
-	q->l2 = cache_new(q->node, q, true, MAX(q->nr_l1, 1), q->table_len, cache_len, load_piece);
+	q->l2 = cache_new(q->node, q, true, MAX(q->nr_l1, 1), q->table_len, PIECE_LEN, cache_len, load_piece);
 	if (!q->l2)
 		return -ENOMEM;
 	q->piece_bits = log2_u64(q->l2->piece_len / sizeof(le64));

@@ -281,21 +281,6 @@ static void a_small_cache_reads_the_same(void **state)
 	disk_free_clean(d);
 }
 
-static void options_of_the_cache_are_checked(void **state)
-{
-	struct disk *d = disk_made(MiB(1), "");
-
-	disk_close(d);
-	d->options = "l2-cache-size=1";
-	assert_int_equal(disk_open(d, 0), -EINVAL);
-	assert_non_null(strstr(d->err.message, "l2-cache-size"));
-	d->options = "l2-cache-size=8G";
-	assert_int_equal(disk_open(d, 0), -EINVAL);
-	d->options = "refcount-cache-size=many";
-	assert_int_equal(disk_open(d, 0), -EINVAL);
-	disk_free(d);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -308,7 +293,6 @@ int main(void)
 		cmocka_unit_test(subclusters_are_read_one_by_one),
 		cmocka_unit_test(damaged_subclusters_are_errors),
 		cmocka_unit_test(a_small_cache_reads_the_same),
-		cmocka_unit_test(options_of_the_cache_are_checked),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

@@ -408,6 +408,52 @@ static void model_step(struct disk *d, uint64_t *random, struct picture *now, st
 	}
 }
 
+/* The clusters of metadata as the driver knows them now. */
+static uint8_t *held(struct disk *d, uint64_t *ret_nr)
+{
+	uint8_t *bytes;
+
+	*ret_nr = disk_state(d)->end_cluster;
+	bytes = malloc(*ret_nr);
+	for (uint64_t i = 0; i < *ret_nr; i++)
+		bytes[i] = meta_holds(disk_state(d), i);
+	return bytes;
+}
+
+/* What waits to be freed is freed. */
+static int settle_fiber(struct fiber *f, struct disk *d)
+{
+	int ret = 0;
+
+	for (unsigned i = 0; i < 3 && ret == 0; i++) {
+		ret = order_flush(f, disk_state(d)->order);
+		if (ret == 0)
+			ret = alloc_settle(f, disk_state(d));
+	}
+	return ret;
+}
+
+/* What it has kept up to date is what it finds when the image is opened. */
+static void reopen_and_compare(struct disk *d)
+{
+	uint64_t nr_before, nr_after;
+	uint8_t *before, *after;
+
+	assert_int_equal(disk_call(d, settle_fiber), 0);
+	before = held(d, &nr_before);
+	disk_reopen(d);
+	after = held(d, &nr_after);
+	for (uint64_t i = 0; i < MAX(nr_before, nr_after); i++) {
+		bool was = i < nr_before && before[i], is = i < nr_after && after[i];
+
+		if (was != is)
+			fail_msg("host cluster %llu: %s metadata, but %s", (unsigned long long)i, was ? "known as" : "not known as",
+				 is ? "it is" : "it is not");
+	}
+	free(before);
+	free(after);
+}
+
 static void operations_by_seed_match_a_model(void **state)
 {
 	static const char *const options[] = { "cluster_size=512", "cluster_size=4k,refcount_bits=4", "cluster_size=64k",
@@ -424,10 +470,12 @@ static void operations_by_seed_match_a_model(void **state)
 
 		print_message("# seed %llu\n", (unsigned long long)seed);
 		now->nr = 1000;
+		d->options = seed / 4 % 2 ? "overlap-check=all,pass-discard-other=on" : NULL;
+		disk_reopen(d);
 		for (unsigned step = 0; step < 60; step++) {
 			model_step(d, &random, now, kept, step);
 			if (step % 15 == 14) {
-				disk_reopen(d);
+				reopen_and_compare(d);
 				expect_found(d->im, 0, 0, 0);
 			}
 		}
@@ -439,6 +487,55 @@ static void operations_by_seed_match_a_model(void **state)
 		disk_free_clean(d);
 		free(now);
 		free(kept);
+	}
+}
+
+/* An L2 table that a snapshot alone has, and an entry of the disk, or a count, that lies about it. *ret: its place. */
+static struct disk *with_inactive_table(uint64_t *ret)
+{
+	struct disk *d = disk_made(MiB(4), "cluster_size=64k");
+
+	assert_int_equal(disk_write(d, 0, KiB(256), 0x11), 0);
+	disk_reopen(d);
+	*ret = image_get(d->im, image_l1(d->im), 8) & QCOW2_OFF_MASK;
+	must_snap(d, "one");
+	assert_int_equal(disk_write(d, 0, KiB(64), 0x22), 0);
+	assert_int_equal(disk_close(d), 0);
+	assert_true(image_get(d->im, image_l1(d->im), 8) != (*ret | QCOW2_COPIED));
+	return d;
+}
+
+static void tables_of_snapshots_are_guarded_if_asked(void **state)
+{
+	static const struct {
+		const char *options;
+		int ret;
+	} cases[] = {
+		{ NULL, 0 },
+		{ "overlap-check=cached", 0 },
+		{ "overlap-check=all", -EIO },
+		{ "overlap-check=none,overlap-check.inactive-l2=on", -EIO },
+		{ "overlap-check.template=all,overlap-check.inactive-l2=off", 0 },
+	};
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+		for (unsigned lie = 0; lie < 2; lie++) {
+			uint64_t table;
+			struct disk *d = with_inactive_table(&table);
+
+			if (lie)
+				image_set_refcount(d->im, table, 0); /* the next that is handed out */
+			else
+				image_put(d->im, image_l2_entry(d->im, 9), 8, table | QCOW2_COPIED);
+			d->options = cases[i].options;
+			assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
+			assert_int_equal(disk_write(d, 9 * KiB(64), KiB(64), 0x5e), cases[i].ret);
+			(void)disk_close(d);
+			/* The snapshot has its table, or the guest's bytes instead of it. */
+			assert_int_equal(image_get(d->im, table + 1024, 8) == 0x5e5e5e5e5e5e5e5eull, cases[i].ret == 0);
+			disk_free(d);
+		}
 	}
 }
 
@@ -675,6 +772,7 @@ int main(void)
 		cmocka_unit_test(states_stay_where_they_are),
 		cmocka_unit_test(the_area_behind_the_disk_is_not_the_disk),
 		cmocka_unit_test(operations_by_seed_match_a_model),
+		cmocka_unit_test(tables_of_snapshots_are_guarded_if_asked),
 		cmocka_unit_test(names_are_unique_and_bounded),
 		cmocka_unit_test(counts_that_are_too_narrow_leave_all_as_it_was),
 		cmocka_unit_test(a_count_that_overflows_half_way_is_taken_back),
