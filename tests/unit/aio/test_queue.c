@@ -342,12 +342,15 @@ static void wait_readable(int fd)
 	assert_int_equal(ret, 1);
 }
 
-/* As an embedder does before it polls. */
+/* As an embedder does before it polls. (Who posted a message that has been seen may still be on the way to say so.) */
 static void settle(struct queue *q, int fd)
 {
-	for (unsigned i = 0; i < 10 && readable(fd); i++)
+	for (unsigned i = 0; i < 10; i++) {
+		if (!readable(fd))
+			return;
 		queue_turn(q, 0);
-	assert_false(readable(fd));
+	}
+	fail_msg("the descriptor stays readable");
 }
 
 static void fired(struct timer *t)
