@@ -467,6 +467,7 @@ static void ids_are_unique_bounded_and_used_again(void **state)
 	struct varve_error err = { 0 };
 
 	(void)state;
+	need_files(3 * QUEUE_MAX);
 	for (unsigned i = 0; i < QUEUE_MAX; i++) {
 		q[i] = make_queue(false, NULL);
 		assert_true(queue_id(q[i]) < QUEUE_MAX);
