@@ -131,6 +131,11 @@ def _total_calls(table):
     return int(m[1])
 
 
+def socket_directory():
+    """For sockets alone: their paths have 107 bytes, and the files may be anywhere."""
+    return tempfile.TemporaryDirectory(prefix="varve-")
+
+
 class Server:
     """A program that listens on a unix socket until it is told to stop."""
 

@@ -82,8 +82,9 @@ struct aio_file {
 	const struct aio_engine *engine;
 	int fd; /* -1 for sim */
 	bool is_blockdev;
-	bool direct; /* opened with O_DIRECT */
-	bool at_once; /* cached writes may be made on the queue's thread (at_once.c) */
+	bool direct;	/* opened with O_DIRECT */
+	bool at_once;	/* cached writes may be made on the queue's thread (at_once.c) */
+	bool in_memory; /* and reads and syncs, too: no disk below */
 	void *engine_data;
 	const char *name; /* for messages; owned by the node */
 };

@@ -49,7 +49,7 @@ struct fiber_pool {
 
 struct at_once {
 	uint64_t slow_ns;	 /* what takes so long is not a copy any more, but a wait */
-	uint64_t pause_until_ns; /* writes go to the engine until then */
+	uint64_t pause_until_ns; /* all goes to the engine until then */
 	unsigned nr_slow;	 /* tries in a row that took long */
 	unsigned nr;		 /* made and not yet answered */
 	uint64_t bytes;		 /* since nr was 0 */
@@ -265,7 +265,7 @@ int aio_zero_mode(const struct aio_op *op);
 /* Hands op to the worker pool (engine_threads.c); done() is called in a later turn of q. */
 void aio_op_to_worker(struct queue *q, struct aio_op *op);
 
-/* at_once.c: makes the write here and now, if that is wise; done() comes later in this turn. False: for the
+/* at_once.c: makes the copy here and now, if that is wise; done() comes later in this turn. False: for the
  * engine. */
 bool aio_at_once(struct queue *q, struct aio_op *op);
 /* One took from begin_ns to end_ns. */

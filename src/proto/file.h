@@ -75,7 +75,7 @@ int file_lock(int fd, const char *name, bool writable, enum file_locking locking
 void file_unlock(int fd);
 
 /* file_holder.c: worker threads. "process 12 (name)" of somebody else who has the byte locked; false: not
- * found. */
+ * found. fd has a lock itself. */
 bool file_find_holder(int fd, uint64_t byte, char *buf, size_t size);
 
 /* file_hint.c */

@@ -6,8 +6,11 @@
  * information about each open file lists its locks. Only that text is read; the files themselves are not
  * touched, for one may be on a server that does not answer.
  *
- * Assumes: worker threads. Processes come and go meanwhile, and those of others may be closed to us: what
- * cannot be read is passed over.
+ * Which file it is the text says by numbers of the kernel's own: on btrfs and some overlays stat() gives
+ * others. They are learnt from a lock of ours on the same file.
+ *
+ * Assumes: worker threads; the descriptor has a lock. Processes come and go meanwhile, and those of others
+ * may be closed to us: what cannot be read is passed over.
  * Never:   works longer than HOLDER_NS, by a few file names.
  */
 #include "proto/file.h"
@@ -18,8 +21,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -27,9 +28,14 @@
 #define HOLDER_NS 500000000ull
 #define INFO_LEN 4096
 
+/* As /proc names a file. */
+struct file_name {
+	unsigned major_nr, minor_nr;
+	unsigned long long inode;
+};
+
 struct search {
-	struct stat st; /* of our file */
-	int fd;
+	struct file_name file; /* ours */
 	uint64_t byte, until_ns;
 };
 
@@ -58,29 +64,57 @@ static bool read_text(int dir, const char *name, char *buf, size_t size)
 }
 
 /* One line "lock:<tab>1: OFDLCK ADVISORY READ 123 fd:01:4711 100 100"; the last number may be EOF. */
-static bool line_is_ours(const struct search *s, const char *line)
+static bool line_parse(const char *line, struct file_name *ret, unsigned long long *ret_first,
+		       uint64_t *ret_last)
 {
-	unsigned long long inode, first, last = UINT64_MAX;
-	unsigned major_nr, minor_nr;
 	char end[24];
 
-	if (sscanf(line, "lock:%*s %*s %*s %*s %*s %x:%x:%llu %llu %23s", &major_nr, &minor_nr, &inode,
-		   &first, end) != 5)
+	if (sscanf(line, "lock:%*s %*s %*s %*s %*s %x:%x:%llu %llu %23s", &ret->major_nr, &ret->minor_nr,
+		   &ret->inode, ret_first, end) != 5)
 		return false;
-	if (strcmp(end, "EOF") != 0)
-		last = strtoull(end, NULL, 10);
-	return inode == s->st.st_ino && makedev(major_nr, minor_nr) == s->st.st_dev && first <= s->byte &&
+	*ret_last = strcmp(end, "EOF") ? strtoull(end, NULL, 10) : UINT64_MAX;
+	return true;
+}
+
+static bool line_is_ours(const struct search *s, const char *line)
+{
+	struct file_name file;
+	unsigned long long first;
+	uint64_t last;
+
+	return line_parse(line, &file, &first, &last) && file.inode == s->file.inode &&
+	       file.major_nr == s->file.major_nr && file.minor_nr == s->file.minor_nr && first <= s->byte &&
 	       s->byte <= last;
+}
+
+static const char *next_lock(const char *text)
+{
+	if (!strncmp(text, "lock:", 5))
+		return text;
+	text = strstr(text, "\nlock:");
+	return text ? text + 1 : NULL;
 }
 
 static bool info_is_ours(const struct search *s, const char *text)
 {
-	for (const char *line = text; line; line = strchr(line, '\n')) {
-		line += *line == '\n';
-		if (!strncmp(line, "lock:", 5) && line_is_ours(s, line))
+	for (const char *line = next_lock(text); line; line = next_lock(line + 1)) {
+		if (line_is_ours(s, line))
 			return true;
 	}
 	return false;
+}
+
+/* What our file is called, by a lock that we have on it. */
+static bool find_name(int fd, struct file_name *ret)
+{
+	char path[40], text[INFO_LEN];
+	unsigned long long first;
+	const char *line;
+	uint64_t last;
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	line = read_text(AT_FDCWD, path, text, sizeof(text)) ? next_lock(text) : NULL;
+	return line && line_parse(line, ret, &first, &last);
 }
 
 /* Does the process (its directory in /proc) hold it through a descriptor? skip_fd: our own, with our own
@@ -127,8 +161,8 @@ static void describe(int process, long pid, char *buf, size_t size)
 
 bool file_find_holder(int fd, uint64_t byte, char *buf, size_t size)
 {
-	struct search s = { .fd = fd, .byte = byte, .until_ns = now_ns() + HOLDER_NS };
-	DIR *proc = fstat(fd, &s.st) < 0 ? NULL : opendir("/proc");
+	struct search s = { .byte = byte, .until_ns = now_ns() + HOLDER_NS };
+	DIR *proc = find_name(fd, &s.file) ? opendir("/proc") : NULL;
 	const struct dirent *e;
 	bool found = false;
 

@@ -34,7 +34,7 @@ struct open_work {
 	/* found */
 	int fd;
 	bool is_blockdev;
-	bool is_local;
+	bool is_local, in_memory;
 	uint64_t id[2], birth;
 	uint64_t len;
 	uint32_t align, mem_align, block_len;
@@ -53,7 +53,8 @@ static const char *type_name(mode_t mode)
 /* A backing file of no length; nothing can be read of it, and nothing waits. */
 static bool is_null_device(const struct open_work *w, const struct stat *st)
 {
-	return S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3) && !(w->flags & NODE_WRITABLE) && !w->want_device;
+	return S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3) && !(w->flags & NODE_WRITABLE) &&
+	       !w->want_device;
 }
 
 static int check_type(const struct open_work *w, const struct stat *st)
@@ -105,33 +106,40 @@ static int open_fd(struct open_work *w)
 	return 0;
 }
 
-/* What looks like regular files there are switches, and memory of processes. A name that leads there stands in a crafted image. */
+/* What looks like regular files there are switches, and memory of processes. A name that leads there stands
+ * in a crafted image. */
 static int check_file_system(const struct open_work *w)
 {
 	struct statfs st;
 
-	if (fstatfs(w->fd, &st) == 0 && ((uint32_t)st.f_type == PROC_SUPER_MAGIC || (uint32_t)st.f_type == SYSFS_MAGIC))
-		return varve_error_set(w->err, -EINVAL, "is a file of the kernel's (%s), which holds no image",
+	if (fstatfs(w->fd, &st) == 0 &&
+	    ((uint32_t)st.f_type == PROC_SUPER_MAGIC || (uint32_t)st.f_type == SYSFS_MAGIC))
+		return varve_error_set(w->err, -EINVAL,
+				       "is a file of the kernel's (%s), which holds no image",
 				       (uint32_t)st.f_type == SYSFS_MAGIC ? "sysfs" : "procfs");
 	return 0;
 }
 
 /* A write into the page cache asks nobody outside of this kernel. Unknown file systems: no. */
-static bool is_local(int fd)
+static void look_for_disk(struct open_work *w)
 {
 	struct statfs st;
 
-	if (fstatfs(fd, &st) < 0)
-		return false;
+	if (fstatfs(w->fd, &st) < 0)
+		return;
 	switch ((uint32_t)st.f_type) {
+	case TMPFS_MAGIC:
+	case RAMFS_MAGIC:
+		w->in_memory = true;
+		/* fall through */
 	case EXT4_SUPER_MAGIC: /* ext2 and ext3, too */
 	case XFS_SUPER_MAGIC:
 	case BTRFS_SUPER_MAGIC:
 	case F2FS_SUPER_MAGIC:
-	case TMPFS_MAGIC:
-		return true;
+		w->is_local = true;
+		break;
 	default:
-		return false;
+		break;
 	}
 }
 
@@ -163,7 +171,8 @@ static int look_at_fd(struct open_work *w)
 	if (how < 0 || fcntl(w->fd, F_SETFL, how & ~O_NONBLOCK) < 0)
 		return varve_error_errno(w->err, -errno, "cannot set the mode of the open file");
 	w->is_blockdev = S_ISBLK(st.st_mode);
-	w->is_local = S_ISREG(st.st_mode) && is_local(w->fd);
+	if (S_ISREG(st.st_mode))
+		look_for_disk(w);
 	/* A device may have several names and inodes; no file system has the device number of all ones. */
 	w->id[0] = w->is_blockdev ? UINT64_MAX : st.st_dev;
 	w->id[1] = w->is_blockdev ? st.st_rdev : st.st_ino;
@@ -214,7 +223,8 @@ static int close_work(void *arg)
 {
 	/* The kernel may keep the file for a moment longer, for a ring that has it. */
 	file_unlock(*(int *)arg);
-	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says. */
+	/* Everything acknowledged was synced before; Linux gives the descriptor back whatever close() says.
+	 */
 	close(*(int *)arg);
 	return 0;
 }
@@ -290,6 +300,7 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 				    .is_blockdev = w.is_blockdev,
 				    .direct = n->flags & NODE_DIRECT,
 				    .at_once = w.is_local && !(n->flags & NODE_DIRECT),
+				    .in_memory = w.in_memory,
 				    .name = node_name(n) };
 	fl->block_len = w.block_len;
 	fl->writable = n->flags & NODE_WRITABLE;

@@ -14,6 +14,9 @@
  */
 #include "proto/file.h"
 
+#include <errno.h>
+#include <fcntl.h>
+
 #include "base/iov.h"
 
 #define SLOW_IOV 128
@@ -83,7 +86,8 @@ static int slow_read(struct fiber *f, struct node *n, struct req *r, uint64_t po
 	size_t len;
 
 	while (pos < r->len) {
-		/* After a transfer that stopped inside of a block: that block again. No further is the end of the file. */
+		/* After a transfer that stopped inside of a block: that block again. No further is the end of
+		 * the file. */
 		uint64_t from = align_down(pos, n->align);
 		unsigned nr = slow_slice(n, r, from, part, &len);
 		int64_t res = slow_op(f, node_state(n), AIO_READ, 0, part, nr, r->off + from, len);
@@ -197,8 +201,49 @@ static int make_zeroes(struct fiber *f, struct file *fl, uint64_t *off, uint64_t
 	return 0;
 }
 
-/* Whole blocks: as holes if that is allowed, else in place, else written, unless that is not wanted. */
-static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t end, uint32_t flags, bool fallback)
+struct hollow {
+	int fd;
+	uint64_t off, len;
+};
+
+static int allocate_mode(const struct hollow *h, int mode)
+{
+	int ret;
+
+	do {
+		ret = fallocate(h->fd, mode, (off_t)h->off, (off_t)h->len) < 0 ? -errno : 0;
+	} while (ret == -EINTR);
+	return file_is_unsupported(ret) ? -ENOTSUP : ret;
+}
+
+/* A hole, and space for it: zeroes at every moment, as after one step. */
+static int hollow_work(void *arg)
+{
+	const struct hollow *h = arg;
+	int ret = allocate_mode(h, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+
+	return ret < 0 ? ret : allocate_mode(h, 0);
+}
+
+/*
+ * For who would not have zeroes written: tmpfs, NFS and others cannot make them in one step. (On a device a
+ * hole may be anything.)
+ */
+static int zero_by_hole(struct fiber *f, struct file *fl, uint64_t off, uint64_t end)
+{
+	struct hollow h = { fl->af.fd, off, end - off };
+
+	if (fl->af.is_blockdev || fl->af.fd < 0)
+		return -ENOTSUP;
+	return fiber_work(f, hollow_work, &h);
+}
+
+/*
+ * Whole blocks: as holes if that is allowed, else in place, else written; where that is not wanted, in two
+ * steps.
+ */
+static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t end, uint32_t flags,
+		       bool fallback)
 {
 	struct file *fl = node_state(n);
 	int ret = flags & AIO_MAY_UNMAP ? make_zeroes(f, fl, &off, end, AIO_MAY_UNMAP) : 0;
@@ -207,7 +252,7 @@ static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t e
 		ret = make_zeroes(f, fl, &off, end, 0);
 	if (ret < 0)
 		return ret;
-	return fallback || off == end ? write_zeroes(f, n, off, end - off) : -ENOTSUP;
+	return fallback || off == end ? write_zeroes(f, n, off, end - off) : zero_by_hole(f, fl, off, end);
 }
 
 /*

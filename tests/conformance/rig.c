@@ -244,7 +244,7 @@ struct rig_test {
 };
 
 /* Not a failure of ours: io_uring may be forbidden, or not built in, or have no memory that it may lock. */
-static bool engine_missing(const char *engine)
+bool rig_engine_missing(const char *engine)
 {
 	struct varve_error err = { 0, "" };
 	const struct aio_engine *e = aio_engine_choose(engine, true, &err);
@@ -267,7 +267,7 @@ static void run_one(void **state)
 
 	if (why)
 		print_message("# %s\n", why);
-	if (why || engine_missing(t->s.engine))
+	if (why || rig_engine_missing(t->s.engine))
 		skip();
 	t->c->run(&t->s);
 }

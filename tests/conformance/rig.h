@@ -88,6 +88,9 @@ struct rig_case {
 #define BOTH_CACHES (1u << WRITEBACK | 1u << NONE) /* through the page cache and past it */
 #define REAL_GROUNDS (1u << ON_FILE | 1u << ON_LOOP | 1u << ON_TMPFS)
 
+/* Why, it prints: the engine cannot be had on this machine, whoever asks. */
+bool rig_engine_missing(const char *engine);
+
 /* One test for each case and setting, named "engine cache ground: case". */
 int rig_run(const char *group, const struct rig_case *cases, unsigned nr_cases);
 

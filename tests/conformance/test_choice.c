@@ -18,6 +18,8 @@ static void native_refuses_a_cached_file(void **state)
 {
 	static const uint32_t cached[] = { 0, NODE_WRITETHROUGH, NODE_NO_FLUSH };
 
+	const bool missing = rig_engine_missing("native");
+
 	(void)state;
 	for (unsigned i = 0; i < ARRAY_LEN(cached); i++) {
 		struct leaf l = { .q = leaf_queue() };
@@ -27,6 +29,10 @@ static void native_refuses_a_cached_file(void **state)
 		assert_non_null(strstr(l.err.message, "native"));
 		assert_non_null(strstr(l.err.message, "block"));
 		assert_null(strchr(l.err.message, '\n'));
+		if (missing) {
+			queue_free(l.q);
+			continue;
+		}
 		/* Nothing of the attempt is left: the same file opens, past the page cache. */
 		if (leaf_try(&l, &driver_file, NULL, options, NODE_WRITABLE | NODE_DIRECT) < 0)
 			fail_msg("%s", l.err.message);

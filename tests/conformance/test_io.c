@@ -533,6 +533,28 @@ static void a_closed_file_is_closed(const struct setting *s)
 	free(calls);
 }
 
+/* Who would write zeroes himself if he had to gets them without a write, also where the file system needs two
+ * steps (tmpfs). */
+static void zeroes_without_a_write(const struct setting *s)
+{
+	const size_t block = 8192;
+	uint8_t *bytes = rig_memory(4 * block);
+	struct rig rig;
+
+	rig_open(&rig, s, 4 * block);
+	memset(bytes, 0x5a, 4 * block);
+	assert_int_equal(rig_do(&rig, REQ_WRITE, 0, bytes, 4 * block, 0), 0);
+	for (unsigned round = 0; round < 2; round++)
+		assert_int_equal(rig_do(&rig, REQ_ZERO, block, NULL, block, REQ_NO_FALLBACK), 0);
+	memset(bytes + block, 0, block);
+	assert_int_equal(rig_do(&rig, REQ_ZERO, 3 * block, NULL, block, REQ_NO_FALLBACK), 0);
+	memset(bytes + 3 * block, 0, block);
+	rig_peek_expect(&rig, 0, bytes, 4 * block);
+	assert_int_equal(rig_peek_len(&rig), 4 * block);
+	rig_close(&rig);
+	free(bytes);
+}
+
 #define IO_GROUNDS (REAL_GROUNDS | 1u << ON_FAULTFS)
 
 int main(void)
@@ -556,6 +578,8 @@ int main(void)
 		  IO_GROUNDS, NULL },
 		{ "writes are stable when they must be", writes_are_stable_when_they_must_be, ALL_CACHES,
 		  IO_GROUNDS, NULL },
+		{ "zeroes without a write", zeroes_without_a_write, BOTH_CACHES,
+		  1u << ON_FILE | 1u << ON_TMPFS, NULL },
 		{ "a closed file is closed", a_closed_file_is_closed, ALL_CACHES, IO_GROUNDS, NULL },
 	};
 

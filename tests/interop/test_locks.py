@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tool import TIMEOUT, img, io, ok, qimg, qio, varve_path
+from tool import TIMEOUT, img, io, ok, qimg, qio, run, varve_path
 
 TOOLS = {"qemu": ["qemu-io"], "varve": [varve_path(), "io"]}
 IO = {"qemu": qio, "varve": io}
@@ -92,6 +92,26 @@ def test_the_message_names_the_holder(disk, holder, name):
     with held(holder, fmt, path) as p:
         r = io(path, options=("-f", fmt))
         assert r.err.strip().endswith(f"It is held by process {p.pid} ({name})."), str(r)
+
+
+OVERLAY = r"""
+mkdir low up all && mount -t tmpfs low low && mount -t tmpfs up up && mkdir up/new up/work && truncate -s 1M low/disk &&
+    mount -t overlay -o lowerdir=low,upperdir=up/new,workdir=up/work overlay all || exit 77
+coproc holder { exec "$0" io -f raw all/disk; }
+pid=$holder_PID
+echo length >&${holder[1]}
+read -r _ <&${holder[0]}
+echo "$pid"
+"$0" io -f raw all/disk </dev/null
+"""
+
+
+def test_the_holder_is_found_where_stat_gives_a_file_another_device(tmp_path):
+    """As on btrfs: what /proc calls the file by is known to the kernel alone."""
+    r = run("unshare", "-m", "--propagation", "private", "bash", "-c", OVERLAY, varve_path(), cwd=tmp_path)
+    if r.rc == 77 or "unshare failed" in r.err:
+        pytest.skip(f"no overlay of two file systems can be mounted here: {r.err.strip()}")
+    assert r.rc == 1 and r.err.strip().endswith(f"It is held by process {r.out.strip()} (varve)."), str(r)
 
 
 def test_a_holder_whose_name_is_no_text_is_still_one_line(disk, tmp_path):

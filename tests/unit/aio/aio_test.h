@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <setjmp.h>
+#include <sys/resource.h>
 #include <cmocka.h>
 
 #include "../../lib/patience.h"
@@ -54,6 +55,23 @@
 #ifndef TEST_TSAN
 #define TEST_TSAN 0
 #endif
+
+/* The test is skipped where the process may not have so many files open at a time. */
+static inline void need_files(unsigned nr)
+{
+	struct rlimit l;
+
+	CHECK(getrlimit(RLIMIT_NOFILE, &l) == 0);
+	if (l.rlim_cur >= nr)
+		return;
+	if (l.rlim_max < nr) {
+		print_message("# %u open files are needed, the limit is %llu (ulimit -n)\n", nr,
+			      (unsigned long long)l.rlim_max);
+		skip();
+	}
+	l.rlim_cur = nr;
+	CHECK(setrlimit(RLIMIT_NOFILE, &l) == 0);
+}
 
 /* A test that runs in each way a queue can wait: in epoll, and in the ring of an attached engine. */
 struct wait_mode {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* test_at_once.c - cached writes are made by the queue's thread, but not beside anything else */
+/* test_at_once.c - copies are made by the queue's thread, but not beside anything else */
 #include "aio_test.h"
 
 #include <errno.h>
@@ -201,6 +201,38 @@ static void what_may_wait_for_a_disk_goes_to_the_engine(void **state)
 	fixture_close(&fx);
 }
 
+/* Reads, to the end of the file and beyond, and syncs: alone, beside each other, not beside what the engine
+ * has. */
+static void all_is_done_here_on_a_file_in_memory(void **state)
+{
+	struct fixture fx;
+	struct test_op write, read, end, flush, long_read;
+
+	(void)state;
+	fixture_open(&fx);
+	fx.file.in_memory = true;
+	memset(bytes, 0x5a, 1024);
+	submit(&fx, &write, AIO_WRITE, 0, 512, 512);
+	memset(bytes, 0, 1024);
+	submit(&fx, &read, AIO_READ, 0, 512, 512);
+	assert_int_equal(bytes[511], 0x5a);
+	submit(&fx, &end, AIO_READ, 0, 1024, 512);
+	submit(&fx, &flush, AIO_FLUSH, 0, 0, 0);
+	assert_int_equal(counting.nr, 0);
+	queue_turn(fx.q, -1);
+	assert_true(read.done && end.done && flush.done);
+	assert_int_equal(read.res, 512);
+	assert_int_equal(end.res, 0);
+	assert_int_equal(flush.res, 0);
+	submit(&fx, &long_read, AIO_READ, 0, 0, sizeof(bytes));
+	assert_int_equal(counting.nr, 1);
+	submit(&fx, &read, AIO_READ, 0, 512, 512);
+	submit(&fx, &flush, AIO_FLUSH, 0, 0, 0);
+	assert_int_equal(counting.nr, 3);
+	assert_int_equal(counting_finish(), 3);
+	fixture_close(&fx);
+}
+
 static void a_failure_is_the_answer(void **state)
 {
 	struct fixture fx;
@@ -255,6 +287,7 @@ int main(void)
 		cmocka_unit_test(a_write_beside_what_the_engine_has_goes_to_the_engine),
 		cmocka_unit_test(so_many_bytes_are_copied_in_a_turn),
 		cmocka_unit_test(what_may_wait_for_a_disk_goes_to_the_engine),
+		cmocka_unit_test(all_is_done_here_on_a_file_in_memory),
 		cmocka_unit_test(a_failure_is_the_answer),
 		cmocka_unit_test(a_slow_write_sends_the_next_ones_to_the_engine_for_a_while),
 	};

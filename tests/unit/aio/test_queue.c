@@ -342,12 +342,15 @@ static void wait_readable(int fd)
 	assert_int_equal(ret, 1);
 }
 
-/* As an embedder does before it polls. */
+/* As an embedder does before it polls. (Who posted a message that has been seen may still be on the way to say so.) */
 static void settle(struct queue *q, int fd)
 {
-	for (unsigned i = 0; i < 10 && readable(fd); i++)
+	for (unsigned i = 0; i < 10; i++) {
+		if (!readable(fd))
+			return;
 		queue_turn(q, 0);
-	assert_false(readable(fd));
+	}
+	fail_msg("the descriptor stays readable");
 }
 
 static void fired(struct timer *t)
@@ -464,6 +467,7 @@ static void ids_are_unique_bounded_and_used_again(void **state)
 	struct varve_error err = { 0 };
 
 	(void)state;
+	need_files(3 * QUEUE_MAX);
 	for (unsigned i = 0; i < QUEUE_MAX; i++) {
 		q[i] = make_queue(false, NULL);
 		assert_true(queue_id(q[i]) < QUEUE_MAX);

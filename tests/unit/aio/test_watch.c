@@ -113,11 +113,13 @@ static void descriptor_ends_a_wait(void **state)
 static void removed_watch_is_not_called_although_its_event_was_fetched(void **state)
 {
 	const struct wait_mode *mode = *state;
-	struct queue *q = make_queue(false, mode->engine);
 	enum { N = 150 };
 	struct end e[N];
 	unsigned called = 0;
+	struct queue *q;
 
+	need_files(2 * N + 50);
+	q = make_queue(false, mode->engine);
 	for (unsigned i = 0; i < N; i++) {
 		end_open(q, &e[i]);
 		put(&e[i], "x");
