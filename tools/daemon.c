@@ -10,14 +10,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "daemon.h"
-#include "pidfile.h"
 
 static const char daemon_help[] =
 	"[OPTION]...\n\n"
@@ -33,6 +34,8 @@ static const char daemon_help[] =
 	"      --state-dir DIR      keep queued metadata in a file of DIR (on a tmpfs; auto: /run/varve), where the next\n"
 	"                           process finds it if this one is killed: acknowledged writes are not lost then\n"
 	"      --takeover           first let the process that holds the pidfile finish and end\n"
+	"      --hand-over          images are open for writing only while their machine runs: another server of them may have\n"
+	"                           them when it is stopped, or has moved there (live migration)\n"
 	"  -h, --help               this text\n"
 	"  -V, --version            which version this is\n"
 	"Values of --blockdev, --export and --object may be JSON objects. SIGTERM, SIGINT and SIGHUP end it: requests in\n"
@@ -80,8 +83,8 @@ static int parse_long(struct daemon *d, int c)
 		d->state_dir = state_directory(optarg);
 		return !d->state_dir;
 	case HAND_OVER:
-		complain("--hand-over is not part of varve daemon, whose disks may share files: varve serve --hand-over has it");
-		return 1;
+		d->hand_over = true;
+		return 0;
 	case CHARDEV:
 	case MONITOR:
 		return complain_missing("the QMP monitor (--chardev, --monitor)");
@@ -167,7 +170,7 @@ static void log_to_stderr(void *user_data, enum varve_log_level level, const cha
 		complain("%s%s", level == VARVE_LOG_ERROR ? "error: " : "warning: ", line);
 }
 
-static int start(struct daemon *d, struct pidfile *p)
+static int start(struct daemon *d)
 {
 	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-control" };
 	struct varve_error err;
@@ -176,20 +179,47 @@ static int start(struct daemon *d, struct pidfile *p)
 		complain("%s", err.message);
 		return 1;
 	}
+	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (d->wake_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
+		return 1;
+	}
 	if (exports_start(d) || nodes_open_rest(d))
 		return 1;
-	return d->pidfile ? pidfile_write(p, d->pidfile) : 0;
+	return d->pidfile ? pidfile_write(&d->held, d->pidfile) : 0;
 }
 
-static int stop(struct daemon *d, struct pidfile *p)
+static int stop(struct daemon *d)
 {
 	int failed = exports_stop(d);
 
 	failed |= nodes_close(d);
 	exports_free(d);
 	varve_queue_free(d->control);
-	pidfile_remove(p);
+	if (d->wake_fd >= 0)
+		close(d->wake_fd);
+	pidfile_remove(&d->held);
 	return failed;
+}
+
+/* Until one of the signals comes. 1: it cannot be waited for. */
+static int run(struct daemon *d, const sigset_t *ends)
+{
+	int fd = signalfd(-1, ends, SFD_CLOEXEC | SFD_NONBLOCK);
+	struct pollfd p[2] = { { .fd = fd, .events = POLLIN }, { .fd = d->wake_fd, .events = POLLIN } };
+
+	if (fd < 0) {
+		complain("signalfd: %s", strerror(errno));
+		return 1;
+	}
+	while (!p[0].revents) {
+		if (poll(p, 2, nodes_settle(d)) < 0 && errno != EINTR) {
+			complain("poll: %s", strerror(errno));
+			break;
+		}
+	}
+	close(fd);
+	return !p[0].revents;
 }
 
 static void block_signals(sigset_t *ends)
@@ -204,9 +234,8 @@ static void block_signals(sigset_t *ends)
 
 int daemon_main(int argc, char **argv)
 {
-	struct daemon d = { 0 };
-	struct pidfile p = { 0 };
-	int ret, sig, tell = -1;
+	struct daemon d = { .wake_fd = -1 };
+	int ret, tell = -1;
 	sigset_t ends;
 
 	TAILQ_INIT(&d.iothreads);
@@ -221,13 +250,13 @@ int daemon_main(int argc, char **argv)
 	if (ret == 0) {
 		block_signals(&ends);
 		varve_set_log(log_to_stderr, NULL);
-		ret = start(&d, &p);
+		ret = start(&d);
 		if (ret == 0 && d.daemonize)
 			ret = detach_end(tell);
 		if (ret == 0)
-			sigwait(&ends, &sig);
+			ret = run(&d, &ends);
 	}
 	if (ret < 0)
 		ret = finish_stdout();
-	return stop(&d, &p) || ret;
+	return stop(&d) || ret;
 }

@@ -6,6 +6,7 @@
  *   daemon_args.c    one argument, "key=value,..." or JSON, as an object
  *   daemon_nodes.c   --blockdev: nodes, their names, and the disks they make together
  *   daemon_export.c  --export: a disk for a virtual machine
+ *   lend.c           --hand-over: images are held only while machines run
  *   pidfile.c        --pidfile, and taking over from the process that it names
  */
 #ifndef VARVE_TOOLS_DAEMON_H
@@ -14,6 +15,8 @@
 #include <sys/queue.h>
 
 #include "common.h"
+#include "lend.h"
+#include "pidfile.h"
 
 #define DAEMON_QUEUES_MAX 64 /* of one export */
 #define DAEMON_ID_MAX 31     /* bytes of a node-name, as elsewhere */
@@ -31,8 +34,11 @@ struct block_node {
 	char *name;
 	json_t *options;	    /* without node-name; references to others as they were given */
 	bool is_child;		    /* another node stands on it */
-	struct varve_image *image;  /* NULL: not opened by itself */
-	struct varve_queue *private_home; /* made for it; NULL: a queue of an export or iothread */
+	bool writethrough;	    /* as an export of it wants */
+	struct daemon *of;
+	struct lend lend;	    /* with its image; none: not opened by itself */
+	struct varve_queue *home;   /* of the image */
+	struct varve_queue *private_home; /* made for it; NULL: home is a queue of an export or iothread */
 };
 
 /* --export */
@@ -43,7 +49,7 @@ struct block_export {
 	unsigned nr_queues;
 	struct block_node *node;
 	struct varve_queue *queues[DAEMON_QUEUES_MAX]; /* its own; none with an iothread */
-	struct varve_export *exp;
+	struct lend_export served;
 };
 
 struct daemon {
@@ -52,8 +58,12 @@ struct daemon {
 	TAILQ_HEAD(, block_export) exports;
 	const char *state_dir; /* NULL: none */
 	const char *pidfile;
-	bool daemonize, takeover;
+	bool daemonize, takeover, hand_over;
+
+	/* what was started */
 	struct varve_queue *control;
+	int wake_fd; /* readable when the main thread is to look at its images; -1: there is none */
+	struct pidfile held;
 };
 
 /* daemon_args.c: a new object; NULL, after a message. first: the key of a first part without "=" (NULL: none). */
@@ -73,6 +83,8 @@ struct block_node *node_by_name(const struct daemon *d, const char *name);
 /* Resolves references; before any is opened. */
 int nodes_resolve(struct daemon *d);
 int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough);
+/* Takes images that are wanted, gives away those that are not. Milliseconds until it wants to be called again; -1: no need. */
+int nodes_settle(struct daemon *d);
 /* Those that no export uses: so that they are looked at and locked, as asked. */
 int nodes_open_rest(struct daemon *d);
 /* 1: data may be lost. */

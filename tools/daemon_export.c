@@ -217,9 +217,10 @@ static int start(struct daemon *d, struct block_export *e)
 	}
 	if (make_queues(d, e, queues, &nr))
 		return 1;
-	if (!e->node->image && node_open(d, e->node, queues[0], wants_writethrough(d, e->node_name)))
+	if (!e->node->lend.image && node_open(d, e->node, queues[0], wants_writethrough(d, e->node_name)))
 		return 1;
-	if (varve_export_vhost_user_blk(&e->exp, e->node->image, &vo, d->control, queues, nr, &err) < 0) {
+	lend_add(&e->node->lend, &e->served, &vo);
+	if (varve_export_vhost_user_blk(&e->served.exp, e->node->lend.image, &vo, d->control, queues, nr, &err) < 0) {
 		complain("--export: id=%s: %s", e->id, err.message);
 		return 1;
 	}
@@ -246,11 +247,11 @@ int exports_stop(struct daemon *d)
 
 	TAILQ_FOREACH(e, &d->exports, link)
 	{
-		if (varve_export_stop(e->exp, &err) < 0) {
+		if (varve_export_stop(e->served.exp, &err) < 0) {
 			complain("--export: id=%s: %s", e->id, err.message);
 			failed = 1;
 		}
-		e->exp = NULL;
+		e->served.exp = NULL;
 	}
 	return failed;
 }

@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -107,34 +108,98 @@ static int print_qemu_args(const struct serve *s)
 	return finish_stdout();
 }
 
+/* ---- the image, and the stand-in for it while somebody else has it (lend.h) ---- */
+
+static struct varve_image *open_disk(void *disk, bool stand_in, struct varve_error *err)
+{
+	struct serve_disk *d = disk;
+	struct open_args args = d->open;
+
+	if (!stand_in)
+		return try_open_image(d->file, &args, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0], err);
+	args.state_dir = NULL;
+	args.copy_on_read = false;
+	return try_open_image(d->file, &args, VARVE_OPEN_FORCE_SHARE | VARVE_OPEN_NO_IO | VARVE_OPEN_NO_BACKING, d->queues[0],
+			      err);
+}
+
+static bool disk_is_busy(void *disk)
+{
+	const struct serve_disk *d = disk;
+
+	return d->job || serve_state_busy(d);
+}
+
+static bool disk_is_stopped(void *disk)
+{
+	return ((struct serve_disk *)disk)->paused;
+}
+
+static void disk_changed(void *disk, bool held)
+{
+	struct serve_disk *d = disk;
+	struct varve_error err;
+
+	(void)held;
+	if (d->limits && varve_image_set_limits(d->lend.image, d->limits, &err) < 0)
+		complain("%s", err.message);
+}
+
+static const struct lend_ops disk_ops = {
+	.open = open_disk,
+	.busy = disk_is_busy,
+	.stopped = disk_is_stopped,
+	.changed = disk_changed,
+};
+
 static int start_disk(struct serve *s, struct serve_disk *d)
 {
 	struct varve_error err;
 
-	if (start_queues(s, d))
-		return 1;
+	d->lend.ops = &disk_ops;
+	d->lend.disk = d;
+	d->lend.name = d->file;
+	d->lend.wake_fd = s->wake_fd;
 	d->open.state_dir = s->state_dir;
-	d->image = d->hand_over ? serve_lent(s, d) :
-				  open_image(d->file, &d->open, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0]);
-	if (!d->image)
+	if (start_queues(s, d) || lend_open(&d->lend))
 		return 1;
 	d->export.writable = !d->read_only;
-	if (varve_export_vhost_user_blk(&d->exp, d->image, &d->export, s->control, d->queues, d->export.nr_queues,
-					&err) < 0) {
+	lend_add(&d->lend, &d->served, &d->export);
+	if (varve_export_vhost_user_blk(&d->served.exp, d->lend.image, &d->export, s->control, d->queues,
+					d->export.nr_queues, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
-	if (d->stream_wanted && varve_stream_start(&d->stream, d->image, &d->stream_options, &err) < 0) {
+	if (d->stream_wanted && varve_stream_start(&d->stream, d->lend.image, &d->stream_options, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
 	return 0;
 }
 
+int serve_settle(struct serve *s)
+{
+	int timeout = -1;
+
+	lend_woken(s->wake_fd);
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		int wait = lend_settle(&s->disk[i].lend);
+
+		if (wait >= 0)
+			timeout = timeout < 0 ? wait : MIN(timeout, wait);
+	}
+	return timeout;
+}
+
 static int start(struct serve *s)
 {
 	if (start_control(s))
 		return 1;
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->wake_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
+		return 1;
+	}
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
 			return 1;
@@ -152,13 +217,13 @@ static int stop_disk(struct serve_disk *d)
 	struct varve_error err;
 	int failed = 0;
 
-	if (varve_export_stop(d->exp, &err) < 0) {
+	if (varve_export_stop(d->served.exp, &err) < 0) {
 		complain("%s", err.message);
 		failed = 1;
 	}
 	serve_state_stop(d);
 	varve_stream_free(d->stream); /* what it has not copied yet, the next one will */
-	if (close_image(d->image))
+	if (close_image(d->lend.image))
 		failed = 1;
 	for (unsigned i = 0; i < d->export.nr_queues; i++)
 		varve_queue_free(d->queues[i]);
@@ -186,13 +251,8 @@ static int stop(struct serve *s)
 /* Until one of the signals comes. 1: it cannot be waited for. */
 static int serve_until(struct serve *s, const sigset_t *ends)
 {
-	int fd, sig;
+	int fd = signalfd(-1, ends, SFD_CLOEXEC | SFD_NONBLOCK);
 
-	if (!s->control_path && s->wake_fd < 0) {
-		sigwait(ends, &sig);
-		return 0;
-	}
-	fd = signalfd(-1, ends, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (fd < 0) {
 		complain("signalfd: %s", strerror(errno));
 		return 1;

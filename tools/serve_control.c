@@ -197,7 +197,7 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 	int ret;
 
 	if (kind == SERVE_RESUME && d->job)
-		varve_image_resume(d->image); /* that is what it may be waiting for */
+		varve_image_resume(d->lend.image); /* that is what it may be waiting for */
 	if (kind != SERVE_AT_ONCE && d->job)
 		return false;
 	if (kind == SERVE_JOB) {
@@ -305,7 +305,7 @@ void serve_control_run(struct serve *s, int signal_fd)
 	struct pollfd p[CLIENTS_MAX + 4];
 
 	for (;;) {
-		int timeout = serve_hand_over(s);
+		int timeout = serve_settle(s);
 		unsigned nr_clients = 0;
 
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {

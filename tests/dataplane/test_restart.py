@@ -411,7 +411,6 @@ def test_daemons_follow_one_another_under_load(tmp_path):
 
 
 @pytest.mark.parametrize("argv, words", [
-    (["--hand-over"], "varve serve --hand-over"),
     (["--monitor", "chardev=c"], "the QMP monitor"),
     (["--chardev", "stdio,id=c"], "the QMP monitor"),
     (["-T", "all"], "--trace is not part"),
