@@ -260,7 +260,7 @@ static struct varve_image *open_node(void *disk, bool stand_in, struct varve_err
 
 static const struct lend_ops node_ops = { .open = open_node };
 
-int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough)
+int node_prepare(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough)
 {
 	json_t *read_only = json_object_get(n->options, "read-only");
 	bool fixed = false;
@@ -281,18 +281,26 @@ int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, 
 	n->lend.name = n->name;
 	n->lend.wake_fd = d->wake_fd;
 	n->lend.on_demand = d->hand_over && !fixed; /* those who read share it */
-	return lend_open(&n->lend);
+	return 0;
+}
+
+struct lend *nodes_next(void *program, struct lend *l)
+{
+	struct daemon *d = program;
+	struct block_node *n = l ? TAILQ_NEXT((struct block_node *)l->disk, link) : TAILQ_FIRST(&d->nodes);
+
+	while (n && !n->home)
+		n = TAILQ_NEXT(n, link);
+	return n ? &n->lend : NULL;
 }
 
 int nodes_settle(struct daemon *d)
 {
-	struct block_node *n;
 	int timeout = -1;
 
 	lend_woken(d->wake_fd);
-	TAILQ_FOREACH(n, &d->nodes, link)
-	{
-		int wait = n->lend.image ? lend_settle(&n->lend) : -1;
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l)) {
+		int wait = lend_settle(l);
 
 		if (wait >= 0)
 			timeout = timeout < 0 ? wait : MIN(timeout, wait);
@@ -300,7 +308,7 @@ int nodes_settle(struct daemon *d)
 	return timeout;
 }
 
-int nodes_open_rest(struct daemon *d)
+int nodes_prepare_rest(struct daemon *d)
 {
 	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-node" };
 	struct varve_error err;
@@ -308,7 +316,7 @@ int nodes_open_rest(struct daemon *d)
 
 	TAILQ_FOREACH(n, &d->nodes, link)
 	{
-		if (n->lend.image || n->is_child)
+		if (n->home || n->is_child)
 			continue;
 		if (d->hand_over) {
 			complain("--hand-over: node-name=%s: no export gives it to a machine that would want it", n->name);
@@ -318,7 +326,16 @@ int nodes_open_rest(struct daemon *d)
 			complain("%s", err.message);
 			return 1;
 		}
-		if (node_open(d, n, n->private_home, false))
+		if (node_prepare(d, n, n->private_home, false))
+			return 1;
+	}
+	return 0;
+}
+
+int nodes_open(struct daemon *d)
+{
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l)) {
+		if (lend_open(l))
 			return 1;
 	}
 	return 0;

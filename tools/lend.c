@@ -20,6 +20,7 @@
 #include "lend.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -46,13 +47,30 @@ void lend_woken(int wake_fd)
 		complain("eventfd: %s", strerror(errno));
 }
 
-int lend_open(struct lend *l)
+static int open_as(struct lend *l, bool stand_in)
 {
 	struct varve_error err;
 
-	l->image = l->ops->open(l->disk, l->on_demand, &err);
+	l->image = l->ops->open(l->disk, stand_in, &err);
 	if (!l->image && *err.message)
 		complain("%s", err.message);
+	return !l->image;
+}
+
+int lend_peek(struct lend *l)
+{
+	return open_as(l, true);
+}
+
+void lend_unpeek(struct lend *l)
+{
+	close_image(l->image);
+	l->image = NULL;
+}
+
+int lend_open(struct lend *l)
+{
+	open_as(l, l->on_demand);
 	l->held = l->image && !l->on_demand;
 	l->paused = l->on_demand;
 	return !l->image;
@@ -61,6 +79,7 @@ int lend_open(struct lend *l)
 void lend_add(struct lend *l, struct lend_export *e, struct varve_vhost_user_blk_options *o)
 {
 	e->of = l;
+	e->options = o;
 	e->next = l->exports;
 	l->exports = e;
 	if (!l->on_demand)
@@ -208,4 +227,20 @@ int lend_give(struct lend *l)
 {
 	l->given = true;
 	return l->held && give(l);
+}
+
+bool lend_is_stopped(const struct lend *l)
+{
+	struct varve_error err;
+	json_t *stats;
+	bool stopped;
+	char *text;
+
+	if (varve_image_stats(l->image, &text, &err) < 0)
+		return false;
+	stats = json_loads(text, 0, NULL);
+	free(text);
+	stopped = json_integer_value(json_object_get(json_object_get(stats, "errors"), "errno")) != 0;
+	json_decref(stats);
+	return stopped;
 }

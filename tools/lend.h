@@ -31,7 +31,8 @@ struct lend;
 struct lend_export {
 	struct lend_export *next;
 	struct lend *of;
-	struct varve_export *exp;
+	struct varve_vhost_user_blk_options *options;
+	struct varve_export *exp; /* NULL: not started */
 	_Atomic bool wanted; /* its front end wants its queues to run; of use with on_demand */
 };
 
@@ -51,9 +52,14 @@ struct lend {
 	char trouble[VARVE_ERROR_MAX]; /* what is in the way, as it was told; empty: nothing */
 };
 
+/*
+ * Opens a stand-in as l->image, for who wants to know what would be served, and closes it again. 0, or 1 after a message.
+ */
+int lend_peek(struct lend *l);
+void lend_unpeek(struct lend *l);
 /* Opens l->image: a stand-in, if on_demand. 0, or 1 after a message. */
 int lend_open(struct lend *l);
-/* One more export of the image; what it needs goes into its options. Before it is started. */
+/* One more export of the image, with options that stay; what is needed goes into them. Before it is started. */
 void lend_add(struct lend *l, struct lend_export *e, struct varve_vhost_user_blk_options *o);
 /* Takes the image if it is wanted, gives it away if it is not. Milliseconds until it wants to be called again; -1: no need. */
 int lend_settle(struct lend *l);
@@ -65,5 +71,7 @@ void lend_woken(int wake_fd);
  * after a message.
  */
 int lend_give(struct lend *l);
+/* An error has stopped the image (werror=stop), and what waits would fail if it were given away. */
+bool lend_is_stopped(const struct lend *l);
 
 #endif

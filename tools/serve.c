@@ -135,12 +135,23 @@ static bool disk_is_stopped(void *disk)
 	return ((struct serve_disk *)disk)->paused;
 }
 
+static int start_stream(struct serve_disk *d)
+{
+	struct varve_error err;
+
+	if (!d->stream_wanted || varve_stream_start(&d->stream, d->lend.image, &d->stream_options, &err) == 0)
+		return 0;
+	complain("%s", err.message);
+	return 1;
+}
+
 static void disk_changed(void *disk, bool held)
 {
 	struct serve_disk *d = disk;
 	struct varve_error err;
 
-	(void)held;
+	if (held && !d->stream)
+		start_stream(d); /* it went on without one after a message */
 	if (d->limits && varve_image_set_limits(d->lend.image, d->limits, &err) < 0)
 		complain("%s", err.message);
 }
@@ -152,29 +163,30 @@ static const struct lend_ops disk_ops = {
 	.changed = disk_changed,
 };
 
-static int start_disk(struct serve *s, struct serve_disk *d)
+static int prepare_disk(struct serve *s, struct serve_disk *d)
 {
-	struct varve_error err;
-
 	d->lend.ops = &disk_ops;
 	d->lend.disk = d;
 	d->lend.name = d->file;
 	d->lend.wake_fd = s->wake_fd;
 	d->open.state_dir = s->state_dir;
-	if (start_queues(s, d) || lend_open(&d->lend))
-		return 1;
 	d->export.writable = !d->read_only;
 	lend_add(&d->lend, &d->served, &d->export);
+	return start_queues(s, d);
+}
+
+static int start_disk(struct serve *s, struct serve_disk *d)
+{
+	struct varve_error err;
+
+	if (lend_open(&d->lend))
+		return 1;
 	if (varve_export_vhost_user_blk(&d->served.exp, d->lend.image, &d->export, s->control, d->queues,
 					d->export.nr_queues, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
-	if (d->stream_wanted && varve_stream_start(&d->stream, d->lend.image, &d->stream_options, &err) < 0) {
-		complain("%s", err.message);
-		return 1;
-	}
-	return 0;
+	return start_stream(d);
 }
 
 int serve_settle(struct serve *s)
@@ -191,24 +203,71 @@ int serve_settle(struct serve *s)
 	return timeout;
 }
 
-static int start(struct serve *s)
+/* ---- one server after the other (takeover.h) ---- */
+
+static struct lend *next_disk(void *program, struct lend *l)
 {
-	if (start_control(s))
-		return 1;
-	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (s->wake_fd < 0) {
-		complain("eventfd: %s", strerror(errno));
-		return 1;
+	struct serve *s = program;
+	unsigned i = l ? (unsigned)((struct serve_disk *)l->disk - s->disk) + 1 : 0;
+
+	return i < s->nr_disks ? &s->disk[i].lend : NULL;
+}
+
+/* Streams go on with the next one, who wants the name of the control socket for itself, too. */
+static void leave(void *program)
+{
+	struct serve *s = program;
+
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		varve_stream_free(s->disk[i].stream);
+		s->disk[i].stream = NULL;
 	}
+	serve_control_free(s->asked);
+	s->asked = NULL;
+	serve_jobs_end(s); /* there are none */
+}
+
+static void back(void *program)
+{
+	struct serve *s = program;
+
+	if (s->control_path)
+		s->asked = serve_control_new(s); /* without it after a message */
+}
+
+static const struct takeover_ops takeover_ops = { .next = next_disk, .leave = leave, .back = back };
+
+static int start_all(struct serve *s)
+{
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
 			return 1;
 	}
 	if (s->control_path && !(s->asked = serve_control_new(s)))
 		return 1;
-	if (s->pidfile && pidfile_write(&s->held, s->pidfile))
+	if (s->pidfile && !(s->answers = takeover_new(&takeover_ops, s, &s->held)))
 		return 1;
-	return s->print_args ? print_qemu_args(s) : 0;
+	return s->pidfile && takeover_serving(&s->from, &s->held, s->pidfile, s->signal_fd);
+}
+
+static int start(struct serve *s)
+{
+	int ret = 0;
+
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->wake_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
+		return 1;
+	}
+	if (start_control(s))
+		return 1;
+	for (unsigned i = 0; i < s->nr_disks && !ret; i++)
+		ret = prepare_disk(s, &s->disk[i]);
+	if (ret == 0 && s->takeover)
+		ret = takeover_ask(&s->from, s->pidfile, &takeover_ops, s, s->signal_fd);
+	ret = ret || start_all(s);
+	takeover_end(&s->from, &takeover_ops, s);
+	return ret ? ret : s->print_args ? print_qemu_args(s) : 0;
 }
 
 /* Takes down whatever was started. 1: data that was acknowledged may be lost. */
@@ -237,6 +296,7 @@ static int stop(struct serve *s)
 {
 	int failed = 0;
 
+	takeover_free(s->answers);
 	serve_control_free(s->asked);
 	serve_jobs_end(s);
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
@@ -244,51 +304,47 @@ static int stop(struct serve *s)
 	varve_queue_free(s->control);
 	if (s->wake_fd >= 0)
 		close(s->wake_fd);
+	if (s->signal_fd >= 0)
+		close(s->signal_fd);
 	pidfile_remove(&s->held);
 	return failed;
 }
 
-/* Until one of the signals comes. 1: it cannot be waited for. */
-static int serve_until(struct serve *s, const sigset_t *ends)
+/* Blocked in every thread that is made from here on; the main one reads them. 1: it cannot. */
+static int block_signals(struct serve *s)
 {
-	int fd = signalfd(-1, ends, SFD_CLOEXEC | SFD_NONBLOCK);
+	sigset_t ends;
 
-	if (fd < 0) {
-		complain("signalfd: %s", strerror(errno));
-		return 1;
-	}
-	serve_control_run(s, fd);
-	close(fd);
-	return 0;
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	s->signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (s->signal_fd >= 0)
+		return 0;
+	complain("signalfd: %s", strerror(errno));
+	return 1;
 }
 
 int serve_main(int argc, char **argv)
 {
 	static struct serve s;
-	sigset_t ends;
 	int ret;
 
-	s.wake_fd = s.job_fd = -1;
+	s.wake_fd = s.job_fd = s.signal_fd = -1;
+	s.from = (struct takeover_from){ .fd = -1, .pidfd = -1, .pid_fd = -1 };
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
 		stop(&s); /* names */
 		return ret < 0 ? finish_stdout() : ret;
 	}
 	verbose = s.verbose;
-	/* With nothing opened yet, a signal may end this wait as it likes. */
-	if (s.takeover && pidfile_take_over(s.pidfile)) {
-		stop(&s);
-		return 1;
-	}
-	/* Blocked in every thread that is made from here on; this one waits for them. */
-	sigemptyset(&ends);
-	sigaddset(&ends, SIGTERM);
-	sigaddset(&ends, SIGINT);
-	sigaddset(&ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ends, NULL);
 	varve_set_log(log_to_stderr, NULL);
-	ret = start(&s);
+	ret = block_signals(&s);
 	if (ret == 0)
-		ret = serve_until(&s, &ends);
+		ret = start(&s);
+	if (ret == 0)
+		serve_control_run(&s);
 	return stop(&s) || ret;
 }

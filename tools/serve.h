@@ -8,6 +8,7 @@
  *   serve_command.c  what can be asked there
  *   serve_job.c      what of it may wait
  *   serve_state.c    the state of a machine on its way into a snapshot
+ *   takeover_*.c     one server follows another (--takeover)
  *   lend.c           the image is held only while the machine runs (--hand-over)
  */
 #ifndef VARVE_TOOLS_SERVE_H
@@ -16,8 +17,7 @@
 #include <stdatomic.h>
 
 #include "common.h"
-#include "lend.h"
-#include "pidfile.h"
+#include "takeover.h"
 
 #define SERVE_QUEUES_MAX 64 /* of one disk */
 #define SERVE_DISKS_MAX 64
@@ -58,6 +58,9 @@ struct serve {
 	struct varve_queue *control;
 	struct serve_control *asked;
 	struct pidfile held;
+	struct takeover *answers; /* whoever is to follow; NULL: there is no pidfile */
+	struct takeover_from from;
+	int signal_fd; /* readable when it is to end */
 	int wake_fd; /* readable when the main thread is to look at its disks */
 	int job_fd;  /* readable when a job has ended; -1: there is no control socket */
 };
@@ -87,8 +90,11 @@ struct serve_control;
 
 /* Listens on s->control_path. NULL, after a message. */
 struct serve_control *serve_control_new(struct serve *s);
-/* Answers whoever asks (nobody, if there is no s->asked) and sees to the images, until signal_fd is readable. */
-void serve_control_run(struct serve *s, int signal_fd);
+/*
+ * Answers whoever asks (nobody, if there is no s->asked) and sees to the images, until the process is told to end or another one
+ * has taken over.
+ */
+void serve_control_run(struct serve *s);
 /* Removes the socket. Takes NULL. */
 void serve_control_free(struct serve_control *c);
 

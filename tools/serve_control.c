@@ -298,13 +298,13 @@ static void jobs_done(struct serve_control *c)
 	}
 }
 
-void serve_control_run(struct serve *s, int signal_fd)
+void serve_control_run(struct serve *s)
 {
-	struct serve_control *c = s->asked;
 	static const struct client nobody = { .fd = -1 };
-	struct pollfd p[CLIENTS_MAX + 4];
+	struct pollfd p[CLIENTS_MAX + 5];
 
 	for (;;) {
+		struct serve_control *c = s->asked; /* another one after a takeover that failed */
 		int timeout = serve_settle(s);
 		unsigned nr_clients = 0;
 
@@ -316,10 +316,11 @@ void serve_control_run(struct serve *s, int signal_fd)
 		}
 		/* Who finds no place waits in the backlog. */
 		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
-		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = signal_fd, .events = POLLIN };
+		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = s->signal_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 3] = (struct pollfd){ .fd = s->job_fd, .events = POLLIN };
-		if (poll(p, CLIENTS_MAX + 4, timeout) < 0 && errno != EINTR) {
+		p[CLIENTS_MAX + 4] = (struct pollfd){ .fd = takeover_fd(s->answers), .events = POLLIN };
+		if (poll(p, CLIENTS_MAX + 5, timeout) < 0 && errno != EINTR) {
 			complain("poll: %s", strerror(errno));
 			return;
 		}
@@ -345,5 +346,8 @@ void serve_control_run(struct serve *s, int signal_fd)
 			jobs_done(c);
 		if (p[CLIENTS_MAX].revents)
 			accept_one(c);
+		/* The last: the control socket may be another one afterwards. */
+		if (p[CLIENTS_MAX + 4].revents && takeover_turn(s->answers, s->signal_fd))
+			return;
 	}
 }

@@ -40,7 +40,7 @@ static const char serve_help[] =
 	"      --hand-over          the image is open for writing only while the machine runs: another server of it may have it\n"
 	"                           when the machine is stopped, or has moved there (live migration)\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
-	"      --takeover           first let the process that holds the pidfile finish and end\n"
+	"      --takeover           first let the process that holds the pidfile hand its disks over and end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
 	"  -v, --verbose            also log what is no trouble\n"
 	"SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
