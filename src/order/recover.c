@@ -184,8 +184,11 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 		if (marked)
 			read_notes(&s, ret_notes);
 	}
-	/* Removed when all of it is durable in the image. Killed before that, the next one does the same again. */
-	journal_unmap(s.map, s.fd, s.path, ret >= 0);
+	/*
+	 * Removed when all of it is durable in the image. Killed before that, the next one does the same again. An error stays
+	 * where it is until it stands in the journal that replaces this one (order_keep()): the kernel tells nobody again.
+	 */
+	journal_unmap(s.map, s.fd, s.path, ret >= 0 && !journal_settle(s.map));
 	return ret;
 }
 
@@ -224,7 +227,8 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 		return ret;
 	}
 	if (!TAILQ_EMPTY(&o->sections)) { /* somebody put while we waited: again */
-		journal_unmap(w.j->h, w.j->fd, w.j->path, true);
+		/* What it inherited goes on to the next, which takes its place. */
+		journal_unmap(w.j->h, w.j->fd, w.j->path, false);
 		free(w.j);
 		return order_keep(f, o, dir, err);
 	}
