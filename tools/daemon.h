@@ -45,6 +45,7 @@ struct block_node {
 struct block_export {
 	TAILQ_ENTRY(block_export) link;
 	char *id, *node_name, *socket, *iothread;
+	int socket_fd; /* of one that listens already; 0: there is a name */
 	bool writable, writethrough;
 	unsigned nr_queues;
 	struct block_node *node;

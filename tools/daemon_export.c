@@ -5,6 +5,7 @@
  * Owns:    the exports, their queues, and the iothreads.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,20 +77,47 @@ static struct varve_queue *iothread_queue(struct daemon *d, const char *id)
 
 /* ---- the options of an export ---- */
 
+/* addr.type=fd: whoever started the program made the socket, and listens on it. */
+static int parse_fd(struct block_export *e, json_t *addr)
+{
+	char *text = NULL;
+	unsigned fd = 0;
+	int failed = args_take_string("--export", addr, "str", &text);
+
+	if (!failed && (!text || parse_unsigned(text, INT_MAX, &fd) < 0 || fd < 3)) {
+		complain("--export: addr.str=%s: the number of a descriptor is needed, 3 or more (names are a monitor's)",
+			 text ? text : "");
+		failed = 1;
+	}
+	free(text);
+	e->socket_fd = (int)fd;
+	return failed;
+}
+
+static int parse_unix(struct block_export *e, json_t *addr)
+{
+	if (args_take_string("--export", addr, "path", &e->socket))
+		return 1;
+	if (!e->socket)
+		complain("--export: addr.path is missing");
+	return !e->socket;
+}
+
 static int parse_address(struct block_export *e, json_t *args)
 {
 	json_t *addr = json_object_get(args, "addr");
 	char *type = NULL;
-	int failed = args_take_string("--export", addr, "type", &type) ||
-		     args_take_string("--export", addr, "path", &e->socket);
+	int failed = args_take_string("--export", addr, "type", &type);
 
-	if (!failed && (!type || strcmp(type, "unix") != 0)) {
-		complain("--export: addr.type=%s: only unix sockets (addr.type=unix) are part of this version",
+	if (failed)
+		;
+	else if (type && !strcmp(type, "fd"))
+		failed = parse_fd(e, addr);
+	else if (type && !strcmp(type, "unix"))
+		failed = parse_unix(e, addr);
+	else {
+		complain("--export: addr.type=%s: only unix sockets (addr.type=unix, fd) are part of this version",
 			 type ? type : "");
-		failed = 1;
-	}
-	if (!failed && !e->socket) {
-		complain("--export: addr.path is missing");
 		failed = 1;
 	}
 	failed = failed || args_done("--export: addr", addr);
@@ -203,7 +231,7 @@ static bool wants_writethrough(const struct daemon *d, const char *node_name)
 static int prepare(struct daemon *d, struct block_export *e)
 {
 	e->options = (struct varve_vhost_user_blk_options){
-		.socket_path = e->socket, .nr_queues = e->nr_queues, .writable = e->writable, .serial = "vhost_user_blk"
+		.socket_path = e->socket, .socket_fd = e->socket_fd, .nr_queues = e->nr_queues, .writable = e->writable, .serial = "vhost_user_blk"
 	};
 	e->node = node_by_name(d, e->node_name);
 	if (!e->node) {
