@@ -10,14 +10,15 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "daemon.h"
-#include "pidfile.h"
 
 static const char daemon_help[] =
 	"[OPTION]...\n\n"
@@ -32,7 +33,9 @@ static const char daemon_help[] =
 	"      --daemonize          go to the background when everything is ready\n"
 	"      --state-dir DIR      keep queued metadata in a file of DIR (on a tmpfs; auto: /run/varve), where the next\n"
 	"                           process finds it if this one is killed: acknowledged writes are not lost then\n"
-	"      --takeover           first let the process that holds the pidfile finish and end\n"
+	"      --takeover           first let the process that holds the pidfile hand its disks over and end\n"
+	"      --hand-over          images are open for writing only while their machine runs: another server of them may have\n"
+	"                           them when it is stopped, or has moved there (live migration)\n"
 	"  -h, --help               this text\n"
 	"  -V, --version            which version this is\n"
 	"Values of --blockdev, --export and --object may be JSON objects. SIGTERM, SIGINT and SIGHUP end it: requests in\n"
@@ -80,8 +83,8 @@ static int parse_long(struct daemon *d, int c)
 		d->state_dir = state_directory(optarg);
 		return !d->state_dir;
 	case HAND_OVER:
-		complain("--hand-over is not part of varve daemon, whose disks may share files: varve serve --hand-over has it");
-		return 1;
+		d->hand_over = true;
+		return 0;
 	case CHARDEV:
 	case MONITOR:
 		return complain_missing("the QMP monitor (--chardev, --monitor)");
@@ -167,47 +170,94 @@ static void log_to_stderr(void *user_data, enum varve_log_level level, const cha
 		complain("%s%s", level == VARVE_LOG_ERROR ? "error: " : "warning: ", line);
 }
 
-static int start(struct daemon *d, struct pidfile *p)
+static const struct takeover_ops takeover_ops = { .next = nodes_next };
+
+static int start(struct daemon *d)
 {
 	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-control" };
 	struct varve_error err;
+	int ret;
 
 	if (varve_queue_new(&d->control, &qo, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
-	if (exports_start(d) || nodes_open_rest(d))
+	d->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (d->wake_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
 		return 1;
-	return d->pidfile ? pidfile_write(p, d->pidfile) : 0;
+	}
+	ret = exports_prepare(d) || nodes_prepare_rest(d);
+	if (ret == 0 && d->takeover)
+		ret = takeover_ask(&d->from, d->pidfile, &takeover_ops, d, d->signal_fd);
+	if (ret == 0)
+		ret = nodes_open(d) || exports_start(d);
+	if (ret == 0 && d->pidfile)
+		ret = !(d->answers = takeover_new(&takeover_ops, d, &d->held)) ||
+		      takeover_serving(&d->from, &d->held, d->pidfile, d->signal_fd);
+	takeover_end(&d->from, &takeover_ops, d);
+	return ret;
 }
 
-static int stop(struct daemon *d, struct pidfile *p)
+static int stop(struct daemon *d)
 {
-	int failed = exports_stop(d);
+	int failed;
+
+	takeover_free(d->answers);
+	failed = exports_stop(d);
 
 	failed |= nodes_close(d);
 	exports_free(d);
 	varve_queue_free(d->control);
-	pidfile_remove(p);
+	if (d->wake_fd >= 0)
+		close(d->wake_fd);
+	if (d->signal_fd >= 0)
+		close(d->signal_fd);
+	pidfile_remove(&d->held);
 	return failed;
 }
 
-static void block_signals(sigset_t *ends)
+/* Until the process is told to end, or another one has taken over. */
+static void run(struct daemon *d)
 {
-	/* Blocked in every thread that is made from here on; the first one waits for them. */
-	sigemptyset(ends);
-	sigaddset(ends, SIGTERM);
-	sigaddset(ends, SIGINT);
-	sigaddset(ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, ends, NULL);
+	struct pollfd p[3] = { { .fd = d->signal_fd, .events = POLLIN }, { .fd = d->wake_fd, .events = POLLIN } };
+
+	for (;;) {
+		int timeout = nodes_settle(d);
+
+		p[2] = (struct pollfd){ .fd = takeover_fd(d->answers), .events = POLLIN };
+		if (poll(p, 3, timeout) < 0) {
+			if (errno == EINTR)
+				continue;
+			complain("poll: %s", strerror(errno));
+			return;
+		}
+		if (p[0].revents || (p[2].revents && takeover_turn(d->answers, d->signal_fd)))
+			return;
+	}
+}
+
+/* Blocked in every thread that is made from here on; the first one reads them. 1: it cannot. */
+static int block_signals(struct daemon *d)
+{
+	sigset_t ends;
+
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	d->signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (d->signal_fd >= 0)
+		return 0;
+	complain("signalfd: %s", strerror(errno));
+	return 1;
 }
 
 int daemon_main(int argc, char **argv)
 {
-	struct daemon d = { 0 };
-	struct pidfile p = { 0 };
-	int ret, sig, tell = -1;
-	sigset_t ends;
+	struct daemon d = { .wake_fd = -1, .signal_fd = -1, .from = { .fd = -1, .pidfd = -1, .pid_fd = -1 } };
+	int ret, tell = -1;
 
 	TAILQ_INIT(&d.iothreads);
 	TAILQ_INIT(&d.nodes);
@@ -215,19 +265,18 @@ int daemon_main(int argc, char **argv)
 	ret = parse(argc, argv, &d);
 	if (ret == 0 && d.daemonize)
 		ret = detach_begin(&tell); /* before there are threads: they would not be in the child */
-	/* With nothing opened yet, a signal may end this wait as it likes. */
-	if (ret == 0 && d.takeover)
-		ret = pidfile_take_over(d.pidfile);
 	if (ret == 0) {
-		block_signals(&ends);
 		varve_set_log(log_to_stderr, NULL);
-		ret = start(&d, &p);
+		ret = block_signals(&d);
+	}
+	if (ret == 0) {
+		ret = start(&d);
 		if (ret == 0 && d.daemonize)
 			ret = detach_end(tell);
 		if (ret == 0)
-			sigwait(&ends, &sig);
+			run(&d);
 	}
 	if (ret < 0)
 		ret = finish_stdout();
-	return stop(&d, &p) || ret;
+	return stop(&d) || ret;
 }

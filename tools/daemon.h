@@ -6,7 +6,9 @@
  *   daemon_args.c    one argument, "key=value,..." or JSON, as an object
  *   daemon_nodes.c   --blockdev: nodes, their names, and the disks they make together
  *   daemon_export.c  --export: a disk for a virtual machine
- *   pidfile.c        --pidfile, and taking over from the process that it names
+ *   takeover_*.c     --takeover
+ *   lend.c           --hand-over: images are held only while machines run
+ *   pidfile.c        --pidfile
  */
 #ifndef VARVE_TOOLS_DAEMON_H
 #define VARVE_TOOLS_DAEMON_H
@@ -14,6 +16,7 @@
 #include <sys/queue.h>
 
 #include "common.h"
+#include "takeover.h"
 
 #define DAEMON_QUEUES_MAX 64 /* of one export */
 #define DAEMON_ID_MAX 31     /* bytes of a node-name, as elsewhere */
@@ -31,19 +34,25 @@ struct block_node {
 	char *name;
 	json_t *options;	    /* without node-name; references to others as they were given */
 	bool is_child;		    /* another node stands on it */
-	struct varve_image *image;  /* NULL: not opened by itself */
-	struct varve_queue *private_home; /* made for it; NULL: a queue of an export or iothread */
+	bool writethrough;	    /* as an export of it wants */
+	struct daemon *of;
+	struct lend lend;	    /* with its image; none: not opened by itself */
+	struct varve_queue *home;   /* of the image */
+	struct varve_queue *private_home; /* made for it; NULL: home is a queue of an export or iothread */
 };
 
 /* --export */
 struct block_export {
 	TAILQ_ENTRY(block_export) link;
 	char *id, *node_name, *socket, *iothread;
+	int socket_fd; /* of one that listens already; 0: there is a name */
 	bool writable, writethrough;
 	unsigned nr_queues;
 	struct block_node *node;
-	struct varve_queue *queues[DAEMON_QUEUES_MAX]; /* its own; none with an iothread */
-	struct varve_export *exp;
+	struct varve_queue *queues[DAEMON_QUEUES_MAX]; /* its own; with an iothread one, which is that's */
+	unsigned nr_running;
+	struct varve_vhost_user_blk_options options;
+	struct lend_export served;
 };
 
 struct daemon {
@@ -52,8 +61,15 @@ struct daemon {
 	TAILQ_HEAD(, block_export) exports;
 	const char *state_dir; /* NULL: none */
 	const char *pidfile;
-	bool daemonize, takeover;
+	bool daemonize, takeover, hand_over;
+
+	/* what was started */
 	struct varve_queue *control;
+	int wake_fd; /* readable when the main thread is to look at its images; -1: there is none */
+	struct pidfile held;
+	struct takeover *answers; /* whoever is to follow; NULL: there is no pidfile */
+	struct takeover_from from;
+	int signal_fd; /* readable when it is to end */
 };
 
 /* daemon_args.c: a new object; NULL, after a message. first: the key of a first part without "=" (NULL: none). */
@@ -72,15 +88,23 @@ int node_add(struct daemon *d, const char *text);
 struct block_node *node_by_name(const struct daemon *d, const char *name);
 /* Resolves references; before any is opened. */
 int nodes_resolve(struct daemon *d);
-int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough);
-/* Those that no export uses: so that they are looked at and locked, as asked. */
-int nodes_open_rest(struct daemon *d);
+/* All that comes before opening it; home: its image's. */
+int node_prepare(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough);
+/* Those that were prepared, in an order; see takeover.h. */
+struct lend *nodes_next(void *program, struct lend *l);
+/* Takes images that are wanted, gives away those that are not. Milliseconds until it wants to be called again; -1: no need. */
+int nodes_settle(struct daemon *d);
+/* The same for those that no export uses: they are looked at and locked, as asked. */
+int nodes_prepare_rest(struct daemon *d);
+int nodes_open(struct daemon *d);
 /* 1: data may be lost. */
 int nodes_close(struct daemon *d);
 
 /* daemon_export.c */
 int iothread_add(struct daemon *d, const char *text);
 int export_add(struct daemon *d, const char *text);
+/* Queues, nodes, options; nothing is opened yet. */
+int exports_prepare(struct daemon *d);
 int exports_start(struct daemon *d);
 int exports_stop(struct daemon *d);
 void exports_free(struct daemon *d);

@@ -5,6 +5,7 @@
  * Owns:    the exports, their queues, and the iothreads.
  */
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,20 +77,47 @@ static struct varve_queue *iothread_queue(struct daemon *d, const char *id)
 
 /* ---- the options of an export ---- */
 
+/* addr.type=fd: whoever started the program made the socket, and listens on it. */
+static int parse_fd(struct block_export *e, json_t *addr)
+{
+	char *text = NULL;
+	unsigned fd = 0;
+	int failed = args_take_string("--export", addr, "str", &text);
+
+	if (!failed && (!text || parse_unsigned(text, INT_MAX, &fd) < 0 || fd < 3)) {
+		complain("--export: addr.str=%s: the number of a descriptor is needed, 3 or more (names are a monitor's)",
+			 text ? text : "");
+		failed = 1;
+	}
+	free(text);
+	e->socket_fd = (int)fd;
+	return failed;
+}
+
+static int parse_unix(struct block_export *e, json_t *addr)
+{
+	if (args_take_string("--export", addr, "path", &e->socket))
+		return 1;
+	if (!e->socket)
+		complain("--export: addr.path is missing");
+	return !e->socket;
+}
+
 static int parse_address(struct block_export *e, json_t *args)
 {
 	json_t *addr = json_object_get(args, "addr");
 	char *type = NULL;
-	int failed = args_take_string("--export", addr, "type", &type) ||
-		     args_take_string("--export", addr, "path", &e->socket);
+	int failed = args_take_string("--export", addr, "type", &type);
 
-	if (!failed && (!type || strcmp(type, "unix") != 0)) {
-		complain("--export: addr.type=%s: only unix sockets (addr.type=unix) are part of this version",
+	if (failed)
+		;
+	else if (type && !strcmp(type, "fd"))
+		failed = parse_fd(e, addr);
+	else if (type && !strcmp(type, "unix"))
+		failed = parse_unix(e, addr);
+	else {
+		complain("--export: addr.type=%s: only unix sockets (addr.type=unix, fd) are part of this version",
 			 type ? type : "");
-		failed = 1;
-	}
-	if (!failed && !e->socket) {
-		complain("--export: addr.path is missing");
 		failed = 1;
 	}
 	failed = failed || args_done("--export: addr", addr);
@@ -134,7 +162,7 @@ static int parse(struct block_export *e, json_t *args)
 
 static void free_export(struct block_export *e)
 {
-	for (unsigned i = 0; i < DAEMON_QUEUES_MAX; i++)
+	for (unsigned i = 0; i < DAEMON_QUEUES_MAX && !e->iothread; i++)
 		varve_queue_free(e->queues[i]);
 	free(e->id);
 	free(e->node_name);
@@ -169,19 +197,19 @@ int export_add(struct daemon *d, const char *text)
 /* ---- start and stop ---- */
 
 /* An iothread runs all queues of the export; without one, each has a thread of its own. */
-static int make_queues(struct daemon *d, struct block_export *e, struct varve_queue **ret, unsigned *ret_nr)
+static int make_queues(struct daemon *d, struct block_export *e)
 {
 	char name[24];
 
-	*ret_nr = e->iothread ? 1 : e->nr_queues;
+	e->nr_running = e->iothread ? 1 : e->nr_queues;
 	if (e->iothread) {
-		ret[0] = iothread_queue(d, e->iothread);
-		return !ret[0];
+		e->queues[0] = iothread_queue(d, e->iothread);
+		return !e->queues[0];
 	}
 	for (unsigned i = 0; i < e->nr_queues; i++) {
 		snprintf(name, sizeof(name), "%.8s-vq%u", e->id, i);
-		ret[i] = e->queues[i] = new_queue(name);
-		if (!ret[i])
+		e->queues[i] = new_queue(name);
+		if (!e->queues[i])
 			return 1;
 	}
 	return 0;
@@ -200,40 +228,48 @@ static bool wants_writethrough(const struct daemon *d, const char *node_name)
 	return false;
 }
 
-static int start(struct daemon *d, struct block_export *e)
+static int prepare(struct daemon *d, struct block_export *e)
 {
-	struct varve_vhost_user_blk_options vo = { .socket_path = e->socket,
-						   .nr_queues = e->nr_queues,
-						   .writable = e->writable,
-						   .serial = "vhost_user_blk" };
-	struct varve_queue *queues[DAEMON_QUEUES_MAX];
-	struct varve_error err;
-	unsigned nr;
-
+	e->options = (struct varve_vhost_user_blk_options){
+		.socket_path = e->socket, .socket_fd = e->socket_fd, .nr_queues = e->nr_queues, .writable = e->writable, .serial = "vhost_user_blk"
+	};
 	e->node = node_by_name(d, e->node_name);
 	if (!e->node) {
 		complain("--export: node-name=%s: there is no node of that name", e->node_name);
 		return 1;
 	}
-	if (make_queues(d, e, queues, &nr))
+	if (make_queues(d, e))
 		return 1;
-	if (!e->node->image && node_open(d, e->node, queues[0], wants_writethrough(d, e->node_name)))
+	if (!e->node->home && node_prepare(d, e->node, e->queues[0], wants_writethrough(d, e->node_name)))
 		return 1;
-	if (varve_export_vhost_user_blk(&e->exp, e->node->image, &vo, d->control, queues, nr, &err) < 0) {
-		complain("--export: id=%s: %s", e->id, err.message);
-		return 1;
+	lend_add(&e->node->lend, &e->served, &e->options);
+	return 0;
+}
+
+int exports_prepare(struct daemon *d)
+{
+	struct block_export *e;
+
+	TAILQ_FOREACH(e, &d->exports, link)
+	{
+		if (prepare(d, e))
+			return 1;
 	}
 	return 0;
 }
 
 int exports_start(struct daemon *d)
 {
+	struct varve_error err;
 	struct block_export *e;
 
 	TAILQ_FOREACH(e, &d->exports, link)
 	{
-		if (start(d, e))
+		if (varve_export_vhost_user_blk(&e->served.exp, e->node->lend.image, &e->options, d->control, e->queues,
+						e->nr_running, &err) < 0) {
+			complain("--export: id=%s: %s", e->id, err.message);
 			return 1;
+		}
 	}
 	return 0;
 }
@@ -246,11 +282,11 @@ int exports_stop(struct daemon *d)
 
 	TAILQ_FOREACH(e, &d->exports, link)
 	{
-		if (varve_export_stop(e->exp, &err) < 0) {
+		if (varve_export_stop(e->served.exp, &err) < 0) {
 			complain("--export: id=%s: %s", e->id, err.message);
 			failed = 1;
 		}
-		e->exp = NULL;
+		e->served.exp = NULL;
 	}
 	return failed;
 }

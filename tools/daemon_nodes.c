@@ -190,47 +190,125 @@ static int prepare(struct block_node *n, json_t *options, bool writethrough, boo
 	return 0;
 }
 
-int node_open(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough)
+/* For a stand-in, which is a header that is read: what is about writing is left out. */
+static void forget_writing(json_t *options)
 {
-	struct varve_open_options oo = { .home = home, .state_dir = d->state_dir };
-	json_t *options = resolve(d, n, n->options, 0);
-	bool read_only = false, automatic = false;
-	struct varve_error err;
-	char *text, *name = NULL;
-	int ret = -1;
+	json_object_del(options, "copy-on-read");
+}
 
-	if (!options || prepare(n, options, writethrough, &read_only, &automatic)) {
+/* "json:{...}", malloc'd; NULL, after a message. */
+static char *describe(struct block_node *n, bool stand_in, bool *ret_read_only, bool *ret_auto)
+{
+	json_t *options = resolve(n->of, n, n->options, 0);
+	char *text, *name = NULL;
+
+	if (!options || prepare(n, options, n->writethrough, ret_read_only, ret_auto)) {
 		json_decref(options);
-		return 1;
+		return NULL;
 	}
+	if (stand_in)
+		forget_writing(options);
 	text = json_dumps(options, JSON_COMPACT);
 	json_decref(options);
 	if (text && (name = malloc(strlen(text) + sizeof("json:"))))
 		sprintf(name, "json:%s", text);
 	free(text);
-	if (!name) {
+	if (!name)
 		complain("out of memory");
-		return 1;
+	return name;
+}
+
+static struct varve_image *open_node(void *disk, bool stand_in, struct varve_error *err)
+{
+	struct block_node *n = disk;
+	struct varve_open_options oo = { .home = n->home, .state_dir = stand_in ? NULL : n->of->state_dir };
+	bool read_only = false, automatic = false;
+	char *name = describe(n, stand_in, &read_only, &automatic);
+	struct varve_image *image = NULL;
+	int ret;
+
+	if (!name) {
+		err->code = -EINVAL;
+		*err->message = 0; /* it was told */
+		return NULL;
 	}
-	oo.flags = read_only ? 0 : VARVE_OPEN_WRITABLE;
-	ret = varve_image_open(&n->image, name, &oo, &err);
-	if (ret < 0 && automatic && !read_only && (ret == -EACCES || ret == -EROFS || ret == -EPERM)) {
+	oo.flags = stand_in  ? VARVE_OPEN_FORCE_SHARE | VARVE_OPEN_NO_IO | VARVE_OPEN_NO_BACKING :
+		   read_only ? 0 :
+			       VARVE_OPEN_WRITABLE;
+	ret = varve_image_open(&image, name, &oo, err);
+	/* A machine that is to write waits for an image that it can write. */
+	if (ret < 0 && automatic && !n->lend.on_demand && oo.flags == VARVE_OPEN_WRITABLE && (ret == -EACCES || ret == -EROFS || ret == -EPERM)) {
 		oo.flags = 0;
-		ret = varve_image_open(&n->image, name, &oo, &err);
+		ret = varve_image_open(&image, name, &oo, err);
 	}
 	if (ret < 0) {
-		const char *words = err.message;
+		char whole[VARVE_ERROR_MAX];
+		const char *words = whole;
 
+		image = NULL;
+		memcpy(whole, err->message, sizeof(whole));
 		/* The whole description would come before the reason. */
 		if (strncmp(words, name, strlen(name)) == 0 && strncmp(words + strlen(name), ": ", 2) == 0)
 			words += strlen(name) + 2;
-		complain(OPTION ": node-name=%s: %s", n->name, words);
+		/* What is cut off at the end is less than the description that was left out. */
+		snprintf(err->message, sizeof(err->message), OPTION ": node-name=%s: %.*s", n->name,
+			 (int)(sizeof(err->message) - 64), words);
 	}
 	free(name);
-	return ret < 0;
+	return image;
 }
 
-int nodes_open_rest(struct daemon *d)
+static const struct lend_ops node_ops = { .open = open_node };
+
+int node_prepare(struct daemon *d, struct block_node *n, struct varve_queue *home, bool writethrough)
+{
+	json_t *read_only = json_object_get(n->options, "read-only");
+	bool fixed = false;
+
+	if (read_only) {
+		json_t *copy = json_pack("{s:O}", "read-only", read_only);
+		int failed = args_take_bool(OPTION, copy, "read-only", &fixed);
+
+		json_decref(copy);
+		if (failed)
+			return 1;
+	}
+	n->of = d;
+	n->home = home;
+	n->writethrough = writethrough;
+	n->lend.ops = &node_ops;
+	n->lend.disk = n;
+	n->lend.name = n->name;
+	n->lend.wake_fd = d->wake_fd;
+	n->lend.on_demand = d->hand_over && !fixed; /* those who read share it */
+	return 0;
+}
+
+struct lend *nodes_next(void *program, struct lend *l)
+{
+	struct daemon *d = program;
+	struct block_node *n = l ? TAILQ_NEXT((struct block_node *)l->disk, link) : TAILQ_FIRST(&d->nodes);
+
+	while (n && !n->home)
+		n = TAILQ_NEXT(n, link);
+	return n ? &n->lend : NULL;
+}
+
+int nodes_settle(struct daemon *d)
+{
+	int timeout = -1;
+
+	lend_woken(d->wake_fd);
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l)) {
+		int wait = lend_settle(l);
+
+		if (wait >= 0)
+			timeout = timeout < 0 ? wait : MIN(timeout, wait);
+	}
+	return timeout;
+}
+
+int nodes_prepare_rest(struct daemon *d)
 {
 	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "varve-node" };
 	struct varve_error err;
@@ -238,13 +316,26 @@ int nodes_open_rest(struct daemon *d)
 
 	TAILQ_FOREACH(n, &d->nodes, link)
 	{
-		if (n->image || n->is_child)
+		if (n->home || n->is_child)
 			continue;
+		if (d->hand_over) {
+			complain("--hand-over: node-name=%s: no export gives it to a machine that would want it", n->name);
+			return 1;
+		}
 		if (varve_queue_new(&n->private_home, &qo, &err) < 0) {
 			complain("%s", err.message);
 			return 1;
 		}
-		if (node_open(d, n, n->private_home, false))
+		if (node_prepare(d, n, n->private_home, false))
+			return 1;
+	}
+	return 0;
+}
+
+int nodes_open(struct daemon *d)
+{
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l)) {
+		if (lend_open(l))
 			return 1;
 	}
 	return 0;
@@ -257,7 +348,7 @@ int nodes_close(struct daemon *d)
 
 	while ((n = TAILQ_FIRST(&d->nodes))) {
 		TAILQ_REMOVE(&d->nodes, n, link);
-		if (close_image(n->image))
+		if (close_image(n->lend.image))
 			failed = 1;
 		varve_queue_free(n->private_home);
 		json_decref(n->options);

@@ -29,11 +29,19 @@ static int fail(const char *path, const char *what)
 	return 1;
 }
 
-int pidfile_write(struct pidfile *p, const char *path)
+int pidfile_rewrite(struct pidfile *p)
 {
 	char text[24];
 	int n = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
 
+	/* Never empty, and never part of two numbers: who reads it meanwhile finds one of the two. */
+	if (pwrite(p->fd, text, (size_t)n, 0) != n || ftruncate(p->fd, n) < 0)
+		return fail(p->path, "cannot write it");
+	return 0;
+}
+
+int pidfile_write(struct pidfile *p, const char *path)
+{
 	p->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	if (p->fd < 0)
 		return fail(path, "cannot make it");
@@ -42,18 +50,28 @@ int pidfile_write(struct pidfile *p, const char *path)
 		return fail(path, "another process holds it");
 	}
 	p->path = path;
-	if (ftruncate(p->fd, 0) < 0 || write(p->fd, text, (size_t)n) != n)
-		return fail(path, "cannot write it");
-	return 0;
+	return pidfile_rewrite(p);
+}
+
+int pidfile_adopt(struct pidfile *p, const char *path, int fd)
+{
+	p->fd = fd;
+	p->path = path;
+	return pidfile_rewrite(p);
+}
+
+void pidfile_leave(struct pidfile *p)
+{
+	if (p->path)
+		close(p->fd);
+	p->path = NULL;
 }
 
 void pidfile_remove(struct pidfile *p)
 {
-	if (!p->path)
-		return;
-	unlink(p->path);
-	close(p->fd);
-	p->path = NULL;
+	if (p->path)
+		unlink(p->path);
+	pidfile_leave(p);
 }
 
 /* The process that holds the lock; 0: nobody does; -1: errno. */
@@ -74,42 +92,46 @@ static long holder(int fd)
 	return pid;
 }
 
-static int end_process(const char *path, int fd, long pid)
+int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
 {
-	struct pollfd end = { .fd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0), .events = POLLIN };
+	int fd = open(path, O_RDONLY | O_CLOEXEC), ret = 0;
+
+	*ret_pid = 0;
+	*ret_pidfd = -1;
+	if (fd < 0)
+		return errno == ENOENT ? 0 : fail(path, "cannot read it");
+	*ret_pid = holder(fd);
+	if (*ret_pid < 0)
+		ret = fail(path, "cannot tell whose it is");
+	if (*ret_pid > 0) {
+		*ret_pidfd = (int)syscall(SYS_pidfd_open, (pid_t)*ret_pid, 0);
+		if (*ret_pidfd < 0 && errno != ESRCH)
+			ret = fail(path, "cannot watch its process");
+		/* Is it still the one that holds the lock? Its number may have been given away before pidfd_open(). */
+		if (*ret_pidfd < 0 || flock(fd, LOCK_SH | LOCK_NB) == 0)
+			*ret_pid = 0;
+	}
+	close(fd);
+	if (ret || !*ret_pid) {
+		if (*ret_pidfd >= 0)
+			close(*ret_pidfd);
+		*ret_pidfd = -1;
+	}
+	return ret;
+}
+
+int pidfile_end(const char *path, long pid, int pidfd)
+{
+	struct pollfd end = { .fd = pidfd, .events = POLLIN };
 	int n;
 
-	if (end.fd < 0)
-		return errno == ESRCH ? 0 : fail(path, "cannot watch its process");
-	/* Is it still the one that holds the lock? Its number may have been given away before pidfd_open(). */
-	if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
-		close(end.fd);
-		return 0;
-	}
-	if (syscall(SYS_pidfd_send_signal, end.fd, SIGTERM, NULL, 0) < 0 && errno != ESRCH) {
-		close(end.fd);
+	if (syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) < 0 && errno != ESRCH)
 		return fail(path, "cannot send SIGTERM to its process");
-	}
 	do {
 		n = poll(&end, 1, END_MS);
 	} while (n < 0 && errno == EINTR);
-	close(end.fd);
-	if (n <= 0) {
-		complain("--takeover: process %ld has not ended within %d seconds of SIGTERM", pid, END_MS / 1000);
-		return 1;
-	}
-	return 0;
-}
-
-int pidfile_take_over(const char *path)
-{
-	int fd = open(path, O_RDONLY | O_CLOEXEC), ret;
-	long pid;
-
-	if (fd < 0)
-		return errno == ENOENT ? 0 : fail(path, "cannot read it");
-	pid = holder(fd);
-	ret = pid < 0 ? fail(path, "cannot tell whose it is") : pid ? end_process(path, fd, pid) : 0;
-	close(fd);
-	return ret;
+	if (n > 0)
+		return 0;
+	complain("--takeover: process %ld has not ended within %d seconds of SIGTERM", pid, END_MS / 1000);
+	return 1;
 }

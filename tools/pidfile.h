@@ -14,10 +14,21 @@ struct pidfile {
 int pidfile_write(struct pidfile *p, const char *path);
 void pidfile_remove(struct pidfile *p);
 
+/* The file of another process, which gave us its descriptor: it says our number from now on. 0, or 1 after a message. */
+int pidfile_adopt(struct pidfile *p, const char *path, int fd);
+/* It says our number again. 0, or 1 after a message. */
+int pidfile_rewrite(struct pidfile *p);
+/* It is another process's now. */
+void pidfile_leave(struct pidfile *p);
 /*
- * If a process holds the pidfile: asks it to end (SIGTERM: it finishes what is in flight, flushes, closes) and waits until
- * it has. No such process is no error. 0, or 1 after a message.
+ * The process that holds the file: *ret_pid (0: none does) and a descriptor of it, to be closed by the caller, which still was its
+ * own when the lock was looked at. 0, or 1 after a message.
  */
-int pidfile_take_over(const char *path);
+int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd);
+
+/*
+ * Asks the process to end (SIGTERM: it finishes what is in flight, flushes, closes) and waits until it has. 0, or 1 after a message.
+ */
+int pidfile_end(const char *path, long pid, int pidfd);
 
 #endif

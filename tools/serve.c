@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -107,43 +108,166 @@ static int print_qemu_args(const struct serve *s)
 	return finish_stdout();
 }
 
+/* ---- the image, and the stand-in for it while somebody else has it (lend.h) ---- */
+
+static struct varve_image *open_disk(void *disk, bool stand_in, struct varve_error *err)
+{
+	struct serve_disk *d = disk;
+	struct open_args args = d->open;
+
+	if (!stand_in)
+		return try_open_image(d->file, &args, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0], err);
+	args.state_dir = NULL;
+	args.copy_on_read = false;
+	return try_open_image(d->file, &args, VARVE_OPEN_FORCE_SHARE | VARVE_OPEN_NO_IO | VARVE_OPEN_NO_BACKING, d->queues[0],
+			      err);
+}
+
+static bool disk_is_busy(void *disk)
+{
+	const struct serve_disk *d = disk;
+
+	return d->job || serve_state_busy(d);
+}
+
+static bool disk_is_stopped(void *disk)
+{
+	return ((struct serve_disk *)disk)->paused;
+}
+
+static int start_stream(struct serve_disk *d)
+{
+	struct varve_error err;
+
+	if (!d->stream_wanted || varve_stream_start(&d->stream, d->lend.image, &d->stream_options, &err) == 0)
+		return 0;
+	complain("%s", err.message);
+	return 1;
+}
+
+static void disk_changed(void *disk, bool held)
+{
+	struct serve_disk *d = disk;
+	struct varve_error err;
+
+	if (held && !d->stream)
+		start_stream(d); /* it went on without one after a message */
+	if (d->limits && varve_image_set_limits(d->lend.image, d->limits, &err) < 0)
+		complain("%s", err.message);
+}
+
+static const struct lend_ops disk_ops = {
+	.open = open_disk,
+	.busy = disk_is_busy,
+	.stopped = disk_is_stopped,
+	.changed = disk_changed,
+};
+
+static int prepare_disk(struct serve *s, struct serve_disk *d)
+{
+	d->lend.ops = &disk_ops;
+	d->lend.disk = d;
+	d->lend.name = d->file;
+	d->lend.wake_fd = s->wake_fd;
+	d->open.state_dir = s->state_dir;
+	d->export.writable = !d->read_only;
+	lend_add(&d->lend, &d->served, &d->export);
+	return start_queues(s, d);
+}
+
 static int start_disk(struct serve *s, struct serve_disk *d)
 {
 	struct varve_error err;
 
-	if (start_queues(s, d))
+	if (lend_open(&d->lend))
 		return 1;
-	d->open.state_dir = s->state_dir;
-	d->image = d->hand_over ? serve_lent(s, d) :
-				  open_image(d->file, &d->open, d->read_only ? 0 : VARVE_OPEN_WRITABLE, d->queues[0]);
-	if (!d->image)
-		return 1;
-	d->export.writable = !d->read_only;
-	if (varve_export_vhost_user_blk(&d->exp, d->image, &d->export, s->control, d->queues, d->export.nr_queues,
-					&err) < 0) {
+	if (varve_export_vhost_user_blk(&d->served.exp, d->lend.image, &d->export, s->control, d->queues,
+					d->export.nr_queues, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
-	if (d->stream_wanted && varve_stream_start(&d->stream, d->image, &d->stream_options, &err) < 0) {
-		complain("%s", err.message);
-		return 1;
-	}
-	return 0;
+	return start_stream(d);
 }
 
-static int start(struct serve *s)
+int serve_settle(struct serve *s)
 {
-	if (start_control(s))
-		return 1;
+	int timeout = -1;
+
+	lend_woken(s->wake_fd);
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		int wait = lend_settle(&s->disk[i].lend);
+
+		if (wait >= 0)
+			timeout = timeout < 0 ? wait : MIN(timeout, wait);
+	}
+	return timeout;
+}
+
+/* ---- one server after the other (takeover.h) ---- */
+
+static struct lend *next_disk(void *program, struct lend *l)
+{
+	struct serve *s = program;
+	unsigned i = l ? (unsigned)((struct serve_disk *)l->disk - s->disk) + 1 : 0;
+
+	return i < s->nr_disks ? &s->disk[i].lend : NULL;
+}
+
+/* Streams go on with the next one, who wants the name of the control socket for itself, too. */
+static void leave(void *program)
+{
+	struct serve *s = program;
+
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		varve_stream_free(s->disk[i].stream);
+		s->disk[i].stream = NULL;
+	}
+	serve_control_free(s->asked);
+	s->asked = NULL;
+	serve_jobs_end(s); /* there are none */
+}
+
+static void back(void *program)
+{
+	struct serve *s = program;
+
+	if (s->control_path)
+		s->asked = serve_control_new(s); /* without it after a message */
+}
+
+static const struct takeover_ops takeover_ops = { .next = next_disk, .leave = leave, .back = back };
+
+static int start_all(struct serve *s)
+{
 	for (unsigned i = 0; i < s->nr_disks; i++) {
 		if (start_disk(s, &s->disk[i]))
 			return 1;
 	}
 	if (s->control_path && !(s->asked = serve_control_new(s)))
 		return 1;
-	if (s->pidfile && pidfile_write(&s->held, s->pidfile))
+	if (s->pidfile && !(s->answers = takeover_new(&takeover_ops, s, &s->held)))
 		return 1;
-	return s->print_args ? print_qemu_args(s) : 0;
+	return s->pidfile && takeover_serving(&s->from, &s->held, s->pidfile, s->signal_fd);
+}
+
+static int start(struct serve *s)
+{
+	int ret = 0;
+
+	s->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->wake_fd < 0) {
+		complain("eventfd: %s", strerror(errno));
+		return 1;
+	}
+	if (start_control(s))
+		return 1;
+	for (unsigned i = 0; i < s->nr_disks && !ret; i++)
+		ret = prepare_disk(s, &s->disk[i]);
+	if (ret == 0 && s->takeover)
+		ret = takeover_ask(&s->from, s->pidfile, &takeover_ops, s, s->signal_fd);
+	ret = ret || start_all(s);
+	takeover_end(&s->from, &takeover_ops, s);
+	return ret ? ret : s->print_args ? print_qemu_args(s) : 0;
 }
 
 /* Takes down whatever was started. 1: data that was acknowledged may be lost. */
@@ -152,13 +276,13 @@ static int stop_disk(struct serve_disk *d)
 	struct varve_error err;
 	int failed = 0;
 
-	if (varve_export_stop(d->exp, &err) < 0) {
+	if (varve_export_stop(d->served.exp, &err) < 0) {
 		complain("%s", err.message);
 		failed = 1;
 	}
 	serve_state_stop(d);
 	varve_stream_free(d->stream); /* what it has not copied yet, the next one will */
-	if (close_image(d->image))
+	if (close_image(d->lend.image))
 		failed = 1;
 	for (unsigned i = 0; i < d->export.nr_queues; i++)
 		varve_queue_free(d->queues[i]);
@@ -172,6 +296,7 @@ static int stop(struct serve *s)
 {
 	int failed = 0;
 
+	takeover_free(s->answers);
 	serve_control_free(s->asked);
 	serve_jobs_end(s);
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
@@ -179,56 +304,47 @@ static int stop(struct serve *s)
 	varve_queue_free(s->control);
 	if (s->wake_fd >= 0)
 		close(s->wake_fd);
+	if (s->signal_fd >= 0)
+		close(s->signal_fd);
 	pidfile_remove(&s->held);
 	return failed;
 }
 
-/* Until one of the signals comes. 1: it cannot be waited for. */
-static int serve_until(struct serve *s, const sigset_t *ends)
+/* Blocked in every thread that is made from here on; the main one reads them. 1: it cannot. */
+static int block_signals(struct serve *s)
 {
-	int fd, sig;
+	sigset_t ends;
 
-	if (!s->control_path && s->wake_fd < 0) {
-		sigwait(ends, &sig);
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &ends, NULL);
+	s->signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (s->signal_fd >= 0)
 		return 0;
-	}
-	fd = signalfd(-1, ends, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (fd < 0) {
-		complain("signalfd: %s", strerror(errno));
-		return 1;
-	}
-	serve_control_run(s, fd);
-	close(fd);
-	return 0;
+	complain("signalfd: %s", strerror(errno));
+	return 1;
 }
 
 int serve_main(int argc, char **argv)
 {
 	static struct serve s;
-	sigset_t ends;
 	int ret;
 
-	s.wake_fd = s.job_fd = -1;
+	s.wake_fd = s.job_fd = s.signal_fd = -1;
+	s.from = (struct takeover_from){ .fd = -1, .pidfd = -1, .pid_fd = -1 };
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
 		stop(&s); /* names */
 		return ret < 0 ? finish_stdout() : ret;
 	}
 	verbose = s.verbose;
-	/* With nothing opened yet, a signal may end this wait as it likes. */
-	if (s.takeover && pidfile_take_over(s.pidfile)) {
-		stop(&s);
-		return 1;
-	}
-	/* Blocked in every thread that is made from here on; this one waits for them. */
-	sigemptyset(&ends);
-	sigaddset(&ends, SIGTERM);
-	sigaddset(&ends, SIGINT);
-	sigaddset(&ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ends, NULL);
 	varve_set_log(log_to_stderr, NULL);
-	ret = start(&s);
+	ret = block_signals(&s);
 	if (ret == 0)
-		ret = serve_until(&s, &ends);
+		ret = start(&s);
+	if (ret == 0)
+		serve_control_run(&s);
 	return stop(&s) || ret;
 }

@@ -8,7 +8,8 @@
  *   serve_command.c  what can be asked there
  *   serve_job.c      what of it may wait
  *   serve_state.c    the state of a machine on its way into a snapshot
- *   serve_hand_over.c  the image is held only while the machine runs
+ *   takeover_*.c     one server follows another (--takeover)
+ *   lend.c           the image is held only while the machine runs (--hand-over)
  */
 #ifndef VARVE_TOOLS_SERVE_H
 #define VARVE_TOOLS_SERVE_H
@@ -16,7 +17,7 @@
 #include <stdatomic.h>
 
 #include "common.h"
-#include "pidfile.h"
+#include "takeover.h"
 
 #define SERVE_QUEUES_MAX 64 /* of one disk */
 #define SERVE_DISKS_MAX 64
@@ -28,7 +29,6 @@ struct serve_disk {
 	const char *file;
 	char *name; /* on the control socket */
 	bool read_only;
-	bool hand_over;
 	const char *cpus; /* a list for each queue, parted by ':' */
 	unsigned poll_us;
 	bool poll_adaptive, poll_given;
@@ -38,19 +38,13 @@ struct serve_disk {
 
 	/* what was started, in this order */
 	struct varve_queue *queues[SERVE_QUEUES_MAX];
-	struct varve_image *image;
+	struct lend lend; /* with its image */
 	struct varve_stream *stream;
-	struct varve_export *exp;
+	struct lend_export served;
 	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
 	struct serve_job *job; /* a command that may wait; NULL: none. Nothing else changes the disk meanwhile */
 	_Atomic bool paused; /* by the control socket */
 	char *limits;	/* set there; NULL: those of the command line */
-
-	/* with hand_over */
-	_Atomic bool wanted; /* the front end wants its queues to run */
-	bool held;	     /* image is open for writing; else it is a stand-in */
-	char trouble[VARVE_ERROR_MAX]; /* what is in the way, as it was told; empty: nothing */
-	int wake_fd;	     /* of struct serve */
 };
 
 struct serve {
@@ -64,12 +58,18 @@ struct serve {
 	struct varve_queue *control;
 	struct serve_control *asked;
 	struct pidfile held;
-	int wake_fd; /* readable when the main thread is to look at its disks; -1: it never is */
+	struct takeover *answers; /* whoever is to follow; NULL: there is no pidfile */
+	struct takeover_from from;
+	int signal_fd; /* readable when it is to end */
+	int wake_fd; /* readable when the main thread is to look at its disks */
 	int job_fd;  /* readable when a job has ended; -1: there is no control socket */
 };
 
 /* 0; 1: failed, told; -1: done (help, version). */
 int serve_parse(int argc, char **argv, struct serve *s);
+
+/* Takes images that are wanted, gives away those that are not. Milliseconds until it wants to be called again; -1: no need. */
+int serve_settle(struct serve *s);
 
 /* ---- the state of a machine ---- */
 
@@ -84,21 +84,17 @@ bool serve_state_busy(const struct serve_disk *d);
 /* No snapshot if it has not ended. */
 void serve_state_stop(struct serve_disk *d);
 
-/* ---- --hand-over ---- */
-
-/* A stand-in for d's image, and what start_disk() needs to serve it. NULL, after a message. */
-struct varve_image *serve_lent(struct serve *s, struct serve_disk *d);
-/* Takes images that are wanted, gives away those that are not. Milliseconds until it wants to be called again; -1: no need. */
-int serve_hand_over(struct serve *s);
-
 /* ---- the control socket ---- */
 
 struct serve_control;
 
 /* Listens on s->control_path. NULL, after a message. */
 struct serve_control *serve_control_new(struct serve *s);
-/* Answers whoever asks (nobody, if there is no s->asked) and hands images over, until signal_fd is readable. */
-void serve_control_run(struct serve *s, int signal_fd);
+/*
+ * Answers whoever asks (nobody, if there is no s->asked) and sees to the images, until the process is told to end or another one
+ * has taken over.
+ */
+void serve_control_run(struct serve *s);
 /* Removes the socket. Takes NULL. */
 void serve_control_free(struct serve_control *c);
 

@@ -42,9 +42,9 @@ static json_t *cmd_disks(struct call *c)
 
 	for (unsigned i = 0; i < c->s->nr_disks; i++) {
 		const struct serve_disk *d = &c->s->disk[i];
-		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", varve_image_format(d->image), "length",
-				      (json_int_t)varve_image_length(d->image), "read-only", d->read_only, "paused",
-				      d->paused, "held", !d->hand_over || d->held, "queues",
+		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", varve_image_format(d->lend.image), "length",
+				      (json_int_t)varve_image_length(d->lend.image), "read-only", d->read_only, "paused",
+				      d->paused, "held", d->lend.held, "queues",
 				      (int)d->export.nr_queues);
 
 		/* Words of the command line, which may be no UTF-8. */
@@ -69,11 +69,11 @@ static json_t *cmd_stats(struct call *c)
 	struct varve_error err;
 	json_t *exp, *image;
 	char *text = NULL;
-	int ret = varve_export_stats(c->d->exp, &text, &err);
+	int ret = varve_export_stats(c->d->served.exp, &text, &err);
 
 	exp = parsed(c, ret, text, &err);
 	text = NULL;
-	ret = varve_image_stats(c->d->image, &text, &err);
+	ret = varve_image_stats(c->d->lend.image, &text, &err);
 	image = parsed(c, ret, text, &err);
 	if (exp && image)
 		return json_pack("{s:o, s:o}", "export", exp, "image", image);
@@ -85,7 +85,7 @@ static json_t *cmd_stats(struct call *c)
 static json_t *cmd_pause(struct call *c)
 {
 	if (!c->d->paused)
-		varve_export_pause(c->d->exp);
+		varve_export_pause(c->d->served.exp);
 	c->d->paused = true;
 	return json_object();
 }
@@ -93,9 +93,9 @@ static json_t *cmd_pause(struct call *c)
 static json_t *cmd_resume(struct call *c)
 {
 	if (c->d->paused)
-		varve_export_resume(c->d->exp);
+		varve_export_resume(c->d->served.exp);
 	c->d->paused = false;
-	varve_image_resume(c->d->image); /* if an error had stopped it (werror=stop) */
+	varve_image_resume(c->d->lend.image); /* if an error had stopped it (werror=stop) */
 	return json_object();
 }
 
@@ -110,19 +110,19 @@ static json_t *cmd_resize(struct call *c)
 		length = (uint64_t)json_integer_value(size);
 	else if (!json_is_string(size) || parse_size(json_string_value(size), &length) < 0)
 		return fail(c, "\"size\" must be a number of bytes, or a string as \"20G\"");
-	if (length < varve_image_length(c->d->image) && !shrink)
+	if (length < varve_image_length(c->d->lend.image) && !shrink)
 		return fail(c, "the disk has %llu bytes; to cut it shorter, say \"shrink\": true",
-			    (unsigned long long)varve_image_length(c->d->image));
-	if (varve_image_resize(c->d->image, length, VARVE_PREALLOC_OFF, shrink ? VARVE_RESIZE_SHRINK : 0, &err) < 0)
+			    (unsigned long long)varve_image_length(c->d->lend.image));
+	if (varve_image_resize(c->d->lend.image, length, VARVE_PREALLOC_OFF, shrink ? VARVE_RESIZE_SHRINK : 0, &err) < 0)
 		return fail(c, "%s", err.message);
-	return json_pack("{s:I}", "length", (json_int_t)varve_image_length(c->d->image));
+	return json_pack("{s:I}", "length", (json_int_t)varve_image_length(c->d->lend.image));
 }
 
 static json_t *cmd_flush(struct call *c)
 {
 	struct varve_error err;
 
-	if (varve_image_writable(c->d->image) && varve_image_flush(c->d->image, &err) < 0)
+	if (varve_image_writable(c->d->lend.image) && varve_image_flush(c->d->lend.image, &err) < 0)
 		return fail(c, "%s", err.message);
 	return json_object();
 }
@@ -137,13 +137,13 @@ static json_t *cmd_throttle(struct call *c)
 
 	if (limits && !json_is_string(limits))
 		return fail(c, "\"limits\" must be a string, as \"iops-total=500,bps-total=10M\"");
-	ret = limits ? varve_image_set_limits(c->d->image, json_string_value(limits), &err) : 0;
+	ret = limits ? varve_image_set_limits(c->d->lend.image, json_string_value(limits), &err) : 0;
 	if (limits && ret == 0) {
 		free(c->d->limits);
 		c->d->limits = strdup(json_string_value(limits)); /* for the image when it is opened again */
 	}
 	if (ret == 0)
-		ret = varve_image_limits(c->d->image, &text, &err);
+		ret = varve_image_limits(c->d->lend.image, &text, &err);
 	return parsed(c, ret, text, &err);
 }
 
@@ -168,7 +168,7 @@ static json_t *cmd_snapshots(struct call *c)
 	struct varve_error err;
 	unsigned nr;
 
-	if (varve_snapshot_list(c->d->image, &list, &nr, &err) < 0) {
+	if (varve_snapshot_list(c->d->lend.image, &list, &nr, &err) < 0) {
 		json_decref(all);
 		return fail(c, "%s", err.message);
 	}
@@ -198,7 +198,7 @@ static json_t *cmd_snapshot_create(struct call *c)
 	if (state)
 		return serve_state_start(c->d, so.name, state, &err) < 0 ? fail(c, "%s", err.message) :
 									   serve_state_tell(c->d);
-	if (varve_snapshot_create(c->d->image, &so, &id, &err) < 0)
+	if (varve_snapshot_create(c->d->lend.image, &so, &id, &err) < 0)
 		return fail(c, "%s", err.message);
 	o = json_pack("{s:s}", "id", id);
 	free(id);
@@ -219,7 +219,7 @@ static json_t *cmd_snapshot_delete(struct call *c)
 		return NULL;
 	if (!name && !id)
 		return fail(c, "which snapshot? \"name\" or \"snapshot-id\" is needed");
-	return varve_snapshot_delete(c->d->image, id, name, &err) < 0 ? fail(c, "%s", err.message) : json_object();
+	return varve_snapshot_delete(c->d->lend.image, id, name, &err) < 0 ? fail(c, "%s", err.message) : json_object();
 }
 
 static json_t *cmd_help(struct call *c);

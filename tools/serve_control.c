@@ -197,7 +197,7 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 	int ret;
 
 	if (kind == SERVE_RESUME && d->job)
-		varve_image_resume(d->image); /* that is what it may be waiting for */
+		varve_image_resume(d->lend.image); /* that is what it may be waiting for */
 	if (kind != SERVE_AT_ONCE && d->job)
 		return false;
 	if (kind == SERVE_JOB) {
@@ -298,14 +298,14 @@ static void jobs_done(struct serve_control *c)
 	}
 }
 
-void serve_control_run(struct serve *s, int signal_fd)
+void serve_control_run(struct serve *s)
 {
-	struct serve_control *c = s->asked;
 	static const struct client nobody = { .fd = -1 };
-	struct pollfd p[CLIENTS_MAX + 4];
+	struct pollfd p[CLIENTS_MAX + 5];
 
 	for (;;) {
-		int timeout = serve_hand_over(s);
+		struct serve_control *c = s->asked; /* another one after a takeover that failed */
+		int timeout = serve_settle(s);
 		unsigned nr_clients = 0;
 
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
@@ -316,10 +316,11 @@ void serve_control_run(struct serve *s, int signal_fd)
 		}
 		/* Who finds no place waits in the backlog. */
 		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
-		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = signal_fd, .events = POLLIN };
+		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = s->signal_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 3] = (struct pollfd){ .fd = s->job_fd, .events = POLLIN };
-		if (poll(p, CLIENTS_MAX + 4, timeout) < 0 && errno != EINTR) {
+		p[CLIENTS_MAX + 4] = (struct pollfd){ .fd = takeover_fd(s->answers), .events = POLLIN };
+		if (poll(p, CLIENTS_MAX + 5, timeout) < 0 && errno != EINTR) {
 			complain("poll: %s", strerror(errno));
 			return;
 		}
@@ -345,5 +346,8 @@ void serve_control_run(struct serve *s, int signal_fd)
 			jobs_done(c);
 		if (p[CLIENTS_MAX].revents)
 			accept_one(c);
+		/* The last: the control socket may be another one afterwards. */
+		if (p[CLIENTS_MAX + 4].revents && takeover_turn(s->answers, s->signal_fd))
+			return;
 	}
 }

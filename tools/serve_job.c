@@ -91,7 +91,7 @@ void serve_jobs_end(struct serve *s)
 
 		if (!d->job)
 			continue;
-		varve_image_set_waiting(d->image, false);
+		varve_image_set_waiting(d->lend.image, false);
 		free(end(d));
 	}
 	if (s->job_fd >= 0)

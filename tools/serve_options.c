@@ -40,7 +40,7 @@ static const char serve_help[] =
 	"      --hand-over          the image is open for writing only while the machine runs: another server of it may have it\n"
 	"                           when the machine is stopped, or has moved there (live migration)\n"
 	"      --pidfile FILE       written when the socket listens, removed at the end\n"
-	"      --takeover           first let the process that holds the pidfile finish and end\n"
+	"      --takeover           first let the process that holds the pidfile hand its disks over and end\n"
 	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
 	"  -v, --verbose            also log what is no trouble\n"
 	"SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
@@ -139,7 +139,7 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->stream_options.flags = VARVE_STREAM_KEEP_LINK | VARVE_STREAM_IDLE;
 		return 0;
 	case HAND_OVER:
-		d->hand_over = true;
+		d->lend.on_demand = true;
 		return 0;
 	case CPUS:
 		d->cpus = optarg;
@@ -255,7 +255,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 	d->file = argv[optind];
 	if (d->prefetch && d->stream_given)
 		return complain_usage("--stream and --prefetch exclude each other");
-	if (d->hand_over && (d->read_only || d->stream_wanted))
+	if (d->lend.on_demand && (d->read_only || d->stream_wanted))
 		return complain_usage("--hand-over is for disks that are written, without --stream and --prefetch");
 	if (!d->export.socket_path)
 		return complain_usage("%s: --vhost-user SOCKET is needed", d->file);

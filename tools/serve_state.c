@@ -166,7 +166,7 @@ int serve_state_start(struct serve_disk *d, const char *name, const char *path, 
 	pthread_mutex_init(&st->lock, NULL);
 	ret = prepare(st, name, path, err);
 	if (ret == 0)
-		ret = varve_vmstate_write_open(&st->w, d->image, &so, 0, err);
+		ret = varve_vmstate_write_open(&st->w, d->lend.image, &so, 0, err);
 	if (ret < 0) {
 		state_free(st);
 		return ret;

@@ -653,7 +653,7 @@ VARVE_API int varve_state_area_write(struct varve_image *image, uint64_t offset,
 struct varve_export;
 
 struct varve_vhost_user_blk_options {
-	const char *socket_path; /* made by the export; must not exist (or be a dead socket) */
+	const char *socket_path; /* made by the export; must not exist (or be a dead socket); see socket_fd */
 	unsigned nr_queues;	 /* virtqueues offered, 1 .. 64; 0: 1 */
 	unsigned queue_size;	 /* 2 .. 1024, power of two: the largest ring accepted; 0: 1024 */
 	bool writable;
@@ -669,6 +669,12 @@ struct varve_vhost_user_blk_options {
 	 */
 	void (*demand)(void *user_data, bool wanted);
 	void *user_data;
+	/*
+	 * > 0: a unix stream socket that listens, in place of one that is made: from whoever started the program, or from another
+	 * process whose export this one follows (varve_export_socket()). It is duplicated, and does not block from then on. With a
+	 * socket_path, that is its name, and removed when the export is stopped; without one nothing is removed.
+	 */
+	int socket_fd;
 };
 
 /*
@@ -711,6 +717,14 @@ VARVE_API int varve_export_stats(struct varve_export *exp, char **ret_json, stru
  * BUS_ADRERR): true, the fault was one of those and is seen to, so return. Async-signal-safe.
  */
 VARVE_API bool varve_handle_sigbus(void *address);
+
+/*
+ * Another process goes on with the export's socket: a duplicate of its descriptor, which the caller closes, or a negative errno.
+ * Front ends that come wait for whoever accepts them first. Any thread that runs none of the queues.
+ */
+VARVE_API int varve_export_socket(struct varve_export *exp);
+/* When the export is stopped the name of its socket stays: somebody else listens there. As varve_export_pause(). */
+VARVE_API void varve_export_leave_socket(struct varve_export *exp);
 
 /* Stops: no new requests, waits for those in flight, flushes, removes the socket. */
 VARVE_API int varve_export_stop(struct varve_export *exp, struct varve_error *err);

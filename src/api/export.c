@@ -55,7 +55,7 @@ int varve_export_vhost_user_blk(struct varve_export **ret_export, struct varve_i
 
 	if (!ret_export || !image || !opts || !control || !queues)
 		return varve_error_set(err, -EINVAL, "export: image, options, queues and a place for it are needed");
-	if (!opts->socket_path || !*opts->socket_path)
+	if (opts->socket_fd <= 0 && (!opts->socket_path || !*opts->socket_path))
 		return varve_error_set(err, -EINVAL, "export: no socket path");
 	ret = check_queues(image, control, queues, nr_queues, err);
 	if (ret < 0)
@@ -210,6 +210,16 @@ int varve_export_stats(struct varve_export *e, char **ret_json, struct varve_err
 		return varve_error_errno(err, -ENOMEM, "statistics of an export");
 	*ret_json = text;
 	return 0;
+}
+
+int varve_export_socket(struct varve_export *e)
+{
+	return vublk_socket(e->vublk);
+}
+
+void varve_export_leave_socket(struct varve_export *e)
+{
+	vublk_leave_socket(e->vublk);
 }
 
 int varve_export_stop(struct varve_export *e, struct varve_error *err)

@@ -109,6 +109,12 @@ void journal_put(struct journal *j, uint64_t section, uint64_t off, const void *
 /* Sections up to durable are on disk. Before anybody acts on that: their space may belong to somebody else then. */
 void journal_retire(struct journal *j, uint64_t durable);
 
+/*
+ * Of a dead process's journal: all that it holds is durable, nothing of it is to be written again. True: there are errors in it that
+ * somebody has to hear of yet.
+ */
+bool journal_settle(void *map);
+
 static inline uint64_t journal_used(const struct journal *j)
 {
 	return j->nr_used * JOURNAL_SEGMENT_LEN;
@@ -145,7 +151,10 @@ struct journal_search {
 int journal_owner_init(struct journal_owner *o, const struct node *file, const struct node *data, struct varve_error *err);
 /* Looks for the journal of s->owner's file, locks and maps it, checks whose it is. One of an earlier boot is removed. */
 int journal_find(struct journal_search *s);
-/* Makes one. -EEXIST: somebody else did. */
+/*
+ * Makes one. It takes the place of one that has nothing in it but errors (journal_settle()), which it inherits; there is no moment
+ * without one. -EEXIST: somebody else has made one.
+ */
 int journal_create(struct journal_search *s, struct journal *j);
 /* Ends the use; removes the file if there is nothing in it that anybody will want. */
 void journal_unmap(void *map, int fd, char *path, bool remove);

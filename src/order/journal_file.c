@@ -269,44 +269,93 @@ int journal_find(struct journal_search *s)
 
 /* ---- making ---- */
 
-static int make(struct journal_search *s, const char *temporary, struct journal *j)
+static int fill(struct journal_search *s, const char *temporary, struct journal *j)
 {
 	uint64_t key;
+
+	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0 || ftruncate(s->fd, (off_t)JOURNAL_LEN) < 0 ||
+	    fallocate(s->fd, 0, 0, (off_t)(JOURNAL_FIRST + JOURNAL_AT_FIRST * JOURNAL_SEGMENT_LEN)) < 0 ||
+	    getrandom(&key, sizeof(key), 0) != sizeof(key))
+		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
+	s->map = mmap(NULL, JOURNAL_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
+	if (s->map == MAP_FAILED) {
+		s->map = NULL;
+		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
+	}
+	journal_format(j, s->map, key, &s->owner);
+	j->reserved[0] = (1u << JOURNAL_AT_FIRST) - 1;
+	j->nr_reserved = JOURNAL_AT_FIRST;
+	return 0;
+}
+
+/*
+ * Gives the new one its name: that of an old one that is kept for its errors (journal_settle()), which the new one has then. Whoever
+ * is killed here leaves one of the two, and never none. old->map NULL: there is no old one.
+ */
+static int put_in_place(const struct journal_search *s, const char *temporary, const struct journal_search *old)
+{
+	struct journal_header *h = s->map;
+	const struct journal_header *from = old->map;
+	int ret;
+
+	if (from) {
+		atomic_store_explicit(&h->error, atomic_load_explicit(&from->error, memory_order_acquire), memory_order_release);
+		atomic_store_explicit(&h->data_error, atomic_load_explicit(&from->data_error, memory_order_acquire),
+				      memory_order_release);
+		ret = rename(temporary, s->path);
+	} else {
+		/* Not over one that another process has made meanwhile: it would go on with one that nobody finds. */
+		ret = link(temporary, s->path);
+		if (ret == 0)
+			unlink(temporary);
+	}
+	return ret < 0 ? varve_error_errno(s->err, -errno, "state file %s: cannot make it", s->path) : 0;
+}
+
+static int make(struct journal_search *s, const char *temporary, struct journal *j, const struct journal_search *old)
+{
 	int ret;
 
 	s->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->fd < 0)
 		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
-	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0 || ftruncate(s->fd, (off_t)JOURNAL_LEN) < 0 ||
-	    fallocate(s->fd, 0, 0, (off_t)(JOURNAL_FIRST + JOURNAL_AT_FIRST * JOURNAL_SEGMENT_LEN)) < 0 ||
-	    getrandom(&key, sizeof(key), 0) != sizeof(key)) {
-		ret = varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
-		goto fail;
-	}
-	s->map = mmap(NULL, JOURNAL_LEN, PROT_READ | PROT_WRITE, MAP_SHARED, s->fd, 0);
-	if (s->map == MAP_FAILED) {
-		s->map = NULL;
-		ret = varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
-		goto fail;
-	}
-	journal_format(j, s->map, key, &s->owner);
-	j->reserved[0] = (1u << JOURNAL_AT_FIRST) - 1;
-	j->nr_reserved = JOURNAL_AT_FIRST;
-	/* Not over one that another process has made meanwhile: it would go on with one that nobody finds. */
-	if (link(temporary, s->path) < 0) {
-		ret = varve_error_errno(s->err, -errno, "state file %s: cannot make it", s->path);
-		goto fail;
-	}
-	unlink(temporary);
-	return 0;
+	ret = fill(s, temporary, j);
+	if (ret == 0)
+		ret = put_in_place(s, temporary, old);
+	if (ret < 0)
+		unlink(temporary);
+	return ret;
+}
 
-fail:
-	unlink(temporary);
+static int any_record(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len)
+{
+	(void)arg;
+	(void)section;
+	(void)off;
+	(void)bytes;
+	(void)len;
+	return -EEXIST;
+}
+
+/* One that is kept for its errors only may be replaced. Locked: nobody else uses it, or does the same. */
+static int find_old(struct journal_search *old)
+{
+	const char *fault;
+	int ret = journal_find(old);
+
+	if (ret < 0 || !old->map)
+		return ret;
+	ret = journal_replay(old->map, any_record, NULL, &fault);
+	if (ret == 0)
+		return 0;
+	ret = varve_error_set(old->err, -EEXIST, "state file %s: another process has made it meanwhile", old->path);
+	journal_unmap(old->map, old->fd, old->path, false);
 	return ret;
 }
 
 int journal_create(struct journal_search *s, struct journal *j)
 {
+	struct journal_search old = { .dir = s->dir, .owner = s->owner, .err = s->err };
 	char temporary[PATH_LEN];
 	int ret;
 
@@ -315,12 +364,17 @@ int journal_create(struct journal_search *s, struct journal *j)
 	s->path = NULL;
 	ret = check_dir(s);
 	if (ret == 0)
-		ret = make_path(s);
+		ret = find_old(&old);
+	if (ret < 0)
+		return ret;
+	ret = make_path(s);
 	if (ret == 0) {
 		snprintf(temporary, sizeof(temporary), "%s.%ld", s->path, (long)getpid());
 		unlink(temporary); /* of a process that had our number and died here */
-		ret = make(s, temporary, j);
+		ret = make(s, temporary, j, &old);
 	}
+	if (old.map)
+		journal_unmap(old.map, old.fd, old.path, false);
 	if (ret < 0) {
 		journal_unmap(s->map, s->fd, s->path, false);
 		return ret;

@@ -179,13 +179,14 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 			log_warning("%s: a process that served it died; %llu bytes of metadata that it had queued were "
 				    "written out from state file %s",
 				    node_name(file), (unsigned long long)tally.bytes, s.path);
-		inherit_error(file, &((struct journal_header *)s.map)->error);
-		inherit_error(data, &((struct journal_header *)s.map)->data_error);
 		if (marked)
 			read_notes(&s, ret_notes);
 	}
-	/* Removed when all of it is durable in the image. Killed before that, the next one does the same again. */
-	journal_unmap(s.map, s.fd, s.path, ret >= 0);
+	/*
+	 * Removed when all of it is durable in the image. Killed before that, the next one does the same again. An error stays
+	 * where it is until it stands in the journal that replaces this one (order_keep()): the kernel tells nobody again.
+	 */
+	journal_unmap(s.map, s.fd, s.path, ret >= 0 && !journal_settle(s.map));
 	return ret;
 }
 
@@ -211,7 +212,7 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 	if (ret < 0)
 		return ret;
 	assert(!o->journal);
-	/* What is queued already is in no journal. Else no sync: it may have to fail, with an error that was inherited. */
+	/* What is queued already is in no journal. */
 	ret = TAILQ_EMPTY(&o->sections) ? 0 : order_flush(f, o);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "%s: flush", node_name(o->file));
@@ -224,11 +225,15 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 		return ret;
 	}
 	if (!TAILQ_EMPTY(&o->sections)) { /* somebody put while we waited: again */
-		journal_unmap(w.j->h, w.j->fd, w.j->path, true);
+		/* What it inherited goes on to the next, which takes its place. */
+		journal_unmap(w.j->h, w.j->fd, w.j->path, false);
 		free(w.j);
 		return order_keep(f, o, dir, err);
 	}
 	o->journal = w.j;
+	/* From here on flushes fail. Not before: an image that is repaired when it is opened needs syncs that tell the truth. */
+	inherit_error(o->file, &w.j->h->error);
+	inherit_error(o->data, &w.j->h->data_error);
 	publish_errors(o->file, o->data, w.j->h);
 	journal_retire(o->journal, o->durable);
 	return 0;

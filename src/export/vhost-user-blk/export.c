@@ -40,7 +40,8 @@ struct vublk {
 	unsigned nr_queues;
 	struct queue **queues;
 	bool attached;
-	dev_t dev; /* of the socket's file, to know it again */
+	bool named; /* the socket's name is ours to remove */
+	dev_t dev;  /* of the socket's file, to know it again */
 	ino_t ino;
 
 	/* control thread */
@@ -197,8 +198,56 @@ static int make_socket(struct vublk *v, struct varve_error *err)
 	}
 	v->dev = st.st_dev;
 	v->ino = st.st_ino;
+	v->named = true;
 	v->listener = (struct watch){ .fd = fd, .events = EPOLLIN, .ready = listener_ready };
 	return 0;
+}
+
+static bool socket_is(int fd, int option, int value)
+{
+	int found = -1;
+	socklen_t len = sizeof(found);
+
+	return getsockopt(fd, SOL_SOCKET, option, &found, &len) == 0 && found == value;
+}
+
+/* One that listens already: see socket_fd in the options. */
+static int adopt_socket(struct vublk *v, int given, bool named, struct varve_error *err)
+{
+	struct stat st;
+	int fd, flags;
+
+	if (!socket_is(given, SO_DOMAIN, AF_UNIX) || !socket_is(given, SO_TYPE, SOCK_STREAM) ||
+	    !socket_is(given, SO_ACCEPTCONN, 1))
+		return varve_error_set(err, -EINVAL, "%s: descriptor %d is no unix stream socket that listens", v->path, given);
+	fd = fcntl(given, F_DUPFD_CLOEXEC, 3);
+	flags = fd < 0 ? -1 : fcntl(fd, F_GETFL);
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+		int ret = varve_error_errno(err, -errno, "%s: descriptor %d", v->path, given);
+
+		if (fd >= 0)
+			close(fd);
+		return ret;
+	}
+	if (named && lstat(v->path, &st) == 0 && S_ISSOCK(st.st_mode)) {
+		v->dev = st.st_dev;
+		v->ino = st.st_ino;
+		v->named = true;
+	}
+	v->listener = (struct watch){ .fd = fd, .events = EPOLLIN, .ready = listener_ready };
+	return 0;
+}
+
+int vublk_socket(const struct vublk *v)
+{
+	int fd = fcntl(v->listener.fd, F_DUPFD_CLOEXEC, 3);
+
+	return fd < 0 ? -errno : fd;
+}
+
+void vublk_leave_socket(struct vublk *v)
+{
+	v->named = false;
 }
 
 /* Closes the socket and removes its name, if that is still ours. */
@@ -208,7 +257,7 @@ static void remove_socket(struct vublk *v)
 
 	if (v->listener.fd < 0)
 		return;
-	if (lstat(v->path, &st) == 0 && st.st_dev == v->dev && st.st_ino == v->ino)
+	if (v->named && lstat(v->path, &st) == 0 && st.st_dev == v->dev && st.st_ino == v->ino)
 		(void)unlink(v->path); /* gone already is as good */
 	close(v->listener.fd);
 	v->listener.fd = -1;
@@ -503,14 +552,20 @@ static struct vublk *vublk_new(struct node *top, const struct varve_vhost_user_b
 	return v;
 }
 
-int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_vhost_user_blk_options *opts,
+int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_vhost_user_blk_options *given,
 		struct queue *control, struct queue *const *queues, unsigned nr_queues,
 		struct varve_error *err)
 {
+	struct varve_vhost_user_blk_options o = *given;
+	const struct varve_vhost_user_blk_options *opts = &o;
+	char name[32];
 	struct vublk *v;
 	int ret;
 
 	assert(nr_queues);
+	snprintf(name, sizeof(name), "descriptor %d", o.socket_fd);
+	if (!o.socket_path)
+		o.socket_path = name;
 	ret = check_options(top, opts, err);
 	if (ret < 0)
 		return ret;
@@ -529,7 +584,7 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 	if (ret < 0)
 		goto fail;
 	v->attached = true;
-	ret = make_socket(v, err);
+	ret = o.socket_fd > 0 ? adopt_socket(v, o.socket_fd, given->socket_path != NULL, err) : make_socket(v, err);
 	if (ret < 0)
 		goto fail;
 	fiber_call(top->home, watch_len, v);

@@ -52,6 +52,11 @@ struct vublk_stats *vublk_get_stats(struct vublk *v);
  */
 int vublk_set_node(struct vublk *v, struct node *top, struct varve_error *err);
 
+/* A duplicate of the listening socket, or a negative errno. */
+int vublk_socket(const struct vublk *v);
+/* Its name stays when the export is stopped. */
+void vublk_leave_socket(struct vublk *v);
+
 /* No new requests; waits for those in flight; removes the socket; detaches the queues. Does not flush. */
 void vublk_stop(struct vublk *v);
 

@@ -9,8 +9,10 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "../../lib/seed.h"
@@ -365,6 +367,122 @@ static void an_inherited_error_is_left_to_the_next(void **state)
 	expect_ok(varve_image_close(image, &err));
 }
 
+/* ---- killed on the way from a dead process's journal to one's own ---- */
+
+static int steps_left = -1; /* < 0: nobody counts */
+
+/* The calls that change files of the state directory. A process is killed instead of making one of them. */
+static void step(void)
+{
+	if (steps_left >= 0 && steps_left-- == 0)
+		raise(SIGKILL);
+}
+
+int unlink(const char *path)
+{
+	step();
+	return (int)syscall(SYS_unlink, path);
+}
+
+int link(const char *from, const char *to)
+{
+	step();
+	return (int)syscall(SYS_link, from, to);
+}
+
+int rename(const char *from, const char *to)
+{
+	step();
+	return (int)syscall(SYS_rename, from, to);
+}
+
+int flock(int fd, int how)
+{
+	step();
+	return (int)syscall(SYS_flock, fd, how);
+}
+
+int ftruncate(int fd, off_t len)
+{
+	step();
+	return (int)syscall(SYS_ftruncate, fd, len);
+}
+
+int fallocate(int fd, int mode, off_t off, off_t len)
+{
+	step();
+	return (int)syscall(SYS_fallocate, fd, mode, off, len);
+}
+
+int munmap(void *map, size_t len)
+{
+	if (len == JOURNAL_LEN)
+		step();
+	return (int)syscall(SYS_munmap, map, len);
+}
+
+/* A child that opens the disk, and is killed at that step. False: it came to the end before. */
+static bool open_and_be_killed(int at)
+{
+	int status;
+	pid_t pid = fork();
+
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
+		struct varve_image *image;
+
+		steps_left = at;
+		if (varve_image_open(&image, options, &oo, &err) < 0)
+			_exit(1);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+	return WIFSIGNALED(status);
+}
+
+static void keeps_the_error_at_every_step(const char *create, size_t where)
+{
+	struct varve_image *image;
+	uint64_t error = EIO;
+	glob_t found;
+	int fd, at = 0;
+
+	begin_patiently(create);
+	run_to_the_death(96); /* with records, which are written out at the first step that is late enough */
+	assert_int_equal(glob(path_of("state/*.journal"), 0, NULL, &found), 0);
+	fd = open(found.gl_pathv[0], O_RDWR | O_CLOEXEC);
+	assert_int_equal(pwrite(fd, &error, sizeof(error), (off_t)where), sizeof(error));
+	close(fd);
+	globfree(&found);
+	while (open_and_be_killed(at))
+		at++;
+	printf("# killed at %d steps\n", at);
+	/* Each of them left it to the next; and once more with somebody who asks after every kill. */
+	assert_int_equal(flush_and_die(options), 1);
+	assert_true(at >= 10);
+	for (int i = 0; i < at; i++) {
+		open_and_be_killed(i);
+		assert_int_equal(flush_and_die(options), 1);
+	}
+	image = open_disk(NULL);
+	assert_int_equal(varve_image_acknowledge_flush_error(image, NULL, &err), 1);
+	expect_ok(varve_image_flush(image, &err));
+	expect_ok(varve_image_close(image, &err));
+	assert_int_equal(count_lost(), 0);
+	check("qcow2");
+}
+
+static void an_error_outlives_a_kill_at_every_step_of_the_next_opening(void **state)
+{
+	char create[256];
+
+	keeps_the_error_at_every_step(NULL, offsetof(struct journal_header, error));
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	keeps_the_error_at_every_step(create, offsetof(struct journal_header, data_error));
+}
+
 /* In memory where that is possible: the kernel keeps it as well, and there are many syncs. */
 static int quick_dir_make(void **state)
 {
@@ -384,6 +502,7 @@ int main(void)
 		cmocka_unit_test(without_it_acknowledged_writes_are_lost),
 		cmocka_unit_test(a_failed_sync_is_inherited),
 		cmocka_unit_test(an_inherited_error_is_left_to_the_next),
+		cmocka_unit_test(an_error_outlives_a_kill_at_every_step_of_the_next_opening),
 		cmocka_unit_test(an_image_that_was_changed_since_is_refused),
 	};
 

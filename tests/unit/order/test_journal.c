@@ -464,7 +464,7 @@ static void a_file_that_others_may_have_written_is_refused(void **state)
 		struct journal j;
 
 		assert_int_equal(journal_find(&s), -ELOOP);
-		assert_int_equal(journal_create(&s, &j), -EEXIST);
+		assert_int_equal(journal_create(&s, &j), -ELOOP);
 	}
 	assert_int_equal(unlink(path_of()), 0);
 	assert_int_equal(unlink(other), 0);
@@ -477,10 +477,37 @@ static void two_cannot_use_it(void **state)
 	struct journal j, k;
 
 	assert_int_equal(journal_create(&a, &j), 0);
-	assert_int_equal(journal_create(&b, &k), -EEXIST);
-	assert_true(journal_find(&b) < 0);
+	assert_true(journal_create(&b, &k) < 0);
 	assert_non_null(strstr(err.message, "in use"));
 	journal_unmap(j.h, j.fd, j.path, false);
+	drop();
+}
+
+static void one_takes_the_place_of_another_only_if_that_holds_nothing_but_errors(void **state)
+{
+	struct varve_error err;
+	struct journal_search a = search(&err), b = search(&err);
+	struct journal j, k;
+
+	assert_int_equal(journal_create(&a, &j), 0);
+	put(&j, 1, 0, 16, 'z');
+	atomic_store(&j.h->error, EIO);
+	atomic_store(&j.h->data_error, ENOSPC);
+	atomic_store(&j.h->notes[0], 4711);
+	journal_unmap(j.h, j.fd, j.path, false);
+	assert_int_equal(journal_create(&b, &k), -EEXIST);
+
+	assert_int_equal(journal_find(&b), 0);
+	assert_true(journal_settle(b.map));
+	journal_unmap(b.map, b.fd, b.path, false);
+	assert_int_equal(journal_create(&b, &k), 0);
+	assert_int_equal(atomic_load(&k.h->error), EIO);
+	assert_int_equal(atomic_load(&k.h->data_error), ENOSPC);
+	assert_int_equal(atomic_load(&k.h->notes[0]), 0);
+	expect_exactly(k.h, NULL, 0);
+	put(&k, 1, 0, 16, 'y'); /* it is one as any other */
+	expect_exactly(k.h, &(struct put){ 1, 0, 16, 'y' }, 1);
+	journal_unmap(k.h, k.fd, k.path, false);
 	drop();
 }
 
@@ -511,6 +538,7 @@ int main(void)
 		cmocka_unit_test(a_file_cut_short_or_overwritten_is_refused),
 		cmocka_unit_test(a_file_that_others_may_have_written_is_refused),
 		cmocka_unit_test(two_cannot_use_it),
+		cmocka_unit_test(one_takes_the_place_of_another_only_if_that_holds_nothing_but_errors),
 		cmocka_unit_test(a_directory_of_others_is_refused),
 	};
 

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""test_takeover - --takeover of varve serve and varve daemon: the old one lets go of nothing before the new one has it
+
+Two disks under verified load all the time. Kills are at system calls of the main thread, which carries the conversation: what has
+been done by then is known, and no clock has a say.
+
+Never: leaves a process behind.
+"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+from test_restart import MIXED, SECONDS, Load, make_disk, require_sound, varve, VARVE
+from unixsock import connections
+
+
+def serve(folder, *more, disk="disk", fmt="qcow2", queues=2, state="state", second=True):
+    return ["serve", folder / disk, "-f", fmt, "--vhost-user", folder / "e0.sock", "--num-queues", queues, *more,
+            *(["--and", folder / "second", "-f", "raw", "--vhost-user", folder / "e1.sock", "--num-queues", 2] if second else []),
+            "--state-dir", folder / state]
+
+
+def daemon(folder, *more, disk="disk", fmt="qcow2", queues=2, state="state", second=True, writable="on"):
+    return ["daemon", "--blockdev", f"driver=file,node-name=f0,filename={folder}/{disk}",
+            "--blockdev", f"driver={fmt},node-name=d0,file=f0,discard=unmap",
+            "--blockdev", json.dumps({"driver": "raw", "node-name": "d1", "file": {"driver": "file", "filename": f"{folder}/second"}}),
+            "--object", "iothread,id=t0",
+            "--export", f"vhost-user-blk,id=e0,node-name=d0,addr.type=unix,addr.path={folder}/e0.sock,writable={writable},num-queues={queues}",
+            *(["--export", f"vhost-user-blk,id=e1,node-name=d1,addr.type=unix,addr.path={folder}/e1.sock,writable=on,num-queues=2,"
+               "iothread=t0"] if second else []), "--state-dir", folder / state, *more]
+
+
+class Servers:
+    """Processes that follow one another at one pidfile; all are dead at the end."""
+
+    def __init__(self, folder):
+        self.folder, self.pidfile, self.started = folder, folder / "pid", []
+        self.sockets = [folder / "e0.sock", folder / "e1.sock"]
+
+    def start(self, argv, *before):
+        log = open(self.folder / f"{len(self.started)}.log", "w+")
+        p = subprocess.Popen([*map(str, before), str(VARVE), *map(str, argv), "--pidfile", str(self.pidfile), "--takeover"], cwd=self.folder,
+                             stdout=log, stderr=log)
+        p.log = log
+        self.started.append(p)
+        return p
+
+    def text(self):
+        for p in self.started:
+            p.log.flush()
+        return "".join(f"-- {p.pid}:\n{pathlib.Path(p.log.name).read_text()}" for p in self.started)
+
+    def wait(self, what):
+        deadline = time.monotonic() + SECONDS
+        while not what():
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.002)
+
+    def holder(self):
+        try:
+            return int(self.pidfile.read_text() or 0)
+        except FileNotFoundError:
+            return 0
+
+    def serves(self, p):
+        """It is the one at the pidfile, and both front ends are connected to it."""
+        return self.holder() == p.pid and all(connections(s, p.pid) == 1 for s in self.sockets)
+
+    def wait_serving(self, p):
+        self.wait(lambda: p.poll() is not None or self.serves(p))
+        assert p.poll() is None, self.text()
+
+    def wait_end(self, p, status):
+        assert p.wait(SECONDS) == status, self.text()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for p in self.started:
+            if p.poll() is None:
+                p.kill()
+            p.wait()
+            p.log.close()
+
+
+def make_disks(folder):
+    varve("img", "create", "-q", "-f", "raw", folder / "second", "64M")
+    # So large that there is something to allocate all the time.
+    return make_disk(folder, "qcow2", "1G")
+
+
+class Loads:
+    def __init__(self, servers):
+        self.all = [Load(s, *MIXED) for s in servers.sockets]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for load in self.all:
+            load.__exit__()
+
+    def end(self):
+        return [load.end() for load in self.all]
+
+
+def test_servers_and_daemons_follow_one_another_and_the_sockets_stay(tmp_path):
+    disk = make_disks(tmp_path)
+    with Servers(tmp_path) as servers:
+        old = servers.start(serve(tmp_path))
+        servers.wait(lambda: servers.holder() == old.pid)
+        names = [os.stat(s).st_ino for s in servers.sockets]
+        with Loads(servers) as loads:
+            servers.wait_serving(old)
+            for kind in (daemon, daemon, serve, serve, daemon):
+                new = servers.start(kind(tmp_path))
+                servers.wait_end(old, 0)
+                servers.wait_serving(new)
+                assert [os.stat(s).st_ino for s in servers.sockets] == names
+                old = new
+            assert [r["reconnects"] for r in loads.end()] == [5, 5]
+        old.send_signal(signal.SIGTERM)
+        servers.wait_end(old, 0)
+        assert not any(s.exists() for s in (*servers.sockets, servers.pidfile))
+        # Not one of them had anything to say.
+        assert [line for line in servers.text().splitlines() if not line.startswith("-- ")] == []
+    require_sound(disk, "qcow2")
+
+
+MISFITS = [
+    (serve, {"second": False}, "nothing is to be served at"),
+    (daemon, {"second": False}, "nothing is to be served at"),
+    (serve, {"disk": "other"}, "has another image"),
+    (daemon, {"disk": "other"}, "has another image"),
+    (serve, {"fmt": "raw"}, "has format raw, now qcow2"),
+    (daemon, {"queues": 1}, "has 1 queues, now 2"),
+    (serve, {"queues": 3}, "has 3 queues, now 2"),
+    (daemon, {"writable": "off"}, "is writable now"),
+    # Which is found out before anybody is asked.
+    (daemon, {"fmt": "qed"}, "no QED image"),
+    (serve, {"disk": "none"}, "No such file"),
+    # And these when the old one has let go of its images, and takes them back.
+    (serve, {"state": "second/none"}, "state directory"),
+    (daemon, {"state": "second/none"}, "state directory"),
+]
+
+
+@pytest.mark.parametrize("first", [serve, daemon])
+def test_one_that_does_not_fit_or_cannot_open_leaves_the_old_one_serving(tmp_path, first):
+    disk = make_disks(tmp_path)
+    varve("img", "create", "-q", "-f", "qcow2", tmp_path / "other", "1G")
+    with Servers(tmp_path) as servers:
+        old = servers.start(first(tmp_path))
+        servers.wait(lambda: servers.holder() == old.pid)
+        with Loads(servers) as loads:
+            servers.wait_serving(old)
+            for new, change, words in MISFITS:
+                other = servers.start(new(tmp_path, **change))
+                servers.wait_end(other, 1)
+                told = pathlib.Path(other.log.name).read_text().splitlines()
+                assert len(told) == 1 and words in told[0], servers.text()
+                servers.wait_serving(old)
+            assert [r["reconnects"] for r in loads.end()] == [0, 0], "the front ends noticed"
+        old.send_signal(signal.SIGTERM)
+        servers.wait_end(old, 0)
+        assert not any(s.exists() for s in (*servers.sockets, servers.pidfile))
+    require_sound(disk, "qcow2")
+
+
+# What the main thread does on its way, in order; of calls that it makes often, the one of that number.
+NEW_DOES = [("connect", 1), ("getsockopt", 1), ("sendmsg", 1), ("poll", 1), ("recvmsg", 1), ("futex", 20), ("futex", 30), ("futex", 40),
+            ("futex", 50), ("bind", 1), ("listen", 1), ("pwrite64", 1), ("ftruncate", 1), ("sendmsg", 2)]
+OLD_DOES = [("accept4", 1), ("recvmsg", 1), ("futex", 1), ("futex", 5), ("futex", 9), ("futex", 14), ("futex", 20), ("sendmsg", 1),
+            ("recvmsg", 2), ("futex", 26)]
+
+
+def strace(call, number, *more):
+    return ["strace", "-I2", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={number}", *more]
+
+
+def leave_alone(pid):
+    """The tracer of a process goes, if there is one: a call that it did not come to ends nobody later."""
+    def tracer():
+        try:
+            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return int(status.split("TracerPid:")[1].split()[0])
+
+    deadline = time.monotonic() + SECONDS
+    while found := tracer():
+        try:
+            os.kill(found, signal.SIGTERM)
+        except ProcessLookupError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_either_side_is_killed_at_any_step_and_the_other_goes_on(tmp_path):
+    disk = make_disks(tmp_path)
+    with Servers(tmp_path) as servers:
+        old = servers.start(serve(tmp_path))
+        servers.wait(lambda: servers.holder() == old.pid)
+        kinds, ends = [daemon, serve], []
+        with Loads(servers) as loads:
+            servers.wait_serving(old)
+            for side, step in [("new", n) for n in NEW_DOES] + [("old", o) for o in OLD_DOES]:
+                watcher = None
+                if side == "new":
+                    # -D: the process that was started is the server, and strace its grandchild.
+                    new = servers.start(kinds[0](tmp_path), *strace(*step, "-D"))
+                else:
+                    watcher = subprocess.Popen(strace(*step, "-p", str(old.pid)), stderr=subprocess.PIPE, text=True)
+                    assert "attached" in watcher.stderr.readline()
+                    new = servers.start(kinds[0](tmp_path))
+                # One of them ends; the other serves, or (if it was to be killed at a call that it made only then) has ended, too.
+                servers.wait(lambda: old.poll() is not None or new.poll() is not None)
+                lives = new if old.poll() is not None else old
+                servers.wait(lambda: lives.poll() is not None or servers.serves(lives))
+                leave_alone(new.pid)
+                if watcher:
+                    watcher.communicate(timeout=SECONDS)
+                ends.append((side, step, old.poll(), new.poll()))
+                if lives is new:
+                    old, kinds = new, kinds[::-1]
+                if lives.poll() is not None:
+                    assert lives is new and lives.returncode == -signal.SIGKILL, (ends[-1], servers.text())
+                    old = servers.start(kinds[1](tmp_path))
+                servers.wait_serving(old)
+            loads.end()
+        # Whoever ended did so because he was killed, or had handed everything over; and most steps were come to.
+        for side, step, old_end, new_end in ends:
+            assert old_end in (None, 0, -signal.SIGKILL) and new_end in (None, -signal.SIGKILL), ends
+        assert sum(-signal.SIGKILL in e for e in ends) >= len(ends) - 8, ends
+        old.send_signal(signal.SIGTERM)
+        servers.wait_end(old, 0)
+        assert not any(s.exists() for s in (*servers.sockets, servers.pidfile))
+    require_sound(disk, "qcow2")

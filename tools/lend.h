@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/lend.h - an image that a server lets go of, and takes again, while its exports stay
+ *
+ * For `varve serve` and `varve daemon`: --hand-over, where the image is held only while the machine runs, and the old side of
+ * --takeover, where it is held until another process has it.
+ */
+#ifndef VARVE_TOOLS_LEND_H
+#define VARVE_TOOLS_LEND_H
+
+#include <stdatomic.h>
+
+#include "common.h"
+
+struct lend_ops {
+	/*
+	 * The image as it is served; or a stand-in for it: what its header says, read without a lock. NULL, with the reason in *err
+	 * (no words: it was told).
+	 */
+	struct varve_image *(*open)(void *disk, bool stand_in, struct varve_error *err);
+	/* Something is done to the disk that must end first. NULL: there is no such thing. */
+	bool (*busy)(void *disk);
+	/* Its requests wait by somebody's order, and go on by his. NULL: they never do. */
+	bool (*stopped)(void *disk);
+	/* It has another image than before: a stand-in, if not held. NULL: nobody wants to know. */
+	void (*changed)(void *disk, bool held);
+};
+
+struct lend;
+
+struct lend_export {
+	struct lend_export *next;
+	struct lend *of;
+	struct varve_vhost_user_blk_options *options;
+	struct varve_export *exp; /* NULL: not started */
+	_Atomic bool wanted; /* its front end wants its queues to run; of use with on_demand */
+};
+
+struct lend {
+	/* set by the owner */
+	const struct lend_ops *ops;
+	void *disk;	   /* for ops */
+	const char *name;  /* in messages */
+	bool on_demand;	   /* --hand-over */
+	int wake_fd;	   /* an eventfd, written when lend_settle() wants to be called; -1: only without on_demand */
+
+	struct varve_image *image;
+	struct lend_export *exports;
+	bool held;	/* image is the real one, else it is a stand-in */
+	bool paused;	/* its exports are, by us */
+	bool given;	/* to another process: nobody here may take it */
+	char trouble[VARVE_ERROR_MAX]; /* what is in the way, as it was told; empty: nothing */
+};
+
+/*
+ * Opens a stand-in as l->image, for who wants to know what would be served, and closes it again. 0, or 1 after a message.
+ */
+int lend_peek(struct lend *l);
+void lend_unpeek(struct lend *l);
+/* Opens l->image: a stand-in, if on_demand. 0, or 1 after a message. */
+int lend_open(struct lend *l);
+/* One more export of the image, with options that stay; what is needed goes into them. Before it is started. */
+void lend_add(struct lend *l, struct lend_export *e, struct varve_vhost_user_blk_options *o);
+/* Takes the image if it is wanted, gives it away if it is not. Milliseconds until it wants to be called again; -1: no need. */
+int lend_settle(struct lend *l);
+/* Reads the eventfd back to zero. */
+void lend_woken(int wake_fd);
+
+/*
+ * For another process: afterwards the image is free, and stays so until l->given is false and lend_settle() is called. 0, or 1
+ * after a message.
+ */
+int lend_give(struct lend *l);
+/* An error has stopped the image (werror=stop), and what waits would fail if it were given away. */
+bool lend_is_stopped(const struct lend *l);
+
+#endif

@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/takeover.c - what both sides of a takeover need: messages, and the description of an export
+ *
+ * Assumes: the other side is of our user, which is checked by who connects and who accepts.
+ * Never:   keeps a descriptor that was not asked for.
+ */
+#include "takeover.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+/* An abstract name: it is gone with its process, and no directory has to be there. */
+socklen_t takeover_address(struct sockaddr_un *addr, long pid)
+{
+	memset(addr, 0, sizeof(*addr));
+	addr->sun_family = AF_UNIX;
+	return (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 +
+			   (size_t)snprintf(addr->sun_path + 1, sizeof(addr->sun_path) - 1, "varve-takeover-%ld", pid));
+}
+
+/* ---- what an export is ---- */
+
+struct lend_export *takeover_next(const struct takeover_ops *ops, void *program, struct lend **l, struct lend_export *e)
+{
+	e = e ? e->next : NULL;
+	while (!e && (*l = ops->next(program, *l)))
+		e = (*l)->exports;
+	return e;
+}
+
+/* The name of the file that the image's data is in. */
+static const char *bottom_name(const json_t *info)
+{
+	const char *name = info_str(info, "filename");
+	size_t i;
+	json_t *child;
+
+	json_array_foreach(json_object_get(info, "children"), i, child) {
+		if (!strcmp(info_str(child, "name") ? info_str(child, "name") : "", "file"))
+			return bottom_name(json_object_get(child, "info"));
+	}
+	return name ? name : "";
+}
+
+/* The same text for the same file, whatever its name; what is no local file has nothing but its name. */
+static void identify(const char *name, char *buf, size_t size)
+{
+	const char *path = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		snprintf(buf, size, "%s", name);
+	else if (S_ISBLK(st.st_mode))
+		snprintf(buf, size, "device %u:%u", major(st.st_rdev), minor(st.st_rdev));
+	else
+		snprintf(buf, size, "inode %llu of %u:%u", (unsigned long long)st.st_ino, major(st.st_dev), minor(st.st_dev));
+}
+
+/* From the root on, without links in its directory. */
+static void absolute(const char *path, char buf[PATH_MAX])
+{
+	const char *slash = strrchr(path, '/');
+	char dir[PATH_MAX], real[PATH_MAX];
+
+	snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - path) + 1 : 1, slash ? path : ".");
+	if (!realpath(dir, real))
+		*real = 0; /* bind() says what is wrong with it */
+	if (snprintf(buf, PATH_MAX, "%s/%s", strcmp(real, "/") ? real : "", slash ? slash + 1 : path) >= PATH_MAX)
+		*buf = 0;
+}
+
+/* A path may be no UTF-8, which JSON is: bytes that are no ASCII are told as "%hh", and so is '%'. */
+static void to_ascii(const char *path, char *buf, size_t size)
+{
+	size_t at = 0;
+
+	for (; *path && at + 4 < size; path++) {
+		bool plain = *path > 0 && *path != '%';
+
+		at += (size_t)snprintf(buf + at, size - at, plain ? "%c" : "%%%02x", (unsigned char)*path);
+	}
+	buf[at] = 0;
+}
+
+json_t *takeover_describe(const struct lend_export *e)
+{
+	const struct varve_vhost_user_blk_options *o = e->options;
+	json_t *info = image_info(e->of->image), *d = NULL;
+	char path[PATH_MAX] = "", socket[3 * PATH_MAX], id[PATH_MAX], image[3 * PATH_MAX];
+
+	if (!info)
+		return NULL;
+	if (o->socket_path)
+		absolute(o->socket_path, path);
+	to_ascii(path, socket, sizeof(socket));
+	identify(bottom_name(info), id, sizeof(id));
+	to_ascii(id, image, sizeof(image));
+	to_ascii(bottom_name(info), path, sizeof(path));
+	d = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:b}", "socket", socket, "image", image, "name", path, "format",
+		      varve_image_format(e->of->image), "queues", (int)o->nr_queues, "queue-size",
+		      o->queue_size ? (int)o->queue_size : 1024, "writable", o->writable);
+	json_decref(info);
+	return d;
+}
+
+/* ---- messages ---- */
+
+union control {
+	struct cmsghdr header;
+	char room[CMSG_SPACE(sizeof(int) * (TAKEOVER_EXPORTS_MAX + 1))];
+};
+
+bool takeover_send(int fd, json_t *message, const int *fds, unsigned nr_fds)
+{
+	char *text = json_dumps(message, JSON_COMPACT);
+	struct iovec iov = { .iov_base = text, .iov_len = text ? strlen(text) : 0 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1 };
+	union control control = { .room = { 0 } };
+	ssize_t n = -1;
+
+	json_decref(message);
+	if (nr_fds) {
+		m.msg_control = &control;
+		m.msg_controllen = CMSG_SPACE(sizeof(int) * nr_fds);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int) * nr_fds);
+		memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * nr_fds);
+	}
+	if (text && iov.iov_len <= TAKEOVER_PACKET_MAX)
+		n = sendmsg(fd, &m, MSG_NOSIGNAL);
+	free(text);
+	return n >= 0;
+}
+
+static void keep_fds(struct msghdr *m, int *ret_fds, unsigned *ret_nr_fds)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		unsigned nr = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (unsigned i = 0; i < nr; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			if (ret_fds && *ret_nr_fds <= TAKEOVER_EXPORTS_MAX)
+				ret_fds[(*ret_nr_fds)++] = fd;
+			else
+				close(fd);
+		}
+	}
+}
+
+json_t *takeover_receive(int fd, int signal_fd, int *ret_fds, unsigned *ret_nr_fds, bool *ret_signal)
+{
+	struct pollfd p[2] = { { .fd = fd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
+	char *text = malloc(TAKEOVER_PACKET_MAX);
+	struct iovec iov = { .iov_base = text, .iov_len = TAKEOVER_PACKET_MAX };
+	union control control;
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
+	json_t *message = NULL;
+	unsigned none = 0;
+	ssize_t n = -1;
+
+	*ret_signal = false;
+	/* What was said counts, also when we are told to end. */
+	while (text && poll(p, 2, -1) < 0 && errno == EINTR)
+		;
+	if (p[0].revents)
+		n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
+	else
+		*ret_signal = p[1].revents != 0;
+	if (n >= 0)
+		keep_fds(&m, ret_fds, ret_fds ? ret_nr_fds : &none);
+	if (n > 0 && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+		message = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, NULL);
+	free(text);
+	if (message && !json_is_object(message)) {
+		json_decref(message);
+		message = NULL;
+	}
+	return message;
+}
+
+bool takeover_wait_gone(int pidfd, int signal_fd)
+{
+	struct pollfd p[2] = { { .fd = pidfd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
+
+	while (pidfd >= 0 && poll(p, 2, -1) < 0 && errno == EINTR)
+		;
+	return pidfd < 0 || p[0].revents;
+}

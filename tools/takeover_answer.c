@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * tools/takeover_answer.c - the old side of a takeover: what it serves goes to whoever follows, or stays
+ *
+ *     SERVES ──asked, and it fits: images closed──▶ GIVEN ──"serving", or told to end──▶ over
+ *        ▲                                            │
+ *        └───── the new one is gone without it ───────┘
+ *
+ * Owns:    the socket at which it is asked, the one connection.
+ * Assumes: the main thread, which does nothing else in GIVEN.
+ * Never:   ends, or lets a socket or the pidfile go, before the new one says that it serves.
+ */
+#include "takeover.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+struct takeover {
+	const struct takeover_ops *ops;
+	void *program;
+	struct pidfile *held;
+	int listener;
+	int fd; /* who asks; -1: nobody */
+	long pid;
+};
+
+struct takeover *takeover_new(const struct takeover_ops *ops, void *program, struct pidfile *held)
+{
+	struct takeover *t = calloc(1, sizeof(*t));
+	struct sockaddr_un addr;
+	socklen_t len = takeover_address(&addr, (long)getpid());
+
+	if (!t) {
+		complain("--pidfile: %s", strerror(ENOMEM));
+		return NULL;
+	}
+	*t = (struct takeover){ .ops = ops, .program = program, .held = held, .fd = -1 };
+	t->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (t->listener < 0 || bind(t->listener, (struct sockaddr *)&addr, len) < 0 || listen(t->listener, 4) < 0) {
+		complain("--pidfile: cannot make the socket @%s for --takeover: %s", addr.sun_path + 1, strerror(errno));
+		takeover_free(t);
+		return NULL;
+	}
+	return t;
+}
+
+static void drop(struct takeover *t)
+{
+	if (t->fd >= 0)
+		close(t->fd);
+	t->fd = -1;
+}
+
+void takeover_free(struct takeover *t)
+{
+	if (!t)
+		return;
+	drop(t);
+	if (t->listener >= 0)
+		close(t->listener);
+	free(t);
+}
+
+int takeover_fd(const struct takeover *t)
+{
+	return !t ? -1 : t->fd >= 0 ? t->fd : t->listener;
+}
+
+/* ---- does it fit? ---- */
+
+/* False, and why in buf. */
+__attribute__((format(printf, 2, 3))) static bool no(char buf[VARVE_ERROR_MAX], const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(buf, VARVE_ERROR_MAX, format, ap);
+	va_end(ap);
+	return false;
+}
+
+static bool same(const json_t *ours, const json_t *theirs, const char *key)
+{
+	return json_equal(json_object_get(ours, key), json_object_get(theirs, key));
+}
+
+/* The front end of an export has agreed on all of that, and would find another disk. */
+static bool export_fits(const json_t *ours, const json_t *theirs, char why[VARVE_ERROR_MAX])
+{
+	const char *at = info_str(ours, "socket");
+
+	if (!theirs)
+		return no(why, "nothing is to be served at %s, where %s is now", at, info_str(ours, "name"));
+	if (!same(ours, theirs, "image"))
+		return no(why, "%s has another image, %s, than now, %s", at,
+			  info_str(theirs, "name") ? info_str(theirs, "name") : "", info_str(ours, "name"));
+	if (!same(ours, theirs, "format"))
+		return no(why, "%s has format %s, now %s", at, info_str(theirs, "format") ? info_str(theirs, "format") : "",
+			  info_str(ours, "format"));
+	if (!same(ours, theirs, "writable"))
+		return no(why, "%s is %s now", at, json_is_true(json_object_get(ours, "writable")) ? "writable" : "read-only");
+	if (!same(ours, theirs, "queues"))
+		return no(why, "%s has %d queues, now %d", at, (int)info_int(theirs, "queues", 0),
+			  (int)info_int(ours, "queues", 0));
+	if (info_int(theirs, "queue-size", 0) < info_int(ours, "queue-size", 0))
+		return no(why, "%s has queues of %d, now %d", at, (int)info_int(theirs, "queue-size", 0),
+			  (int)info_int(ours, "queue-size", 0));
+	return true;
+}
+
+static const json_t *find_socket(const json_t *exports, const json_t *ours)
+{
+	const json_t *e;
+	size_t i;
+
+	json_array_foreach(exports, i, e) {
+		if (same(ours, e, "socket"))
+			return e;
+	}
+	return NULL;
+}
+
+static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_ERROR_MAX])
+{
+	const json_t *exports = json_object_get(asked, "exports");
+	struct lend *l = NULL;
+	struct lend_export *e = NULL;
+	unsigned nr = 0;
+
+	if (info_int(asked, "varve-takeover", 0) != 1)
+		return no(why, "it asks for something that this version does not know");
+	while ((e = takeover_next(t->ops, t->program, &l, e))) {
+		json_t *ours = takeover_describe(e);
+		bool fit = ours && *info_str(ours, "socket") && export_fits(ours, find_socket(exports, ours), why);
+
+		if (!ours)
+			return no(why, "out of memory");
+		if (!*info_str(ours, "socket"))
+			no(why, "an export's socket has no name, so that it is its maker's");
+		json_decref(ours);
+		if (!fit)
+			return false;
+		if (++nr > TAKEOVER_EXPORTS_MAX)
+			return no(why, "there are more than %d exports", TAKEOVER_EXPORTS_MAX);
+	}
+	while ((l = t->ops->next(t->program, l))) {
+		if (l->ops->busy && l->ops->busy(l->disk))
+			return no(why, "%s: a command is being carried out; ask again when it is done", l->name);
+		if (l->held && lend_is_stopped(l))
+			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+	}
+	return true;
+}
+
+/* ---- giving ---- */
+
+static void take_back(struct takeover *t)
+{
+	struct lend *l = NULL;
+
+	/* The program's main loop settles them: they are wanted from now on. */
+	while ((l = t->ops->next(t->program, l)))
+		l->given = false;
+	if (t->ops->back)
+		t->ops->back(t->program);
+}
+
+static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
+{
+	struct lend *l = NULL;
+
+	if (t->ops->leave)
+		t->ops->leave(t->program);
+	while ((l = t->ops->next(t->program, l))) {
+		if (lend_give(l)) {
+			take_back(t);
+			return no(why, "%s cannot be closed: %s", l->name, l->trouble);
+		}
+	}
+	return true;
+}
+
+static bool send_all(const struct takeover *t)
+{
+	int fds[TAKEOVER_EXPORTS_MAX + 1] = { t->held->fd };
+	json_t *sockets = json_array();
+	struct lend *l = NULL;
+	struct lend_export *e = NULL;
+	unsigned nr = 1;
+	bool sent = true;
+
+	while (sent && (e = takeover_next(t->ops, t->program, &l, e))) {
+		json_t *d = takeover_describe(e);
+
+		fds[nr] = varve_export_socket(e->exp);
+		sent = d && fds[nr] >= 0;
+		if (fds[nr] >= 0)
+			nr++;
+		json_array_append(sockets, json_object_get(d, "socket"));
+		json_decref(d);
+	}
+	if (sent)
+		sent = takeover_send(t->fd, json_pack("{s:s, s:o}", "takeover", "given", "sockets", sockets), fds, nr);
+	else
+		json_decref(sockets);
+	for (unsigned i = 1; i < nr; i++)
+		close(fds[i]);
+	return sent;
+}
+
+/* ---- the conversation ---- */
+
+/* GIVEN is over. True: with us. */
+static bool hear_the_end(struct takeover *t, int signal_fd)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)t->pid, 0);
+	struct lend *l = NULL;
+	struct lend_export *e = NULL;
+	bool told_to_end, over;
+	json_t *last = takeover_receive(t->fd, signal_fd, NULL, NULL, &told_to_end);
+
+	over = told_to_end || (info_str(last, "takeover") && !strcmp(info_str(last, "takeover"), "serving"));
+	json_decref(last);
+	if (!over) {
+		drop(t);
+		over = !takeover_wait_gone(pidfd, signal_fd); /* then nobody else has the images open */
+	}
+	if (pidfd >= 0)
+		close(pidfd);
+	if (over) {
+		while ((e = takeover_next(t->ops, t->program, &l, e)))
+			varve_export_leave_socket(e->exp);
+		pidfile_leave(t->held);
+		return true;
+	}
+	complain("warning: --takeover: process %ld has ended before it served; this one goes on", t->pid);
+	pidfile_rewrite(t->held);
+	take_back(t);
+	return false;
+}
+
+static bool refuse(struct takeover *t, const char *why)
+{
+	takeover_send(t->fd, json_pack("{s:s, s:s}", "takeover", "refused", "why", why), NULL, 0);
+	drop(t);
+	return false;
+}
+
+static bool answer(struct takeover *t, int signal_fd)
+{
+	char why[VARVE_ERROR_MAX];
+	bool told_to_end, fit;
+	json_t *asked = takeover_receive(t->fd, signal_fd, NULL, NULL, &told_to_end);
+
+	if (!asked) {
+		drop(t);
+		return false;
+	}
+	fit = fits(t, asked, why);
+	json_decref(asked);
+	if (!fit || !give_all(t, why))
+		return refuse(t, why);
+	/* If it is gone, that is heard of, too. */
+	if (!send_all(t))
+		shutdown(t->fd, SHUT_RDWR);
+	return hear_the_end(t, signal_fd);
+}
+
+static void accept_one(struct takeover *t)
+{
+	struct ucred who = { 0 };
+	socklen_t len = sizeof(who);
+
+	t->fd = accept4(t->listener, NULL, NULL, SOCK_CLOEXEC);
+	if (t->fd < 0)
+		return;
+	if (getsockopt(t->fd, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 || (who.uid && who.uid != geteuid()))
+		refuse(t, "it belongs to somebody else");
+	t->pid = who.pid;
+}
+
+bool takeover_turn(struct takeover *t, int signal_fd)
+{
+	if (t->fd >= 0)
+		return answer(t, signal_fd);
+	accept_one(t);
+	return false;
+}
