@@ -120,18 +120,18 @@ int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
 	return ret;
 }
 
-int pidfile_end(const char *path, long pid, int pidfd)
+int pidfile_end(const char *path, long pid, int pidfd, int signal_fd)
 {
-	struct pollfd end = { .fd = pidfd, .events = POLLIN };
+	struct pollfd p[2] = { { .fd = pidfd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
 	int n;
 
 	if (syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) < 0 && errno != ESRCH)
 		return fail(path, "cannot send SIGTERM to its process");
 	do {
-		n = poll(&end, 1, END_MS);
+		n = poll(p, 2, END_MS);
 	} while (n < 0 && errno == EINTR);
 	if (n > 0)
-		return 0;
+		return !p[0].revents;
 	complain("--takeover: process %ld has not ended within %d seconds of SIGTERM", pid, END_MS / 1000);
 	return 1;
 }

@@ -28,7 +28,8 @@ int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd);
 
 /*
  * Asks the process to end (SIGTERM: it finishes what is in flight, flushes, closes) and waits until it has. 0, or 1 after a message.
+ * signal_fd: readable when we are told to end ourselves, which is 1 without one.
  */
-int pidfile_end(const char *path, long pid, int pidfd);
+int pidfile_end(const char *path, long pid, int pidfd, int signal_fd);
 
 #endif

@@ -41,11 +41,14 @@ struct takeover *takeover_new(const struct takeover_ops *ops, void *program, str
 	}
 	*t = (struct takeover){ .ops = ops, .program = program, .held = held, .fd = -1 };
 	t->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (t->listener < 0 || bind(t->listener, (struct sockaddr *)&addr, len) < 0 || listen(t->listener, 4) < 0) {
-		complain("--pidfile: cannot make the socket @%s for --takeover: %s", addr.sun_path + 1, strerror(errno));
-		takeover_free(t);
-		return NULL;
-	}
+	if (t->listener >= 0 && bind(t->listener, (struct sockaddr *)&addr, len) == 0 && listen(t->listener, 4) == 0)
+		return t;
+	/* Anybody may have taken the name: that keeps no disk from being served. Whoever follows sees that it is not us. */
+	complain("warning: --pidfile: cannot make the socket @%s: %s; --takeover will end this process by a signal", addr.sun_path + 1,
+		 strerror(errno));
+	if (t->listener >= 0)
+		close(t->listener);
+	t->listener = -1;
 	return t;
 }
 

@@ -139,8 +139,8 @@ int takeover_ask(struct takeover_from *t, const char *pidfile, const struct take
 	if (t->fd >= 0)
 		return converse(t, exports, ops, program, signal_fd);
 	json_decref(exports);
-	/* One of before this way of asking, or in another network namespace. */
-	ret = pidfile_end(pidfile, t->pid, t->pidfd);
+	/* One that could not have the name at which it is asked, or in another network namespace. */
+	ret = pidfile_end(pidfile, t->pid, t->pidfd, signal_fd);
 	forget(t);
 	return ret;
 }

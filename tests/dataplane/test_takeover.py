@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import time
 
@@ -41,10 +42,10 @@ class Servers:
         self.folder, self.pidfile, self.started = folder, folder / "pid", []
         self.sockets = [folder / "e0.sock", folder / "e1.sock"]
 
-    def start(self, argv, *before):
+    def start(self, argv, *before, **how):
         log = open(self.folder / f"{len(self.started)}.log", "w+")
         p = subprocess.Popen([*map(str, before), str(VARVE), *map(str, argv), "--pidfile", str(self.pidfile), "--takeover"], cwd=self.folder,
-                             stdout=log, stderr=log)
+                             stdout=log, stderr=log, **how)
         p.log = log
         self.started.append(p)
         return p
@@ -105,6 +106,11 @@ class Loads:
         for load in self.all:
             load.__exit__()
 
+    def wait_work(self, folder):
+        """Until both have come so far that a server which goes away is one that went away: something of theirs is in the disks."""
+        for load, name in zip(self.all, ("disk", "second")):
+            load.wait_written(folder / name)
+
     def end(self):
         return [load.end() for load in self.all]
 
@@ -117,13 +123,15 @@ def test_servers_and_daemons_follow_one_another_and_the_sockets_stay(tmp_path):
         names = [os.stat(s).st_ino for s in servers.sockets]
         with Loads(servers) as loads:
             servers.wait_serving(old)
+            loads.wait_work(tmp_path)
             for kind in (daemon, daemon, serve, serve, daemon):
                 new = servers.start(kind(tmp_path))
                 servers.wait_end(old, 0)
                 servers.wait_serving(new)
                 assert [os.stat(s).st_ino for s in servers.sockets] == names
                 old = new
-            assert [r["reconnects"] for r in loads.end()] == [5, 5]
+            # Who is on his way to one server when it is followed by the next has come once.
+            assert all(1 <= r["reconnects"] <= 5 for r in loads.end())
         old.send_signal(signal.SIGTERM)
         servers.wait_end(old, 0)
         assert not any(s.exists() for s in (*servers.sockets, servers.pidfile))
@@ -159,6 +167,7 @@ def test_one_that_does_not_fit_or_cannot_open_leaves_the_old_one_serving(tmp_pat
         servers.wait(lambda: servers.holder() == old.pid)
         with Loads(servers) as loads:
             servers.wait_serving(old)
+            loads.wait_work(tmp_path)
             for new, change, words in MISFITS:
                 other = servers.start(new(tmp_path, **change))
                 servers.wait_end(other, 1)
@@ -170,6 +179,45 @@ def test_one_that_does_not_fit_or_cannot_open_leaves_the_old_one_serving(tmp_pat
         servers.wait_end(old, 0)
         assert not any(s.exists() for s in (*servers.sockets, servers.pidfile))
     require_sound(disk, "qcow2")
+
+
+def take_its_name():
+    """preexec_fn: somebody was faster than the process at the name where it is to be asked. (It is itself: nobody else knows its number.)"""
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held.bind(f"\0varve-takeover-{os.getpid()}")
+    os.set_inheritable(held.detach(), True)
+
+
+@pytest.mark.parametrize("kind", [serve, daemon])
+def test_one_that_cannot_be_asked_serves_and_is_followed_all_the_same(tmp_path, kind):
+    """It is told to end, then; and whoever waits for that can be told to end, too."""
+    disk = make_disks(tmp_path)
+    with Servers(tmp_path) as servers:
+        old = servers.start(kind(tmp_path), preexec_fn=take_its_name, close_fds=False)
+        servers.wait(lambda: servers.holder() == old.pid)
+        with Loads(servers) as loads:
+            servers.wait_serving(old)
+            loads.wait_work(tmp_path)
+            assert f"warning: --pidfile: cannot make the socket @varve-takeover-{old.pid}" in servers.text()
+            old.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, old.pid, os.WSTOPPED | os.WNOWAIT)
+            impatient = servers.start(kind(tmp_path))
+            servers.wait(lambda: pending(old.pid, signal.SIGTERM))
+            impatient.send_signal(signal.SIGTERM)
+            servers.wait_end(impatient, 1)
+            new = servers.start(kind(tmp_path))
+            old.send_signal(signal.SIGCONT)
+            servers.wait_end(old, 0)
+            servers.wait_serving(new)
+            assert [r["reconnects"] for r in loads.end()] == [1, 1]
+        new.send_signal(signal.SIGTERM)
+        servers.wait_end(new, 0)
+    require_sound(disk, "qcow2")
+
+
+def pending(pid, number):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
 
 
 # What the main thread does on its way, in order; of calls that it makes often, the one of that number.
@@ -210,6 +258,7 @@ def test_either_side_is_killed_at_any_step_and_the_other_goes_on(tmp_path):
         kinds, ends = [daemon, serve], []
         with Loads(servers) as loads:
             servers.wait_serving(old)
+            loads.wait_work(tmp_path)
             for side, step in [("new", n) for n in NEW_DOES] + [("old", o) for o in OLD_DOES]:
                 watcher = None
                 if side == "new":
