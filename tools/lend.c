@@ -22,6 +22,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* Until the next attempt, while somebody else has the image, or ours cannot be flushed. */
@@ -47,6 +49,44 @@ void lend_woken(int wake_fd)
 		complain("eventfd: %s", strerror(errno));
 }
 
+/* The name of the file that the image's data is in. */
+static const char *bottom_name(const json_t *info)
+{
+	const char *name = info_str(info, "filename");
+	size_t i;
+	json_t *child;
+
+	json_array_foreach(json_object_get(info, "children"), i, child) {
+		if (!strcmp(info_str(child, "name") ? info_str(child, "name") : "", "file"))
+			return bottom_name(json_object_get(child, "info"));
+	}
+	return name ? name : "";
+}
+
+/* The same text for the same file, whatever its name; what is no local file has nothing but its name. */
+static void identify(const char *name, char *buf, size_t size)
+{
+	const char *path = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		snprintf(buf, size, "%s", name);
+	else if (S_ISBLK(st.st_mode))
+		snprintf(buf, size, "device %u:%u", major(st.st_rdev), minor(st.st_rdev));
+	else
+		snprintf(buf, size, "inode %llu of %u:%u", (unsigned long long)st.st_ino, major(st.st_dev), minor(st.st_dev));
+}
+
+/* What is behind a name may be another file later: it is looked at when the image is opened. */
+static void note_file(struct lend *l, struct varve_image *image)
+{
+	json_t *info = image_info(image);
+
+	snprintf(l->file, sizeof(l->file), "%s", bottom_name(info));
+	identify(l->file, l->id, sizeof(l->id));
+	json_decref(info);
+}
+
 static int open_as(struct lend *l, bool stand_in)
 {
 	struct varve_error err;
@@ -54,6 +94,8 @@ static int open_as(struct lend *l, bool stand_in)
 	l->image = l->ops->open(l->disk, stand_in, &err);
 	if (!l->image && *err.message)
 		complain("%s", err.message);
+	if (l->image)
+		note_file(l, l->image);
 	return !l->image;
 }
 
@@ -167,6 +209,7 @@ static int take(struct lend *l)
 	swap(l, image);
 	if (l->image != image)
 		return 1;
+	note_file(l, image);
 	if (*l->trouble)
 		complain("warning: %s: the guest goes on", l->name);
 	*l->trouble = 0;

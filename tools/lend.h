@@ -8,6 +8,7 @@
 #ifndef VARVE_TOOLS_LEND_H
 #define VARVE_TOOLS_LEND_H
 
+#include <limits.h>
 #include <stdatomic.h>
 
 #include "common.h"
@@ -46,6 +47,7 @@ struct lend {
 
 	struct varve_image *image;
 	struct lend_export *exports;
+	char file[PATH_MAX], id[PATH_MAX]; /* the name of the file with the data of image, and the same text for the same file */
 	bool held;	/* image is the real one, else it is a stand-in */
 	bool paused;	/* its exports are, by us */
 	bool given;	/* to another process: nobody here may take it */

@@ -42,7 +42,7 @@ int pidfile_rewrite(struct pidfile *p)
 
 int pidfile_write(struct pidfile *p, const char *path)
 {
-	p->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	p->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* who may open it can lock it */
 	if (p->fd < 0)
 		return fail(path, "cannot make it");
 	if (flock(p->fd, LOCK_EX | LOCK_NB) < 0) {
@@ -55,9 +55,11 @@ int pidfile_write(struct pidfile *p, const char *path)
 
 int pidfile_adopt(struct pidfile *p, const char *path, int fd)
 {
-	p->fd = fd;
-	p->path = path;
-	return pidfile_rewrite(p);
+	*p = (struct pidfile){ .fd = fd, .path = path };
+	if (pidfile_rewrite(p) == 0)
+		return 0;
+	p->path = NULL; /* it is not ours, nor the descriptor */
+	return 1;
 }
 
 void pidfile_leave(struct pidfile *p)

@@ -14,7 +14,7 @@ struct pidfile {
 int pidfile_write(struct pidfile *p, const char *path);
 void pidfile_remove(struct pidfile *p);
 
-/* The file of another process, which gave us its descriptor: it says our number from now on. 0, or 1 after a message. */
+/* The file of another process, which gave us its descriptor: it says our number from now on. 0; 1 after a message: both are not ours. */
 int pidfile_adopt(struct pidfile *p, const char *path, int fd);
 /* It says our number again. 0, or 1 after a message. */
 int pidfile_rewrite(struct pidfile *p);

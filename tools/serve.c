@@ -231,6 +231,11 @@ static void back(void *program)
 {
 	struct serve *s = program;
 
+	for (unsigned i = 0; i < s->nr_disks; i++) {
+		/* The others start when they have their images again. */
+		if (s->disk[i].lend.held && !s->disk[i].stream)
+			start_stream(&s->disk[i]);
+	}
 	if (s->control_path)
 		s->asked = serve_control_new(s); /* without it after a message */
 }

@@ -13,8 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 /* An abstract name: it is gone with its process, and no directory has to be there. */
@@ -34,34 +32,6 @@ struct lend_export *takeover_next(const struct takeover_ops *ops, void *program,
 	while (!e && (*l = ops->next(program, *l)))
 		e = (*l)->exports;
 	return e;
-}
-
-/* The name of the file that the image's data is in. */
-static const char *bottom_name(const json_t *info)
-{
-	const char *name = info_str(info, "filename");
-	size_t i;
-	json_t *child;
-
-	json_array_foreach(json_object_get(info, "children"), i, child) {
-		if (!strcmp(info_str(child, "name") ? info_str(child, "name") : "", "file"))
-			return bottom_name(json_object_get(child, "info"));
-	}
-	return name ? name : "";
-}
-
-/* The same text for the same file, whatever its name; what is no local file has nothing but its name. */
-static void identify(const char *name, char *buf, size_t size)
-{
-	const char *path = strncmp(name, "file:", 5) == 0 ? name + 5 : name;
-	struct stat st;
-
-	if (stat(path, &st) < 0)
-		snprintf(buf, size, "%s", name);
-	else if (S_ISBLK(st.st_mode))
-		snprintf(buf, size, "device %u:%u", major(st.st_rdev), minor(st.st_rdev));
-	else
-		snprintf(buf, size, "inode %llu of %u:%u", (unsigned long long)st.st_ino, major(st.st_dev), minor(st.st_dev));
 }
 
 /* From the root on, without links in its directory. */
@@ -93,22 +63,16 @@ static void to_ascii(const char *path, char *buf, size_t size)
 json_t *takeover_describe(const struct lend_export *e)
 {
 	const struct varve_vhost_user_blk_options *o = e->options;
-	json_t *info = image_info(e->of->image), *d = NULL;
-	char path[PATH_MAX] = "", socket[3 * PATH_MAX], id[PATH_MAX], image[3 * PATH_MAX];
+	char path[PATH_MAX] = "", socket[3 * PATH_MAX], name[3 * PATH_MAX], image[3 * PATH_MAX];
 
-	if (!info)
-		return NULL;
 	if (o->socket_path)
 		absolute(o->socket_path, path);
 	to_ascii(path, socket, sizeof(socket));
-	identify(bottom_name(info), id, sizeof(id));
-	to_ascii(id, image, sizeof(image));
-	to_ascii(bottom_name(info), path, sizeof(path));
-	d = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:b}", "socket", socket, "image", image, "name", path, "format",
-		      varve_image_format(e->of->image), "queues", (int)o->nr_queues, "queue-size",
-		      o->queue_size ? (int)o->queue_size : 1024, "writable", o->writable);
-	json_decref(info);
-	return d;
+	to_ascii(e->of->id, image, sizeof(image));
+	to_ascii(e->of->file, name, sizeof(name));
+	return json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:b}", "socket", socket, "image", image, "name", name, "format",
+			 varve_image_format(e->of->image), "queues", (int)o->nr_queues, "queue-size",
+			 o->queue_size ? (int)o->queue_size : 1024, "writable", o->writable);
 }
 
 /* ---- messages ---- */
@@ -160,35 +124,55 @@ static void keep_fds(struct msghdr *m, int *ret_fds, unsigned *ret_nr_fds)
 	}
 }
 
-json_t *takeover_receive(int fd, int signal_fd, int *ret_fds, unsigned *ret_nr_fds, bool *ret_signal)
+enum takeover_heard takeover_receive(int fd, int signal_fd, json_t **ret, int *ret_fds, unsigned *ret_nr_fds)
 {
 	struct pollfd p[2] = { { .fd = fd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
 	char *text = malloc(TAKEOVER_PACKET_MAX);
 	struct iovec iov = { .iov_base = text, .iov_len = TAKEOVER_PACKET_MAX };
 	union control control;
 	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control) };
-	json_t *message = NULL;
-	unsigned none = 0;
-	ssize_t n = -1;
+	unsigned nr_fds = 0;
+	ssize_t n;
 
-	*ret_signal = false;
+	*ret = NULL;
+	if (!text)
+		return TAKEOVER_STRANGE;
 	/* What was said counts, also when we are told to end. */
-	while (text && poll(p, 2, -1) < 0 && errno == EINTR)
+	while (poll(p, 2, -1) < 0 && errno == EINTR)
 		;
-	if (p[0].revents)
-		n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
-	else
-		*ret_signal = p[1].revents != 0;
-	if (n >= 0)
-		keep_fds(&m, ret_fds, ret_fds ? ret_nr_fds : &none);
-	if (n > 0 && !(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
-		message = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, NULL);
-	free(text);
-	if (message && !json_is_object(message)) {
-		json_decref(message);
-		message = NULL;
+	if (!p[0].revents) {
+		free(text);
+		return TAKEOVER_SIGNAL;
 	}
-	return message;
+	n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
+	if (n <= 0) {
+		bool gone = n == 0 || errno == ECONNRESET;
+
+		free(text);
+		return gone ? TAKEOVER_GONE : TAKEOVER_STRANGE;
+	}
+	keep_fds(&m, ret_fds, &nr_fds);
+	if (!(m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)))
+		*ret = json_loadb(text, (size_t)n, JSON_REJECT_DUPLICATES, NULL);
+	free(text);
+	if (json_is_object(*ret)) {
+		if (ret_nr_fds)
+			*ret_nr_fds = nr_fds;
+		return TAKEOVER_HEARD;
+	}
+	for (unsigned i = 0; i < nr_fds; i++)
+		close(ret_fds[i]);
+	json_decref(*ret);
+	*ret = NULL;
+	return TAKEOVER_STRANGE;
+}
+
+long takeover_peer(int fd)
+{
+	struct ucred who = { 0 };
+	socklen_t len = sizeof(who);
+
+	return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) == 0 && who.uid == geteuid() ? who.pid : 0;
 }
 
 bool takeover_wait_gone(int pidfd, int signal_fd)

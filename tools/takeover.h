@@ -84,13 +84,17 @@ struct lend_export *takeover_next(const struct takeover_ops *ops, void *program,
 json_t *takeover_describe(const struct lend_export *e);
 /* The name under which a process can be asked; its length for bind() and connect(). */
 socklen_t takeover_address(struct sockaddr_un *addr, long pid);
-/* Sends an object, with descriptors; it is freed. False: it could not be. */
+/* Sends an object, with descriptors; it is freed. False, and errno: it could not be. */
 bool takeover_send(int fd, json_t *message, const int *fds, unsigned nr_fds);
+enum takeover_heard { TAKEOVER_HEARD, TAKEOVER_GONE, TAKEOVER_STRANGE, TAKEOVER_SIGNAL };
+
 /*
- * Waits for an object. NULL: the other one is gone, said nothing that can be understood, or the process is told to end
- * (*ret_signal). ret_fds: room for TAKEOVER_EXPORTS_MAX + 1; *ret_nr_fds came, which are the caller's.
+ * Waits for an object, *ret. Or the other one is gone, or said what cannot be understood, or the process is told to end. ret_fds: room
+ * for TAKEOVER_EXPORTS_MAX + 1; *ret_nr_fds came with what was heard, which are the caller's.
  */
-json_t *takeover_receive(int fd, int signal_fd, int *ret_fds, unsigned *ret_nr_fds, bool *ret_signal);
+enum takeover_heard takeover_receive(int fd, int signal_fd, json_t **ret, int *ret_fds, unsigned *ret_nr_fds);
+/* The other side of a connection is a process of our user: its number; 0: it is not. */
+long takeover_peer(int fd);
 /* Until the process is gone; false: we are told to end before. */
 bool takeover_wait_gone(int pidfd, int signal_fd);
 

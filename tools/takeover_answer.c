@@ -25,7 +25,8 @@ struct takeover {
 	void *program;
 	struct pidfile *held;
 	int listener;
-	int fd; /* who asks; -1: nobody */
+	int fd;	   /* who asks; -1: nobody */
+	int pidfd; /* of that process */
 	long pid;
 };
 
@@ -39,7 +40,7 @@ struct takeover *takeover_new(const struct takeover_ops *ops, void *program, str
 		complain("--pidfile: %s", strerror(ENOMEM));
 		return NULL;
 	}
-	*t = (struct takeover){ .ops = ops, .program = program, .held = held, .fd = -1 };
+	*t = (struct takeover){ .ops = ops, .program = program, .held = held, .fd = -1, .pidfd = -1 };
 	t->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (t->listener >= 0 && bind(t->listener, (struct sockaddr *)&addr, len) == 0 && listen(t->listener, 4) == 0)
 		return t;
@@ -56,7 +57,9 @@ static void drop(struct takeover *t)
 {
 	if (t->fd >= 0)
 		close(t->fd);
-	t->fd = -1;
+	if (t->pidfd >= 0)
+		close(t->pidfd);
+	t->fd = t->pidfd = -1;
 }
 
 void takeover_free(struct takeover *t)
@@ -154,6 +157,8 @@ static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_E
 	while ((l = t->ops->next(t->program, l))) {
 		if (l->ops->busy && l->ops->busy(l->disk))
 			return no(why, "%s: a command is being carried out; ask again when it is done", l->name);
+		if (l->ops->stopped && l->ops->stopped(l->disk))
+			return no(why, "%s: somebody has paused it; ask again when it has been resumed", l->name);
 		if (l->held && lend_is_stopped(l))
 			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
 	}
@@ -180,6 +185,11 @@ static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
 	if (t->ops->leave)
 		t->ops->leave(t->program);
 	while ((l = t->ops->next(t->program, l))) {
+		/* Flushing those before it may have taken long. */
+		if (l->held && lend_is_stopped(l)) {
+			take_back(t);
+			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+		}
 		if (lend_give(l)) {
 			take_back(t);
 			return no(why, "%s cannot be closed: %s", l->name, l->trouble);
@@ -221,20 +231,19 @@ static bool send_all(const struct takeover *t)
 /* GIVEN is over. True: with us. */
 static bool hear_the_end(struct takeover *t, int signal_fd)
 {
-	int pidfd = (int)syscall(SYS_pidfd_open, (pid_t)t->pid, 0);
 	struct lend *l = NULL;
 	struct lend_export *e = NULL;
-	bool told_to_end, over;
-	json_t *last = takeover_receive(t->fd, signal_fd, NULL, NULL, &told_to_end);
+	json_t *last;
+	bool over = takeover_receive(t->fd, signal_fd, &last, NULL, NULL) == TAKEOVER_SIGNAL ||
+		    (info_str(last, "takeover") && !strcmp(info_str(last, "takeover"), "serving"));
 
-	over = told_to_end || (info_str(last, "takeover") && !strcmp(info_str(last, "takeover"), "serving"));
 	json_decref(last);
 	if (!over) {
+		close(t->fd); /* which it notices, if it goes on */
+		t->fd = -1;
+		over = !takeover_wait_gone(t->pidfd, signal_fd); /* then nobody else has the images open */
 		drop(t);
-		over = !takeover_wait_gone(pidfd, signal_fd); /* then nobody else has the images open */
 	}
-	if (pidfd >= 0)
-		close(pidfd);
 	if (over) {
 		while ((e = takeover_next(t->ops, t->program, &l, e)))
 			varve_export_leave_socket(e->exp);
@@ -247,6 +256,7 @@ static bool hear_the_end(struct takeover *t, int signal_fd)
 	return false;
 }
 
+/* The connection ends with it. */
 static bool refuse(struct takeover *t, const char *why)
 {
 	takeover_send(t->fd, json_pack("{s:s, s:s}", "takeover", "refused", "why", why), NULL, 0);
@@ -257,10 +267,13 @@ static bool refuse(struct takeover *t, const char *why)
 static bool answer(struct takeover *t, int signal_fd)
 {
 	char why[VARVE_ERROR_MAX];
-	bool told_to_end, fit;
-	json_t *asked = takeover_receive(t->fd, signal_fd, NULL, NULL, &told_to_end);
+	json_t *asked;
+	enum takeover_heard heard = takeover_receive(t->fd, signal_fd, &asked, NULL, NULL);
+	bool fit;
 
-	if (!asked) {
+	if (heard == TAKEOVER_STRANGE)
+		return refuse(t, "its question cannot be understood");
+	if (heard != TAKEOVER_HEARD) {
 		drop(t);
 		return false;
 	}
@@ -268,23 +281,24 @@ static bool answer(struct takeover *t, int signal_fd)
 	json_decref(asked);
 	if (!fit || !give_all(t, why))
 		return refuse(t, why);
-	/* If it is gone, that is heard of, too. */
-	if (!send_all(t))
-		shutdown(t->fd, SHUT_RDWR);
-	return hear_the_end(t, signal_fd);
+	if (send_all(t))
+		return hear_the_end(t, signal_fd);
+	/* Without them it opens nothing. */
+	take_back(t);
+	return refuse(t, "its sockets cannot be passed on");
 }
 
 static void accept_one(struct takeover *t)
 {
-	struct ucred who = { 0 };
-	socklen_t len = sizeof(who);
-
 	t->fd = accept4(t->listener, NULL, NULL, SOCK_CLOEXEC);
 	if (t->fd < 0)
 		return;
-	if (getsockopt(t->fd, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 || (who.uid && who.uid != geteuid()))
+	t->pid = takeover_peer(t->fd);
+	t->pidfd = t->pid ? (int)syscall(SYS_pidfd_open, (pid_t)t->pid, 0) : -1;
+	if (!t->pid)
 		refuse(t, "it belongs to somebody else");
-	t->pid = who.pid;
+	else if (t->pidfd < 0)
+		refuse(t, "its end could not be noticed");
 }
 
 bool takeover_turn(struct takeover *t, int signal_fd)

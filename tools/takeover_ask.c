@@ -34,21 +34,30 @@ static json_t *describe_all(const struct takeover_ops *ops, void *program)
 	return exports;
 }
 
-/* -1: it cannot be asked. */
-static int connect_to(long pid)
+/* *ret -1: it cannot be asked. Not 0, after a message: whether it can is not known. */
+static int connect_to(long pid, int *ret)
 {
-	struct ucred who = { 0 };
-	socklen_t who_len = sizeof(who), len;
 	struct sockaddr_un addr;
+	socklen_t len = takeover_address(&addr, pid);
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-	len = takeover_address(&addr, pid);
-	if (fd >= 0 && connect(fd, (struct sockaddr *)&addr, len) == 0 &&
-	    getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &who_len) == 0 && who.pid == pid)
-		return fd;
+	*ret = -1;
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&addr, len) == 0) {
+		/* Somebody else may have taken the name, and would be told what we serve, and give us sockets that are his. */
+		if (takeover_peer(fd) == pid)
+			*ret = fd;
+		else
+			close(fd);
+		return 0;
+	}
+	if (fd >= 0 && errno == ECONNREFUSED) {
+		close(fd);
+		return 0;
+	}
+	complain("--takeover: process %ld cannot be asked: %s", pid, strerror(errno));
 	if (fd >= 0)
 		close(fd);
-	return -1;
+	return 1;
 }
 
 static void forget(struct takeover_from *t)
@@ -96,18 +105,29 @@ static int converse(struct takeover_from *t, json_t *exports, const struct takeo
 {
 	int fds[TAKEOVER_EXPORTS_MAX + 1];
 	unsigned nr = 0;
-	bool told_to_end = false;
 	json_t *reply = NULL;
+	enum takeover_heard heard = TAKEOVER_GONE;
 	const char *word;
 	int ret = 0;
 
-	if (takeover_send(t->fd, json_pack("{s:i, s:o}", "varve-takeover", 1, "exports", exports), NULL, 0))
-		reply = takeover_receive(t->fd, signal_fd, fds, &nr, &told_to_end);
+	if (takeover_send(t->fd, json_pack("{s:i, s:o}", "varve-takeover", 1, "exports", exports), NULL, 0)) {
+		heard = takeover_receive(t->fd, signal_fd, &reply, fds, &nr);
+	} else if (errno != EPIPE && errno != ECONNRESET) {
+		complain("--takeover: process %ld cannot be asked: %s", t->pid, strerror(errno));
+		return 1;
+	}
 	word = info_str(reply, "takeover");
-	if (told_to_end) {
+	if (heard == TAKEOVER_SIGNAL) {
 		ret = 1;
-	} else if (!reply) {
+	} else if (heard == TAKEOVER_STRANGE) {
+		/* The connection ends before we do, and with it the descriptors that came: it goes on. */
+		complain("--takeover: what process %ld answers cannot be understood, or there are too few file descriptors for it (ulimit -n)",
+			 t->pid);
+		ret = 1;
+	} else if (heard == TAKEOVER_GONE) {
 		/* It ends, or was killed: what it leaves is taken up as after a kill. */
+		close(t->fd);
+		t->fd = -1;
 		ret = !takeover_wait_gone(t->pidfd, signal_fd);
 		forget(t);
 	} else if (word && !strcmp(word, "given")) {
@@ -135,10 +155,12 @@ int takeover_ask(struct takeover_from *t, const char *pidfile, const struct take
 	exports = describe_all(ops, program);
 	if (!exports)
 		return 1;
-	t->fd = connect_to(t->pid);
+	ret = connect_to(t->pid, &t->fd);
 	if (t->fd >= 0)
 		return converse(t, exports, ops, program, signal_fd);
 	json_decref(exports);
+	if (ret)
+		return ret;
 	/* One that could not have the name at which it is asked, or in another network namespace. */
 	ret = pidfile_end(pidfile, t->pid, t->pidfd, signal_fd);
 	forget(t);

@@ -9,6 +9,7 @@ Never: leaves a process behind.
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -181,19 +182,27 @@ def test_one_that_does_not_fit_or_cannot_open_leaves_the_old_one_serving(tmp_pat
     require_sound(disk, "qcow2")
 
 
-def take_its_name():
-    """preexec_fn: somebody was faster than the process at the name where it is to be asked. (It is itself: nobody else knows its number.)"""
-    held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    held.bind(f"\0varve-takeover-{os.getpid()}")
-    os.set_inheritable(held.detach(), True)
+def name_taken(listens):
+    """For preexec_fn: somebody else, of another user, was faster than the process at the name where it is to be asked. (It is itself,
+    for a moment: nobody else knows its number.)"""
+    def take():
+        held = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        held.bind(f"\0varve-takeover-{os.getpid()}")
+        if listens:
+            os.seteuid(65534)
+            held.listen()
+            os.seteuid(0)
+        os.set_inheritable(held.detach(), True)
+    return take
 
 
+@pytest.mark.parametrize("listens", [False, True])
 @pytest.mark.parametrize("kind", [serve, daemon])
-def test_one_that_cannot_be_asked_serves_and_is_followed_all_the_same(tmp_path, kind):
+def test_one_that_cannot_be_asked_serves_and_is_followed_all_the_same(tmp_path, kind, listens):
     """It is told to end, then; and whoever waits for that can be told to end, too."""
     disk = make_disks(tmp_path)
     with Servers(tmp_path) as servers:
-        old = servers.start(kind(tmp_path), preexec_fn=take_its_name, close_fds=False)
+        old = servers.start(kind(tmp_path), preexec_fn=name_taken(listens), close_fds=False)
         servers.wait(lambda: servers.holder() == old.pid)
         with Loads(servers) as loads:
             servers.wait_serving(old)
@@ -218,6 +227,31 @@ def test_one_that_cannot_be_asked_serves_and_is_followed_all_the_same(tmp_path, 
 def pending(pid, number):
     status = pathlib.Path(f"/proc/{pid}/status").read_text()
     return any(int(line.split()[1], 16) >> (number - 1) & 1 for line in status.splitlines() if line.startswith("ShdPnd"))
+
+
+def test_with_few_descriptors_one_of_them_serves(tmp_path):
+    """Whatever cannot be opened, accepted or passed on for want of them: nobody waits for the other for ever."""
+    make_disks(tmp_path)
+    ends = []
+    with Servers(tmp_path) as servers:
+        old = servers.start(serve(tmp_path))
+        servers.wait(lambda: servers.holder() == old.pid)
+        for most in range(8, 60):
+            new = servers.start(serve(tmp_path), preexec_fn=lambda n=most: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)))
+            servers.wait(lambda: new.poll() is not None or servers.holder() == new.pid)
+            if servers.holder() == new.pid:
+                servers.wait_end(old, 0)
+                old = new
+            else:
+                servers.wait_end(new, 1)
+                assert old.poll() is None and servers.holder() == old.pid, servers.text()
+            ends.append(old is new)
+        assert not ends[0] and any(ends), servers.text()
+        for path in servers.sockets:
+            loaded = subprocess.run([VARVE, "blkload", "--socket", path, "--ops", "100"], capture_output=True, timeout=SECONDS)
+            assert loaded.returncode == 0, loaded.stderr
+        old.send_signal(signal.SIGTERM)
+        servers.wait_end(old, 0)
 
 
 # What the main thread does on its way, in order; of calls that it makes often, the one of that number.

@@ -597,6 +597,8 @@ int vublk_start(struct vublk **ret_vublk, struct node *top, const struct varve_v
 	return 0;
 fail:
 	fiber_call(top->home, unwatch_len, v);
+	if (o.socket_fd > 0)
+		v->named = false; /* whoever gave it to us may still serve there */
 	remove_socket(v);
 	if (v->attached)
 		detach_queues(v, top, v->nr_queues);
