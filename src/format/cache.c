@@ -13,6 +13,7 @@
 
 #define EVICT_MAX 32 /* pieces that share one grace period */
 #define CLEAN_MAX 512
+#define LOOK_MAX 4096 /* pieces that are looked at in one turn */
 #define PIECES_MAX (1u << 30) /* more than there are, whatever is asked for */
 
 struct row row_empty;
@@ -216,10 +217,10 @@ static void evict(struct fiber *f, struct cache *c)
 static uint64_t clean_some(struct fiber *f, struct cache *c, unsigned *left)
 {
 	void *gone[2 * CLEAN_MAX];
-	unsigned nr = 0;
+	unsigned nr = 0, end = *left > LOOK_MAX ? *left - LOOK_MAX : 0;
 	uint64_t len = 0;
 
-	for (; *left && nr < 2 * CLEAN_MAX - 1 && !TAILQ_EMPTY(&c->clock); --*left) {
+	for (; *left > end && nr < 2 * CLEAN_MAX - 1 && !TAILQ_EMPTY(&c->clock); --*left) {
 		struct piece *p = TAILQ_FIRST(&c->clock);
 		struct row *row;
 
@@ -248,9 +249,12 @@ uint64_t cache_clean(struct fiber *f, struct cache *c)
 	unsigned left = c->nr_pieces;
 	uint64_t len = 0;
 
-	while (left && !TAILQ_EMPTY(&c->clock))
+	for (;;) {
 		len += clean_some(f, c, &left);
-	return len;
+		if (!left || TAILQ_EMPTY(&c->clock))
+			return len;
+		fiber_yield(f);
+	}
 }
 
 /* ---- loading ---- */

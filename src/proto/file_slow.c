@@ -252,7 +252,10 @@ static int zero_blocks(struct fiber *f, struct node *n, uint64_t off, uint64_t e
 		ret = make_zeroes(f, fl, &off, end, 0);
 	if (ret < 0)
 		return ret;
-	return fallback || off == end ? write_zeroes(f, n, off, end - off) : zero_by_hole(f, fl, off, end);
+	if (fallback || off == end)
+		return write_zeroes(f, n, off, end - off);
+	/* Who would give space back is not to be given more. */
+	return flags & AIO_MAY_UNMAP ? -ENOTSUP : zero_by_hole(f, fl, off, end);
 }
 
 /*

@@ -366,12 +366,13 @@ static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pend
 	int ret = 0;
 
 	for (uint64_t cluster = p->cluster; cluster < p->cluster + p->nr; cluster++) {
-		uint64_t count = 0;
-		int err = refcount_get(f, q, cluster, &count);
+		uint64_t count = 1;
+		int err = refcount_add(f, q, cluster, 1, -1, ORDER_NONE, NULL);
 
+		/* Behind it, with what it has just changed still in memory: two who give up one each must not both see the other's. */
 		if (err == 0)
-			err = refcount_add(f, q, cluster, 1, -1, ORDER_NONE, NULL);
-		if (err == 0 && count == 1) {
+			err = refcount_get(f, q, cluster, &count);
+		if (err == 0 && count == 0) {
 			meta_remove(q, cluster);
 			note_free(q, cluster);
 		}

@@ -254,8 +254,10 @@ int bits_put_table(struct fiber *f, struct qcow2 *q, const uint64_t *entries, ui
 	ret = bits_alloc(f, q, clusters, ret_off);
 	if (ret == 0) {
 		ret = order_put(f, q->order, *ret_off, table, clusters << q->cluster_bits, ORDER_NONE, NULL);
-		if (ret < 0)
+		if (ret < 0) {
 			alloc_free_metadata(q, *ret_off, clusters, order_all(q->order));
+			*ret_off = 0; /* nobody is to free it again */
+		}
 	}
 	free(table);
 	return ret;

@@ -143,8 +143,10 @@ static int put_directory(struct fiber *f, struct qcow2 *q, const struct bitmap_d
 	ret = alloc_metadata(f, q, nr, ret_off, &zero, &mark);
 	if (ret == 0) {
 		ret = order_put(f, q->order, *ret_off, bytes, nr << q->cluster_bits, ORDER_NONE, NULL);
-		if (ret < 0)
+		if (ret < 0) {
 			alloc_free_metadata(q, *ret_off, nr, order_all(q->order));
+			*ret_off = 0; /* nobody is to free it again */
+		}
 	}
 	free(bytes);
 	return ret;

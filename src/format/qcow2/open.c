@@ -134,10 +134,15 @@ int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *
 /* The bit of bitmaps that stays: they are all that will be changed, or they say themselves which of them are not to be trusted. */
 static int keep_bitmaps(struct fiber *f, struct qcow2 *q, uint64_t *ret_bits, struct varve_error *err)
 {
-	int ret = q->node->flags & NODE_BITMAPS ? !bitmaps_valid(&q->h) : bitmap_dir_mark_in_use(f, q, err);
+	bool valid = bitmaps_valid(&q->h);
+	uint64_t first = q->h.bitmap_directory_off >> q->cluster_bits, nr = div_up(q->h.bitmap_directory_len, q->cluster_len);
+	int ret = q->node->flags & NODE_BITMAPS ? !valid : bitmap_dir_mark_in_use(f, q, err);
 
 	if (ret == 0)
 		*ret_bits = QCOW2_AUTOCLEAR_BITMAPS;
+	/* Given up, it is no more than what its clusters are counted as. */
+	for (uint64_t i = 0; ret > 0 && valid && i < nr; i++)
+		meta_remove(q, first + i);
 	return MIN(ret, 0);
 }
 

@@ -9,6 +9,7 @@
 #include "block/block.h"
 #include "block/event.h"
 #include "format/cache.h"
+#include "format/qcow2/bitmap_note.h"
 #include "format/qcow2/bitmap_resize.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
@@ -385,6 +386,8 @@ static int set_new_len(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 	if (ret < 0)
 		return ret;
 	ret = len < q->h.disk_len ? shrink(f, q, len, bitmaps, err) : grow(f, q, len, prealloc, bitmaps, err);
+	if (ret < 0 && len < q->h.disk_len) /* some of what is behind the end that it would have had may be gone */
+		bitmap_note_write(q->node, len, q->h.disk_len - len);
 	bitmap_resize_end(q, bitmaps);
 	return ret;
 }

@@ -212,6 +212,51 @@ static void a_disk_that_fails_once_at_the_end_is_not_damaged(void **state)
 	assert_true(nr_kept > 0);
 }
 
+/* The k-th operation fails. True: so did getting shorter, and some of what was to go is gone. */
+static bool lost_by_half(unsigned k)
+{
+	struct disk *d = disk_with_bitmap("cluster_size=512", 4096);
+	const uint64_t cut = LEN / 4 + 512;
+	static uint8_t data[LEN];
+	struct bits b = { .d = d, .name = "b" };
+	uint64_t nr, lost = 0;
+	int ret;
+
+	disk_reopen(d);
+	assert_int_equal(disk_write(d, 0, LEN, 1), 0);
+	assert_int_equal(disk_close(d), 0);
+	change(d, BITMAP_CLEAR, "b", 0);
+	disk_reopen(d);
+	nr = sim_nr_ops(d->im->sim) + k;
+	sim_set_fault(d->im->sim, one_fails, &nr);
+	ret = disk_truncate(d, cut);
+	sim_set_fault(d->im->sim, NULL, NULL);
+	if (ret < 0) {
+		assert_int_equal(disk_read(d, 0, LEN, data), 0);
+		assert_int_equal(disk_close(d), 0);
+		assert_int_equal(disk_open(d, 0), 0);
+		ret = fiber_call(d->im->q, read_fiber, &b);
+		for (uint64_t off = cut; off < LEN; off++) {
+			lost += !data[off];
+			if (ret == 0 && !data[off])
+				assert_true(b.bytes[off / 4096 / 8] >> off / 4096 % 8 & 1);
+		}
+	}
+	assert_int_equal(disk_close(d), 0);
+	disk_free(d);
+	return lost;
+}
+
+static void what_a_shrink_that_failed_has_taken_is_noted(void **state)
+{
+	unsigned nr_lost = 0;
+
+	(void)state;
+	for (unsigned k = 0; k < 60; k++)
+		nr_lost += lost_by_half(k);
+	assert_true(nr_lost > 0);
+}
+
 /* ---- many queues ---- */
 
 struct writer {
@@ -257,6 +302,7 @@ int main(void)
 		cmocka_unit_test(a_disabled_bitmap_costs_nothing),
 		cmocka_unit_test(a_disk_that_fails_at_the_end_leaves_the_mark),
 		cmocka_unit_test(a_disk_that_fails_once_at_the_end_is_not_damaged),
+		cmocka_unit_test(what_a_shrink_that_failed_has_taken_is_noted),
 		cmocka_unit_test(no_bit_is_lost_between_queues),
 	};
 
