@@ -11,11 +11,9 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "daemon.h"
@@ -237,23 +235,6 @@ static void run(struct daemon *d)
 	}
 }
 
-/* Blocked in every thread that is made from here on; the first one reads them. 1: it cannot. */
-static int block_signals(struct daemon *d)
-{
-	sigset_t ends;
-
-	sigemptyset(&ends);
-	sigaddset(&ends, SIGTERM);
-	sigaddset(&ends, SIGINT);
-	sigaddset(&ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ends, NULL);
-	d->signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (d->signal_fd >= 0)
-		return 0;
-	complain("signalfd: %s", strerror(errno));
-	return 1;
-}
-
 int daemon_main(int argc, char **argv)
 {
 	struct daemon d = { .wake_fd = -1, .signal_fd = -1, .from = { .fd = -1, .pidfd = -1, .pid_fd = -1 } };
@@ -267,7 +248,7 @@ int daemon_main(int argc, char **argv)
 		ret = detach_begin(&tell); /* before there are threads: they would not be in the child */
 	if (ret == 0) {
 		varve_set_log(log_to_stderr, NULL);
-		ret = block_signals(&d);
+		ret = (d.signal_fd = takeover_signals()) < 0;
 	}
 	if (ret == 0) {
 		ret = start(&d);

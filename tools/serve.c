@@ -11,11 +11,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -315,23 +313,6 @@ static int stop(struct serve *s)
 	return failed;
 }
 
-/* Blocked in every thread that is made from here on; the main one reads them. 1: it cannot. */
-static int block_signals(struct serve *s)
-{
-	sigset_t ends;
-
-	sigemptyset(&ends);
-	sigaddset(&ends, SIGTERM);
-	sigaddset(&ends, SIGINT);
-	sigaddset(&ends, SIGHUP);
-	pthread_sigmask(SIG_BLOCK, &ends, NULL);
-	s->signal_fd = signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (s->signal_fd >= 0)
-		return 0;
-	complain("signalfd: %s", strerror(errno));
-	return 1;
-}
-
 int serve_main(int argc, char **argv)
 {
 	static struct serve s;
@@ -346,7 +327,7 @@ int serve_main(int argc, char **argv)
 	}
 	verbose = s.verbose;
 	varve_set_log(log_to_stderr, NULL);
-	ret = block_signals(&s);
+	ret = (s.signal_fd = takeover_signals()) < 0;
 	if (ret == 0)
 		ret = start(&s);
 	if (ret == 0)

@@ -78,6 +78,12 @@ void takeover_end(struct takeover_from *t, const struct takeover_ops *ops, void 
 
 /* ---- both ---- */
 
+/*
+ * SIGTERM, SIGINT and SIGHUP are blocked, in every thread that is made from here on, too. A signalfd that is readable when one of them has
+ * come; -1 after a message.
+ */
+int takeover_signals(void);
+
 /* The export behind e, which is one of *l's, in all that the program has; the first for NULL and *l NULL. */
 struct lend_export *takeover_next(const struct takeover_ops *ops, void *program, struct lend **l, struct lend_export *e);
 /* {"socket": ..., "image": ..., ...}; NULL: no memory, or after a message. */
