@@ -252,18 +252,26 @@ static int end_work(void *arg)
 	return 0;
 }
 
+/*
+ * Whoever closes an image in order is told that its last flush failed: that is not inherited. Whoever could not open it, or gives up
+ * before it was served, has told nobody who wrote what is lost.
+ */
 void order_keep_end(struct fiber *f, struct order *o)
 {
-	struct end_work w = { .j = o->journal, .remove = TAILQ_EMPTY(&o->sections) };
+	struct end_work w = { .j = o->journal };
+	bool empty = TAILQ_EMPTY(&o->sections);
 
 	if (!o->journal)
 		return;
 	o->journal = NULL;
 	publish_errors(o->file, o->data, NULL);
-	if (!w.remove) {
-		/* Not an error to be inherited: whoever closes an image is told that its last flush failed. */
+	if (o->file->accounted) {
 		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
 		atomic_store_explicit(&w.j->h->data_error, 0, memory_order_release);
+	}
+	if (empty) {
+		w.remove = !journal_settle(w.j->h);
+	} else {
 		log_warning("%s: metadata that could not be written is kept in state file %s", node_name(o->file),
 			    w.j->path);
 	}
