@@ -197,14 +197,14 @@ static int start(struct daemon *d)
 	return ret;
 }
 
-static int stop(struct daemon *d)
+static int stop(struct daemon *d, bool served)
 {
 	int failed;
 
 	takeover_free(d->answers);
 	failed = exports_stop(d);
 
-	failed |= nodes_close(d);
+	failed |= nodes_close(d, served);
 	exports_free(d);
 	varve_queue_free(d->control);
 	if (d->wake_fd >= 0)
@@ -259,5 +259,5 @@ int daemon_main(int argc, char **argv)
 	}
 	if (ret < 0)
 		ret = finish_stdout();
-	return stop(&d) || ret;
+	return stop(&d, ret == 0) || ret;
 }

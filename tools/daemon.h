@@ -97,8 +97,8 @@ int nodes_settle(struct daemon *d);
 /* The same for those that no export uses: they are looked at and locked, as asked. */
 int nodes_prepare_rest(struct daemon *d);
 int nodes_open(struct daemon *d);
-/* 1: data may be lost. */
-int nodes_close(struct daemon *d);
+/* served: the start was one, else what a guest has lost is left to the next. 1: data may be lost. */
+int nodes_close(struct daemon *d, bool served);
 
 /* daemon_export.c */
 int iothread_add(struct daemon *d, const char *text);

@@ -341,13 +341,15 @@ int nodes_open(struct daemon *d)
 	return 0;
 }
 
-int nodes_close(struct daemon *d)
+int nodes_close(struct daemon *d, bool served)
 {
 	struct block_node *n;
 	int failed = 0;
 
 	while ((n = TAILQ_FIRST(&d->nodes))) {
 		TAILQ_REMOVE(&d->nodes, n, link);
+		if (!served && n->lend.image)
+			varve_image_leave_flush_error(n->lend.image);
 		if (close_image(n->lend.image))
 			failed = 1;
 		varve_queue_free(n->private_home);

@@ -189,6 +189,7 @@ static void swap(struct lend *l, struct varve_image *image)
 			if (varve_export_set_image(back->exp, old, &err) < 0)
 				complain("%s: %s", l->name, err.message);
 		}
+		varve_image_leave_flush_error(image);
 		close_image(image);
 		return;
 	}

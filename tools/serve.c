@@ -273,8 +273,11 @@ static int start(struct serve *s)
 	return ret ? ret : s->print_args ? print_qemu_args(s) : 0;
 }
 
-/* Takes down whatever was started. 1: data that was acknowledged may be lost. */
-static int stop_disk(struct serve_disk *d)
+/*
+ * Takes down whatever was started. served: all of it was, else what a guest has lost is left to the next start. 1: data that was
+ * acknowledged may be lost.
+ */
+static int stop_disk(struct serve_disk *d, bool served)
 {
 	struct varve_error err;
 	int failed = 0;
@@ -285,6 +288,8 @@ static int stop_disk(struct serve_disk *d)
 	}
 	serve_state_stop(d);
 	varve_stream_free(d->stream); /* what it has not copied yet, the next one will */
+	if (!served && d->lend.image)
+		varve_image_leave_flush_error(d->lend.image);
 	if (close_image(d->lend.image))
 		failed = 1;
 	for (unsigned i = 0; i < d->export.nr_queues; i++)
@@ -295,7 +300,7 @@ static int stop_disk(struct serve_disk *d)
 	return failed;
 }
 
-static int stop(struct serve *s)
+static int stop(struct serve *s, bool served)
 {
 	int failed = 0;
 
@@ -303,7 +308,7 @@ static int stop(struct serve *s)
 	serve_control_free(s->asked);
 	serve_jobs_end(s);
 	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
-		failed |= stop_disk(&s->disk[i]);
+		failed |= stop_disk(&s->disk[i], served);
 	varve_queue_free(s->control);
 	if (s->wake_fd >= 0)
 		close(s->wake_fd);
@@ -322,7 +327,7 @@ int serve_main(int argc, char **argv)
 	s.from = (struct takeover_from){ .fd = -1, .pidfd = -1, .pid_fd = -1 };
 	ret = serve_parse(argc, argv, &s);
 	if (ret) {
-		stop(&s); /* names */
+		stop(&s, false); /* names */
 		return ret < 0 ? finish_stdout() : ret;
 	}
 	verbose = s.verbose;
@@ -332,5 +337,5 @@ int serve_main(int argc, char **argv)
 		ret = start(&s);
 	if (ret == 0)
 		serve_control_run(&s);
-	return stop(&s) || ret;
+	return stop(&s, ret == 0) || ret;
 }

@@ -224,6 +224,13 @@ VARVE_API int varve_image_flush(struct varve_image *image, struct varve_error *e
  */
 VARVE_API int varve_image_acknowledge_flush_error(struct varve_image *image, uint64_t *ret_bytes,
 						  struct varve_error *err);
+
+/*
+ * For a program that ends before it has served the image to anybody (its start failed). An image with a state directory inherits the
+ * flush errors of a process that died, and varve_image_close() tells its caller of them for the last time. After this call they are
+ * left to whoever opens the image next.
+ */
+VARVE_API void varve_image_leave_flush_error(struct varve_image *image);
 /*
  * With werror=stop (enospc: only for a full file system) among the image options, a write or flush that fails is not
  * reported: it waits, and so does everything but reads that comes later. varve_image_stats() tells ("errors"). This call,

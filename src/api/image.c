@@ -252,6 +252,20 @@ int varve_image_close(struct varve_image *image, struct varve_error *err)
 	return ret;
 }
 
+static int leave_error_fiber(struct fiber *f, void *arg)
+{
+	struct node *top = arg;
+
+	(void)f;
+	top->unserved = true;
+	return 0;
+}
+
+void varve_image_leave_flush_error(struct varve_image *image)
+{
+	(void)api_call(image, leave_error_fiber, image->top);
+}
+
 void varve_image_cancel(struct varve_image *image)
 {
 	/* The stack of an open image stays what it is: nothing is followed here that could go away. */

@@ -735,6 +735,8 @@ int graph_close(struct fiber *f, struct node *top, struct varve_error *err)
 		if (ret < 0)
 			varve_error_errno(err, ret, "%s: the last flush failed, data written before may be lost",
 					  node_name(top));
+		for (struct node *n = top; n && !top->unserved; n = n->file)
+			n->accounted = true;
 	}
 	close_all(f, top);
 	return ret;

@@ -432,6 +432,8 @@ struct node {
 	struct node_slot *_Atomic slots[QUEUE_MAX];
 
 	/* home queue only */
+	bool unserved;	/* of a top: who closes it has not used it, see varve_image_leave_flush_error() */
+	bool accounted; /* whoever closes it has been told what became of what was written (the last flush) */
 	TAILQ_HEAD(, len_watch) len_watches;
 	struct ranges ranges;
 	struct fiber_mutex grace_mutex;

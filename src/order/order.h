@@ -135,7 +135,8 @@ order_mark order_durable(const struct order *o);
  *   file that the dead process gave to order_sync_too(), NULL if none; it must be the same one.
  * order_keep(): from now on every put is copied there. The mark must be durable in the header before. Flushes first.
  *   What syncs of the two files fail with is kept there, too; what those of the dead process failed with is inherited from here on.
- * order_keep_end(): no longer; the file stays if entries are left. order_free() does this, too.
+ * order_keep_end(): no longer; the file stays if entries are left, or an error that nobody was told of (struct node, accounted).
+ *   order_free() does this, too.
  * order_note(): a few numbers that the format wants to find again, as *ret_notes (0 if there was nothing).
  */
 #define ORDER_NOTES 4

@@ -111,19 +111,29 @@ static void inherit_error(struct node *n, _Atomic uint64_t *where)
 
 /* ---- writing out ---- */
 
+/* Each of them, whatever becomes of the other: what is not asked for here is heard by nobody who notes it. */
+static int sync_both(struct fiber *f, struct node *file, struct node *data)
+{
+	int ret = data ? node_flush(f, data) : 0, of_file = node_flush(f, file);
+
+	return ret < 0 ? ret : of_file;
+}
+
 /*
+ * Writes out what is queued in o; o NULL: nothing is, and the files are only synced.
+ *
  * A sync that fails here is told to this process, and to none that comes after it: so it is noted in the journal, which stays. What
  * the dead one had noted stays noted as well.
  */
-static int flush_noting_errors(struct fiber *f, struct order *o, struct journal_header *h)
+static int noting_errors(struct fiber *f, struct node *file, struct node *data, struct order *o, struct journal_header *h)
 {
 	uint64_t error = atomic_load_explicit(&h->error, memory_order_acquire);
 	uint64_t data_error = atomic_load_explicit(&h->data_error, memory_order_acquire);
 	int ret;
 
-	publish_errors(o->file, o->data, h);
-	ret = order_flush(f, o);
-	publish_errors(o->file, o->data, NULL);
+	publish_errors(file, data, h);
+	ret = o ? order_flush(f, o) : sync_both(f, file, data);
+	publish_errors(file, data, NULL);
 	if (!atomic_load_explicit(&h->error, memory_order_acquire))
 		atomic_store_explicit(&h->error, error, memory_order_release);
 	if (!atomic_load_explicit(&h->data_error, memory_order_acquire))
@@ -143,7 +153,7 @@ static int write_out(struct fiber *f, struct node *file, struct node *data, cons
 		order_sync_too(o, data);
 	ret = journal_replay(s->map, restore_record, o, &fault);
 	if (ret == 0)
-		ret = flush_noting_errors(f, o, s->map);
+		ret = noting_errors(f, file, data, o, s->map);
 	order_free(f, o);
 	return ret < 0 ? varve_error_errno(err, ret,
 					   "state file %s: the metadata in it could not be written to the image; it is kept there",
@@ -174,6 +184,12 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 	ret = examine(&s, marked, &tally, err);
 	if (ret == 0 && tally.nr)
 		ret = write_out(f, file, data, &s, err);
+	else if (ret == 0)
+		/*
+		 * Not stable may be the guest's own bytes still. An image that is repaired is synced next, and nobody would note an
+		 * error then. One that is noted here does not keep it from being opened: its flushes fail (order_keep()).
+		 */
+		(void)noting_errors(f, file, data, NULL, s.map);
 	if (ret >= 0) {
 		if (tally.nr)
 			log_warning("%s: a process that served it died; %llu bytes of metadata that it had queued were "
@@ -252,18 +268,26 @@ static int end_work(void *arg)
 	return 0;
 }
 
+/*
+ * Whoever closes an image in order is told that its last flush failed: that is not inherited. Whoever could not open it, or gives up
+ * before it was served, has told nobody who wrote what is lost.
+ */
 void order_keep_end(struct fiber *f, struct order *o)
 {
-	struct end_work w = { .j = o->journal, .remove = TAILQ_EMPTY(&o->sections) };
+	struct end_work w = { .j = o->journal };
+	bool empty = TAILQ_EMPTY(&o->sections);
 
 	if (!o->journal)
 		return;
 	o->journal = NULL;
 	publish_errors(o->file, o->data, NULL);
-	if (!w.remove) {
-		/* Not an error to be inherited: whoever closes an image is told that its last flush failed. */
+	if (o->file->accounted) {
 		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
 		atomic_store_explicit(&w.j->h->data_error, 0, memory_order_release);
+	}
+	if (empty) {
+		w.remove = !journal_settle(w.j->h);
+	} else {
 		log_warning("%s: metadata that could not be written is kept in state file %s", node_name(o->file),
 			    w.j->path);
 	}

@@ -57,3 +57,54 @@ def test_the_image_is_sound_and_flushes_fail(tmp_path, fmt, create, ask_first):
         for place, old, new in (("2M 1M", 0, 2), ("512k 4k", 1, 3), ("8M 64k", 1, 0), ("16M 4k", 0, 4)):
             tries = [run(faults.disk, state, fmt, f"read -P {p} {place}") for p in (old, new)]
             assert any(t.returncode == 0 and "Pattern" not in t.stdout for t in tries), (place, tries)
+
+
+# Nothing was queued when it died: only the guest's bytes, in places that it had before, are not stable yet. The image is examined when
+# it is opened, and the syncs of that must not be the only ones that hear of the loss.
+@pytest.mark.parametrize("fmt, create", [("qcow2", None), ("qcow2", "lazy_refcounts=on"), ("qed", None)])
+def test_a_loss_found_without_anything_queued_is_told(tmp_path, fmt, create):
+    made, state = tmp_path / "made", tmp_path / "state"
+    ok(img("create", "-q", "-f", fmt, *(["-o", create] if create else []), made, "32M"))
+    with Faultfs(tmp_path / "faults") as faults:
+        faults.put(made)
+        died = run(faults.disk, state, fmt, "write -P 1 0 1M", "flush", "write -P 2 0 64k", "abort")
+        assert died.returncode == -signal.SIGABRT, died
+        faults.tell("rule fsync 0 1 lose 5")
+        first = run(faults.disk, state, fmt, "flush", "abort")
+        said = first.stdout + first.stderr
+        # The one whose sync it was may be refused the image; it hears of the loss in either case.
+        assert first.returncode in (1, -signal.SIGABRT) and "Input/output error" in said, first
+        faults.tell("clear")
+        for _ in range(2):
+            next_one = run(faults.disk, state, fmt, "read -P 1 64k 960k", "flush", "abort")
+            said = next_one.stdout + next_one.stderr
+            assert next_one.returncode == -signal.SIGABRT and "Pattern" not in said, next_one
+            assert said.count("flush: Input/output error") == 1, said
+
+
+# A supervisor starts a server again that could not start: nobody has been told by then what the dead one had lost.
+@pytest.mark.parametrize("program", ["serve", "daemon"])
+def test_a_start_that_fails_leaves_the_error_to_the_next(tmp_path, program):
+    made, state = tmp_path / "made", tmp_path / "state"
+    ok(img("create", "-q", "-f", "qcow2", made, "32M"))
+    with Faultfs(tmp_path / "faults") as faults:
+        faults.put(made)
+        disk = f"driver=qcow2,file.filename={faults.disk},state-dir={state},metadata-write-out=0"
+        died = run(faults.disk, state, "qcow2", "write -P 1 0 1M", "flush", "write -P 2 0 64k", "abort")
+        assert died.returncode == -signal.SIGABRT, died
+        faults.tell("rule fsync 0 1 lose 5")
+        assert run(faults.disk, state, "qcow2", "flush", "abort").returncode == -signal.SIGABRT
+        faults.tell("clear")
+        nowhere = tmp_path / "nowhere" / "disk.sock"
+        argv = {"serve": ["serve", "--image-opts", disk, "--vhost-user", nowhere],
+                "daemon": ["daemon", "--blockdev", f"node-name=d,{disk.replace('file.filename', 'file.driver=file,file.filename')}", "--export",
+                           f"type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={nowhere},writable=on"]}[program]
+        failed = subprocess.run([varve_path(), *argv], capture_output=True, text=True, timeout=60)
+        assert failed.returncode == 1 and "nowhere" in failed.stderr and "a flush failed" in failed.stderr, failed
+        missing = run(faults.disk, f"{state},backing.driver=raw,backing.file.filename={nowhere}", "qcow2", "read 0 4k")
+        assert missing.returncode == 1 and "nowhere" in missing.stderr, missing
+        said = run(faults.disk, state, "qcow2", "flush", "abort")
+        assert said.returncode == -signal.SIGABRT and "flush: Input/output error" in said.stdout + said.stderr, said
+        # One that was served, and ends in order, says it for the last time.
+        assert run(faults.disk, state, "qcow2", "read 0 4k").returncode == 1
+        assert run(faults.disk, state, "qcow2", "flush").returncode == 0
