@@ -177,14 +177,16 @@ static int look_at_fd(struct open_work *w)
 	w->id[0] = w->is_blockdev ? UINT64_MAX : st.st_dev;
 	w->id[1] = w->is_blockdev ? st.st_rdev : st.st_ino;
 	w->birth = w->is_blockdev ? 0 : birth_of(w->fd);
-	ret = file_fd_len(w->fd, w->is_blockdev, &w->len);
-	return ret < 0 ? varve_error_errno(w->err, ret, "cannot read the length") : 0;
+	return 0;
 }
 
+/* Under the lock: whoever had the file until now, and was waited for, may have made it longer. */
 static int find_limits(struct open_work *w)
 {
-	int ret = 0;
+	int ret = file_fd_len(w->fd, w->is_blockdev, &w->len);
 
+	if (ret < 0)
+		return varve_error_errno(w->err, ret, "cannot read the length");
 	w->align = w->mem_align = w->block_len = 1;
 	if (w->is_blockdev)
 		ret = file_block_len(w->fd, &w->block_len, w->err);
