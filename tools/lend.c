@@ -112,10 +112,17 @@ void lend_unpeek(struct lend *l)
 
 int lend_open(struct lend *l)
 {
+	struct varve_error err;
+
 	open_as(l, l->on_demand);
 	l->held = l->image && !l->on_demand;
-	l->paused = l->on_demand;
-	return !l->image;
+	l->paused = l->on_demand || l->stopped;
+	if (!l->image)
+		return 1;
+	if (lend_apply_limits(l, &err) == 0)
+		return 0;
+	complain("%s: what the process before has set: %s", l->name, err.message);
+	return 1;
 }
 
 void lend_add(struct lend *l, struct lend_export *e, struct varve_vhost_user_blk_options *o)
@@ -162,7 +169,7 @@ static void pause_all(struct lend *l)
 
 static void resume_all(struct lend *l)
 {
-	if (l->ops->stopped && l->ops->stopped(l->disk))
+	if (l->stopped)
 		return;
 	for (struct lend_export *e = l->exports; e; e = e->next)
 		varve_export_resume(e->exp);
@@ -215,6 +222,8 @@ static int take(struct lend *l)
 		complain("warning: %s: the guest goes on", l->name);
 	*l->trouble = 0;
 	l->held = true;
+	if (lend_apply_limits(l, &err) < 0)
+		complain("%s", err.message);
 	if (l->ops->changed)
 		l->ops->changed(l->disk, true);
 	resume_all(l);

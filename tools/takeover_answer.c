@@ -157,8 +157,9 @@ static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_E
 	while ((l = t->ops->next(t->program, l))) {
 		if (l->ops->busy && l->ops->busy(l->disk))
 			return no(why, "%s: a command is being carried out; ask again when it is done", l->name);
-		if (l->ops->stopped && l->ops->stopped(l->disk))
-			return no(why, "%s: somebody has paused it; ask again when it has been resumed", l->name);
+		/* The next one starts it paused, too; there somebody must be able to resume it. */
+		if (l->stopped && !json_is_true(json_object_get(asked, "controlled")))
+			return no(why, "%s: somebody has paused it; ask again when it has been resumed, or with --control", l->name);
 		if (l->held && lend_is_stopped(l))
 			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
 	}
@@ -201,7 +202,7 @@ static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
 static bool send_all(const struct takeover *t)
 {
 	int fds[TAKEOVER_EXPORTS_MAX + 1] = { t->held->fd };
-	json_t *sockets = json_array();
+	json_t *sockets = json_array(), *settings = json_array();
 	struct lend *l = NULL;
 	struct lend_export *e = NULL;
 	unsigned nr = 1;
@@ -215,12 +216,16 @@ static bool send_all(const struct takeover *t)
 		if (fds[nr] >= 0)
 			nr++;
 		json_array_append(sockets, json_object_get(d, "socket"));
+		json_array_append_new(settings, lend_settings(l));
 		json_decref(d);
 	}
-	if (sent)
-		sent = takeover_send(t->fd, json_pack("{s:s, s:o}", "takeover", "given", "sockets", sockets), fds, nr);
-	else
+	if (sent) {
+		sent = takeover_send(t->fd, json_pack("{s:s, s:o, s:o}", "takeover", "given", "sockets", sockets, "settings", settings),
+				     fds, nr);
+	} else {
 		json_decref(sockets);
+		json_decref(settings);
+	}
 	for (unsigned i = 1; i < nr; i++)
 		close(fds[i]);
 	return sent;
