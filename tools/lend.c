@@ -230,6 +230,22 @@ static int take(struct lend *l)
 	return 0;
 }
 
+/*
+ * The machine runs, and is to hear of no error that its disk stops for (werror=stop): if that happens to a request in flight, nobody but
+ * us can send it again, whose image it is. 1: it has, and all goes on.
+ */
+static int pause_running(struct lend *l)
+{
+	struct varve_error err;
+
+	l->paused = true; /* lend_settle() resumes those that are */
+	for (struct lend_export *e = l->exports; e; e = e->next) {
+		if (varve_export_pause_unless_stopped(e->exp, &err) < 0)
+			return 1;
+	}
+	return 0;
+}
+
 /* 1: not now. */
 static int give(struct lend *l)
 {
@@ -237,7 +253,9 @@ static int give(struct lend *l)
 	struct varve_error err;
 	bool failed;
 
-	/* Nobody would resume a disk that stops here for an error (werror=stop): the machine runs no more, or waits for us. */
+	if (l->given && pause_running(l))
+		return 1;
+	/* Nobody would resume a disk that stops here for an error: the machine runs no more, or waits for us. */
 	varve_image_set_waiting(l->image, false);
 	pause_all(l);
 	failed = varve_image_writable(l->image) && varve_image_flush(l->image, &err) < 0;

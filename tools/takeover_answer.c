@@ -131,6 +131,11 @@ static const json_t *find_socket(const json_t *exports, const json_t *ours)
 	return NULL;
 }
 
+static bool is_stopped(const struct lend *l, char why[VARVE_ERROR_MAX])
+{
+	return l->held && lend_is_stopped(l) && !no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+}
+
 static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_ERROR_MAX])
 {
 	const json_t *exports = json_object_get(asked, "exports");
@@ -160,8 +165,8 @@ static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_E
 		/* The next one starts it paused, too; there somebody must be able to resume it. */
 		if (l->stopped && !json_is_true(json_object_get(asked, "controlled")))
 			return no(why, "%s: somebody has paused it; ask again when it has been resumed, or with --control", l->name);
-		if (l->held && lend_is_stopped(l))
-			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+		if (is_stopped(l, why))
+			return false;
 	}
 	return true;
 }
@@ -186,14 +191,12 @@ static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
 	if (t->ops->leave)
 		t->ops->leave(t->program);
 	while ((l = t->ops->next(t->program, l))) {
-		/* Flushing those before it may have taken long. */
-		if (l->held && lend_is_stopped(l)) {
+		/* Flushing those before it may have taken long; and what was in flight may have failed only now. */
+		if (is_stopped(l, why) || lend_give(l)) {
+			if (!is_stopped(l, why))
+				no(why, "%s cannot be closed: %s", l->name, l->trouble);
 			take_back(t);
-			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
-		}
-		if (lend_give(l)) {
-			take_back(t);
-			return no(why, "%s cannot be closed: %s", l->name, l->trouble);
+			return false;
 		}
 	}
 	return true;
