@@ -281,6 +281,7 @@ int node_prepare(struct daemon *d, struct block_node *n, struct varve_queue *hom
 	n->lend.name = n->name;
 	n->lend.wake_fd = d->wake_fd;
 	n->lend.on_demand = d->hand_over && !fixed; /* those who read share it */
+	n->lend.own_limits = lend_names_limits(n->options);
 	return 0;
 }
 
@@ -353,6 +354,7 @@ int nodes_close(struct daemon *d, bool served)
 		if (close_image(n->lend.image))
 			failed = 1;
 		varve_queue_free(n->private_home);
+		free(n->lend.limits);
 		json_decref(n->options);
 		free(n->name);
 		free(n);

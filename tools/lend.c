@@ -112,10 +112,17 @@ void lend_unpeek(struct lend *l)
 
 int lend_open(struct lend *l)
 {
+	struct varve_error err;
+
 	open_as(l, l->on_demand);
 	l->held = l->image && !l->on_demand;
-	l->paused = l->on_demand;
-	return !l->image;
+	l->paused = l->on_demand || l->stopped;
+	if (!l->image)
+		return 1;
+	if (lend_apply_limits(l, &err) == 0)
+		return 0;
+	complain("%s: what the process before has set: %s", l->name, err.message);
+	return 1;
 }
 
 void lend_add(struct lend *l, struct lend_export *e, struct varve_vhost_user_blk_options *o)
@@ -162,7 +169,7 @@ static void pause_all(struct lend *l)
 
 static void resume_all(struct lend *l)
 {
-	if (l->ops->stopped && l->ops->stopped(l->disk))
+	if (l->stopped)
 		return;
 	for (struct lend_export *e = l->exports; e; e = e->next)
 		varve_export_resume(e->exp);
@@ -215,9 +222,27 @@ static int take(struct lend *l)
 		complain("warning: %s: the guest goes on", l->name);
 	*l->trouble = 0;
 	l->held = true;
+	if (lend_apply_limits(l, &err) < 0)
+		complain("%s", err.message);
 	if (l->ops->changed)
 		l->ops->changed(l->disk, true);
 	resume_all(l);
+	return 0;
+}
+
+/*
+ * The machine runs, and is to hear of no error that its disk stops for (werror=stop): if that happens to a request in flight, nobody but
+ * us can send it again, whose image it is. 1: it has, and all goes on.
+ */
+static int pause_running(struct lend *l)
+{
+	struct varve_error err;
+
+	l->paused = true; /* lend_settle() resumes those that are */
+	for (struct lend_export *e = l->exports; e; e = e->next) {
+		if (varve_export_pause_unless_stopped(e->exp, &err) < 0)
+			return 1;
+	}
 	return 0;
 }
 
@@ -228,7 +253,9 @@ static int give(struct lend *l)
 	struct varve_error err;
 	bool failed;
 
-	/* Nobody would resume a disk that stops here for an error (werror=stop): the machine runs no more, or waits for us. */
+	if (l->given && pause_running(l))
+		return 1;
+	/* Nobody would resume a disk that stops here for an error: the machine runs no more, or waits for us. */
 	varve_image_set_waiting(l->image, false);
 	pause_all(l);
 	failed = varve_image_writable(l->image) && varve_image_flush(l->image, &err) < 0;

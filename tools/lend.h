@@ -21,8 +21,6 @@ struct lend_ops {
 	struct varve_image *(*open)(void *disk, bool stand_in, struct varve_error *err);
 	/* Something is done to the disk that must end first. NULL: there is no such thing. */
 	bool (*busy)(void *disk);
-	/* Its requests wait by somebody's order, and go on by his. NULL: they never do. */
-	bool (*stopped)(void *disk);
 	/* It has another image than before: a stand-in, if not held. NULL: nobody wants to know. */
 	void (*changed)(void *disk, bool held);
 };
@@ -44,6 +42,10 @@ struct lend {
 	const char *name;  /* in messages */
 	bool on_demand;	   /* --hand-over */
 	int wake_fd;	   /* an eventfd, written when lend_settle() wants to be called; -1: only without on_demand */
+	bool own_limits;   /* the options of the image name some */
+
+	_Atomic bool stopped; /* its requests wait by somebody's order (pause), and go on by his. The owner's, when its exports run */
+	char *limits;	      /* set since the options were given, freed by the owner; NULL: those of the options hold */
 
 	struct varve_image *image;
 	struct lend_export *exports;
@@ -73,6 +75,19 @@ void lend_woken(int wake_fd);
  * after a message.
  */
 int lend_give(struct lend *l);
+/* ---- what is set at run time: lend_limits.c ---- */
+
+/* From now on, also for the image when it is opened anew. 0, or a negative errno. */
+int lend_set_limits(struct lend *l, const char *limits, struct varve_error *err);
+/* For an image that was just opened. */
+int lend_apply_limits(struct lend *l, struct varve_error *err);
+/* Options of an image, as an object: is one of them a limit? */
+bool lend_names_limits(const json_t *options);
+/* For the process that follows: {"paused": ..., "limits": ...}; a new reference. */
+json_t *lend_settings(const struct lend *l);
+/* Those of the process before; before anything is opened or started. 1: they cannot be understood. */
+int lend_inherit(struct lend *l, const json_t *settings);
+
 /* An error has stopped the image (werror=stop), and what waits would fail if it were given away. */
 bool lend_is_stopped(const struct lend *l);
 

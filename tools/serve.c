@@ -128,11 +128,6 @@ static bool disk_is_busy(void *disk)
 	return d->job || serve_state_busy(d);
 }
 
-static bool disk_is_stopped(void *disk)
-{
-	return ((struct serve_disk *)disk)->paused;
-}
-
 static int start_stream(struct serve_disk *d)
 {
 	struct varve_error err;
@@ -146,18 +141,14 @@ static int start_stream(struct serve_disk *d)
 static void disk_changed(void *disk, bool held)
 {
 	struct serve_disk *d = disk;
-	struct varve_error err;
 
 	if (held && !d->stream)
 		start_stream(d); /* it went on without one after a message */
-	if (d->limits && varve_image_set_limits(d->lend.image, d->limits, &err) < 0)
-		complain("%s", err.message);
 }
 
 static const struct lend_ops disk_ops = {
 	.open = open_disk,
 	.busy = disk_is_busy,
-	.stopped = disk_is_stopped,
 	.changed = disk_changed,
 };
 
@@ -238,7 +229,12 @@ static void back(void *program)
 		s->asked = serve_control_new(s); /* without it after a message */
 }
 
-static const struct takeover_ops takeover_ops = { .next = next_disk, .leave = leave, .back = back };
+static bool is_controlled(void *program)
+{
+	return ((struct serve *)program)->control_path != NULL;
+}
+
+static const struct takeover_ops takeover_ops = { .next = next_disk, .leave = leave, .back = back, .controlled = is_controlled };
 
 static int start_all(struct serve *s)
 {
@@ -295,7 +291,7 @@ static int stop_disk(struct serve_disk *d, bool served)
 	for (unsigned i = 0; i < d->export.nr_queues; i++)
 		varve_queue_free(d->queues[i]);
 	free(d->name);
-	free(d->limits);
+	free(d->lend.limits);
 	free(d->image_options);
 	return failed;
 }

@@ -9,7 +9,7 @@
  *   serve_job.c      what of it may wait
  *   serve_state.c    the state of a machine on its way into a snapshot
  *   takeover_*.c     one server follows another (--takeover)
- *   lend.c           the image is held only while the machine runs (--hand-over)
+ *   lend.c           the image is held only while the machine runs (--hand-over); lend_limits.c: what was set at run time
  */
 #ifndef VARVE_TOOLS_SERVE_H
 #define VARVE_TOOLS_SERVE_H
@@ -43,8 +43,6 @@ struct serve_disk {
 	struct lend_export served;
 	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
 	struct serve_job *job; /* a command that may wait; NULL: none. Nothing else changes the disk meanwhile */
-	_Atomic bool paused; /* by the control socket */
-	char *limits;	/* set there; NULL: those of the command line */
 };
 
 struct serve {

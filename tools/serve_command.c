@@ -44,7 +44,7 @@ static json_t *cmd_disks(struct call *c)
 		const struct serve_disk *d = &c->s->disk[i];
 		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", varve_image_format(d->lend.image), "length",
 				      (json_int_t)varve_image_length(d->lend.image), "read-only", d->read_only, "paused",
-				      d->paused, "held", d->lend.held, "queues",
+				      d->lend.stopped, "held", d->lend.held, "queues",
 				      (int)d->export.nr_queues);
 
 		/* Words of the command line, which may be no UTF-8. */
@@ -84,17 +84,17 @@ static json_t *cmd_stats(struct call *c)
 
 static json_t *cmd_pause(struct call *c)
 {
-	if (!c->d->paused)
+	if (!c->d->lend.stopped)
 		varve_export_pause(c->d->served.exp);
-	c->d->paused = true;
+	c->d->lend.stopped = true;
 	return json_object();
 }
 
 static json_t *cmd_resume(struct call *c)
 {
-	if (c->d->paused)
+	if (c->d->lend.stopped)
 		varve_export_resume(c->d->served.exp);
-	c->d->paused = false;
+	c->d->lend.stopped = false;
 	varve_image_resume(c->d->lend.image); /* if an error had stopped it (werror=stop) */
 	return json_object();
 }
@@ -137,11 +137,7 @@ static json_t *cmd_throttle(struct call *c)
 
 	if (limits && !json_is_string(limits))
 		return fail(c, "\"limits\" must be a string, as \"iops-total=500,bps-total=10M\"");
-	ret = limits ? varve_image_set_limits(c->d->lend.image, json_string_value(limits), &err) : 0;
-	if (limits && ret == 0) {
-		free(c->d->limits);
-		c->d->limits = strdup(json_string_value(limits)); /* for the image when it is opened again */
-	}
+	ret = limits ? lend_set_limits(&c->d->lend, json_string_value(limits), &err) : 0;
 	if (ret == 0)
 		ret = varve_image_limits(c->d->lend.image, &text, &err);
 	return parsed(c, ret, text, &err);

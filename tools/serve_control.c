@@ -326,7 +326,7 @@ void serve_control_run(struct serve *s)
 		}
 		if (p[CLIENTS_MAX + 1].revents)
 			return;
-		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+		for (unsigned i = 0; c && i < CLIENTS_MAX; i++) {
 			struct client *cl = &c->client[i];
 
 			if (!p[i].revents)

@@ -99,6 +99,27 @@ static int add_limits(struct serve_disk *d, const char *text)
 	return 0;
 }
 
+/* Limits among the options of the image, in either of their forms. "driver=raw,throttling.iops-total=9,file.filename=a,,b" */
+static bool names_limits(const struct serve_disk *d)
+{
+	const char *c = d->file;
+
+	if (!strncmp(c, "json:", 5)) {
+		json_t *options = json_loads(c + 5, 0, NULL);
+		bool named = lend_names_limits(options);
+
+		json_decref(options);
+		return named;
+	}
+	for (; d->open.image_opts && *c; c += *c == ',') {
+		if (!strncmp(c, "throttling.", 11))
+			return true;
+		while (*c && (*c != ',' || c[1] == ','))
+			c += *c == ',' ? 2 : 1;
+	}
+	return false;
+}
+
 /* Options of one disk. */
 static int parse_disk_option(int c, struct serve_disk *d)
 {
@@ -153,6 +174,7 @@ static int parse_disk_option(int c, struct serve_disk *d)
 			return complain_usage("--poll-us: '%s' is neither 'auto' nor microseconds, 0 .. 1000000", optarg);
 		return 0;
 	case THROTTLE:
+		d->lend.own_limits = true;
 		return add_limits(d, optarg);
 	case NAME:
 		free(d->name);
@@ -253,6 +275,7 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 	if (argc - optind != 1)
 		return complain_usage(s->nr_disks ? "one disk is needed behind each --and" : "one disk is needed");
 	d->file = argv[optind];
+	d->lend.own_limits |= names_limits(d);
 	if (d->prefetch && d->stream_given)
 		return complain_usage("--stream and --prefetch exclude each other");
 	if (d->lend.on_demand && (d->read_only || d->stream_wanted))

@@ -7,7 +7,7 @@
  *   what it would serve, and where    ──▶     compares that with what it serves
  *                                     ◀──     "refused", why: it goes on; or
  *                                             pauses its exports, flushes and closes its images
- *                                     ◀──     "given", with the listening sockets and the locked pidfile
+ *                                     ◀──     "given", with what was set at run time, the listening sockets and the locked pidfile
  *   opens its images, starts its exports
  *   writes its number into the pidfile
  *   "serving"                         ──▶     ends: front ends find the new one at the same sockets
@@ -41,6 +41,8 @@ struct takeover_ops {
 	void (*leave)(void *program);
 	/* They are ours again. */
 	void (*back)(void *program);
+	/* Somebody can resume a disk that is paused. NULL: nobody can. */
+	bool (*controlled)(void *program);
 };
 
 struct takeover;

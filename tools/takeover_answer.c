@@ -131,6 +131,11 @@ static const json_t *find_socket(const json_t *exports, const json_t *ours)
 	return NULL;
 }
 
+static bool is_stopped(const struct lend *l, char why[VARVE_ERROR_MAX])
+{
+	return l->held && lend_is_stopped(l) && !no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+}
+
 static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_ERROR_MAX])
 {
 	const json_t *exports = json_object_get(asked, "exports");
@@ -157,10 +162,11 @@ static bool fits(const struct takeover *t, const json_t *asked, char why[VARVE_E
 	while ((l = t->ops->next(t->program, l))) {
 		if (l->ops->busy && l->ops->busy(l->disk))
 			return no(why, "%s: a command is being carried out; ask again when it is done", l->name);
-		if (l->ops->stopped && l->ops->stopped(l->disk))
-			return no(why, "%s: somebody has paused it; ask again when it has been resumed", l->name);
-		if (l->held && lend_is_stopped(l))
-			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
+		/* The next one starts it paused, too; there somebody must be able to resume it. */
+		if (l->stopped && !json_is_true(json_object_get(asked, "controlled")))
+			return no(why, "%s: somebody has paused it; ask again when it has been resumed, or with --control", l->name);
+		if (is_stopped(l, why))
+			return false;
 	}
 	return true;
 }
@@ -185,14 +191,12 @@ static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
 	if (t->ops->leave)
 		t->ops->leave(t->program);
 	while ((l = t->ops->next(t->program, l))) {
-		/* Flushing those before it may have taken long. */
-		if (l->held && lend_is_stopped(l)) {
+		/* Flushing those before it may have taken long; and what was in flight may have failed only now. */
+		if (is_stopped(l, why) || lend_give(l)) {
+			if (!is_stopped(l, why))
+				no(why, "%s cannot be closed: %s", l->name, l->trouble);
 			take_back(t);
-			return no(why, "%s: an error has stopped it; ask again when it has been resumed", l->name);
-		}
-		if (lend_give(l)) {
-			take_back(t);
-			return no(why, "%s cannot be closed: %s", l->name, l->trouble);
+			return false;
 		}
 	}
 	return true;
@@ -201,7 +205,7 @@ static bool give_all(struct takeover *t, char why[VARVE_ERROR_MAX])
 static bool send_all(const struct takeover *t)
 {
 	int fds[TAKEOVER_EXPORTS_MAX + 1] = { t->held->fd };
-	json_t *sockets = json_array();
+	json_t *sockets = json_array(), *settings = json_array();
 	struct lend *l = NULL;
 	struct lend_export *e = NULL;
 	unsigned nr = 1;
@@ -215,12 +219,16 @@ static bool send_all(const struct takeover *t)
 		if (fds[nr] >= 0)
 			nr++;
 		json_array_append(sockets, json_object_get(d, "socket"));
+		json_array_append_new(settings, lend_settings(l));
 		json_decref(d);
 	}
-	if (sent)
-		sent = takeover_send(t->fd, json_pack("{s:s, s:o}", "takeover", "given", "sockets", sockets), fds, nr);
-	else
+	if (sent) {
+		sent = takeover_send(t->fd, json_pack("{s:s, s:o, s:o}", "takeover", "given", "sockets", sockets, "settings", settings),
+				     fds, nr);
+	} else {
 		json_decref(sockets);
+		json_decref(settings);
+	}
 	for (unsigned i = 1; i < nr; i++)
 		close(fds[i]);
 	return sent;

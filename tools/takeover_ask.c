@@ -71,13 +71,15 @@ static void forget(struct takeover_from *t)
 	}
 }
 
-/* The pidfile comes first, then sockets in the order of their names. */
-static int use_fds(struct takeover_from *t, const json_t *sockets, const int *fds, unsigned nr, const struct takeover_ops *ops,
+/* The pidfile comes first, then sockets in the order of their names; so are the settings of their disks. */
+static int use_fds(struct takeover_from *t, const json_t *reply, const int *fds, unsigned nr, const struct takeover_ops *ops,
 		   void *program)
 {
+	const json_t *sockets = json_object_get(reply, "sockets"), *settings = json_object_get(reply, "settings");
 	struct lend *l = NULL;
 	struct lend_export *e = NULL;
 	unsigned used = 0;
+	int strange = 0;
 
 	t->pid_fd = nr ? fds[0] : -1;
 	while ((e = takeover_next(ops, program, &l, e))) {
@@ -90,12 +92,13 @@ static int use_fds(struct takeover_from *t, const json_t *sockets, const int *fd
 		json_array_foreach(sockets, i, name) {
 			if (d && i + 1 < nr && json_equal(name, json_object_get(d, "socket")) && !e->options->socket_fd) {
 				e->options->socket_fd = fds[i + 1];
+				strange |= lend_inherit(l, json_array_get(settings, i));
 				used++;
 			}
 		}
 		json_decref(d);
 	}
-	if (nr && used == nr - 1 && used == json_array_size(sockets))
+	if (nr && used == nr - 1 && used == json_array_size(sockets) && !strange)
 		return 0;
 	complain("--takeover: process %ld sent what cannot be understood", t->pid);
 	return 1;
@@ -108,9 +111,11 @@ static int converse(struct takeover_from *t, json_t *exports, const struct takeo
 	json_t *reply = NULL;
 	enum takeover_heard heard = TAKEOVER_GONE;
 	const char *word;
+	bool controlled = ops->controlled && ops->controlled(program);
 	int ret = 0;
 
-	if (takeover_send(t->fd, json_pack("{s:i, s:o}", "varve-takeover", 1, "exports", exports), NULL, 0)) {
+	if (takeover_send(t->fd, json_pack("{s:i, s:b, s:o}", "varve-takeover", 1, "controlled", controlled, "exports", exports), NULL,
+			  0)) {
 		heard = takeover_receive(t->fd, signal_fd, &reply, fds, &nr);
 	} else if (errno != EPIPE && errno != ECONNRESET) {
 		complain("--takeover: process %ld cannot be asked: %s", t->pid, strerror(errno));
@@ -131,7 +136,7 @@ static int converse(struct takeover_from *t, json_t *exports, const struct takeo
 		ret = !takeover_wait_gone(t->pidfd, signal_fd);
 		forget(t);
 	} else if (word && !strcmp(word, "given")) {
-		ret = use_fds(t, json_object_get(reply, "sockets"), fds, nr, ops, program);
+		ret = use_fds(t, reply, fds, nr, ops, program);
 	} else {
 		complain("--takeover: process %ld goes on serving: %s", t->pid,
 			 info_str(reply, "why") ? info_str(reply, "why") : "it answers what cannot be understood");

@@ -700,6 +700,11 @@ VARVE_API int varve_export_vhost_user_blk(struct varve_export **ret_export, stru
  */
 VARVE_API void varve_export_pause(struct varve_export *exp);
 VARVE_API void varve_export_resume(struct varve_export *exp);
+/*
+ * The same for an image with werror=stop (enospc), whose requests may wait until it is resumed: if an error has stopped it, or does while
+ * those in flight are waited for, the export is as before the call, and the result is that negative errno; else 0.
+ */
+VARVE_API int varve_export_pause_unless_stopped(struct varve_export *exp, struct varve_error *err);
 
 /*
  * Another image takes the place of the one that a paused export serves; that one may then be closed. So an image can be held

@@ -95,6 +95,16 @@ void varve_export_pause(struct varve_export *e)
 	e->paused = true;
 }
 
+int varve_export_pause_unless_stopped(struct varve_export *e, struct varve_error *err)
+{
+	int ret = vublk_pause_unless_stopped(e->vublk);
+
+	if (ret < 0)
+		return varve_error_errno(err, ret, "%s: an error has stopped it", node_name(e->image->top));
+	e->paused = true;
+	return 0;
+}
+
 void varve_export_resume(struct varve_export *e)
 {
 	if (e->writable && !varve_image_writable(e->image))

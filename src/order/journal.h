@@ -133,7 +133,10 @@ bool journal_segment_used(const void *map, unsigned i);
 typedef int (*journal_fn)(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len);
 int journal_replay(const void *map, journal_fn fn, void *arg, const char **ret_fault);
 
-/* ---- journal_file.c; these block: for worker threads ---- */
+/* ---- journal_leftover.c, journal_file.c; these block: for worker threads ---- */
+
+/* Removes what processes have left in a state directory that were killed while they made a journal. */
+void journal_sweep(const char *dir);
 
 struct journal_search {
 	/* asked */

@@ -273,7 +273,7 @@ static int fill(struct journal_search *s, const char *temporary, struct journal 
 {
 	uint64_t key;
 
-	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0 || ftruncate(s->fd, (off_t)JOURNAL_LEN) < 0 ||
+	if (ftruncate(s->fd, (off_t)JOURNAL_LEN) < 0 ||
 	    fallocate(s->fd, 0, 0, (off_t)(JOURNAL_FIRST + JOURNAL_AT_FIRST * JOURNAL_SEGMENT_LEN)) < 0 ||
 	    getrandom(&key, sizeof(key), 0) != sizeof(key))
 		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
@@ -312,14 +312,37 @@ static int put_in_place(const struct journal_search *s, const char *temporary, c
 	return ret < 0 ? varve_error_errno(s->err, -errno, "state file %s: cannot make it", s->path) : 0;
 }
 
+/* Another process may have taken it for a dead one's before it was locked, and removed it (journal_leftover.c). */
+static int make_locked(struct journal_search *s, const char *temporary)
+{
+	struct stat st;
+
+	for (;;) {
+		int ret;
+
+		s->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+		if (s->fd < 0)
+			return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
+		ret = lock(s->fd);
+		if (ret == 0 && fstat(s->fd, &st) < 0)
+			ret = -errno;
+		if (ret < 0)
+			return varve_error_errno(s->err, ret, "state file %s: cannot lock it", temporary);
+		if (st.st_nlink)
+			return 0;
+		close(s->fd);
+		s->fd = -1;
+	}
+}
+
 static int make(struct journal_search *s, const char *temporary, struct journal *j, const struct journal_search *old)
 {
-	int ret;
+	int ret = make_locked(s, temporary);
 
-	s->fd = open(temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (s->fd < 0)
-		return varve_error_errno(s->err, -errno, "state file %s: cannot make it", temporary);
-	ret = fill(s, temporary, j);
+		return ret;
+	if (ret == 0)
+		ret = fill(s, temporary, j);
 	if (ret == 0)
 		ret = put_in_place(s, temporary, old);
 	if (ret < 0)
@@ -370,7 +393,7 @@ int journal_create(struct journal_search *s, struct journal *j)
 	ret = make_path(s);
 	if (ret == 0) {
 		snprintf(temporary, sizeof(temporary), "%s.%ld", s->path, (long)getpid());
-		unlink(temporary); /* of a process that had our number and died here */
+		journal_sweep(s->dir);
 		ret = make(s, temporary, j, &old);
 	}
 	if (old.map)

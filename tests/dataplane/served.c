@@ -126,6 +126,11 @@ static void let_go(struct msg *m)
 	req_forward(r, r->at->file, r->off, NULL);
 }
 
+static void let_fail(struct msg *m)
+{
+	req_done(container_of(m, struct req, msg), -ENOSPC);
+}
+
 static const struct driver driver_valve = {
 	.name = "valve",
 	.kind = DRIVER_FILTER,
@@ -144,20 +149,30 @@ void served_shut(unsigned i)
 	pthread_mutex_unlock(&v->lock);
 }
 
-void served_open(unsigned i)
+static void empty(unsigned i, bool shut, void (*run)(struct msg *m))
 {
 	struct valve *v = node_state(served[i].top);
 	struct req *r;
 
 	pthread_mutex_lock(&v->lock);
-	v->shut = false;
+	v->shut = shut;
 	v->nr_held = 0;
 	while ((r = TAILQ_FIRST(&v->held))) {
 		TAILQ_REMOVE(&v->held, r, parked);
-		r->msg.run = let_go;
+		r->msg.run = run;
 		queue_post(r->q, &r->msg);
 	}
 	pthread_mutex_unlock(&v->lock);
+}
+
+void served_open(unsigned i)
+{
+	empty(i, false, let_go);
+}
+
+void served_fail(unsigned i)
+{
+	empty(i, true, let_fail);
 }
 
 void served_wait_held(unsigned i, unsigned nr)

@@ -45,6 +45,8 @@ void served_stop(unsigned i);
 /* The valve of disk i. Opening it lets go what waits. */
 void served_shut(unsigned i);
 void served_open(unsigned i);
+/* Those that wait fail; the valve stays shut for what comes after them. */
+void served_fail(unsigned i);
 /* Waits until nr requests are held by the valve. */
 void served_wait_held(unsigned i, unsigned nr);
 

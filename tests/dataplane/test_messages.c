@@ -8,11 +8,13 @@
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -20,6 +22,7 @@
 #include <cmocka.h>
 
 #include "../lib/hugepages.h"
+#include "block/policy.h"
 #include "served.h"
 
 #define BIT(n) (UINT64_C(1) << (n))
@@ -569,6 +572,85 @@ static void pausing_waits_for_requests_in_flight(void **state)
 	vu_front_close(&f);
 }
 
+static int stop_for_errors(struct fiber *f, void *top)
+{
+	(void)f;
+	return policy_open(top, WERROR_STOP, NULL);
+}
+
+static void *pause_if_running(void *ret)
+{
+	*(int *)ret = vublk_pause_unless_stopped(served[0].vublk);
+	return NULL;
+}
+
+static bool is_paused(void)
+{
+	struct vublk_stats *st = vublk_get_stats(served[0].vublk);
+	bool paused = st->paused;
+
+	free(st);
+	return paused;
+}
+
+/* What waits for somebody to resume the disk cannot be waited for, and the front end hears of no error: as if nobody had paused it. */
+static void a_pause_of_a_disk_that_stops_is_taken_back(void **state)
+{
+	struct policy_state stopped;
+	struct vu_front f;
+	struct vu_blk b, other;
+	struct vu_io *io, *done;
+	uint8_t in[4096];
+	pthread_t thread;
+	int ret = 0;
+
+	(void)state;
+	assert_int_equal(fiber_call(served[0].top->home, stop_for_errors, served[0].top), 0);
+	served_connect(&f, 0, 2);
+	assert_int_equal(vu_blk_open(&b, &f, 0, 2, 4096), 0);
+	assert_int_equal(vu_blk_open(&other, &f, 1, 1, 4096), 0);
+	b.timeout_ms = other.timeout_ms = SERVED_MS;
+	io = vu_blk_get(&b);
+	memset(io->data, 0x5a, 4096);
+	vu_io_write(io, 0, 4096);
+	for (unsigned i = 0; i < 5; i++) {
+		served_shut(0);
+		if (i == 0) {
+			assert_int_equal(vu_blk_submit(&b, io), 0);
+			assert_int_equal(vu_blk_kick(&b), 0);
+		} else {
+			assert_int_equal(policy_resume(served[0].top), -ENOSPC);
+		}
+		served_wait_held(0, 1);
+		assert_int_equal(pthread_create(&thread, NULL, pause_if_running, &ret), 0);
+		while (!is_paused()) /* else it would not be what is in flight that it waits for */
+			sched_yield();
+		served_fail(0);
+		pthread_join(thread, NULL);
+		assert_int_equal(ret, -ENOSPC);
+		served_open(0);
+		assert_false(is_paused());
+		/* The queue whose request waits goes on with others; so does the one that had stopped already, and messages are answered. */
+		assert_int_equal(vu_blk_read(&b, 0, in, sizeof(in)), 0);
+		assert_int_equal(vu_blk_read(&other, 0, in, sizeof(in)), 0);
+		assert_int_equal(vublk_pause_unless_stopped(served[0].vublk), -ENOSPC);
+		assert_int_equal(write_cache(&f), 1);
+		assert_int_equal(vu_blk_reap(&b, &done, 1), 0);
+	}
+	assert_int_equal(policy_resume(served[0].top), -ENOSPC);
+	assert_int_equal(vu_blk_wait(&b, vu_deadline_ns(SERVED_MS)), 0);
+	assert_int_equal(vu_blk_reap(&b, &done, 1), 1);
+	assert_int_equal(done->ret, 0);
+	assert_true(policy_get_state(served[0].top, &stopped) && !stopped.error && !stopped.nr_parked);
+	assert_int_equal(vublk_pause_unless_stopped(served[0].vublk), 0);
+	vublk_resume(served[0].vublk);
+	vu_blk_free(&b);
+	vu_blk_free(&other);
+	served_io_works(&f, 0);
+	served_io_works(&f, 1);
+	vu_front_close(&f);
+}
+
 /* ---- front ends that know little ---- */
 
 /* Firecracker: VERSION_1, EVENT_IDX, RO, perhaps FLUSH; of the protocol CONFIG alone; one queue of 256. */
@@ -636,6 +718,7 @@ int main(void)
 		TEST(a_paused_disk_answers_messages_and_takes_no_request),
 		TEST(pausing_waits_for_requests_in_flight),
 		TEST(pausing_while_a_message_stops_the_queue_ends),
+		TEST(a_pause_of_a_disk_that_stops_is_taken_back),
 		TEST(a_front_end_that_knows_little_is_served),
 		TEST(a_session_leaves_nothing_behind),
 	};

@@ -333,7 +333,8 @@ static enum op op_of(const struct request *r)
 					  : OP_FALLOCATE;
 }
 
-static long release(void)
+/* error 0: they are done. */
+static long release(int error)
 {
 	long n = fs.nr_held;
 
@@ -341,7 +342,10 @@ static long release(void)
 		struct request *r = fs.held;
 
 		fs.held = r->next;
-		perform(r, op_of(r), UINT64_MAX);
+		if (error)
+			answer(r, error, NULL, 0);
+		else
+			perform(r, op_of(r), UINT64_MAX);
 		free(r);
 	}
 	fs.held_tail = &fs.held;
@@ -498,14 +502,16 @@ static void order(const char *line)
 {
 	long result = 0;
 	char name[16];
-	int op;
+	int op, error;
 
 	if (!strncmp(line, "rule ", 5)) {
 		result = add_rule(line);
 	} else if (!strcmp(line, "clear")) {
 		fs.nr_rules = 0;
 	} else if (!strcmp(line, "release")) {
-		result = release();
+		result = release(0);
+	} else if (sscanf(line, "fail %d", &error) == 1 && error > 0) {
+		result = release(error);
 	} else if (!strcmp(line, "cut")) {
 		lose_power();
 	} else if (sscanf(line, "held %ld", &fs.wait_held) == 1) {

@@ -45,6 +45,7 @@ void faultfs_stop(struct faultfs *fs);
  * answered until "release" lose ERRNO       (fsync) fails, and what was not stable is gone from the file
  *   clear           no rule any more
  *   release         what is held is done and answered; the answer is how many
+ *   fail ERRNO      the same, but it is not done, and fails
  *   held N          answered as soon as N are held
  *   count OP        how many there have been
  *   cut             loss of power: the file becomes what is stable

@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "block/policy.h"
 #include "export/vhost-user-blk/session.h"
 #include "export/vhost-user-blk/strange.h"
 
@@ -30,6 +31,9 @@
 
 /* After accept() failed for want of descriptors or memory, the socket stays readable: do not spin over it. */
 #define ACCEPT_PAUSE_NS 500000000ull
+
+/* How often somebody who waits for requests in flight looks whether they may wait for him. */
+#define LOOK_NS 10000000ull
 
 struct vublk {
 	/* set at start */
@@ -413,6 +417,42 @@ static int pause_session(struct fiber *f, void *arg)
 void vublk_pause(struct vublk *v)
 {
 	fiber_call(v->control, pause_session, v);
+}
+
+struct look {
+	struct vublk *v;
+	struct timer timer;
+};
+
+static void look_fired(struct timer *t)
+{
+	struct look *l = container_of(t, struct look, timer);
+
+	waitlist_wake_all(&l->v->turned);
+	timer_set(l->v->control, t, queue_now(l->v->control) + LOOK_NS);
+}
+
+/* What an error has stopped is in flight until somebody resumes the disk, who may be waiting for us. */
+static int pause_while_running(struct fiber *f, void *arg)
+{
+	struct vublk *v = arg;
+	struct look look = { .v = v, .timer = { .fire = look_fired } };
+	struct policy_state state = { .error = 0 };
+	bool was = v->session.paused;
+
+	session_pause(&v->session);
+	look_fired(&look.timer);
+	while (!(policy_get_state(v->disk.top, &state) && state.error) && !session_is_quiet(&v->session))
+		waitlist_wait(f, &v->turned);
+	timer_cancel(v->control, &look.timer);
+	if (state.error && !was)
+		session_resume(&v->session);
+	return state.error;
+}
+
+int vublk_pause_unless_stopped(struct vublk *v)
+{
+	return fiber_call(v->control, pause_while_running, v);
 }
 
 static int resume_session(struct fiber *f, void *arg)

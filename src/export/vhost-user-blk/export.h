@@ -26,6 +26,8 @@ int vublk_start(struct vublk **ret, struct node *top, const struct varve_vhost_u
  */
 void vublk_pause(struct vublk *v);
 void vublk_resume(struct vublk *v);
+/* The same, unless an error has stopped the disk, or does before all is done: then nothing has changed. 0, or that negative errno. */
+int vublk_pause_unless_stopped(struct vublk *v);
 
 struct vublk_queue_stats {
 	bool running, broken;

@@ -17,6 +17,7 @@
 #include "base/log.h"
 
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
+#define STOP_REVOKED 1 /* r->ret */
 #define BREAKS_LOGGED 20
 
 /*
@@ -328,7 +329,7 @@ void blk_finished(struct blk_slot *s, uint32_t written)
 		stop_if_idle(r);
 }
 
-static int start(struct ring *r)
+static int start_watching(struct ring *r)
 {
 	int ret;
 
@@ -342,6 +343,15 @@ static int start(struct ring *r)
 		r->poll_ns = POLL_MIN_NS;
 		timer_set(r->q, &r->poll, queue_now(r->q));
 	}
+	return 0;
+}
+
+static int start(struct ring *r)
+{
+	int ret = start_watching(r);
+
+	if (ret < 0)
+		return ret;
 	gmem_announce(r->vr.mem, r->q);
 	r->hook.run = ring_hook;
 	hook_add(r->q, &r->hook);
@@ -391,6 +401,19 @@ static void carry_out(struct msg *m)
 	order_done(r, 0);
 }
 
+static void go_on(struct msg *m)
+{
+	struct ring *r = container_of(m, struct ring, go_on_msg);
+
+	atomic_store(&r->go_on_sent, false);
+	/* Its answer is on its way, or it would have nothing to go on with. */
+	if (!r->stopping || r->broken || start_watching(r) < 0)
+		return;
+	r->stopping = false;
+	order_done(r, STOP_REVOKED);
+	take_requests(r); /* kicks that came meanwhile */
+}
+
 /* ---- control thread ---- */
 
 static void close_fd(int fd)
@@ -414,7 +437,7 @@ static void order_answered(struct msg *m)
 		r->on = r->ret == 0;
 		break;
 	case RING_STOP:
-		r->on = false;
+		r->on = r->ret == STOP_REVOKED;
 		break;
 	case RING_CALL:
 	case RING_ERR:
@@ -442,6 +465,7 @@ void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q
 		.poll = { .fire = poll_fired },
 		.order_msg = { .run = carry_out },
 		.answer_msg = { .run = order_answered },
+		.go_on_msg = { .run = go_on },
 	};
 	notifier_init(&r->notifier);
 }
@@ -529,6 +553,12 @@ void ring_stop(struct ring *r)
 {
 	assert(r->on);
 	give_order(r, RING_STOP);
+}
+
+void ring_go_on(struct ring *r)
+{
+	if (r->on && !atomic_exchange(&r->go_on_sent, true))
+		queue_post(r->q, &r->go_on_msg);
 }
 
 bool ring_set_call(struct ring *r, int fd)

@@ -11,7 +11,7 @@
  *	 OFF ───────────▶ (START sent) ───────▶ ON         ON: the ring's queue has it, else control
  *	  ▲                                     │
  *	  └────────────── (STOP sent) ◀─────────┘          the answer to ring_stop() comes when no request
- *	      stopped                 ring_stop()          is in flight any more
+ *	      stopped                 ring_stop()          is in flight any more, or: it is ON again (ring_go_on())
  *
  * While it is ON it may turn out to be broken: it then takes no further request, says so in the log and on
  * its error descriptor, and waits for STOP.
@@ -79,7 +79,8 @@ struct ring {
 	enum ring_order order;
 	int new_fd, old_fd;
 	int ret;
-	struct msg order_msg, answer_msg;
+	struct msg order_msg, answer_msg, go_on_msg;
+	_Atomic bool go_on_sent; /* the last is on its way */
 };
 
 void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q, struct queue *control,
@@ -99,6 +100,8 @@ int ring_start(struct ring *r, const struct gmem *mem, uint64_t features, const 
 
 /* The ring is on. */
 void ring_stop(struct ring *r);
+/* Those in flight take too long: if STOP has not come to its end it is answered now, and the ring is on. Answers nothing by itself. */
+void ring_go_on(struct ring *r);
 
 /* ---- control thread: replace a descriptor (-1: none). True: the ring is on, r->answered() follows ---- */
 

@@ -406,6 +406,9 @@ void session_pause(struct session *s)
 void session_resume(struct session *s)
 {
 	s->paused = false;
+	/* Those that still wait for requests in flight need not. */
+	for (unsigned i = 0; i < s->nr_rings && s->state == SESSION_TURNING; i++)
+		ring_go_on(&s->rings[i]);
 	turn_if_possible(s);
 }
 

@@ -461,6 +461,7 @@ static void keeps_the_error_at_every_step(const char *create, size_t where)
 	printf("# killed at %d steps\n", at);
 	/* Each of them left it to the next; and once more with somebody who asks after every kill. */
 	assert_int_equal(flush_and_die(options), 1);
+	assert_int_equal(glob(path_of("state/*.journal.*"), 0, NULL, &found), GLOB_NOMATCH); /* nor is anything else left of them */
 	assert_true(at >= 10);
 	for (int i = 0; i < at; i++) {
 		open_and_be_killed(i);

@@ -6,11 +6,13 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -511,6 +513,98 @@ static void one_takes_the_place_of_another_only_if_that_holds_nothing_but_errors
 	drop();
 }
 
+static char *in_dir(const char *name)
+{
+	static char path[512];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return path;
+}
+
+#define LEFT "0000000000000000-0000000000001267.journal."
+
+static int leave_file(const char *name)
+{
+	int fd = open(in_dir(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* A process that is killed while it makes a journal leaves a file that nobody would look for. */
+static void what_a_killed_maker_has_left_is_removed_by_the_next_and_nothing_else(void **state)
+{
+	static const char *const others[] = { LEFT, LEFT "12x", LEFT "-1", "x" LEFT "1", "0-0.journal.1", "notes.journal.1",
+					      "0000000000000000-0000000000001267.journa1.1", "0000000000000000_0000000000001267.journal.1" };
+	struct varve_error err;
+	struct journal_search s = search(&err);
+	struct journal j;
+	char own[64], linked[512];
+	int living;
+
+	(void)state;
+	for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+		close(leave_file(others[i]));
+	snprintf(own, sizeof(own), LEFT "%ld", (long)getpid());
+	close(leave_file(own)); /* of one that had our number */
+	close(leave_file(LEFT "99999999"));
+	close(leave_file(LEFT "1")); /* that number is somebody else's now */
+	living = leave_file(LEFT "2"); /* and that one, of whatever number, lives */
+	assert_int_equal(flock(living, LOCK_EX | LOCK_NB), 0);
+	assert_int_equal(mkdir(in_dir(LEFT "3"), 0700), 0);
+	assert_int_equal(symlink("x", in_dir(LEFT "4")), 0);
+	assert_int_equal(journal_create(&s, &j), 0);
+	assert_int_equal(access(in_dir(own), F_OK), -1);
+	assert_int_equal(access(in_dir(LEFT "99999999"), F_OK), -1);
+	assert_int_equal(access(in_dir(LEFT "1"), F_OK), -1);
+	assert_int_equal(unlink(in_dir(LEFT "2")), 0);
+	assert_int_equal(rmdir(in_dir(LEFT "3")), 0);
+	assert_int_equal(unlink(in_dir(LEFT "4")), 0);
+	for (unsigned i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+		assert_int_equal(unlink(in_dir(others[i])), 0);
+	close(living);
+
+	/* A second name of one that is in use, whose maker was killed before it could remove it. */
+	snprintf(linked, sizeof(linked), "%s", in_dir(LEFT "5"));
+	assert_int_equal(link(j.path, linked), 0);
+	journal_sweep(dir);
+	assert_int_equal(access(linked, F_OK), -1);
+	assert_int_equal(access(j.path, F_OK), 0);
+	journal_unmap(j.h, j.fd, j.path, false);
+	drop();
+}
+
+static void *sweep_on(void *over)
+{
+	while (!atomic_load((_Atomic bool *)over))
+		journal_sweep(dir);
+	return NULL;
+}
+
+/* Between its first two calls a maker has no lock yet. */
+static void a_maker_whose_file_is_swept_away_begins_anew(void **state)
+{
+	_Atomic bool over = false;
+	pthread_t thread;
+
+	(void)state;
+	assert_int_equal(pthread_create(&thread, NULL, sweep_on, &over), 0);
+	for (unsigned i = 0; i < 300; i++) {
+		struct varve_error err;
+		struct journal_search s = search(&err);
+		struct journal j;
+		struct stat st;
+
+		if (journal_create(&s, &j) < 0)
+			fail_msg("%s", err.message);
+		assert_int_equal(fstat(j.fd, &st), 0);
+		assert_int_equal(st.st_nlink, 1);
+		journal_unmap(j.h, j.fd, j.path, true);
+	}
+	atomic_store(&over, true);
+	pthread_join(thread, NULL);
+}
+
 static void a_directory_of_others_is_refused(void **state)
 {
 	struct varve_error err;
@@ -539,6 +633,8 @@ int main(void)
 		cmocka_unit_test(a_file_that_others_may_have_written_is_refused),
 		cmocka_unit_test(two_cannot_use_it),
 		cmocka_unit_test(one_takes_the_place_of_another_only_if_that_holds_nothing_but_errors),
+		cmocka_unit_test(what_a_killed_maker_has_left_is_removed_by_the_next_and_nothing_else),
+		cmocka_unit_test(a_maker_whose_file_is_swept_away_begins_anew),
 		cmocka_unit_test(a_directory_of_others_is_refused),
 	};
 
