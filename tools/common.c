@@ -67,9 +67,11 @@ static void complain_v(const char *fmt, va_list ap)
 		print_error_json(text);
 		return;
 	}
+	flockfile(stderr); /* lines of several threads */
 	fprintf(stderr, "%s: ", prog);
 	print_harmless(stderr, text);
 	fputc('\n', stderr);
+	funlockfile(stderr);
 }
 
 void complain(const char *fmt, ...)

@@ -280,17 +280,17 @@ static int give(struct lend *l)
 
 int lend_settle(struct lend *l)
 {
-	bool want = wanted(l);
+	bool want = wanted(l), resumes = want && l->held && l->paused && !l->stopped;
 
+	if (want == l->held && !resumes)
+		return -1;
 	if (l->ops->busy && l->ops->busy(l->disk))
 		return RETRY_FLUSH_MS;
 	if (want && !l->held)
 		return take(l) ? RETRY_MS : -1;
 	if (!want && l->held)
 		return give(l) ? RETRY_FLUSH_MS : -1;
-	/* It was wanted again before it could be given away. */
-	if (want && l->paused)
-		resume_all(l);
+	resume_all(l); /* it was wanted again before it could be given away */
 	return -1;
 }
 

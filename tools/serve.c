@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -125,6 +126,8 @@ static bool disk_is_busy(void *disk)
 {
 	const struct serve_disk *d = disk;
 
+	/* It answers in a moment, or waits for a disk that is stuck, as whoever asks will. */
+	serve_job_wait(d->look);
 	return d->job || serve_state_busy(d);
 }
 
@@ -202,6 +205,15 @@ static struct lend *next_disk(void *program, struct lend *l)
 	return i < s->nr_disks ? &s->disk[i].lend : NULL;
 }
 
+static void end_jobs(struct serve *s)
+{
+	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
+		serve_jobs_end(&s->disk[i]);
+	if (s->job_fd >= 0)
+		close(s->job_fd);
+	s->job_fd = -1;
+}
+
 /* Streams go on with the next one, who wants the name of the control socket for itself, too. */
 static void leave(void *program)
 {
@@ -213,7 +225,7 @@ static void leave(void *program)
 	}
 	serve_control_free(s->asked);
 	s->asked = NULL;
-	serve_jobs_end(s); /* there are none */
+	end_jobs(s); /* there are none */
 }
 
 static void back(void *program)
@@ -278,6 +290,7 @@ static int stop_disk(struct serve_disk *d, bool served)
 	struct varve_error err;
 	int failed = 0;
 
+	serve_jobs_end(d);
 	if (varve_export_stop(d->served.exp, &err) < 0) {
 		complain("%s", err.message);
 		failed = 1;
@@ -296,15 +309,53 @@ static int stop_disk(struct serve_disk *d, bool served)
 	return failed;
 }
 
+struct stopping {
+	pthread_t thread;
+	struct serve_disk *disk;
+	bool served, threaded;
+	int failed;
+};
+
+static void *stop_main(void *arg)
+{
+	struct stopping *t = arg;
+
+	t->failed = stop_disk(t->disk, t->served);
+	return NULL;
+}
+
+/* All at once: one that is stuck must not keep the others' data from being flushed. */
+static int stop_disks(struct serve *s, bool served)
+{
+	struct stopping all[SERVE_DISKS_MAX];
+	int failed = 0;
+
+	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++) {
+		struct stopping *t = &all[i];
+
+		*t = (struct stopping){ .disk = &s->disk[i], .served = served };
+		t->threaded = i < s->nr_disks && s->nr_disks > 1 && pthread_create(&t->thread, NULL, stop_main, t) == 0;
+	}
+	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++) {
+		if (!all[i].threaded)
+			stop_main(&all[i]); /* also one whose options were not understood to the end */
+	}
+	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++) {
+		if (all[i].threaded)
+			pthread_join(all[i].thread, NULL);
+		failed |= all[i].failed;
+	}
+	return failed;
+}
+
 static int stop(struct serve *s, bool served)
 {
-	int failed = 0;
+	int failed;
 
 	takeover_free(s->answers);
 	serve_control_free(s->asked);
-	serve_jobs_end(s);
-	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++)
-		failed |= stop_disk(&s->disk[i], served);
+	failed = stop_disks(s, served);
+	end_jobs(s);
 	varve_queue_free(s->control);
 	if (s->wake_fd >= 0)
 		close(s->wake_fd);

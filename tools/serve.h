@@ -42,7 +42,8 @@ struct serve_disk {
 	struct varve_stream *stream;
 	struct lend_export served;
 	struct serve_state *state; /* on its way, or the last one; NULL: none yet */
-	struct serve_job *job; /* a command that may wait; NULL: none. Nothing else changes the disk meanwhile */
+	struct serve_job *job;  /* a command that may wait; NULL: none. Nothing else changes the disk meanwhile */
+	struct serve_job *look; /* one that does not wait for requests; NULL: none */
 };
 
 struct serve {
@@ -99,18 +100,23 @@ void serve_control_free(struct serve_control *c);
 /* Carries out one line; the answer, without a newline, is malloc'd. NULL: no memory. */
 char *serve_command(struct serve *s, const char *line, size_t len);
 
-enum serve_kind { SERVE_AT_ONCE, SERVE_JOB, SERVE_RESUME };
+enum serve_kind { SERVE_AT_ONCE, SERVE_LOOK, SERVE_JOB, SERVE_RESUME };
 
-/* What a line asks for: something that is done at once, or may wait (*ret_disk: for which disk), or ends such a wait. */
+/*
+ * What a line asks for: something that is done at once; or by the thread of a disk (*ret_disk); or may wait for requests of that disk;
+ * or ends such a wait.
+ */
 enum serve_kind serve_command_kind(struct serve *s, const char *line, size_t len, struct serve_disk **ret_disk);
 
 /* ---- commands that may wait; the main thread ---- */
 
-/* d has no job. 0, or a negative errno. */
-int serve_job_start(struct serve *s, struct serve_disk *d, const char *line, size_t len);
-/* True: d's job is over, and this is its answer as of serve_command(). */
-bool serve_job_take(struct serve_disk *d, char **ret_answer);
-/* Ends all: what they wait for fails if it has to. */
-void serve_jobs_end(struct serve *s);
+/* Of a disk: &d->job or &d->look, which is NULL. 0, or a negative errno. */
+int serve_job_start(struct serve *s, struct serve_job **ret, const char *line, size_t len);
+/* True: it is over, and this is its answer as of serve_command(). */
+bool serve_job_take(struct serve_job **job, char **ret_answer);
+/* Until it is over; its answer can be taken then. Takes NULL. */
+void serve_job_wait(struct serve_job *j);
+/* Ends those of a disk: what they wait for fails if it has to. Any thread, when no other uses the disk. */
+void serve_jobs_end(struct serve_disk *d);
 
 #endif

@@ -226,26 +226,26 @@ static const struct command {
 	const char *name;
 	json_t *(*run)(struct call *c);
 	bool about_disk;
-	bool waits; /* perhaps for requests of the disk */
+	enum serve_kind kind;
 	const char *args; /* names of members beside "command", "disk" and "id", each with a space behind it */
 	const char *help;
 } commands[] = {
-	{ "help", cmd_help, false, false, "", "what can be asked" },
-	{ "disks", cmd_disks, false, false, "", "the disks that are served" },
-	{ "stats", cmd_stats, true, false, "", "requests, latencies, and what goes on inside" },
-	{ "pause", cmd_pause, true, true, "", "no request is taken from now on; returns when those in flight are done" },
-	{ "resume", cmd_resume, true, false, "", "after pause, or after an error with werror=stop" },
-	{ "resize", cmd_resize, true, true, "size shrink ",
+	{ "help", cmd_help, false, SERVE_AT_ONCE, "", "what can be asked" },
+	{ "disks", cmd_disks, false, SERVE_AT_ONCE, "", "the disks that are served" },
+	{ "stats", cmd_stats, true, SERVE_LOOK, "", "requests, latencies, and what goes on inside" },
+	{ "pause", cmd_pause, true, SERVE_JOB, "", "no request is taken from now on; returns when those in flight are done" },
+	{ "resume", cmd_resume, true, SERVE_RESUME, "", "after pause, or after an error with werror=stop" },
+	{ "resize", cmd_resize, true, SERVE_JOB, "size shrink ",
 	  "another length (\"size\": bytes, or \"20G\"; less only with \"shrink\": true); the guest is told" },
-	{ "throttle", cmd_throttle, true, false, "limits ",
+	{ "throttle", cmd_throttle, true, SERVE_LOOK, "limits ",
 	  "new limits (a string as for --throttle, \"\" for none), or without any, those in force" },
 
-	{ "snapshots", cmd_snapshots, true, true, "", "the internal snapshots of the disk" },
-	{ "snapshot-create", cmd_snapshot_create, true, true, "name state ",
+	{ "snapshots", cmd_snapshots, true, SERVE_JOB, "", "the internal snapshots of the disk" },
+	{ "snapshot-create", cmd_snapshot_create, true, SERVE_JOB, "name state ",
 	  "keeps the disk as it is now, while it is used; \"state\": a FIFO or file with the state of the machine" },
-	{ "snapshot-state", cmd_snapshot_state, true, true, "", "what the state of the last snapshot-create has come to" },
-	{ "snapshot-delete", cmd_snapshot_delete, true, true, "name snapshot-id ", "forgets a snapshot" },
-	{ "flush", cmd_flush, true, true, "", "everything acknowledged is on stable storage" },
+	{ "snapshot-state", cmd_snapshot_state, true, SERVE_JOB, "", "what the state of the last snapshot-create has come to" },
+	{ "snapshot-delete", cmd_snapshot_delete, true, SERVE_JOB, "name snapshot-id ", "forgets a snapshot" },
+	{ "flush", cmd_flush, true, SERVE_JOB, "", "everything acknowledged is on stable storage" },
 };
 
 static json_t *cmd_help(struct call *c)
@@ -332,7 +332,7 @@ enum serve_kind serve_command_kind(struct serve *s, const char *line, size_t len
 	*ret_disk = c.d;
 	if (!cmd)
 		return SERVE_AT_ONCE; /* to be answered with what is wrong */
-	return cmd->waits ? SERVE_JOB : cmd->run == cmd_resume ? SERVE_RESUME : SERVE_AT_ONCE;
+	return cmd->kind;
 }
 
 /* Errors tell of files and words of others, which may be no UTF-8, or were cut in the middle of a letter. */

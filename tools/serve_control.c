@@ -28,7 +28,7 @@ struct client {
 	char in[LINE_MAX_LEN];
 	char *out; /* the answer being sent; nothing is read meanwhile */
 	size_t out_len, out_sent;
-	struct serve_disk *asked; /* its command is that disk's job; NULL: none */
+	struct serve_job **asked; /* its command is a disk's job; NULL: none */
 	bool queues;		  /* the next one has to wait for somebody else's job */
 };
 
@@ -194,16 +194,17 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 {
 	struct serve_disk *d;
 	enum serve_kind kind = serve_command_kind(c->s, cl->in, len, &d);
+	struct serve_job **job = !d ? NULL : kind == SERVE_LOOK ? &d->look : &d->job;
 	int ret;
 
 	if (kind == SERVE_RESUME && d->job)
 		varve_image_resume(d->lend.image); /* that is what it may be waiting for */
-	if (kind != SERVE_AT_ONCE && d->job)
+	if (kind != SERVE_AT_ONCE && *job)
 		return false;
-	if (kind == SERVE_JOB) {
-		ret = serve_job_start(c->s, d, cl->in, len);
+	if (kind == SERVE_JOB || kind == SERVE_LOOK) {
+		ret = serve_job_start(c->s, job, cl->in, len);
 		if (ret == 0)
-			cl->asked = d;
+			cl->asked = job;
 		else
 			answer(cl, no_thread(-ret));
 		return true;
@@ -225,6 +226,8 @@ static void run_lines(struct serve_control *c, struct client *cl)
 			cl->queues = true;
 			return;
 		}
+		if (cl->fd < 0)
+			return; /* it has left without its answer, and its lines are gone */
 		cl->have -= len + 1;
 		memmove(cl->in, end + 1, cl->have);
 	}
@@ -269,7 +272,25 @@ static bool waits(const struct client *cl)
 	return !cl->out && (cl->asked || cl->queues);
 }
 
-/* Gives those who asked for them the answers of jobs that are over; then the next may have theirs. */
+/* Gives whoever asked for it the answer of a job, if that is over. */
+static void job_done(struct serve_control *c, struct serve_job **job)
+{
+	struct client *who = NULL;
+	char *text;
+
+	if (!serve_job_take(job, &text))
+		return;
+	for (unsigned k = 0; k < CLIENTS_MAX && !who; k++)
+		who = c->client[k].asked == job ? &c->client[k] : NULL;
+	if (!who) {
+		free(text);
+		return;
+	}
+	who->asked = NULL;
+	answer(who, text);
+}
+
+/* After that those who had to wait may have theirs. */
 static void jobs_done(struct serve_control *c)
 {
 	uint64_t count;
@@ -277,20 +298,8 @@ static void jobs_done(struct serve_control *c)
 	if (read(c->s->job_fd, &count, sizeof(count)) < 0)
 		return; /* it was for one that is taken already */
 	for (unsigned i = 0; i < c->s->nr_disks; i++) {
-		struct serve_disk *d = &c->s->disk[i];
-		struct client *who = NULL;
-		char *text;
-
-		if (!serve_job_take(d, &text))
-			continue;
-		for (unsigned k = 0; k < CLIENTS_MAX && !who; k++)
-			who = c->client[k].asked == d ? &c->client[k] : NULL;
-		if (!who) {
-			free(text);
-			continue;
-		}
-		who->asked = NULL;
-		answer(who, text);
+		job_done(c, &c->s->disk[i].job);
+		job_done(c, &c->s->disk[i].look);
 	}
 	for (unsigned k = 0; k < CLIENTS_MAX; k++) {
 		if (c->client[k].fd >= 0)

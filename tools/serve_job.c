@@ -6,7 +6,8 @@
  *
  * A pause, a flush, a resize, a snapshot wait for requests of the disk, and those of a disk that an error has stopped
  * (werror=stop) end only when somebody resumes it, who needs an ear for that. So the main thread goes on meanwhile. One job at a
- * time for each disk, and nothing else changes that disk until it is done.
+ * time for each disk, and nothing else changes that disk until it is done. Beside it one that only looks, or sets limits: that
+ * is done at once, unless the disk's thread is stuck in the kernel (a frozen file system, a server that is gone).
  *
  * Owns:    the jobs, from start to take.
  * Assumes: the main thread, but for the command itself.
@@ -16,6 +17,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -24,6 +26,7 @@
 struct serve_job {
 	struct serve *s;
 	pthread_t thread;
+	sem_t ended;
 	_Atomic bool done;
 	char *answer; /* set before done is; NULL: no memory */
 	size_t len;
@@ -37,15 +40,16 @@ static void *job_main(void *arg)
 
 	j->answer = serve_command(j->s, j->line, j->len);
 	atomic_store(&j->done, true); /* pairs with the load in serve_job_take() */
+	sem_post(&j->ended);
 	if (write(j->s->job_fd, &one, sizeof(one)) < 0)
 		return NULL; /* it cannot: the counter is read by the main thread */
 	return NULL;
 }
 
-int serve_job_start(struct serve *s, struct serve_disk *d, const char *line, size_t len)
+int serve_job_start(struct serve *s, struct serve_job **ret, const char *line, size_t len)
 {
 	struct serve_job *j = malloc(sizeof(*j) + len);
-	int ret;
+	int error;
 
 	if (!j)
 		return -ENOMEM;
@@ -54,47 +58,53 @@ int serve_job_start(struct serve *s, struct serve_disk *d, const char *line, siz
 	j->len = len;
 	memcpy(j->line, line, len);
 	atomic_init(&j->done, false);
-	ret = pthread_create(&j->thread, NULL, job_main, j);
-	if (ret) {
+	sem_init(&j->ended, 0, 0);
+	error = pthread_create(&j->thread, NULL, job_main, j);
+	if (error) {
+		sem_destroy(&j->ended);
 		free(j);
-		return -ret;
+		return -error;
 	}
-	d->job = j;
+	*ret = j;
 	return 0;
 }
 
 /* Waits for it. Its answer. */
-static char *end(struct serve_disk *d)
+static char *end(struct serve_job **job)
 {
-	struct serve_job *j = d->job;
+	struct serve_job *j = *job;
 	char *answer;
 
 	pthread_join(j->thread, NULL);
 	answer = j->answer;
+	sem_destroy(&j->ended);
 	free(j);
-	d->job = NULL;
+	*job = NULL;
 	return answer;
 }
 
-bool serve_job_take(struct serve_disk *d, char **ret_answer)
+void serve_job_wait(struct serve_job *j)
 {
-	if (!d->job || !atomic_load(&d->job->done))
+	while (j && sem_wait(&j->ended) < 0)
+		; /* EINTR */
+	if (j)
+		sem_post(&j->ended);
+}
+
+bool serve_job_take(struct serve_job **job, char **ret_answer)
+{
+	if (!*job || !atomic_load(&(*job)->done))
 		return false;
-	*ret_answer = end(d);
+	*ret_answer = end(job);
 	return true;
 }
 
-void serve_jobs_end(struct serve *s)
+void serve_jobs_end(struct serve_disk *d)
 {
-	for (unsigned i = 0; i < SERVE_DISKS_MAX; i++) {
-		struct serve_disk *d = &s->disk[i];
-
-		if (!d->job)
-			continue;
+	if (d->job) {
 		varve_image_set_waiting(d->lend.image, false);
-		free(end(d));
+		free(end(&d->job));
 	}
-	if (s->job_fd >= 0)
-		close(s->job_fd);
-	s->job_fd = -1;
+	if (d->look)
+		free(end(&d->look));
 }

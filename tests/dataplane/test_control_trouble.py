@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""test_control_trouble - the control socket, and the end of the server, beside clients that leave and disks that are stuck"""
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+from test_control import Serve, images
+from test_vublk import SECONDS, VARVE, varve
+
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
+
+
+def until(what, process):
+    deadline = time.monotonic() + SECONDS
+    while not what():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("lines", [b"x\n", b'{"command":"help"}\n', b'{"command":"stats"}\n', b'{"command":"flush"}\n',
+                                   b'{"command":"disks"}\n{"command":"stats"}\nx\n{"command":"flush"}\n{"comm'])
+def test_a_client_that_leaves_before_its_answer_is_forgotten(tmp_path, lines):
+    (disk,) = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        for _ in range(3):
+            s.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, s.process.pid, os.WSTOPPED | os.WNOWAIT)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(s.control))
+                client.sendall(lines)
+            s.process.send_signal(signal.SIGCONT)
+            ask = s.ask()
+            assert len(ask("disks")) == 1 and "image" in ask("stats") and ask("flush") == {}
+
+
+@contextlib.contextmanager
+def small_file_system(tmp_path):
+    """A folder on a file system of its own, and a function that freezes it until the end."""
+    back, where = tmp_path / "back", tmp_path / "fs"
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    where.mkdir()
+    back.write_bytes(b"")
+    os.truncate(back, 128 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", back], check=True)
+    done = subprocess.run(["mount", "-o", "loop", back, where], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"ext4 cannot be mounted here: {done.stderr.strip()}")
+    fd = os.open(where, os.O_RDONLY)
+    try:
+        yield where, lambda: fcntl.ioctl(fd, FIFREEZE, 0), lambda: fcntl.ioctl(fd, FITHAW, 0)
+    finally:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(fd, FITHAW, 0)
+        os.close(fd)
+        subprocess.run(["umount", where], check=True)
+
+
+def stuck(process):
+    """Does a thread of it wait in the kernel for a file system that is frozen?"""
+    states = []
+    for task in os.listdir(f"/proc/{process.pid}/task"):
+        with contextlib.suppress(OSError), open(f"/proc/{process.pid}/task/{task}/stat", encoding="utf-8") as f:
+            states.append(f.read().rpartition(")")[2].split()[0])
+    return "D" in states
+
+
+def test_a_disk_that_is_stuck_keeps_nobody_from_the_others(tmp_path):
+    with small_file_system(tmp_path) as (where, freeze, thaw):
+        other = tmp_path / "other.qcow2"
+        for disk in (where / "stuck.qcow2", other):
+            varve("img", "create", "-q", "-f", "qcow2", disk, "64M")
+        with Serve(tmp_path, (where / "stuck.qcow2", "-f", "qcow2"), (other, "-f", "qcow2")) as s:
+            load = ["--rw", "randwrite", "--ops", "2000", "--verify"]
+            s.load(0, *load)
+            freeze()
+            with subprocess.Popen([VARVE, "blkload", "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "64", "--timeout", "100000"],
+                                  stdout=subprocess.DEVNULL) as writer:
+                until(lambda: stuck(s.process), writer)
+                waiting = [s.ask() for _ in range(3)]
+                for client, command in zip(waiting, ("stats", "flush", "throttle")):
+                    client.socket.sendall(json.dumps({"command": command, "disk": "0"}).encode() + b"\n")
+                ask = s.ask()
+                assert len(ask("disks")) == 2 and "image" in ask("stats", disk="1") and ask("flush", disk="1") == {}
+                assert ask("throttle", disk="1", limits="iops-total=50000") == {"iops-total": 50000}
+                assert ask("snapshot-create", disk="1", name="x") == {"id": "1"}
+                s.load(1, *load)
+                # Told to end, it closes the other one, and waits for the one that is stuck.
+                s.process.send_signal(signal.SIGTERM)
+                until(lambda: subprocess.run([VARVE, "io", "-f", "qcow2", "-c", "flush", other], capture_output=True,
+                                             timeout=SECONDS, check=False).returncode == 0, s.process)
+                assert s.process.poll() is None and writer.poll() is None
+                thaw()
+                writer.wait(SECONDS)
+            assert s.process.wait(SECONDS) == 0, s.text()
+        for disk in (where / "stuck.qcow2", other):
+            varve("img", "check", "-q", disk)
