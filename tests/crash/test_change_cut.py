@@ -10,6 +10,7 @@ VARVE_CHANGE_STATES: states for each case (default 12). VARVE_CHANGE_SEED: anoth
 """
 import json
 import os
+import pathlib
 import random
 import shutil
 import struct
@@ -21,6 +22,7 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, "interop"))
 
 from faultfs import Faultfs  # noqa: E402
+from test_img_amend import forget_lengths  # noqa: E402
 from tool import KIB, MIB, img, io, ok, qimg, qio  # noqa: E402
 
 STATES = int(os.environ.get("VARVE_CHANGE_STATES", "12"))
@@ -289,6 +291,25 @@ def test_amend(folder, options, change, is_new, kind):
         assert is_new(told["format-specific"]["data"]) or not durable
 
     run_case(f"amend {options} {change} {kind}", "qcow2", ["amend", "-o", change, "IMAGE"], promise, STATES // 2)
+
+
+def test_amend_with_snapshots_that_are_completed(folder):
+    """The snapshot table is written anew before the header says version 3; each cut leaves one that both tools read."""
+    before = make("qcow2", "cluster_size=4k,compat=0.10", MIB, snapshot=True)
+    forget_lengths(pathlib.Path("disk.qcow2"))
+    ok(qimg("convert", "-l", "one", "-O", "raw", "disk.qcow2", "kept.raw"))
+    with open("kept.raw", "rb") as f:
+        kept = f.read()
+
+    def promise(told, now, durable):
+        assert now == before
+        assert told["format-specific"]["data"]["compat"] == "1.1" or not durable
+        ok(img("convert", "-l", "one", "-O", "raw", "disk.qcow2", "kept.raw"))
+        with open("kept.raw", "rb") as f:
+            assert f.read() == kept
+        assert [s["name"] for s in ok(qimg("info", "--output=json", "disk.qcow2")).json["snapshots"]] == ["one"]
+
+    run_case("amend with snapshots", "qcow2", ["amend", "-o", "compat=1.1", "IMAGE"], promise, STATES)
 
 
 # ---- rebase, commit ----

@@ -4,6 +4,7 @@
 import os
 import random
 import shutil
+import struct
 
 import pytest
 
@@ -112,6 +113,50 @@ def test_counts_that_do_not_fit(tmp_path):
     clean(disk)
     ok(qimg("snapshot", "-a", "0", disk))
     refused(img("amend", "-o", "compat=0.10,refcount_bits=16", disk), "snapshots")
+
+
+def forget_lengths(path):
+    """Entries of the snapshot table without extra data, as programs before 2010 wrote them: how long each disk was is not said."""
+    data = bytearray(path.read_bytes())
+    count, at = struct.unpack_from(">IQ", data, 60)
+    old = new = at
+    for _ in range(count):
+        id_len, name_len = struct.unpack_from(">HH", data, old + 12)
+        extra, = struct.unpack_from(">I", data, old + 36)
+        names = bytes(data[old + 40 + extra:old + 40 + extra + id_len + name_len])
+        entry = (bytes(data[old:old + 36]) + bytes(4) + names)
+        old += (40 + extra + len(names) + 7) // 8 * 8
+        data[new:new + len(entry)] = entry
+        new += (len(entry) + 7) // 8 * 8
+    data[new:old] = bytes(old - new)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_an_old_image_with_snapshots_becomes_a_new_one(tmp_path, forgetful):
+    """Management programs bring disks of old machines up to date that way."""
+    ours, theirs, raw = tmp_path / "ours", tmp_path / "theirs", tmp_path / "raw"
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "compat=0.10,cluster_size=4k", ours, "8M"))
+    held = []
+    for i in range(3):
+        ok(qio(ours, f"write -q -P {i + 1} {i}M 2M"))
+        ok(qimg("snapshot", "-c", f"number {i}", ours))
+        held.append(content(ours, "qcow2", raw))
+    ok(qio(ours, "write -q -P 9 1M 64k"))
+    now = content(ours, "qcow2", raw)
+    if forgetful:
+        forget_lengths(ours)
+    shutil.copy(ours, theirs)
+    both(ours, theirs, "-o", "compat=1.1")
+    assert features(ours)["compat"] == "1.1" and content(ours, "qcow2", raw) == now
+    told = [ok(qimg("info", "--output=json", p)).json["snapshots"] for p in (ours, theirs)]
+    assert told[0] == told[1] and [s["name"] for s in told[0]] == ["number 0", "number 1", "number 2"]
+    for i, was in enumerate(held):
+        ok((img, qimg)[i % 2]("snapshot", "-a", f"number {i}", ours))
+        assert content(ours, "qcow2", raw) == was
+        clean(ours)
+    ok(img("amend", "-o", "lazy_refcounts=on", ours))
+    clean(ours)
 
 
 def test_progress(tmp_path):

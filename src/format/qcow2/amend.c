@@ -13,6 +13,7 @@
 
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/qcow2.h"
+#include "format/qcow2/snapshot.h"
 
 struct amend {
 	struct qcow2 *q;
@@ -125,9 +126,9 @@ static int check_wish(const struct amend *a)
 	if (a->version < 3 && (q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY))
 		return varve_error_set(a->err, -ENOTSUP, "the image uses features (0x%llx) that compat=0.10 does not have",
 				       (unsigned long long)(q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY));
-	if (a->version != q->h.version && q->h.nr_snapshots)
+	if (a->version < q->h.version && q->h.nr_snapshots)
 		return varve_error_set(a->err, -ENOTSUP,
-				       "the version of an image with %u snapshots cannot be changed: each of them would have to be, too",
+				       "an image with %u snapshots cannot become one of compat=0.10: each of them would have to, too",
 				       q->h.nr_snapshots);
 	if (a->disk_len < q->h.disk_len)
 		return varve_error_set(a->err, -EINVAL, "option size=%llu is less than the image has (%llu), and data would be lost; "
@@ -237,9 +238,38 @@ static int end_lazy(struct fiber *f, struct amend *a)
 	return 0;
 }
 
+/*
+ * Each snapshot says in version 3 how long its disk is. Those that do not are written anew before the header says so, in an order of
+ * their own: version 2 may have these fields.
+ */
+static int complete_snapshots(struct fiber *f, struct amend *a)
+{
+	struct qcow2 *q = a->q;
+	struct snapshots all;
+	order_mark mark;
+	bool whole = true;
+	int ret;
+
+	if (!q->h.nr_snapshots)
+		return 0;
+	fiber_lock(f, &q->snapshot_mutex);
+	ret = snapshots_open(f, q, &all, a->err);
+	if (ret == 0) {
+		for (uint32_t i = 0; i < all.nr; i++)
+			whole &= all.list[i].extra_len >= QCOW2_SNAPSHOT_EXTRA_MIN_V3;
+		if (!whole)
+			ret = snapshots_write(f, q, &all, UINT32_MAX, false, &mark, a->err);
+		if (!whole && ret == 0 && (ret = order_wait(f, q->order, mark)) < 0)
+			varve_error_errno(a->err, ret, "cannot write the snapshot table");
+		snapshots_close(&all);
+	}
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
+}
+
 static int change_version(struct fiber *f, struct amend *a)
 {
-	int ret = a->version < a->q->h.version ? remove_zero_entries(f, a) : 0;
+	int ret = a->version < a->q->h.version ? remove_zero_entries(f, a) : complete_snapshots(f, a);
 
 	if (ret == 0 && a->version < 3 && a->q->h.nr_bitmaps)
 		ret = qcow2_remove_bitmaps(f, a->q, a->err); /* version 2 has none */
