@@ -197,6 +197,11 @@ struct driver {
 	int (*pack)(struct fiber *f, struct node *n, uint64_t off, const void *bytes);
 	int (*sync)(struct fiber *f, struct node *n);
 	bool (*clean)(struct node *n);
+	/*
+	 * Optional. Home queue. A request that reads or writes [off, off + len) met ERROR there, in the map of this image or of one
+	 * below it. What the request fails with; 0: as the map said.
+	 */
+	int (*damage)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool write);
 
 	/*
 	 * Format: makes an image in `file` (open, writable; what it holds is to go). len: of the virtual disk. Takes its options

@@ -139,10 +139,10 @@ static void finish_extensions(struct new_header *n, const struct qcow2_header *w
 		memcpy(n->sector + n->name_at, want->backing_name, n->name_len);
 }
 
-/* The dirty bit comes and goes with what is done meanwhile. */
+/* The dirty bit comes and goes with what is done meanwhile, and the corrupt bit comes. */
 static uint64_t incompatible(const struct qcow2 *q, const struct qcow2_header *want)
 {
-	const uint64_t dirty = want->version < 3 ? 0 : QCOW2_INCOMPAT_DIRTY;
+	const uint64_t dirty = want->version < 3 ? 0 : QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
 
 	return (want->incompatible & ~dirty) | (q->h.incompatible & dirty);
 }

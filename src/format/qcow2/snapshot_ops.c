@@ -64,7 +64,9 @@ static int find(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pi
 	*ret = (struct found){ 0 };
 	if (!q->order)
 		return varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
-	r = snapshots_open(f, q, &ret->all, err);
+	r = qcow2_whole(q, err);
+	if (r == 0)
+		r = snapshots_open(f, q, &ret->all, err);
 	if (r == 0)
 		r = snapshots_find(&ret->all, pick, &ret->index, err);
 	if (r == 0)
