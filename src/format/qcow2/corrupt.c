@@ -5,7 +5,7 @@
  *     met ──▶ told, the request fails                          what one entry or one count says: the rest goes on
  *      └────▶ marked corrupt, told; from now on all fails      what shows that somebody else writes here, or that writing goes wrong
  *
- * docs/guide/durability.md has the table of what is which.
+ * docs/guide/damage.md has the table of what is which.
  *
  * Owns:    the step from an image in use to one that is marked (q->unmapped), and the lines about damage.
  * Assumes: fibers of the home queue, but for qcow2_damaged(), which waits for nothing.
@@ -109,7 +109,6 @@ int qcow2_whole(const struct qcow2 *q, struct varve_error *err)
 struct fault {
 	const char *what;	/* NULL: none */
 	bool on_read, on_write; /* whoever meets it so marks the image */
-	bool told;		/* when the table was loaded */
 };
 
 static bool holds_any(const struct qcow2 *q, uint64_t host_off, uint64_t len)
@@ -138,10 +137,9 @@ static struct fault fault_of(const struct qcow2 *q, const struct wide_entry *e, 
 
 	if (q->external && (ret.what = data_entry_fault(e->place, guest_off))) {
 		ret.on_read = ret.on_write = !(e->place & QCOW2_COMPRESSED);
-		ret.told = true;
 	} else if (e->place & QCOW2_COMPRESSED) {
 		if (packed_in_metadata(q, e->place))
-			ret = (struct fault){ .what = "leads to compressed bytes where metadata is", .on_write = true, .told = true };
+			ret = (struct fault){ .what = "leads to compressed bytes where metadata is", .on_write = true };
 	} else if ((e->place & QCOW2_L2_RESERVED) || (is_wide(q) && (e->place & QCOW2_ZERO))) {
 		ret.what = "has reserved bits set";
 	} else if (!is_wide(q) && (e->place & QCOW2_ZERO) && q->h.version < 3) {
@@ -157,10 +155,9 @@ static struct fault fault_of(const struct qcow2 *q, const struct wide_entry *e, 
 		ret = both;
 		ret.what = "says that there is data, and not where";
 	} else if (!q->external && host_off && q->meta && holds_any(q, host_off, 1)) {
-		ret = (struct fault){ .what = "leads to where metadata is", .on_write = true, .told = true };
+		ret = (struct fault){ .what = "leads to where metadata is", .on_write = true };
 	} else if (!q->external && host_off >= (q->writable ? q->end_cluster << q->cluster_bits : node_len(q->leaf))) {
 		ret.what = "leads behind the end of the image";
-		ret.told = q->writable;
 	}
 	return ret;
 }
@@ -201,9 +198,8 @@ int qcow2_met(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, bool
 		if (write ? fault.on_write : fault.on_read)
 			return qcow2_corrupt(f, q, "guest offset 0x%llx: L2 entry 0x%llx %s", (unsigned long long)at,
 					     (unsigned long long)e.place, fault.what);
-		return fault.told ? -EIO
-				  : qcow2_damaged(q, "guest offset 0x%llx: L2 entry 0x%llx %s; it cannot be read or written",
-						  (unsigned long long)at, (unsigned long long)e.place, fault.what);
+		return qcow2_damaged(q, "guest offset 0x%llx: L2 entry 0x%llx %s; it cannot be read or written", (unsigned long long)at,
+				     (unsigned long long)e.place, fault.what);
 	}
 	return -EIO;
 }

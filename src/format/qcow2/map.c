@@ -11,7 +11,6 @@
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/entry.h"
-#include "format/qcow2/pack.h"
 #include "format/qcow2/subcluster.h"
 
 /* Entries looked at for one answer. Enough for any request; a bound for those who ask for the whole disk. */
@@ -227,10 +226,10 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 
 /*
  * Entries of a writable image that would let the guest write over metadata become damage in memory, which
- * map() refuses; on disk they stay. Metadata made later lies behind the frontier, where no entry may point
+ * map() refuses; on disk they stay. Who meets one is told (corrupt.c). Metadata made later lies behind the frontier, where no entry may point
  * when it is read: so what was looked at once stays safe.
  */
-static void guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *entries)
+static void guard_entries(struct qcow2 *q, be64 *entries)
 {
 	unsigned per_piece = 1u << q->l2_piece_bits, words = q->l2_entry_len / 8;
 
@@ -242,14 +241,6 @@ static void guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *en
 		if (packed ? !packed_in_metadata(q, entry) : !cluster || (cluster < q->end_cluster && !meta_holds(q, cluster)))
 			continue;
 		entries[i * words] = be64_put(QCOW2_L2_RESERVED);
-		(void)qcow2_damaged(
-			q,
-			"guest offset 0x%llx leads to host offset 0x%llx, which %s; it cannot be read or "
-			"written",
-			(unsigned long long)((((uint64_t)table << q->l2_bits) + (uint64_t)nr * per_piece + i)
-					     << q->cluster_bits),
-			(unsigned long long)(packed ? packed_place_of(q->cluster_bits, entry).off : entry & QCOW2_OFF_MASK),
-			packed || cluster < q->end_cluster ? "holds metadata" : "lies beyond the end of the image");
 	}
 }
 
@@ -307,7 +298,7 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 	if (q->external)
 		data_guard_entries(q, table, nr, words);
 	else if (q->writable)
-		guard_entries(q, table, nr, words);
+		guard_entries(q, words);
 	return 0;
 }
 
