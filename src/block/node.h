@@ -337,6 +337,7 @@ const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 #define NODE_NO_DATA (1u << 14)   /* no data file is opened: where data is can be asked, not what it is */
 #define NODE_NOTES (1u << 15)	  /* format: of every write, note_write() is told first; set in open() */
 #define NODE_AUTO_READ_ONLY (1u << 16) /* what cannot be opened for writing is opened for reading */
+#define NODE_UNMAPS (1u << 17)	  /* format: was asked to give back what is zeroed with leave to, whatever discard= says; set in open() */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

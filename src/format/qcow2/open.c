@@ -369,6 +369,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = recover(f, q, o, set.state_dir, err);
 	if (ret < 0)
 		return ret;
+	if (set.discard_request == TOGGLE_ON)
+		n->flags |= NODE_UNMAPS;
 	set_geometry(q);
 	ret = settings_fit(q, &set, err);
 	if (ret < 0)
