@@ -154,6 +154,8 @@ static void fill_fields(struct new_header *n, const struct qcow2 *q, const struc
 	struct qcow2_header_disk d;
 
 	h.disk_len = want->disk_len;
+	h.l1_off = want->l1_off; /* under l1_mutex: they are those of q->h, or what is to be */
+	h.l1_entries = want->l1_entries;
 	h.version = want->version;
 	h.header_len = want->header_len;
 	h.incompatible = incompatible(q, want);

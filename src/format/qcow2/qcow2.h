@@ -209,8 +209,8 @@ uint32_t qcow2_feature_name_len(void);
 
 /*
  * header_change.c. Under l1_mutex. The header becomes, durably and at once, what *want says of version, header length,
- * features, backing file, bitmaps and length of the disk, and, with another width of the counts, of their table. q->h too, the table's
- * fields excepted.
+ * features, backing file, bitmaps, length of the disk and place of L1, and, with another width of the counts, of their table. q->h too,
+ * the fields of both tables excepted.
  */
 int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err);
 /* Nothing is changed: would there be room for that header? */

@@ -113,7 +113,7 @@ static int set_len(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap
 	int ret;
 
 	if (bitmaps) {
-		ret = bitmap_resize_commit(f, q, bitmaps, err);
+		ret = bitmap_resize_commit(f, q, bitmaps, NULL, err);
 		return ret < 0 ? varve_error_prefix(err, ret, "the new length %llu: ", (unsigned long long)len) : 0;
 	}
 	fiber_lock(f, &q->l1_mutex);
