@@ -389,6 +389,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		data_tell(q);
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
+	if (ret == 0) /* damage that was met on the way has been told of */
+		ret = qcow2_whole(q, err);
 	if (ret < 0)
 		free_all(f, q);
 	return ret;
