@@ -204,3 +204,19 @@ def test_what_is_read_only_is_not_marked(tmp_path, sound):
     ok(img("create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", overlay))
     r = io(overlay, READ, "read -P 1 64k 64k", "write -P 3 0 64k", "read -P 3 0 64k")
     assert r.rc == 1 and r.out.count("ops;") == 3 and not marked(overlay) and open(path, "rb").read() == before, str(r)
+
+
+def test_commands_that_write_say_why_they_fail(tmp_path, sound):
+    path, source, overlay = (str(tmp_path / name) for name in ("disk.qcow2", "source", "overlay.qcow2"))
+    ok(qimg("create", "-q", "-f", "raw", source, "16M"))
+    ok(qio(source, "write -q -P 9 0 256k", options=("-f", "raw")))
+    for command in ("convert", "-n", "-f", "raw", "-O", "qcow2", source, path), ("commit", overlay):
+        shutil.copy(sound, path)
+        damage(path, "in L1")
+        ok(img("create", "-q", "-f", "qcow2", "-b", path, "-F", "qcow2", overlay))
+        ok(io(overlay, "write -q -P 8 0 64k"))
+        r = img(*command)
+        assert r.rc == 1 and marked(path), str(r)
+        assert [line for line in r.err.splitlines() if path in line and "marked corrupt" in line and "check -r all" in line], str(r)
+        r = io(overlay, "read -q -P 8 0 64k", options=("-r",))
+        assert r.rc == 0 and r.out == "", str(r)
