@@ -31,6 +31,7 @@ struct check_args {
 	struct open_args open;
 	enum output output;
 	bool quiet, dry_run;
+	bool marked; /* corrupt, in its header: found by the last examination */
 	enum { REPAIR_NONE, REPAIR_LEAKS, REPAIR_ALL } repair;
 };
 
@@ -49,13 +50,16 @@ static uint64_t fixed(uint64_t before, uint64_t after)
 	return before > after ? before - after : 0;
 }
 
-static void print_human(const struct varve_check_result *r, const struct varve_check_result *before)
+static void print_human(const struct check_args *a, const struct varve_check_result *r, const struct varve_check_result *before)
 {
 	if (fixed(before->leaks, r->leaks) || fixed(before->corruptions, r->corruptions))
 		printf("Repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions\n\n",
 		       fixed(before->leaks, r->leaks), fixed(before->corruptions, r->corruptions));
 	if (!r->corruptions && !r->leaks && !r->check_errors)
 		printf("No errors were found on the image.\n");
+	if (a->marked)
+		printf("The image is marked corrupt, and is not opened for writing; %s\n",
+		       r->corruptions || r->check_errors ? "-r all repairs it, if that can be done." : "-r leaks takes the mark away.");
 	if (r->corruptions)
 		printf("\n%" PRIu64 " errors were found on the image.\nData may be lost already, and writing to it may "
 		       "damage more.\n",
@@ -113,6 +117,16 @@ static int status_of(const struct varve_check_result *r)
 	return r->leaks ? CHECK_LEAKS : CHECK_CLEAN;
 }
 
+/* Whoever met damage while the image was in use has marked it. */
+static bool is_marked(struct varve_image *image)
+{
+	json_t *info = image_info(image);
+	bool ret = json_is_true(json_object_get(json_object_get(json_object_get(info, "format-specific"), "data"), "corrupt"));
+
+	json_decref(info);
+	return ret;
+}
+
 /* 0, or the exit status of a check that could not be made. */
 static int examine(const char *name, struct check_args *a, struct varve_check_result *r, char format[32])
 {
@@ -128,6 +142,7 @@ static int examine(const char *name, struct check_args *a, struct varve_check_re
 		complain("%s", err.message);
 		ret = ret == -ENOTSUP ? CHECK_UNSUPPORTED : CHECK_FAILED;
 	}
+	a->marked = !ret && is_marked(image);
 	if (close_image(image) && !ret)
 		ret = CHECK_FAILED;
 	return ret;
@@ -139,8 +154,8 @@ static void print_dry_run(const struct check_args *a, const struct varve_check_r
 	if (found->corruptions && a->repair == REPAIR_LEAKS)
 		printf("-r leaks would repair nothing: there is more than leaks; -r all would try.\n\n");
 	else
-		printf("To be repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions, unless no crash explains them\n\n",
-		       found->leaks, found->corruptions);
+		printf("To be repaired:\n\n    %" PRIu64 " leaked clusters\n    %" PRIu64 " corruptions, unless no crash explains them\n%s\n",
+		       found->leaks, found->corruptions, a->marked ? "    the mark of a corrupt image\n" : "");
 }
 
 /* 0, or the exit status: then nothing was changed. */
@@ -169,9 +184,9 @@ static int check(const char *name, struct check_args *a)
 	if (ret)
 		return ret;
 	before = r;
-	if (a->dry_run && !a->quiet && a->output == OUTPUT_HUMAN && (r.leaks || r.corruptions))
+	if (a->dry_run && !a->quiet && a->output == OUTPUT_HUMAN && (r.leaks || r.corruptions || a->marked))
 		print_dry_run(a, &r);
-	if (a->repair && !a->dry_run && (r.leaks || r.corruptions)) {
+	if (a->repair && !a->dry_run && (r.leaks || r.corruptions || a->marked)) {
 		ret = repair(name, a, &r);
 		if (ret)
 			return ret;
@@ -182,7 +197,7 @@ static int check(const char *name, struct check_args *a)
 	if (a->output == OUTPUT_JSON)
 		print_json(&r, &before, name, format);
 	else if (!a->quiet)
-		print_human(&r, &before);
+		print_human(a, &r, &before);
 	return finish_stdout() ? CHECK_FAILED : status_of(&r);
 }
 

@@ -343,7 +343,7 @@ VARVE_API int varve_image_map(struct varve_image *image, uint64_t offset, uint64
 VARVE_API int varve_image_info(struct varve_image *image, char **ret_json, struct varve_error *err);
 
 /*
- * Statistics as one JSON object (requests, cold path, fibers, order queue; for each file the engine and cache mode in use,
+ * Statistics as one JSON object (requests, cold path, fibers, order queue; has a qcow2 image been found corrupt; for each file the engine and cache mode in use,
  * the flush error and the bytes in doubt). *ret_json: the caller frees it.
  */
 VARVE_API int varve_image_stats(struct varve_image *image, char **ret_json, struct varve_error *err);

@@ -79,7 +79,9 @@ typedef int cold_fn(struct fiber *f, struct node *n, struct req *r);
 void cold_start(struct node *n, struct req *r, cold_fn *fn, bool home);
 
 /* cold_read.c, cold_write.c, cold_pack.c, cold_unmap.c: what is done there for formats. */
-cold_fn cold_read, cold_unpack, cold_write, cold_pack, cold_unmap, cold_flush;
+cold_fn cold_read, cold_unpack, cold_write, cold_pack, cold_unmap, cold_flush, cold_damage;
+/* What a request fails with that met e, an ERROR, on its way. */
+int damage_met(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct extent *e, bool write);
 /* Reads [off, off + len) as the guest sees it, piece by piece. */
 int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct iovec *iov, unsigned nr_iov);
 /* Writes with the clusters concerned locked by the caller. */

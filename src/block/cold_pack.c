@@ -38,7 +38,7 @@ static int pack_cluster(struct fiber *f, struct node *n, uint64_t off, const uin
 			return ret;
 	}
 	if (e.kind == EXTENT_ERROR)
-		return e.error ? e.error : -EIO;
+		return damage_met(f, n, off, e.len, &e, true);
 	if ((e.kind == EXTENT_DATA && (e.flags & EXTENT_INPLACE)) || (e.flags & EXTENT_ALLOCATED))
 		return 1;
 	return n->drv->pack(f, n, off, bytes);

@@ -56,7 +56,8 @@ int read_pieces(struct fiber *f, struct node *n, uint64_t off, uint64_t len, con
 	for (uint64_t pos = 0; pos < len; pos += e.len) {
 		ret = chain_map_loaded(f, n, off + pos, len - pos, &e);
 		if (ret == 0)
-			ret = read_piece(f, &e, off + pos, iov, nr_iov, pos);
+			ret = e.kind == EXTENT_ERROR ? damage_met(f, n, off + pos, e.len, &e, false) :
+						       read_piece(f, &e, off + pos, iov, nr_iov, pos);
 		if (ret < 0)
 			return ret;
 	}
@@ -92,6 +93,24 @@ int cold_read(struct fiber *f, struct node *n, struct req *r)
 			return ret;
 	}
 	return COLD_RETRY;
+}
+
+int damage_met(struct fiber *f, struct node *n, uint64_t off, uint64_t len, const struct extent *e, bool write)
+{
+	int ret = n->drv->damage ? n->drv->damage(f, n, off, len, write) : 0;
+
+	return ret < 0 ? ret : e->error ? e->error : -EIO;
+}
+
+/* A read, all of it; the format hears of it. */
+int cold_damage(struct fiber *f, struct node *n, struct req *r)
+{
+	struct extent e;
+	int ret = chain_map_loaded(f, n, r->off, r->len, &e);
+
+	if (ret < 0)
+		return ret;
+	return e.kind == EXTENT_ERROR ? damage_met(f, n, r->off, e.len, &e, false) : COLD_RETRY;
 }
 
 int cold_flush(struct fiber *f, struct node *n, struct req *r)

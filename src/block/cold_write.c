@@ -185,7 +185,7 @@ int write_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, co
 			step = 0;
 			break;
 		case EXTENT_ERROR:
-			ret = e.error ? e.error : -EIO;
+			ret = damage_met(f, n, off + pos, e.len, &e, true);
 			break;
 		case EXTENT_DATA:
 			if (e.flags & EXTENT_INPLACE) {

@@ -507,7 +507,7 @@ static int open_chain(struct fiber *f, struct node *top, struct opts *given, con
 
 	for (struct node *n = top; r == 0; n = n->backing) {
 		uint32_t flags = n->flags & ~(NODE_WRITABLE | NODE_REPAIR | NODE_PROBED | NODE_CHECK | NODE_WRITETHROUGH | NODE_SYNC |
-				 NODE_BITMAPS | NODE_NOTES);
+				 NODE_BITMAPS | NODE_NOTES | NODE_UNMAPS);
 		struct opts *o = NULL, *below = NULL;
 		struct node *b = NULL;
 		bool last = false;
@@ -633,8 +633,8 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 		free(bottom);
 		return r;
 	}
-	top->wish = wish;
 	disk = below_filters(top);
+	top->wish = wish & WISH_NO_DISCARD && disk->flags & NODE_UNMAPS ? wish | WISH_UNMAP_STAYS : wish;
 	if (disk->drv->kind == DRIVER_LEAF)
 		(void)opts_get(o, "state-dir"); /* nothing is queued in a leaf */
 	r = opts_done(o, err);

@@ -45,7 +45,10 @@ static __attribute__((noinline)) void read_mapped(struct node *n, struct req *r,
 		go_cold(n, r, cold_unpack);
 		return;
 	default:
-		req_done(r, e->error ? e->error : -EIO);
+		if (n->drv->damage)
+			go_cold(n, r, cold_damage);
+		else
+			req_done(r, e->error ? e->error : -EIO);
 	}
 }
 

@@ -197,6 +197,11 @@ struct driver {
 	int (*pack)(struct fiber *f, struct node *n, uint64_t off, const void *bytes);
 	int (*sync)(struct fiber *f, struct node *n);
 	bool (*clean)(struct node *n);
+	/*
+	 * Optional. Home queue. A request that reads or writes [off, off + len) met ERROR there, in the map of this image or of one
+	 * below it. What the request fails with; 0: as the map said.
+	 */
+	int (*damage)(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool write);
 
 	/*
 	 * Format: makes an image in `file` (open, writable; what it holds is to go). len: of the virtual disk. Takes its options
@@ -332,6 +337,7 @@ const char *driver_probe_foreign(const uint8_t *buf, size_t len);
 #define NODE_NO_DATA (1u << 14)   /* no data file is opened: where data is can be asked, not what it is */
 #define NODE_NOTES (1u << 15)	  /* format: of every write, note_write() is told first; set in open() */
 #define NODE_AUTO_READ_ONLY (1u << 16) /* what cannot be opened for writing is opened for reading */
+#define NODE_UNMAPS (1u << 17)	  /* format: was asked to give back what is zeroed with leave to, whatever discard= says; set in open() */
 #define NODE_CACHE_FLAGS (NODE_NO_FLUSH | NODE_WRITETHROUGH | NODE_DIRECT)
 
 #define NODE_NAME_MAX 4096 /* bytes of a file name, as PATH_MAX */

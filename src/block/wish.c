@@ -79,6 +79,7 @@ bool wish_apply(const struct node *n, struct req *r)
 	}
 	if (!(n->wish & WISH_NO_DISCARD))
 		return true;
-	r->flags &= ~REQ_MAY_UNMAP;
+	if (!(n->wish & WISH_UNMAP_STAYS))
+		r->flags &= ~REQ_MAY_UNMAP;
 	return r->op != REQ_DISCARD;
 }

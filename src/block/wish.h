@@ -2,7 +2,7 @@
 /*
  * block/wish.h - what the operator wants of a disk whatever its guest says: discard=, detect-zeroes=
  *
- *   discard=ignore, off     discards are answered and not done; zeroing never gives space back
+ *   discard=ignore, off     discards are answered and not done; zeroing never gives space back (but see NODE_UNMAPS)
  *   discard=unmap, on       they are done (the default)
  *   detect-zeroes=on        a write of nothing but zeroes becomes a zeroing
  *   detect-zeroes=unmap     and one that may give space back
@@ -16,6 +16,7 @@
 #define WISH_NO_DISCARD (1u << 0)
 #define WISH_DETECT_ZEROES (1u << 1)
 #define WISH_UNMAP_ZEROES (1u << 2) /* beside WISH_DETECT_ZEROES */
+#define WISH_UNMAP_STAYS (1u << 3)  /* beside WISH_NO_DISCARD: which is of discards alone, then */
 
 /* Takes the two options. */
 int wish_options(struct opts *o, uint32_t *ret_wish, struct varve_error *err);

@@ -268,6 +268,36 @@ def test_bitmaps_get_the_length_with_the_disk(folder, options, new):
     run_case(f"bitmaps {options} {new}", "qcow2", ["resize", "--shrink", "IMAGE", str(new)], promise, STATES // 2)
 
 
+OTHERS = [("cluster_size=512", MIB, 2 * MIB), ("cluster_size=512", 2 * MIB, 300 * KIB + SECTOR), ("cluster_size=4k,lazy_refcounts=on", MIB, 700 * KIB),
+          ("cluster_size=64k", MIB, 3 * MIB), ("cluster_size=16k,extended_l2=on", 3 * MIB, MIB)]
+
+
+@pytest.mark.parametrize("options, then, now_size", OTHERS)
+def test_a_snapshot_brings_another_length_and_bitmaps_for_it(folder, options, then, now_size):
+    """The disk of the snapshot, or the one before; a bitmap that is not marked says of no byte that it has not changed if it has."""
+    of_then = make("qcow2", options, then)
+    ok(img("snapshot", "-c", "then", "disk.qcow2"))
+    ok(img("resize", "-q", "--shrink", "disk.qcow2", str(now_size)))
+    kinds = {"fine": 512, "coarse": 64 * KIB, "off": 4096}
+    for name, granularity in kinds.items():
+        ok(img("bitmap", "--add", "-g", str(granularity), "disk.qcow2", name))
+    ok(io("disk.qcow2", "write -q -P 7 100k 512", "write -q -P 8 200k 50k"))
+    ok(img("bitmap", "--disable", "disk.qcow2", "off"))
+    bits, before = noted("disk.qcow2"), content("disk.qcow2", "qcow2")
+    assert len(bits) == 3 and all(b for _, b in bits.values())
+
+    def promise(told, now, durable):
+        size, valid = told["virtual-size"], noted("disk.qcow2")
+        assert size == len(now) and now == (of_then if size == then else before) and (size == then or not durable)
+        assert valid["off"] == (4096, {i for i in bits["off"][1] if i * 4096 < size})
+        assert set(valid) == set(kinds) or not durable
+        for name in valid.keys() - {"off"}:
+            granularity = kinds[name]
+            assert valid[name] == ((granularity, set(range(-(-size // granularity)))) if size == then else bits[name]), name
+
+    run_case(f"apply {options} {then} {now_size}", "qcow2", ["snapshot", "-a", "then", "IMAGE"], promise, STATES // 2)
+
+
 # ---- amend ----
 
 AMEND = [("cluster_size=4k", "compat=0.10", lambda d: d["compat"] == "0.10"),
@@ -366,6 +396,8 @@ FORGOTTEN = [
     ("l1-header", test_grow, ("cluster_size=512", 256 * KIB, 8 * MIB, [], "alone")),
     ("header-change", test_bitmaps_get_the_length_with_the_disk, LENGTHS[3]),
     ("bitmap-in-use", test_bitmaps_get_the_length_with_the_disk, LENGTHS[1]),
+    ("bitmap-in-use", test_a_snapshot_brings_another_length_and_bitmaps_for_it, OTHERS[0]),
+    ("header-change", test_a_snapshot_brings_another_length_and_bitmaps_for_it, OTHERS[3]),
     ("l2-entry", test_rebase, ("qcow2", "cluster_size=4k", "")),
     # "syncs": all but the last that the command made, whatever they were for.
     ("syncs", test_grow, ("cluster_size=4k", MIB, 3 * MIB, ["--preallocation=full"], "backing")),

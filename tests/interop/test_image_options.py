@@ -206,11 +206,20 @@ def given_back(command):
 @pytest.mark.parametrize("options, lost", [("discard=unmap", 4), ("discard=unmap,pass-discard-request=on", 4),
                                            ("discard=unmap,pass-discard-request=off", 0),
                                            ("discard=unmap,pass-discard-request=off,pass-discard-other=on", 0),
-                                           ("discard=ignore", 0)])
+                                           ("discard=ignore", 0), ("discard=ignore,pass-discard-request=off", 0)])
 def test_discards_of_the_guest(what, options, lost):
     def command(program):
         args = ("--image-opts", "-c", what, IMAGE + options)
         run("qemu-io", *args, check=True) if program == "peer" else check(io(IMAGE + options, what, options=["--image-opts"]))
+    assert given_back(command) == [lost, lost]
+
+
+@pytest.mark.parametrize("what, lost", [("discard 0 4M", 0), ("write -z 0 4M", 0), ("write -z -u 0 4M", 4)])
+def test_zeroing_that_may_unmap_is_no_discard(what, lost):
+    """discard=ignore is of discards; what becomes of unmapped clusters says pass-discard-request."""
+    def command(program):
+        options = IMAGE + "discard=ignore,pass-discard-request=on"
+        run("qemu-io", "--image-opts", "-c", what, options, check=True) if program == "peer" else check(io(options, what, options=["--image-opts"]))
     assert given_back(command) == [lost, lost]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import seeds
 from serving import Server
-from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused
+from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused, run, sanitized, varve_path
 
 LEN = 24 * MIB
 
@@ -493,4 +493,41 @@ def test_the_same_as_the_peer_by_seed(here):
     for name in bitmaps("a"):
         assert dirty("a", name) == dirty("b", name)
     ok(qimg("compare", "a", "b"))
+    clean("a")
+
+
+def peak(path, *commands):
+    """What varve io prints, and the most memory that it had, in bytes."""
+    program = ("import os, resource, subprocess, sys\n"
+               "r = subprocess.run(sys.argv[1:], capture_output=True, text=True)\n"
+               "print(r.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, r.stderr, end='')\n")
+    r = ok(run("/usr/bin/python3", "-c", program, varve_path(), "io", path, *[a for c in commands for a in ("-c", c)]))
+    rc, size, err = r.out.split(" ", 2)
+    assert rc == "0", r.out
+    return err, int(size)
+
+
+@pytest.mark.skipif(sanitized(), reason="a sanitizer needs memory of its own")
+def test_memory_is_for_bits_that_are_set(here):
+    """256 MiB of bits each: two of them are all that is taken, and cost what is set of them."""
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "1T"))
+    ok(qimg("bitmap", "--add", "-g", "512", "a", "one"))
+    ok(qimg("bitmap", "--add", "-g", "512", "a", "two"))
+    for _ in range(2):  # nothing to be read; the bits of the first time
+        err, size = peak("a", "write -q 1M 64k", "write -q 900G 64k")
+        assert err == "" and size < 64 * MIB, (err, size)
+    assert bitmaps("a") == {"one": (512, {"auto"}), "two": (512, {"auto"})}
+    ok(img("bitmap", "--add", "-g", "64k", "a", "three"))
+    err, size = peak("a", "write -q 2M 64k")
+    assert err == "" and size < 64 * MIB, (err, size)
+    assert sorted(name for name, (_, flags) in bitmaps("a").items() if "in-use" in flags) in (["one"], ["two"], ["three"])
+
+
+def test_a_hundred_bitmaps(here):
+    ok(qimg("create", "-q", "-f", "qcow2", "a", "16M"))
+    for i in range(100):
+        ok(img("bitmap", "--add", "-g", "64k", "a", f"b{i}"))
+    ok(io("a", "write -q 1M 64k"))
+    assert bitmaps("a") == {f"b{i}": (64 * KIB, {"auto"}) for i in range(100)}
+    assert dirty("a", "b99") == dirty("a", "b0") == [[MIB, MIB + 64 * KIB]]
     clean("a")

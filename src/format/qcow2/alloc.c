@@ -225,6 +225,8 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	uint64_t cluster;
 	int err;
 
+	if (q->unmapped) /* found corrupt: nobody is given anything any more */
+		return q->unmapped;
 	node_event(f, q->file, EVENT_CLUSTER_ALLOC);
 	node_event(f, q->file, EVENT_REFBLOCK_ALLOC);
 	err = take_freed(f, q, nr, &cluster, ret_nr);
@@ -249,7 +251,7 @@ int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 {
 	uint64_t cluster, got = nr;
 	order_mark mark = ORDER_NONE;
-	int err = meta_prepare(q, nr);
+	int err = q->unmapped ? q->unmapped : meta_prepare(q, nr);
 
 	if (err == 0 && nr == 1)
 		err = take_fresh(f, q, 1, &cluster, &got);

@@ -290,7 +290,10 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 			   .progress = progress,
 			   .user_data = user_data,
 			   .err = err };
-	int ret = q->writable ? get_wish(&a, o) : varve_error_set(err, -EACCES, "open read-only, its options cannot change");
+	int ret = qcow2_whole(q, err);
+
+	if (ret == 0)
+		ret = q->writable ? get_wish(&a, o) : varve_error_set(err, -EACCES, "open read-only, its options cannot change");
 
 	if (ret == 0 && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
 		ret = varve_error_set(err, -EBUSY, "in use with a state directory, whose journal knows the image as it is");

@@ -32,8 +32,10 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 {
 	struct qcow2 *q = node_state(n);
 	struct qcow2_header *want;
-	int ret = check_names(q, name, format, err);
+	int ret = qcow2_whole(q, err);
 
+	if (ret == 0)
+		ret = check_names(q, name, format, err);
 	if (ret < 0)
 		return ret;
 	want = malloc(sizeof(*want));

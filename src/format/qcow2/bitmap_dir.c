@@ -174,17 +174,23 @@ void bitmap_dir_header(const struct qcow2 *q, const struct bitmap_dir *d, uint64
 }
 
 static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
-			 struct varve_error *err)
+			 const struct new_l1 *l1, struct varve_error *err)
 {
 	struct qcow2_header *want = malloc(sizeof(*want));
 	int ret;
 
 	if (!want)
 		return varve_error_errno(err, -ENOMEM, "header");
-	fiber_lock(f, &q->l1_mutex);
+	if (!l1)
+		fiber_lock(f, &q->l1_mutex);
 	bitmap_dir_header(q, d, off, disk_len, want);
+	if (l1) {
+		want->l1_off = l1->off;
+		want->l1_entries = l1->entries;
+	}
 	ret = qcow2_header_change(f, q, want, err);
-	fiber_unlock(&q->l1_mutex);
+	if (!l1)
+		fiber_unlock(&q->l1_mutex);
 	free(want);
 	return ret;
 }
@@ -194,10 +200,10 @@ static int switch_header(struct fiber *f, struct qcow2 *q, const struct bitmap_d
  * Power lost in between leaks what is new; the old directory holds. The old one's space is free when the header is durable.
  */
 int bitmap_dir_switch(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
-		      struct varve_error *err)
+		      const struct new_l1 *l1, struct varve_error *err)
 {
 	uint64_t old_off = q->h.bitmap_directory_off, old_len = bitmaps_valid(&q->h) ? q->h.bitmap_directory_len : 0;
-	int ret = switch_header(f, q, d, off, disk_len, err);
+	int ret = switch_header(f, q, d, off, disk_len, l1, err);
 
 	if (ret < 0) {
 		/* A header that is queued may yet become durable, when the next flush succeeds: what it leads to is leaked then, at worst. */
@@ -220,7 +226,7 @@ int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 				       "images of version 2 (compat=0.10) have no bitmaps; img amend -o compat=1.1 changes that");
 	if (d->nr)
 		ret = bitmap_dir_put(f, q, d, &off, err);
-	return ret < 0 ? ret : bitmap_dir_switch(f, q, d, off, NULL, err);
+	return ret < 0 ? ret : bitmap_dir_switch(f, q, d, off, NULL, NULL, err);
 }
 
 static int put_flags(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *b, uint32_t flags, order_mark after, order_mark *ret_mark)

@@ -33,10 +33,15 @@ void bitmap_dir_set(struct bitmap_dir *d, uint32_t i, uint64_t table_off, uint32
 void bitmap_dir_set_entries(struct bitmap_dir *d, uint32_t i, uint32_t table_entries);
 /* The image has this directory, durably and at once, and everything queued before is durable. The old one's space is free. */
 int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
-/* The same in two steps, and the disk has that length in the same instant. The second takes over, or frees, what the first made. */
+/* Another L1 table of the disk; who has made it holds l1_mutex, and changes q->l1 and q->h.l1_* when the header leads there. */
+struct new_l1 {
+	uint64_t off;
+	uint32_t entries;
+};
+/* The same in two steps, and the disk has that length and L1 table (NULL: as before) in the same instant. The second takes over, or frees, what the first made. */
 int bitmap_dir_put(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t *ret_off, struct varve_error *err);
 int bitmap_dir_switch(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
-		      struct varve_error *err);
+		      const struct new_l1 *l1, struct varve_error *err);
 /* The header that bitmap_dir_switch() would write, for qcow2_header_fits(). Under l1_mutex. */
 void bitmap_dir_header(const struct qcow2 *q, const struct bitmap_dir *d, uint64_t off, const uint64_t *disk_len,
 		       struct qcow2_header *ret);

@@ -10,7 +10,8 @@
  * written has to take all of the disk. Bits may be set for writes that failed, never the other way round.
  *
  * Setting a bit takes no lock: a byte is looked at first, and changed with an atomic OR when that is needed. Nothing at all is done
- * where there is no such bitmap (NODE_NOTES).
+ * where there is no such bitmap (NODE_NOTES). Zeroes are not written into memory that is all zeroes as it comes: pages of it that no bit
+ * needs are never there.
  *
  * Owns:    the bits in memory.
  * Assumes: all but bitmap_note_write() on fibers of the home queue. Whoever gives the disk another length has drained it, so that no
@@ -25,7 +26,7 @@
 #include "base/iov.h"
 #include "base/log.h"
 
-#define NOTED_MAX 64		 /* bitmaps of one image */
+#define NOTED_MAX 1024		 /* bitmaps of one image: each costs every write a look */
 #define ALL_ONES 1ull		 /* table entry: a cluster of set bits, without a place */
 
 struct noted {
@@ -107,11 +108,16 @@ static int load(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *dis
 	b->bits = disk->granularity_bits;
 	b->nr_bits = b->old->bits.nr_bits;
 	b->nr_bytes = b->old->nr_bytes;
-	b->bytes = malloc(MAX(b->nr_bytes, 1));
+	b->bytes = calloc(MAX(b->nr_bytes, 1), 1);
 	b->changed = calloc(MAX(b->old->nr, 1), sizeof(b->changed[0]));
 	if (!b->disk.name || !b->bytes || !b->changed)
 		return varve_error_errno(err, -ENOMEM, "bits");
-	ret = bits_read(f, b->old, 0, (uint8_t *)b->bytes, b->nr_bytes);
+	for (uint32_t i = 0; ret == 0 && i < b->old->nr; i++) {
+		uint64_t at = (uint64_t)i << q->cluster_bits;
+
+		if (b->old->table[i])
+			ret = bits_read(f, b->old, at, (uint8_t *)b->bytes + at, MIN(b->nr_bytes - at, q->cluster_len));
+	}
 	bits_close(b->old);
 	b->old = NULL;
 	return ret < 0 ? varve_error_errno(err, ret, "its bits cannot be read") : 0;
@@ -304,13 +310,23 @@ void bitmap_note_unprepare(struct noted *b)
 	b->next_changed = NULL;
 }
 
+/* Into memory that is all zeroes. */
+static void copy_set(uint8_t *to, const uint8_t *from, uint64_t len)
+{
+	for (uint64_t at = 0, step; at < len; at += step) {
+		step = MIN(len - at, KiB(4));
+		if (!buf_is_zero(from + at, step))
+			memcpy(to + at, from + at, step);
+	}
+}
+
 /* Bits behind the last are clear in both arrays, so that a copy brings none into what is added. */
 void bitmap_note_resize(struct noted *b, uint64_t table_off)
 {
 	uint64_t nr_bytes = div_up(b->next_nr_bits, 8);
 
 	if (b->next_bytes) {
-		memcpy((void *)b->next_bytes, (void *)b->bytes, b->nr_bytes);
+		copy_set((uint8_t *)b->next_bytes, (const uint8_t *)b->bytes, b->nr_bytes);
 		memcpy((void *)b->next_changed, (void *)b->changed, b->disk.table_entries * sizeof(b->changed[0]));
 		free((void *)b->bytes);
 		free((void *)b->changed);

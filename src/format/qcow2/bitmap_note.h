@@ -7,7 +7,8 @@
 
 #include "format/qcow2/bitmap_dir.h"
 
-#define NOTED_BYTES_MAX MiB(64) /* of bits, of all bitmaps of an image */
+/* Of bits, of all bitmaps of an image. Memory is used for those that are set, and for their neighbours in a page. */
+#define NOTED_BYTES_MAX MiB(512)
 
 /*
  * The enabled bitmap b, which is not marked as in use yet, will note all writes from now on. Otherwise it is as if nobody noted

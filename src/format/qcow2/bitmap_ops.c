@@ -334,7 +334,9 @@ int qcow2_bitmap_change(struct fiber *f, struct node *n, const struct bitmap_cha
 	if (!q->writable || !(n->flags & NODE_BITMAPS))
 		return varve_error_set(err, -EACCES, "not opened for a change of its bitmaps");
 	fiber_lock(f, &q->snapshot_mutex);
-	ret = bitmap_dir_load(f, q, &ch.dir, err);
+	ret = qcow2_whole(q, err);
+	if (ret == 0)
+		ret = bitmap_dir_load(f, q, &ch.dir, err);
 	if (ret == 0) {
 		ch.i = bitmap_dir_find(&ch.dir, c->name);
 		ret = apply(f, &ch);

@@ -13,6 +13,8 @@
  * bitmap, which goes with the new directory. Power lost in between leaves the old length, and bitmaps that nobody relies upon. The other
  * way round, a bitmap would say "not changed" of what has become zeroes.
  *
+ * A snapshot that is applied may bring another length, and does the same (snapshot_ops.c): its L1 table goes with the same sector.
+ *
  * Owns:    what a change of the length has made, until the header leads there.
  * Assumes: fibers of the home queue, under snapshot_mutex: the directory stays.
  * Never:   gives a bitmap another length that cannot be relied upon, or that the next writer could not keep.
@@ -265,13 +267,13 @@ int bitmap_resize_begin(struct fiber *f, struct qcow2 *q, uint64_t len, struct b
 	return 0;
 }
 
-int bitmap_resize_commit(struct fiber *f, struct qcow2 *q, struct bitmap_resize *r, struct varve_error *err)
+int bitmap_resize_commit(struct fiber *f, struct qcow2 *q, struct bitmap_resize *r, const struct new_l1 *l1, struct varve_error *err)
 {
 	uint64_t directory_off = r->directory_off;
 	int ret;
 
 	r->directory_off = 0;
-	ret = bitmap_dir_switch(f, q, &r->dir, directory_off, &r->len, err);
+	ret = bitmap_dir_switch(f, q, &r->dir, directory_off, &r->len, l1, err);
 	r->done = ret == 0 || q->h.bitmap_directory_off == directory_off;
 	if (!r->done)
 		return ret;
@@ -286,6 +288,11 @@ int bitmap_resize_commit(struct fiber *f, struct qcow2 *q, struct bitmap_resize 
 	}
 	atomic_store_explicit(&q->node->len, r->len, memory_order_release);
 	return ret;
+}
+
+bool bitmap_resize_done(const struct bitmap_resize *r)
+{
+	return r->done;
 }
 
 /* Nothing leads to the new places. */

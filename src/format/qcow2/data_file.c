@@ -97,13 +97,9 @@ void data_guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *word
 	for (unsigned i = 0; i < per_piece; i++) {
 		uint64_t guest_off = (((uint64_t)table << q->l2_bits) + (uint64_t)nr * per_piece + i) << q->cluster_bits;
 		uint64_t entry = be64_get(words[i * step]);
-		const char *wrong = data_entry_fault(entry, guest_off);
 
-		if (!wrong)
-			continue;
-		(void)qcow2_damaged(q, "guest offset 0x%llx %s (entry 0x%llx); it cannot be read or written",
-				    (unsigned long long)guest_off, wrong, (unsigned long long)entry);
-		words[i * step] = be64_put(QCOW2_L2_RESERVED);
+		if (data_entry_fault(entry, guest_off))
+			words[i * step] = be64_put(QCOW2_L2_RESERVED); /* who meets it is told (corrupt.c) */
 	}
 }
 

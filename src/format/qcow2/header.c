@@ -400,7 +400,7 @@ int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct
 
 /* ---- what this version can do ---- */
 
-int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err)
+int qcow2_header_usable(const struct qcow2_header *h, bool writable, bool repair, struct varve_error *err)
 {
 	uint64_t unknown = h->incompatible & ~INCOMPAT_KNOWN;
 
@@ -424,7 +424,7 @@ int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varv
 				       h->crypt_method == 1 ? "AES" : "LUKS");
 	if (!writable)
 		return 0;
-	if (h->incompatible & QCOW2_INCOMPAT_CORRUPT)
+	if ((h->incompatible & QCOW2_INCOMPAT_CORRUPT) && !repair)
 		return varve_error_set(err, -EIO,
 				       "the image is marked corrupt and can be opened read-only; repair it "
 				       "(qemu-img check -r all) before writing");

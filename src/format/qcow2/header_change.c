@@ -139,10 +139,10 @@ static void finish_extensions(struct new_header *n, const struct qcow2_header *w
 		memcpy(n->sector + n->name_at, want->backing_name, n->name_len);
 }
 
-/* The dirty bit comes and goes with what is done meanwhile. */
+/* The dirty bit comes and goes with what is done meanwhile, and the corrupt bit comes. */
 static uint64_t incompatible(const struct qcow2 *q, const struct qcow2_header *want)
 {
-	const uint64_t dirty = want->version < 3 ? 0 : QCOW2_INCOMPAT_DIRTY;
+	const uint64_t dirty = want->version < 3 ? 0 : QCOW2_INCOMPAT_DIRTY | QCOW2_INCOMPAT_CORRUPT;
 
 	return (want->incompatible & ~dirty) | (q->h.incompatible & dirty);
 }
@@ -154,6 +154,8 @@ static void fill_fields(struct new_header *n, const struct qcow2 *q, const struc
 	struct qcow2_header_disk d;
 
 	h.disk_len = want->disk_len;
+	h.l1_off = want->l1_off; /* under l1_mutex: they are those of q->h, or what is to be */
+	h.l1_entries = want->l1_entries;
 	h.version = want->version;
 	h.header_len = want->header_len;
 	h.incompatible = incompatible(q, want);

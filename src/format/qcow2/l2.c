@@ -117,8 +117,10 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 int run_open(struct fiber *f, struct qcow2 *q, const struct run *run, struct piece **ret)
 {
 	bool fresh = false;
-	int err = 0;
+	int err = q->unmapped;
 
+	if (err < 0)
+		return err;
 	if (!(q->l1[run->table] & QCOW2_COPIED)) {
 		fiber_lock(f, &q->l1_mutex);
 		if (!(q->l1[run->table] & QCOW2_COPIED)) { /* nobody has made it while we waited */
@@ -224,8 +226,10 @@ int l2_alloc(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct
 	uint64_t host_off, nr = 0;
 	order_mark mark;
 	bool fresh = false;
-	int err;
+	int err = q->unmapped;
 
+	if (err < 0)
+		return err;
 	if (q->external && is_wide(q))
 		return sub_alloc_external(f, q, off, len, ret);
 	/* The place is there, and may hold anything. */
@@ -418,7 +422,7 @@ static uint64_t unlinked(const struct qcow2 *q, uint64_t old, enum unlink_mode m
 	return none;
 }
 
-/* *ret_changes: entries that will differ. *ret_ours: some of them could be written in place until now. */
+/* *ret_changes: entries that will differ. *ret_ours: some of them could be written in place until now. -EUCLEAN: damage. */
 static int plan_unlink(const struct qcow2 *q, const struct piece *p, const struct run *run,
 		       enum unlink_mode mode, uint64_t *old, be64 *disk, bool *release, bool *ret_changes,
 		       bool *ret_ours)
@@ -430,7 +434,7 @@ static int plan_unlink(const struct qcow2 *q, const struct piece *p, const struc
 		old[i] = entry_get(p, run->first + i);
 		if (is_damaged(q, old[i])) {
 			if (mode != UNLINK_DISCARD)
-				return -EIO;
+				return -EUCLEAN;
 			release[i] = false; /* a discard is advice: leave it to check */
 			disk[i] = be64_put(old[i]);
 			continue;
@@ -527,8 +531,10 @@ static int unlink_pinned(struct fiber *f, struct qcow2 *q, struct piece *p, cons
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode)
 {
 	struct qcow2 *q = node_state(n);
-	int err = 0;
+	int err = q->unmapped;
 
+	if (err < 0)
+		return err;
 	/* Version 2 cannot say "zeroes": what is behind would show. */
 	if (q->h.version < 3 && has_backing(q) && mode != UNLINK_ABSENT)
 		return -ENOTSUP;
@@ -548,6 +554,8 @@ int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum 
 			break;
 		err = is_wide(q) ? sub_unlink(f, q, p, &run, at, part, mode) : unlink_pinned(f, q, p, &run, mode);
 		cache_unpin(q->l2, p);
+		if (err == -EUCLEAN)
+			err = qcow2_met(f, q, at, part, true);
 	}
 	return err;
 }

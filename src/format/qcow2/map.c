@@ -26,6 +26,11 @@ struct cell {
 	uint64_t len;	   /* to its end */
 };
 
+static inline int unmapped(const struct qcow2 *q)
+{
+	return atomic_load_explicit(&q->unmapped, memory_order_relaxed);
+}
+
 static struct cell cell_error(int error)
 {
 	return (struct cell){ .kind = EXTENT_ERROR, .error = error };
@@ -164,7 +169,7 @@ static inline bool map_plain(const struct qcow2 *q, uint64_t off, uint64_t len, 
 	struct row *row;
 	struct piece *p;
 
-	if (len > q->cluster_len - in_cluster || q->l2_entry_len != 8 || q->unmapped)
+	if (len > q->cluster_len - in_cluster || q->l2_entry_len != 8 || unmapped(q))
 		return false;
 	p = cache_find(q->l2, (uint32_t)(index >> q->l2_bits), at >> q->l2_piece_bits, &row);
 	if (!p)
@@ -189,8 +194,8 @@ static __attribute__((noinline)) void map_any(struct node *n, uint64_t off, uint
 	struct cell first;
 	uint64_t total;
 
-	if (unlikely(q->unmapped)) {
-		*ret = (struct extent){ .kind = EXTENT_ERROR, .error = -ENOTSUP, .len = len };
+	if (unlikely(unmapped(q))) {
+		*ret = (struct extent){ .kind = EXTENT_ERROR, .error = unmapped(q), .len = len };
 		return;
 	}
 	first = cell_at(q, off);
@@ -221,29 +226,21 @@ void l2_map(struct node *n, uint64_t off, uint64_t len, struct extent *ret)
 
 /*
  * Entries of a writable image that would let the guest write over metadata become damage in memory, which
- * map() refuses; on disk they stay. Metadata made later lies behind the frontier, where no entry may point
+ * map() refuses; on disk they stay. Who meets one is told (corrupt.c). Metadata made later lies behind the frontier, where no entry may point
  * when it is read: so what was looked at once stays safe.
  */
-static void guard_entries(struct qcow2 *q, uint32_t table, uint32_t nr, be64 *entries)
+static void guard_entries(struct qcow2 *q, be64 *entries)
 {
 	unsigned per_piece = 1u << q->l2_piece_bits, words = q->l2_entry_len / 8;
 
 	for (unsigned i = 0; i < per_piece; i++) {
 		uint64_t entry = be64_get(entries[i * words]), cluster = (entry & QCOW2_OFF_MASK) >> q->cluster_bits;
 
-		if ((entry & QCOW2_COMPRESSED) || !cluster)
-			continue;
-		if (cluster < q->end_cluster && !meta_holds(q, cluster))
+		bool packed = entry & QCOW2_COMPRESSED;
+
+		if (packed ? !packed_in_metadata(q, entry) : !cluster || (cluster < q->end_cluster && !meta_holds(q, cluster)))
 			continue;
 		entries[i * words] = be64_put(QCOW2_L2_RESERVED);
-		(void)qcow2_damaged(
-			q,
-			"guest offset 0x%llx leads to host offset 0x%llx, which %s; it cannot be read or "
-			"written",
-			(unsigned long long)((((uint64_t)table << q->l2_bits) + (uint64_t)nr * per_piece + i)
-					     << q->cluster_bits),
-			(unsigned long long)(entry & QCOW2_OFF_MASK),
-			cluster < q->end_cluster ? "holds metadata" : "lies beyond the end of the image");
 	}
 }
 
@@ -264,7 +261,7 @@ static int read_table(struct fiber *f, struct qcow2 *q, uint64_t host_off, void 
 }
 
 /* Where L2 table number `table` lies; -EIO if its L1 entry is damaged. */
-static int table_place(struct qcow2 *q, uint32_t table, uint64_t *ret)
+static int table_place(struct fiber *f, struct qcow2 *q, uint32_t table, uint64_t *ret)
 {
 	uint64_t entry = q->l1[table], host_off = entry & QCOW2_OFF_MASK;
 	uint64_t end = q->writable ? q->end_cluster << q->cluster_bits : node_len(q->leaf);
@@ -274,7 +271,7 @@ static int table_place(struct qcow2 *q, uint32_t table, uint64_t *ret)
 		*ret = host_off;
 		return 0;
 	}
-	return qcow2_damaged(q, "L1 entry %u (0x%llx) leads to no L2 table inside the file", table,
+	return qcow2_corrupt(f, q, "L1 entry %u (0x%llx) leads to no L2 table inside the file", table,
 			     (unsigned long long)entry);
 }
 
@@ -288,20 +285,20 @@ static int load_piece(struct fiber *f, void *owner, uint32_t table, uint32_t nr,
 	do {
 		/* A table may move while it is read (l2.c copies one that is shared); its old place may be
 		 * reused then. */
-		err = table_place(q, table, &before);
+		err = table_place(f, q, table, &before);
 		if (err == 0) {
 			node_event(f, q->file, EVENT_L2_LOAD);
 			err = read_table(f, q, before + (uint64_t)nr * len, words, len);
 		}
 		if (err == 0)
-			err = table_place(q, table, &host_off);
+			err = table_place(f, q, table, &host_off);
 		if (err < 0)
 			return err;
 	} while (host_off != before);
 	if (q->external)
 		data_guard_entries(q, table, nr, words);
 	else if (q->writable)
-		guard_entries(q, table, nr, words);
+		guard_entries(q, words);
 	return 0;
 }
 
@@ -314,7 +311,7 @@ int l2_load(struct fiber *f, struct node *n, uint64_t off)
 	int err;
 
 	if (q->unmapped)
-		return -ENOTSUP;
+		return q->unmapped;
 	if (table >= q->h.l1_entries)
 		return -EIO;
 	if (!q->l1[table])

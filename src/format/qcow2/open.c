@@ -10,7 +10,6 @@
 #include "format/qcow2/sites.h"
 
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,23 +26,6 @@
 #include "format/qcow2/settings.h"
 #include "format/qcow2/snapshot.h"
 #include "format/qcow2/stock.h"
-
-#define TOLD_MAX 16 /* lines about damage for one open image */
-
-int qcow2_damaged(struct qcow2 *q, const char *fmt, ...)
-{
-	char text[256];
-	va_list args;
-
-	if (q->nr_told++ >= TOLD_MAX)
-		return -EIO;
-	va_start(args, fmt);
-	vsnprintf(text, sizeof(text), fmt, args);
-	va_end(args);
-	log_error("%s: the image is damaged: %s%s", node_name(q->node), text,
-		  q->nr_told == TOLD_MAX ? " (there may be more; no further lines about this image)" : "");
-	return -EIO;
-}
 
 static int qcow2_probe(const uint8_t *buf, size_t len)
 {
@@ -356,7 +338,7 @@ static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char 
 		return varve_error_set(err, -ENOTSUP,
 				       "option 'state-dir': an image of version 2 (compat=0.10) has no place for the mark that "
 				       "a journal needs; upgrade the image (qemu-img amend -o compat=1.1) or leave it out");
-	ret = qcow2_header_usable(&q->h, true, err);
+	ret = qcow2_header_usable(&q->h, true, q->node->flags & NODE_REPAIR, err);
 	if (ret == 0)
 		ret = data_open(f, q, o, err);
 	if (ret < 0)
@@ -381,12 +363,14 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		q->leaf = q->leaf->file;
 	if (ret == 0)
 		ret = read_header(f, q, err);
-	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
+	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK) ? -ENOTSUP : 0;
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir)
 		ret = recover(f, q, o, set.state_dir, err);
 	if (ret < 0)
 		return ret;
+	if (set.discard_request == TOGGLE_ON)
+		n->flags |= NODE_UNMAPS;
 	set_geometry(q);
 	ret = settings_fit(q, &set, err);
 	if (ret < 0)
@@ -394,7 +378,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	/* What check does not understand it cannot judge: unknown features are refused there too, damage is
 	 * not. */
 	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
-		ret = qcow2_header_usable(&q->h, q->writable, err);
+		ret = qcow2_header_usable(&q->h, q->writable, n->flags & NODE_REPAIR, err);
 	if (ret == 0 && (set.snapshot.id || set.snapshot.name))
 		ret = use_snapshot(f, q, &set.snapshot, err);
 	if (ret == 0)
@@ -405,6 +389,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		data_tell(q);
 	if (ret == 0 && !q->unmapped)
 		ret = open_tables(f, q, &set, err);
+	if (ret == 0) /* damage that was met on the way has been told of */
+		ret = qcow2_whole(q, err);
 	if (ret < 0)
 		free_all(f, q);
 	return ret;
@@ -415,7 +401,7 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 /*
  * The guest's flush. What it made durable lets space be freed; the lower counts go with the next flush, or on
  * close. That freeing fails is not the flush's failure: everything the guest wrote is stable, and the space
- * is leaked at worst.
+ * is leaked at worst. Of an image that has been marked corrupt it says as truly as ever whether what was acknowledged is stable.
  */
 static int qcow2_sync(struct fiber *f, struct node *n)
 {
@@ -425,7 +411,7 @@ static int qcow2_sync(struct fiber *f, struct node *n)
 	if (!q->order || site_off(q, SITE_FLUSH))
 		return 0;
 	ret = order_flush(f, q->order);
-	if (ret == 0)
+	if (ret == 0 && !q->unmapped)
 		(void)alloc_settle(f, q);
 	return ret;
 }
@@ -463,8 +449,11 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	struct qcow2 *q = node_state(n);
 
 	if (q->order) {
-		bitmap_note_end(f, q);
-		counts_settle(f, q);
+		/* Marked corrupt: all is left as it is. Bitmaps on disk say that nobody has kept them; counts are too high at worst. */
+		if (!q->unmapped) {
+			bitmap_note_end(f, q);
+			counts_settle(f, q);
+		}
 		if (order_clean(q->order))
 			end_journal(f, q);
 	}
@@ -491,7 +480,7 @@ int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refco
 	order_free(f, q->order);
 	q->order = NULL;
 	q->writable = false;
-	q->unmapped = true;
+	q->unmapped = -ENOTSUP;
 	return ret < 0 ? ret : opened;
 }
 
@@ -512,6 +501,8 @@ static void qcow2_stats(struct node *n, void *json_stats)
 
 	if (q->order)
 		order_json_stats(q->order, json_stats);
+	if (q->writable)
+		json_object_set_new(json_stats, "corrupt", json_boolean(q->unmapped));
 	if (q->l2)
 		add_cache(json_stats, "l2-cache", q->l2);
 	if (q->refcounts)
@@ -534,6 +525,7 @@ const struct driver driver_qcow2 = {
 	.unlink = l2_unlink,
 	.unpack = qcow2_unpack,
 	.pack = qcow2_pack,
+	.damage = qcow2_damage,
 	.sync = qcow2_sync,
 	.clean = qcow2_clean,
 	.options = qcow2_options,

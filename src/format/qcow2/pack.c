@@ -222,6 +222,8 @@ int qcow2_pack(struct fiber *f, struct node *n, uint64_t off, const void *bytes)
 			       .out_len = q->cluster_len - 1 };
 	int ret;
 
+	if (q->unmapped)
+		return q->unmapped;
 	if (!codec_available(w.codec) || q->external)
 		return -ENOTSUP;
 	q->packing = true;

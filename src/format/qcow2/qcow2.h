@@ -30,6 +30,7 @@
  *   snapshot.c  the snapshot table: read, built
  *   snapshot.h  making, applying and deleting snapshots, and the state of virtual machines in them
  *   info.c      what `img info` shows
+ *   corrupt.c   damage that is met while the disk is in use: told, or the image is marked
  *   reserved.c  was space only reserved?
  *   bitmap_dir.h  persistent dirty bitmaps: read, made, changed
  *   bitmap_note.h  kept up to date while the disk is written
@@ -102,7 +103,6 @@ struct qcow2 {
 	bool keeps_space;	  /* discard-no-unref: what is unmapped keeps its place in the file */
 	uint64_t refcount_cache_len;
 	uint32_t sites_off;	  /* tests: orders that are to be forgotten (sites.h) */
-	bool unmapped;		  /* opened for info or check of what cannot be read: map() answers with an error */
 
 	/* home queue only */
 	uint64_t *l1;		  /* h.l1_entries, host byte order */
@@ -131,13 +131,33 @@ struct qcow2 {
 
 	/* any queue: map.c */
 	struct cache *l2;
+	/*
+	 * 0, or what map() answers everything with. -ENOTSUP, since open: opened for info or check of what cannot be read. -EIO: has
+	 * been found corrupt (corrupt.c). Set at home; who sees it late has a mapping that was good when it was looked up.
+	 */
+	_Atomic int unmapped;
 };
 
 /*
+ * corrupt.c --------------------------------------------------------------------------------------------
+ *
  * Damage found while the disk is in use: one line in the log, with a limit, and -EIO for whoever ran into it. The text
  * says what is wrong where.
  */
 int qcow2_damaged(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/*
+ * Damage with which nothing may go on: the image is marked corrupt, durably, if it is open for writing; from then on every request
+ * and every change is refused. -EIO. What is queued is on disk when this returns, if the disk does not fail.
+ */
+int qcow2_corrupt(struct fiber *f, struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* -EIO if that has happened. */
+int qcow2_whole(const struct qcow2 *q, struct varve_error *err);
+/* A request met damage at [off, off + len): its entries are looked at, and told of, or the image is marked. -EIO or another error. */
+int qcow2_met(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, bool write);
+/* The driver's damage(). */
+int qcow2_damage(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool write);
+/* Does an entry that leads to compressed bytes lead into metadata? Of a writable image. */
+bool packed_in_metadata(const struct qcow2 *q, uint64_t entry);
 
 /*
  * data_file.c ------------------------------------------------------------------------------------------
@@ -176,7 +196,8 @@ static inline bool at_zero(const struct qcow2 *q, uint64_t entry)
  */
 int qcow2_header_parse(const uint8_t *buf, size_t len, uint64_t file_len, struct qcow2_header *ret,
 		       struct varve_error *err);
-int qcow2_header_usable(const struct qcow2_header *h, bool writable, struct varve_error *err);
+/* writable, repair: it is to be opened so. */
+int qcow2_header_usable(const struct qcow2_header *h, bool writable, bool repair, struct varve_error *err);
 /* Builds a complete first cluster: header, extensions (backing format, feature names), backing name. */
 int qcow2_header_build(const struct qcow2_header *h, uint8_t *cluster, struct varve_error *err);
 
@@ -188,8 +209,8 @@ uint32_t qcow2_feature_name_len(void);
 
 /*
  * header_change.c. Under l1_mutex. The header becomes, durably and at once, what *want says of version, header length,
- * features, backing file, bitmaps and length of the disk, and, with another width of the counts, of their table. q->h too, the table's
- * fields excepted.
+ * features, backing file, bitmaps, length of the disk and place of L1, and, with another width of the counts, of their table. q->h too,
+ * the fields of both tables excepted.
  */
 int qcow2_header_change(struct fiber *f, struct qcow2 *q, const struct qcow2_header *want, struct varve_error *err);
 /* Nothing is changed: would there be room for that header? */

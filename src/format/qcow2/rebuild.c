@@ -186,6 +186,8 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	q->h.refcount_table_off = (b->first + b->nr_blocks) << q->cluster_bits;
 	q->h.refcount_table_clusters = (uint32_t)b->nr_table;
 	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	if (q->node->flags & NODE_REPAIR) /* all of it has been examined, or we were not here */
+		q->h.incompatible &= ~QCOW2_INCOMPAT_CORRUPT;
 	q->h.refcount_order = b->refcount_order;
 	memcpy(&d, sector, sizeof(d));
 	d.refcount_table_off = be64_put(q->h.refcount_table_off);

@@ -91,6 +91,8 @@ static int place_open(struct fiber *f, struct qcow2 *q, uint64_t cluster, struct
 	uint32_t nr = (uint32_t)(in_block / piece_counts(q));
 	int err;
 
+	if (q->unmapped) /* found corrupt: nothing is counted any more */
+		return -EIO;
 	if (!refcount_covered(q, cluster))
 		return -EIO;
 	err = cache_get(f, q->refcounts->cache, (uint32_t)block, nr, false, &ret->p);
@@ -217,17 +219,14 @@ int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr
 }
 
 /* Is there a free run at index i? *ret_nr: how long, at most max. */
-static int free_run(struct qcow2 *q, struct place *pl, uint64_t i, uint64_t max, uint64_t cluster,
+static int free_run(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_t i, uint64_t max, uint64_t cluster,
 		    uint64_t *ret_nr)
 {
 	uint64_t nr = 0;
 
 	for (; nr < max && !refcount_read(pl->bytes, q->h.refcount_order, i + nr); nr++) {
 		if (meta_holds(q, cluster + nr))
-			return qcow2_damaged(q,
-					     "host offset 0x%llx holds metadata, but its refcount is 0: "
-					     "nothing is allocated, "
-					     "so that it is not overwritten",
+			return qcow2_corrupt(f, q, "host offset 0x%llx holds metadata, but its refcount is 0, so that it would be given to data",
 					     (unsigned long long)((cluster + nr) << q->cluster_bits));
 	}
 	*ret_nr = nr;
@@ -252,7 +251,7 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 	if (!fresh && rc->reserved_end > cluster)
 		limit = rc->reserved > cluster ? MIN(limit, rc->reserved - cluster) : 0;
 	while (err == 0 && i < limit && !run) {
-		err = free_run(q, &pl, pl.index + i, MIN(nr, limit - i), cluster + i, &run);
+		err = free_run(f, q, &pl, pl.index + i, MIN(nr, limit - i), cluster + i, &run);
 		if (!run)
 			i++;
 	}
@@ -277,7 +276,7 @@ int refcount_stock(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr
 
 	if (err < 0)
 		return err;
-	err = free_run(q, &pl, pl.index, MIN(nr, pl.nr), first, ret_nr);
+	err = free_run(f, q, &pl, pl.index, MIN(nr, pl.nr), first, ret_nr);
 	if (err == 0 && *ret_nr)
 		err = place_add(f, q, &pl, pl.index, *ret_nr, 1, ORDER_NONE, ret_mark);
 	place_close(q, &pl);

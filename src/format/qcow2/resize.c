@@ -113,7 +113,7 @@ static int set_len(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap
 	int ret;
 
 	if (bitmaps) {
-		ret = bitmap_resize_commit(f, q, bitmaps, err);
+		ret = bitmap_resize_commit(f, q, bitmaps, NULL, err);
 		return ret < 0 ? varve_error_prefix(err, ret, "the new length %llu: ", (unsigned long long)len) : 0;
 	}
 	fiber_lock(f, &q->l1_mutex);
@@ -401,7 +401,9 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc 
 	if (bitmaps)
 		fiber_lock(f, &q->snapshot_mutex);
 	fiber_lock(f, &q->resize_mutex);
-	ret = check_len(q, len, prealloc, err); /* as things are now */
+	ret = qcow2_whole(q, err);
+	if (ret == 0)
+		ret = check_len(q, len, prealloc, err); /* as things are now */
 	if (ret == 0)
 		ret = set_new_len(f, q, align_up(len, 512), prealloc, err);
 	fiber_unlock(&q->resize_mutex);

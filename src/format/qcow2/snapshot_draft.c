@@ -164,7 +164,7 @@ static int check_image(struct qcow2 *q, struct varve_error *err)
 	if (q->external)
 		return varve_error_set(err, -ENOTSUP, "an image with an external data file has no internal snapshots: its clusters are "
 						      "not counted");
-	return q->order ? 0 : varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
+	return q->order ? qcow2_whole(q, err) : varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
 }
 
 int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot_want *want,
@@ -437,7 +437,9 @@ int qcow2_snapshot_commit(struct fiber *f, struct node *n, struct snapshot_draft
 	int ret;
 
 	fiber_lock(f, &q->snapshot_mutex);
-	ret = commit(f, q, d, state_len, &s, &mark, err);
+	ret = qcow2_whole(q, err);
+	if (ret == 0)
+		ret = commit(f, q, d, state_len, &s, &mark, err);
 	if (ret == 0 && ret_id)
 		*ret_id = strdup(s.list[s.nr - 1].id);
 	if (ret < 0) {

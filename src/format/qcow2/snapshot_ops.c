@@ -12,6 +12,7 @@
 
 #include "format/cache.h"
 #include "format/qcow2/bitmap_note.h"
+#include "format/qcow2/bitmap_resize.h"
 #include "format/qcow2/sites.h"
 
 int qcow2_snapshot_list(struct fiber *f, struct node *n, struct snapshot_info **ret_list, uint32_t *ret_nr,
@@ -64,7 +65,9 @@ static int find(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pi
 	*ret = (struct found){ 0 };
 	if (!q->order)
 		return varve_error_set(err, -EACCES, "open read-only, its snapshots cannot be changed");
-	r = snapshots_open(f, q, &ret->all, err);
+	r = qcow2_whole(q, err);
+	if (r == 0)
+		r = snapshots_open(f, q, &ret->all, err);
 	if (r == 0)
 		r = snapshots_find(&ret->all, pick, &ret->index, err);
 	if (r == 0)
@@ -177,11 +180,29 @@ static int copy_active(struct qcow2 *q, struct l1_copy *ret)
 }
 
 /*
- * Durable first: counts, flags, and the new L1 table. Only then: the header, which in one sector says where L1 is, how long
- * it is, and how long the disk. Power lost in between: the disk is the old one, with the dirty bit. After that the old
- * tables lose their counts.
+ * The header leads to the new L1 table, or is queued to. With bitmaps of another length it is written here; if that fails it stays
+ * queued, and whoever waits for *ret_mark tries again, and hears of it.
  */
-static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd, order_mark *ret_mark,
+static int put_header(struct fiber *f, struct qcow2 *q, struct bitmap_resize *bitmaps, const struct new_l1 *l1, uint64_t disk_len,
+		      order_mark *ret_mark, struct varve_error *err)
+{
+	int ret;
+
+	if (!bitmaps) {
+		ret = l1_put_header(f, q, disk_len, l1->off, l1->entries, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), ret_mark);
+		return ret < 0 ? varve_error_errno(err, ret, "cannot write the new L1 table") : 0;
+	}
+	ret = bitmap_resize_commit(f, q, bitmaps, l1, err);
+	*ret_mark = order_all(q->order);
+	return bitmap_resize_done(bitmaps) ? 0 : ret;
+}
+
+/*
+ * Durable first: counts, flags, and the new L1 table. Only then: the header, which in one sector says where L1 is, how long
+ * it is, and how long the disk; and, if the length is another one, where the bitmaps for that are. Power lost in between: the disk is
+ * the old one, with the dirty bit and its own bitmaps. After that the old tables lose their counts.
+ */
+static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd, struct bitmap_resize *bitmaps, order_mark *ret_mark,
 		       struct varve_error *err)
 {
 	uint32_t nr = MAX(fd->l1.nr, 1u), nr_before = q->h.l1_entries;
@@ -203,13 +224,14 @@ static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd,
 	ret = l1_write(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, NULL);
 	if (ret == 0)
 		ret = meta_prepare(q, nr);
-	if (ret == 0)
-		ret = l1_put_header(f, q, disk_len, host_off, nr, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)),
-				    ret_mark);
+	if (ret < 0)
+		varve_error_errno(err, ret, "cannot write the new L1 table");
+	else
+		ret = put_header(f, q, bitmaps, &(struct new_l1){ host_off, nr }, disk_len, ret_mark, err);
 	if (ret < 0) {
 		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
 		free(l1);
-		return varve_error_errno(err, ret, "cannot write the new L1 table");
+		return ret;
 	}
 	if (nr_before)
 		alloc_free_metadata(q, q->h.l1_off, div_up(nr_before * 8ull, q->cluster_len),
@@ -220,7 +242,7 @@ static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd,
 	return 0;
 }
 
-static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const struct l1_copy *old,
+static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const struct l1_copy *old, struct bitmap_resize *bitmaps,
 		 struct varve_error *err)
 {
 	order_mark mark;
@@ -235,7 +257,7 @@ static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const
 	}
 	ret = tables_clear_copied(f, q, &fd->l1, false, err);
 	if (ret == 0)
-		ret = switch_disk(f, q, fd, &mark, err);
+		ret = switch_disk(f, q, fd, bitmaps, &mark, err);
 	if (ret < 0) {
 		/* The disk as before; what fails now is space that a check gives back. */
 		if (tables_release(f, q, &fd->l1, ORDER_NONE, NULL) == 0)
@@ -250,39 +272,80 @@ static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const
 	return ret < 0 ? ret : snapshot_dirty_end(f, q, err);
 }
 
+/* Bitmaps for the length that the snapshot brings, if it is another one. *ret NULL: all stays. */
+static int prepare_bitmaps(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pick, struct bitmap_resize **ret,
+			   struct varve_error *err)
+{
+	struct snapshots all = { 0 };
+	uint64_t disk_len = 0;
+	uint32_t i;
+	int r;
+
+	*ret = NULL;
+	if (!bitmaps_valid(&q->h) || !q->order || qcow2_whole(q, NULL) < 0)
+		return 0; /* find() tells */
+	r = snapshots_open(f, q, &all, err);
+	if (r == 0)
+		r = snapshots_find(&all, pick, &i, err);
+	if (r == 0)
+		disk_len = all.list[i].disk_len;
+	snapshots_close(&all);
+	if (r == 0 && disk_len != q->h.disk_len)
+		r = bitmap_resize_begin(f, q, disk_len, ret, err);
+	return r;
+}
+
+/*
+ * Bitmaps have the bits that they had, as far as the disk reaches. What enabled ones are to know is that all of the disk may have
+ * changed: of what is not of the same place in both disks, nobody knows. They are marked "in use" on disk, in the old directory and in
+ * the new one, until the image is closed.
+ */
+static int apply_locked(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pick, struct bitmap_resize *bitmaps,
+			struct varve_error *err)
+{
+	struct l1_copy old = { 0 };
+	struct found fd;
+	int ret = find(f, q, pick, &fd, err);
+
+	if (ret == 0 && copy_active(q, &old) < 0)
+		ret = varve_error_set(err, -ENOMEM, "L1 table: out of memory");
+	if (ret == 0)
+		ret = tables_verify(f, q, &old, err);
+	/* A table that the disk gave up for a copy, and gets back now, is not to be forgotten as one when that is settled later. */
+	if (ret == 0)
+		ret = settle(f, q, 0, err);
+	if (ret == 0) {
+		bitmap_note_write(q->node, 0, q->h.disk_len);
+		ret = apply(f, q, &fd, &old, bitmaps, err);
+		bitmap_note_write(q->node, 0, q->h.disk_len); /* its length now */
+		ret = settle(f, q, ret, err);
+	}
+	free(old.entries);
+	found_free(&fd);
+	return ret;
+}
+
 int qcow2_snapshot_apply(struct fiber *f, struct node *n, const struct snapshot_pick *pick, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
-	struct l1_copy old = { 0 };
+	struct bitmap_resize *bitmaps;
 	struct range all;
-	struct found fd;
 	int ret;
 
 	if (n->flags & NODE_BITMAPS)
 		return varve_error_set(err, -EACCES, "opened for changes that leave the disk as it is");
 	fiber_lock(f, &q->snapshot_mutex);
-	range_lock(f, &n->ranges, &all, 0, UINT64_MAX); /* who holds a part of it may want the next: this first */
-	fiber_lock(f, &q->l1_mutex);
-	ret = find(f, q, pick, &fd, err);
-	if (ret == 0 && copy_active(q, &old) < 0)
-		ret = varve_error_set(err, -ENOMEM, "L1 table: out of memory");
-	if (ret == 0)
-		ret = tables_verify(f, q, &old, err);
-	if (ret == 0 && bitmaps_valid(&q->h) && fd.all.list[fd.index].disk_len != q->h.disk_len)
-		ret = varve_error_set(err, -EINVAL, "the snapshot is of a disk of %llu bytes, this one has %llu and dirty bitmaps: "
-						    "resize it first, or remove them (img bitmap --remove)",
-				      (unsigned long long)fd.all.list[fd.index].disk_len, (unsigned long long)q->h.disk_len);
-	/* A table that the disk gave up for a copy, and gets back now, is not to be forgotten as one when that is settled later. */
-	if (ret == 0)
-		ret = settle(f, q, 0, err);
-	if (ret == 0) /* what is not of the same place in both, nobody knows */
-		bitmap_note_write(n, 0, q->h.disk_len);
-	if (ret == 0)
-		ret = settle(f, q, apply(f, q, &fd, &old, err), err);
-	free(old.entries);
-	found_free(&fd);
-	fiber_unlock(&q->l1_mutex);
-	range_unlock(&n->ranges, &all);
+	fiber_lock(f, &q->resize_mutex);
+	ret = prepare_bitmaps(f, q, pick, &bitmaps, err);
+	if (ret == 0) {
+		range_lock(f, &n->ranges, &all, 0, UINT64_MAX); /* who holds a part of it may want the next: this first */
+		fiber_lock(f, &q->l1_mutex);
+		ret = apply_locked(f, q, pick, bitmaps, err);
+		fiber_unlock(&q->l1_mutex);
+		range_unlock(&n->ranges, &all);
+	}
+	bitmap_resize_end(q, bitmaps);
+	fiber_unlock(&q->resize_mutex);
 	fiber_unlock(&q->snapshot_mutex);
 	return ret;
 }

@@ -406,7 +406,7 @@ static int plan_unlink(const struct qcow2 *q, const struct piece *p, struct chan
 		*next = c->old[i] = old;
 		if (wide_damaged(q, &old) || (is_packed(&old) && mask != SUB_ALL)) {
 			if (mode != UNLINK_DISCARD) /* which is advice: leave it to check, or as it is */
-				return wide_damaged(q, &old) ? -EIO : -ENOTSUP;
+				return wide_damaged(q, &old) ? -EUCLEAN : -ENOTSUP;
 			continue;
 		}
 		*next = unlinked(q, old, mask, mode);

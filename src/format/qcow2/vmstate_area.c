@@ -63,7 +63,7 @@ int qcow2_state_area_read(struct fiber *f, struct node *n, uint64_t off, void *b
 	uint64_t there = off < area_len(q) ? MIN((uint64_t)len, area_len(q) - off) : 0;
 
 	if (q->unmapped || q->external)
-		return -ENOTSUP;
+		return q->unmapped ? q->unmapped : -ENOTSUP;
 	memset((uint8_t *)buf + there, 0, len - there);
 	node_event(f, n->file, EVENT_VMSTATE_LOAD);
 	return read_area(f, n, area_start(q) + off, buf, there);
@@ -122,6 +122,8 @@ int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const 
 
 	if (!q->order)
 		return -EROFS;
+	if (q->unmapped)
+		return q->unmapped;
 	if (q->external)
 		return -ENOTSUP; /* as no snapshots */
 	if (!len)

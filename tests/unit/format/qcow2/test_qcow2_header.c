@@ -408,7 +408,7 @@ static void names_with_a_nul_inside_are_refused(void **state)
 static void expect_unusable(const struct qcow2_header *h, bool writable, int code, const char *words)
 {
 	struct varve_error err = { 0, "" };
-	int ret = qcow2_header_usable(h, writable, &err);
+	int ret = qcow2_header_usable(h, writable, false, &err);
 
 	if (ret != code || !strstr(err.message, words))
 		fail_msg("expected %d and '%s', got %d and '%s'", code, words, ret, err.message);

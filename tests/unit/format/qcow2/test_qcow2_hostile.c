@@ -71,10 +71,13 @@ static void metadata_counted_as_free_is_not_handed_out(void **state)
 		image_set_refcount(d->im, place[i], 0);
 		assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
 		assert_int_equal(disk_write(d, MiB(2), CLUSTER, MARK), -EIO);
-		disk_expect(d, 0, 4 * CLUSTER, 0x11);
 		scribble(d);
 		disk_close(d);
 		expect_untouched(d);
+		assert_int_equal(image_get(d->im, 72, 8), QCOW2_INCOMPAT_CORRUPT);
+		assert_int_equal(disk_open(d, NODE_WRITABLE), -EIO);
+		assert_int_equal(disk_open(d, 0), 0);
+		disk_expect(d, 0, 4 * CLUSTER, 0x11);
 		disk_free(d);
 	}
 }
@@ -105,11 +108,14 @@ static void entries_that_lead_into_metadata_are_refused(void **state)
 		if (place[i]) { /* host offset 0 is no place: the cluster is not there, and gets one of its
 				   own */
 			assert_int_equal(disk_read(d, 9 * CLUSTER, 512, buf), -EIO);
-			assert_int_equal(disk_write(d, 9 * CLUSTER, CLUSTER, MARK), -EIO);
-			assert_int_equal(disk_zero(d, 9 * CLUSTER, CLUSTER, true), -EIO);
 			assert_int_equal(disk_discard(d, 9 * CLUSTER, CLUSTER), 0);
 		}
 		scribble(d);
+		if (place[i]) { /* and with that the image is marked corrupt */
+			assert_int_equal(i % 2 ? disk_write(d, 9 * CLUSTER, CLUSTER, MARK) : disk_zero(d, 9 * CLUSTER, CLUSTER, true), -EIO);
+			assert_int_equal(disk_write(d, 5 * CLUSTER, CLUSTER, MARK), -EIO);
+			assert_int_equal(image_get(d->im, 72, 8), QCOW2_INCOMPAT_CORRUPT);
+		}
 		disk_close(d);
 		expect_untouched(d);
 		disk_free(d);
@@ -132,10 +138,10 @@ static void entries_that_lead_into_future_metadata_are_refused(void **state)
 		assert_int_equal(disk_write(d, 512, 512, MARK), -EIO);
 		for (uint64_t off = KiB(32); off < MiB(1); off += KiB(32))
 			assert_int_equal(disk_write(d, off, 512, 0x22), 0);
-		assert_int_equal(disk_write(d, 512, 512, MARK), -EIO);
 		assert_int_equal(disk_write(d, KiB(32), 1024, 0x33), 0);
 		for (uint64_t off = KiB(64); off < MiB(1); off += KiB(32))
 			disk_expect(d, off, 512, 0x22);
+		assert_int_equal(disk_write(d, 512, 512, MARK), -EIO); /* if metadata is there by now: the last one */
 		disk_close(d);
 		disk_free(d);
 	}
@@ -297,8 +303,9 @@ static void any_damage_is_survived(void **state)
 			}
 			disk_close(d);
 			sim_peek(d->im->sim, 0, after, sizeof(after));
-			/* Only where the refcount table and L1 lie may have changed. */
+			/* Only where the refcount table and L1 lie may have changed, and the mark of a corrupt image. */
 			memcpy(after + 36, header + 36, 24);
+			header[79] |= after[79] & QCOW2_INCOMPAT_CORRUPT;
 			assert_memory_equal(header, after, sizeof(header));
 		}
 		disk_free(d);

@@ -422,11 +422,11 @@ static void a_damaged_entry_is_not_filled(void **state)
 		image_put(d->im, at, 8, damaged[i][0]);
 		image_put(d->im, at + 8, 8, damaged[i][1]);
 		assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
+		assert_int_equal(disk_write(d, CLUSTER, CLUSTER, 2), 0);
+		disk_expect(d, CLUSTER, CLUSTER, 2);
 		assert_int_equal(disk_write(d, 5 * SUB, SUB, 2), -EIO);
 		assert_int_equal(disk_write(d, 0, CLUSTER, 2), -EIO);
 		assert_int_equal(disk_zero(d, 5 * SUB, SUB, false), -EIO);
-		assert_int_equal(disk_write(d, CLUSTER, CLUSTER, 2), 0);
-		disk_expect(d, CLUSTER, CLUSTER, 2);
 		assert_int_equal(disk_close(d), 0);
 		expect_in_file(d, 0, CLUSTER, 1);
 		assert_true(image_get(d->im, at, 8) == damaged[i][0] && image_get(d->im, at + 8, 8) == damaged[i][1]);
