@@ -71,8 +71,9 @@ def test_limits_go_along_until_a_command_line_names_some(tmp_path, more):
         chain.follow(chain.serve(*more))
         assert chain.ask("throttle") == {}, "what only the command line of the one before says went along"
         assert chain.ask("throttle", limits=text(LIMITS)) == LIMITS
-        # Through one that has no control socket; and one that would not start leaves them.
+        # Through those that have no control socket; and one that would not start leaves them.
         chain.follow(chain.daemon(*more))
+        chain.follow(chain.serve(*more, control=False))
         chain.refused(chain.broken(*more), "cannot make the control socket")
         chain.follow(chain.serve(*more))
         assert chain.ask("throttle") == LIMITS
