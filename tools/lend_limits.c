@@ -6,7 +6,7 @@
  * process that takes over (takeover.h). What the next one's options say of limits is newer, and counts instead.
  *
  * Owns:    lend->limits.
- * Assumes: the main thread.
+ * Assumes: the main thread, or that of a command, whose end lend_ops.busy() tells of before an image comes or goes.
  */
 #include <errno.h>
 #include <stdlib.h>

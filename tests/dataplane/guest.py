@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 
-from unixsock import listens
+from unixsock import connections, listens
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPTS = os.path.join(HERE, "..", "..", "scripts")
@@ -311,6 +311,50 @@ class KilledBackend(ControlledBackend):
 
     def argv(self):
         return super().argv() + ["--state-dir", os.path.join(self.folder, "state")]
+
+
+class FollowedBackend(KilledBackend):
+    """Nobody kills it: another process takes over, by turns a `varve daemon` and a `varve serve`."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.daemon, self.begun, self.statuses = False, 0, []
+
+    def argv(self):
+        common = ["--state-dir", os.path.join(self.folder, "state"), "--pidfile", os.path.join(self.folder, "pid"), "--takeover"]
+        if not self.daemon:
+            return super().argv() + common[2:]
+        return [varve_path(), "daemon", "--blockdev", f"driver={self.fmt},node-name=disk,file.driver=file,file.filename={self.disk},"
+                f"discard=unmap,throttling.{self.limits}", "--export", "vhost-user-blk,id=e,node-name=disk,addr.type=unix,"
+                f"addr.path={self.socket},writable=on,num-queues={self.queues}", *common]
+
+    def _listening(self):
+        # The socket listens all the time: who writes its number there serves, and the one before has ended.
+        try:
+            with open(os.path.join(self.folder, "pid")) as f:
+                return f.read() == f"{self.proc.pid}\n"
+        except FileNotFoundError:
+            return False
+
+    def writes(self):
+        if not self.daemon:
+            return super().writes()
+        return int(connections(self.socket, self.proc.pid) == 1 and os.stat(self.disk).st_mtime_ns > self.begun)
+
+    def follow(self):
+        """The next one serves."""
+        old, self.daemon = self.proc, not self.daemon
+        try:
+            self.proc = _spawn(self.argv(), stdout=self.output, stderr=subprocess.STDOUT)
+            self._wait_ready()
+            self.statuses.append(old.wait(timeout=STOP_TIMEOUT))
+            self.begun = os.stat(self.disk).st_mtime_ns
+        finally:
+            if old.poll() is None:
+                old.kill()
+            old.wait()
+
+    kill_and_restart = follow  # what KilledGuest does to its back end
 
 
 class QsdBackend(Backend):

@@ -19,6 +19,7 @@
 #include <cmocka.h>
 
 #include "block/graph.h"
+#include "block/policy.h"
 
 struct served served[SERVED_DISKS];
 struct varve_vhost_user_blk_options served_opts;
@@ -228,7 +229,9 @@ int served_start(unsigned i, struct varve_error *err)
 
 void served_stop(unsigned i)
 {
+	policy_failing_begin(served[i].top); /* what a test that failed has left waiting would hold us up */
 	vublk_stop(served[i].vublk);
+	policy_failing_end(served[i].top);
 	served[i].vublk = NULL;
 }
 

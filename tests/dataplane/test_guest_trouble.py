@@ -11,8 +11,8 @@ import random
 
 import pytest
 
-from guest import (BOOT_TIMEOUT, Job, KilledBackend, KilledGuest, LentBackend, MigratedGuest, PulledGuest, SlowBackend, SlowLentBackend, qemu_check,
-                   run, sha256_file, varve_path)
+from guest import (BOOT_TIMEOUT, FollowedBackend, Job, KilledBackend, KilledGuest, LentBackend, MigratedGuest, PulledGuest, SlowBackend,
+                   SlowLentBackend, qemu_check, run, sha256_file, varve_path)
 from test_guest import BACKENDS, MIB, TOOL, apply_ops, create, differing_sectors, kernel, pytestmark, require_whole, seed, writer_ops
 
 __all__ = ["kernel", "pytestmark", "seed"]  # fixtures and marks, which pytest finds by their names
@@ -49,6 +49,31 @@ def test_a_back_end_that_is_killed_loses_nothing(kernel, seed, tmp_path, fmt):
         found = qemu_check(disk)
         assert found["corruptions"] == 0 and found["check-errors"] == 0
     run("qemu-img", "convert", "-f", fmt, "-O", "raw", disk, raw)
+    assert differing_sectors(model, discarded, raw) == []
+    assert sha256_file(raw) == outcome.facts["sha256"]
+
+
+@pytest.mark.skipif(TOOL != "varve", reason="others do not take over from one another")
+def test_back_ends_follow_one_another_and_the_guest_notices_nothing(kernel, seed, tmp_path):
+    """An upgrade, and back, in the middle of verified writes of two queues: serve, daemon, serve, on an image that grows all the time."""
+    disk, raw = str(tmp_path / "disk"), str(tmp_path / "disk.raw")
+    disk_len = 64 * MIB
+    job = Job("rw", seed)
+    model, discarded = bytearray(disk_len), bytearray(disk_len // 512)
+    job.ops = tuple(writer_ops(job.rng, who, disk_len, 150) for who in (0, 1))
+    for ops in job.ops:
+        apply_ops(model, discarded, ops, job.data)
+    create(disk, size=disk_len)
+    with FollowedBackend(disk, "qcow2", 2) as served:
+        guest = KilledGuest(kernel, job, served, tmp_path, cpus=2, first="guest: two writers", last="guest: flush", kills=2,
+                            rng=random.Random(seed))
+        outcome = guest.run()
+        print(f"{outcome.verdict} in {outcome.seconds:.1f} s, followed {guest.killed} times, {outcome.facts}")
+        status, printed = served.stop()
+    outcome.require_pass()
+    assert guest.killed == 2 and served.statuses == [0, 0], printed
+    assert (status, printed) == (0, ""), printed
+    require_whole(disk, raw)
     assert differing_sectors(model, discarded, raw) == []
     assert sha256_file(raw) == outcome.facts["sha256"]
 

@@ -9,6 +9,7 @@ import pytest
 from test_control import Control
 from test_restart import Load, varve
 from test_takeover import Servers
+from unixsock import listens
 
 LIMITS = {"iops-total": 3000, "iops-total-max": 9000, "iops-total-max-length": 2, "bps-write": 40 << 20, "iops-size": 8192}
 
@@ -51,8 +52,10 @@ class Chain(Servers):
             self.wait_end(old, 0)
 
     def refused(self, argv, words):
+        had = self.control.exists()
         new = self.start(argv)
         self.wait_end(new, 1)
+        self.wait(lambda: not had or listens(self.control, self.last.pid))  # it had let go of that, too
         assert words in self.text(), self.text()
         assert self.last.poll() is None and self.holder() == self.last.pid
 
@@ -71,8 +74,9 @@ def test_limits_go_along_until_a_command_line_names_some(tmp_path, more):
         chain.follow(chain.serve(*more))
         assert chain.ask("throttle") == {}, "what only the command line of the one before says went along"
         assert chain.ask("throttle", limits=text(LIMITS)) == LIMITS
-        # Through one that has no control socket; and one that would not start leaves them.
+        # Through those that have no control socket; and one that would not start leaves them.
         chain.follow(chain.daemon(*more))
+        chain.follow(chain.serve(*more, control=False))
         chain.refused(chain.broken(*more), "cannot make the control socket")
         chain.follow(chain.serve(*more))
         assert chain.ask("throttle") == LIMITS
