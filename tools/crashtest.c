@@ -26,7 +26,7 @@ static const char usage_text[] =
 	"  -n, --states N          states to try (1000)\n"
 	"      --state NUMBER      try only this one\n"
 	"      --leaks allow|fail  leaked space after a cut (allow)\n"
-	"      --dir DIRECTORY     keep all files there (default: a temporary one in /dev/shm)\n"
+	"      --dir DIRECTORY     keep all files there (default: a new one in TMPDIR, or /dev/shm)\n"
 	"      --output human|json\n"
 	"  -p, --progress          show how far it is\n"
 	"  -q, --quiet             nothing unless it fails\n\n"
@@ -321,25 +321,36 @@ static void report(struct crashtest *c, int ret)
 
 /* ---- the directory ---- */
 
-static int dir_make(struct crashtest *c)
+/* A new one, where TMPDIR says, else in memory: a run writes images all the time. */
+static int dir_new(struct crashtest *c)
 {
-	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+	const char *tmp = getenv("TMPDIR");
 
-	c->own_dir = !c->o.dir;
-	if (c->o.dir && strpbrk(c->o.dir, ","))
-		return complain_usage("--dir: a name with a comma is not possible here");
-	if (c->o.create && strstr(c->o.create, "data_file="))
-		return complain_usage("-o data_file: one file is logged and cut, and that image would have two");
-	if (c->o.dir && strlen(c->o.dir) < sizeof(c->dir)) {
-		strcpy(c->dir, c->o.dir);
-		return 0;
-	}
-	snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp);
-	if (!mkdtemp(c->dir)) {
-		complain("%s: %s", c->dir, strerror(errno));
-		c->own_dir = false;
+	if (!tmp || !*tmp)
+		tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+	if (strchr(tmp, ',') || snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp) >= (int)sizeof(c->dir)) {
+		complain("TMPDIR: %s cannot hold the files of a run: the name has a comma, or is too long", tmp);
 		return 1;
 	}
+	if (!mkdtemp(c->dir)) {
+		complain("%s: %s", c->dir, strerror(errno));
+		return 1;
+	}
+	c->own_dir = true;
+	return 0;
+}
+
+static int dir_make(struct crashtest *c)
+{
+	if (c->o.create && strstr(c->o.create, "data_file="))
+		return complain_usage("-o data_file: one file is logged and cut, and that image would have two");
+	if (!c->o.dir)
+		return dir_new(c);
+	if (strpbrk(c->o.dir, ","))
+		return complain_usage("--dir: a name with a comma is not possible here");
+	if (strlen(c->o.dir) >= sizeof(c->dir))
+		return complain_usage("--dir: a name of %zu bytes is too long", strlen(c->o.dir));
+	strcpy(c->dir, c->o.dir);
 	return 0;
 }
 
