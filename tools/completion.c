@@ -246,6 +246,18 @@ static void markdown_word(const struct io_command *c)
 		printf("\n");
 }
 
+static void markdown_options(const struct varve_option_info *o)
+{
+	printf("| option | value | |\n|---|---|---|\n");
+	for (; o->name; o++) {
+		printf("| `%s` | ", o->name);
+		print_markdown_text(o->value);
+		printf(" | ");
+		print_markdown_text(o->what);
+		printf(" |\n");
+	}
+}
+
 /* Image options: those of drivers that have a table of them. */
 static void markdown_drivers(void)
 {
@@ -253,17 +265,14 @@ static void markdown_drivers(void)
 	const char *name;
 
 	printf("\n## Options of images\nWith `--image-opts driver=NAME,...`, `json:{...}`, `varve io open -o` and `varve daemon --blockdev`. varve(1) says\n"
-	       "more, and lists those of all disks.\n");
+	       "more.\n\n### Every disk\n");
+	markdown_options(varve_driver_open_options(NULL));
 	for (unsigned i = 0; (name = varve_driver_name(i)); i++) {
 		o = varve_driver_open_options(name);
 		if (!o)
 			continue;
-		printf("\n### driver=%s\n| option | value | |\n|---|---|---|\n", name);
-		for (; o->name; o++) {
-			printf("| `%s` | %s | ", o->name, o->value);
-			print_markdown_text(o->what);
-			printf(" |\n");
-		}
+		printf("\n### driver=%s\n", name);
+		markdown_options(o);
 	}
 }
 
