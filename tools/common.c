@@ -3,6 +3,7 @@
  * tools/common.c - messages, numbers, opening images
  */
 #include "common.h"
+#include "options.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -39,7 +40,7 @@ static bool errors_json;
 
 int parse_errors(const char *form)
 {
-	if (strcmp(form, "text") != 0 && strcmp(form, "json") != 0)
+	if (option_word(FORM_WORDS, form) < 0)
 		return complain_usage("--errors: '%s' is neither text nor json", form);
 	errors_json = *form == 'j';
 	return 0;
@@ -241,12 +242,11 @@ const char *size_text_exact(char buf[32], double bytes)
 
 int parse_output(const char *text, enum output *ret)
 {
-	if (strcmp(text, "human") == 0)
-		*ret = OUTPUT_HUMAN;
-	else if (strcmp(text, "json") == 0)
-		*ret = OUTPUT_JSON;
-	else
+	int i = option_word(OUTPUT_WORDS, text);
+
+	if (i < 0)
 		return complain_usage("--output: '%s' is neither human nor json", text);
+	*ret = i ? OUTPUT_JSON : OUTPUT_HUMAN;
 	return 0;
 }
 

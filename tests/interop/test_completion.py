@@ -7,12 +7,11 @@ import pathlib
 import re
 import shutil
 
-import pytest
-
 from tool import img, ok, qimg, refused, run, varve, varve_path
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = ok(varve("completion", "markdown")).out
+COMPLETIONS = {shell: ok(varve("completion", shell)).out for shell in ("bash", "zsh", "fish")}
 
 
 def image_options():
@@ -29,14 +28,6 @@ def image_options():
 
 def commands():
     return re.findall(r"^## (\w+)$", COMMANDS, re.M)
-
-
-def complete(*words):
-    """What bash offers for the last of these words."""
-    script = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
-    script += '[[ $1 == varve ]] && _varve || _varve_img; printf "%s\\n" "${COMPREPLY[@]}"'
-    here = pathlib.Path(os.environ["VARVE_BUILD"]) / "tools" / "varve.bash"
-    return ok(run("bash", "-c", script, "bash", here.resolve(), *words)).out.split()
 
 
 def test_the_manual_says_what_every_option_means():
@@ -149,14 +140,6 @@ def test_errors_and_progress_as_json(tmp_path):
     refused(img("commit", "--progress=xml", "a"), "xml")
 
 
-@pytest.mark.parametrize("words,offered", [
-    (["varve", "im"], ["img"]), (["varve", "img", "re"], ["rebase", "resize"]), (["qemu-img", "cr"], ["create"]),
-    (["varve", "img", "resize", "--sh"], ["--shrink"]), (["qemu-img", "create", "-q", "--back"],
-                                                        ["--backing", "--backing-format", "--backing-unsafe"])])
-def test_bash_completes(words, offered):
-    assert sorted(complete(*words)) == offered
-
-
 def test_objects_are_checked(tmp_path):
     disk, secret = tmp_path / "d", tmp_path / "secret"
     ok(img("create", "-q", disk, "1M"))
@@ -180,6 +163,9 @@ def test_installed_with_the_links(tmp_path):
     for name in ("qemu-img", "qemu-io"):
         assert (bindir / name).is_symlink()
         assert ok(run(bindir / name, "--version", env={"LD_LIBRARY_PATH": str(libdir)})).out.startswith(f"{name} version ")
+        for shell in ("bash", "fish"):
+            links = [p for p in tmp_path.rglob(f"{name}.{shell}") if os.readlink(p) == f"varve.{shell}" and p.read_text() == COMPLETIONS[shell]]
+            assert len(links) == 1, (name, shell)
     (bindir / "qemu-img").unlink()
     shutil.copy("/bin/true", bindir / "qemu-img")
     r = run(TREE / "scripts" / "install-compat", build, env=env)
