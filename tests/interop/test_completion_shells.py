@@ -7,6 +7,7 @@ A shell reads keys from a terminal; a key of ours writes its line to a file, so 
 import os
 import pathlib
 import pty
+import random
 import re
 import select
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 
 import pytest
 
+from seeds import seed
 from tool import img, ok, run, varve, varve_path
 
 WAIT = 120  # seconds for what hangs
@@ -211,3 +213,16 @@ def test_the_words_that_are_offered_are_understood():
         for option in offered:
             r = varve("img", command, option, "--no-such-option")
             assert f"'{option}'" not in r.err or "unknown" not in r.err, str(r)
+
+
+def test_no_line_is_too_strange():
+    """Whatever stands there: an answer, or none, but neither a crash nor a word on stderr."""
+    draw = random.Random(seed())
+    pieces = ["varve", "qemu-img", "qemu-io", "qemu-storage-daemon", " ", " ", " ", " ", "img", "io", "daemon", "serve", "--and", "create", "convert",
+              "snapshot", "bitmap", "resize", "dd", "-o", "-O", "-f", "-d", "--", "-", "--image-opts", "--blockdev", "--export", "--object", "--output",
+              "=", ",", ",,", ".", "file", "driver", "backing", "qcow2", "'", '"', "\\", "{", "[", "\t", "$", "~/", "/", "\xe4", "if=", "a" * 300, "file." * 60]
+    for _ in range(150):
+        line = "varve " * draw.randrange(2) + "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 14)))
+        cut = draw.randrange(len(line) + 1)
+        r = varve("completion", "line", line[:cut], line[cut:], " \t\n\"'><=;|&(:")
+        assert r.rc == 0 and not r.err, (line, cut, str(r))
