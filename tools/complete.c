@@ -319,7 +319,7 @@ static void complete_argument(struct complete *c, const char *typed)
 		complete_bitmaps(c, "");
 	else if (strstr(word, "SNAPSHOT"))
 		complete_snapshots(c, "");
-	else if (!*word || strstr(word, "SIZE"))
+	else if (!*word || strstr(word, "SIZE") || strcmp(word, "NAME") == 0)
 		return;
 	else if (c->image_opts)
 		complete_image_options(c, "", typed, false);
@@ -393,6 +393,16 @@ static void complete_img(struct complete *c, int from)
 	}
 }
 
+static void complete_vmstate(struct complete *c, int from)
+{
+	for (const struct command *cmd = cmd_vmstate; cmd->name; cmd++) {
+		if (from == c->nr - 1)
+			complete_offer(c, OFFER_WORD, "", cmd->name, cmd->what);
+		else if (strcmp(c->words[from], cmd->name) == 0)
+			complete_command(c, cmd, from + 1);
+	}
+}
+
 static void complete_tool(struct complete *c, const char *tool, int from)
 {
 	if (strcmp(tool, "img") == 0)
@@ -403,6 +413,8 @@ static void complete_tool(struct complete *c, const char *tool, int from)
 		complete_command(c, &cmd_daemon, from);
 	else if (strcmp(tool, "serve") == 0)
 		complete_command(c, &cmd_serve, from);
+	else if (strcmp(tool, "vmstate") == 0)
+		complete_vmstate(c, from);
 	else if (strcmp(tool, "completion") == 0)
 		complete_command(c, &cmd_completion, from);
 	else

@@ -17,6 +17,7 @@
 #include "options.h"
 
 extern const struct command cmd_serve, cmd_daemon, cmd_completion;
+extern const struct command cmd_vmstate[]; /* the last has no name */
 #define SERVE_NEXT_DISK "--and"
 
 /* daemon_export.c: keys of --export, and of --object there. */
