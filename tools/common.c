@@ -7,7 +7,6 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <getopt.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -105,16 +104,6 @@ int complain_missing(const char *what)
 {
 	complain("%s is not part of this version (varve %s)", what, varve_version());
 	return 1;
-}
-
-int complain_option(int c, char **argv)
-{
-	char word[3] = { '-', (char)optopt, '\0' };
-	const char *what = optopt > 0 && optopt < 127 && isprint(optopt) ? word : argv[optind - 1];
-
-	if (c == ':')
-		return complain_usage("option '%s' needs a value", what);
-	return complain_usage("unknown option '%s'", what);
 }
 
 void print_version(const char *tool)

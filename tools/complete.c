@@ -319,7 +319,7 @@ static void complete_argument(struct complete *c, const char *typed)
 		complete_bitmaps(c, "");
 	else if (strstr(word, "SNAPSHOT"))
 		complete_snapshots(c, "");
-	else if (!*word || strstr(word, "SIZE") || strcmp(word, "NAME") == 0)
+	else if (!*word || strstr(word, "SIZE") || strcmp(word, "NAME") == 0 || strstr(word, "WORKLOAD"))
 		return;
 	else if (c->image_opts)
 		complete_image_options(c, "", typed, false);
@@ -415,6 +415,8 @@ static void complete_tool(struct complete *c, const char *tool, int from)
 		complete_command(c, &cmd_serve, from);
 	else if (strcmp(tool, "vmstate") == 0)
 		complete_vmstate(c, from);
+	else if (strcmp(tool, "crashtest") == 0)
+		complete_command(c, &cmd_crashtest, from);
 	else if (strcmp(tool, "completion") == 0)
 		complete_command(c, &cmd_completion, from);
 	else

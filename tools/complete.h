@@ -16,7 +16,7 @@
 #include "common.h"
 #include "options.h"
 
-extern const struct command cmd_serve, cmd_daemon, cmd_completion;
+extern const struct command cmd_serve, cmd_daemon, cmd_completion, cmd_crashtest;
 extern const struct command cmd_vmstate[]; /* the last has no name */
 #define SERVE_NEXT_DISK "--and"
 

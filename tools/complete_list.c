@@ -188,10 +188,9 @@ void complete_keys(struct complete *c, const char *prefix, const char *typed,
 void complete_creation(struct complete *c, const char *prefix, const char *typed)
 {
 	bool amend = c->command == &cmd_amend;
-	const char *format = c->new_format	  ? c->new_format
-			     : amend && c->format ? c->format
-			     : amend		  ? "qcow2"
-						  : "raw";
+	/* What is not said is what the command takes then; amend finds out, and only one format has something to change. */
+	const char *usual = amend || c->command == &cmd_crashtest ? "qcow2" : "raw";
+	const char *format = c->new_format ? c->new_format : amend && c->format ? c->format : usual;
 	struct list l;
 
 	if (!split(&l, prefix, typed))
