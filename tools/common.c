@@ -3,10 +3,10 @@
  * tools/common.c - messages, numbers, opening images
  */
 #include "common.h"
+#include "options.h"
 
 #include <ctype.h>
 #include <errno.h>
-#include <getopt.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -39,7 +39,7 @@ static bool errors_json;
 
 int parse_errors(const char *form)
 {
-	if (strcmp(form, "text") != 0 && strcmp(form, "json") != 0)
+	if (option_word(FORM_WORDS, form) < 0)
 		return complain_usage("--errors: '%s' is neither text nor json", form);
 	errors_json = *form == 'j';
 	return 0;
@@ -106,16 +106,6 @@ int complain_missing(const char *what)
 {
 	complain("%s is not part of this version (varve %s)", what, varve_version());
 	return 1;
-}
-
-int complain_option(int c, char **argv)
-{
-	char word[3] = { '-', (char)optopt, '\0' };
-	const char *what = optopt > 0 && optopt < 127 && isprint(optopt) ? word : argv[optind - 1];
-
-	if (c == ':')
-		return complain_usage("option '%s' needs a value", what);
-	return complain_usage("unknown option '%s'", what);
 }
 
 void print_version(const char *tool)
@@ -243,12 +233,11 @@ const char *size_text_exact(char buf[32], double bytes)
 
 int parse_output(const char *text, enum output *ret)
 {
-	if (strcmp(text, "human") == 0)
-		*ret = OUTPUT_HUMAN;
-	else if (strcmp(text, "json") == 0)
-		*ret = OUTPUT_JSON;
-	else
+	int i = option_word(OUTPUT_WORDS, text);
+
+	if (i < 0)
 		return complain_usage("--output: '%s' is neither human nor json", text);
+	*ret = i ? OUTPUT_JSON : OUTPUT_HUMAN;
 	return 0;
 }
 

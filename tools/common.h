@@ -7,6 +7,7 @@
  *   options.h      the options of a command as a table: parser, help, completions, grammar
  *   objects.c      --object
  *   completion.c   that table for shells and the manual
+ *   complete.h     what may stand at a place of a command line
  *   stop.h         signals that end a command
  *   suggest.h      which word was meant
  *   progress.c     how far a long operation is: -p, SIGUSR1
@@ -132,6 +133,8 @@ int64_t info_int(const json_t *image_info, const char *key, int64_t fallback);
  * a message.
  */
 int object_add(const char *text);
+/* Keys of the objects that it takes: secrets. */
+extern const struct varve_option_info secret_options[];
 
 enum output { OUTPUT_HUMAN, OUTPUT_JSON };
 
@@ -155,6 +158,8 @@ int io_main(int argc, char **argv);
 int serve_main(int argc, char **argv);
 int daemon_main(int argc, char **argv);
 int crashtest_main(int argc, char **argv);
+/* Their names, for `varve WORD` (link false) or as links; NULL: there are no more. */
+const char *tool_name(unsigned number, bool link, const char **ret_what);
 int completion_main(int argc, char **argv);
 int blkload_main(int argc, char **argv);
 int vmstate_main(int argc, char **argv);

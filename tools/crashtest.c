@@ -6,51 +6,43 @@
  * states that a power cut could have left are tried one after the other: each must open, pass check, hold
  * what was promised, and take new writes.
  */
+#include "complete.h"
 #include "crashtest.h"
 
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static const char usage_text[] =
-	"Usage: varve crashtest [OPTION]... [WORKLOAD]\n"
-	"Runs a workload on an image, then tries the states that a power cut could leave.\n\n"
-	"  -f, --format FORMAT     of the image (qcow2)\n"
-	"  -o, --options OPTIONS   of the image, as for varve img create -o\n"
-	"  -s, --size SIZE         of the virtual disk (2M)\n"
-	"      --image FILE        start from a copy of FILE\n"
-	"  -t, --cache MODE        writeback, writethrough, none, directsync (writeback)\n"
-	"  -n, --states N          states to try (1000)\n"
-	"      --state NUMBER      try only this one\n"
-	"      --leaks allow|fail  leaked space after a cut (allow)\n"
-	"      --dir DIRECTORY     keep all files there (default: a temporary one in /dev/shm)\n"
-	"      --output human|json\n"
-	"  -p, --progress          show how far it is\n"
-	"  -q, --quiet             nothing unless it fails\n\n"
-	"WORKLOAD: ops=200,depth=4,flush=8,zero=5,discard=5,fua=0,compress=0,seq=30,unaligned=20,maxlen=64k,seed=1\n"
-	"  flush: after so many requests, 0 never; zero, discard, fua, compress, seq, unaligned: of 100 requests\n\n"
-	"Exit status: 0 all states are as promised, 1 one is not (its image is kept), or an error.\n";
+#define LEAKS_WORDS "allow|fail"
 
 enum { OPT_STATE = 256, OPT_LEAKS, OPT_DIR, OPT_OUTPUT, OPT_IMAGE };
 
-static const struct option longs[] = {
-	{ "format", required_argument, NULL, 'f' },
-	{ "options", required_argument, NULL, 'o' },
-	{ "size", required_argument, NULL, 's' },
-	{ "image", required_argument, NULL, OPT_IMAGE },
-	{ "cache", required_argument, NULL, 't' },
-	{ "states", required_argument, NULL, 'n' },
-	{ "state", required_argument, NULL, OPT_STATE },
-	{ "leaks", required_argument, NULL, OPT_LEAKS },
-	{ "dir", required_argument, NULL, OPT_DIR },
-	{ "output", required_argument, NULL, OPT_OUTPUT },
-	{ "progress", no_argument, NULL, 'p' },
-	{ "quiet", no_argument, NULL, 'q' },
-	{ "help", no_argument, NULL, 'h' },
-	{ NULL, 0, NULL, 0 },
+static const struct option_row options[] = {
+	{ 'f', "format", ARG_NEW_FORMAT, "of the image (qcow2)" },
+	{ 'o', "options", ARG_CREATE, "of the image, as for varve img create -o" },
+	{ 's', "size", "SIZE", "of the virtual disk (2M)" },
+	{ OPT_IMAGE, "image", ARG_FILE, "start from a copy of FILE" },
+	{ 't', "cache", ARG_CACHE, "writeback, writethrough, none, directsync (writeback)" },
+	{ 'n', "states", "N", "states to try (1000)" },
+	{ OPT_STATE, "state", "NUMBER", "try only this one" },
+	{ OPT_LEAKS, "leaks", LEAKS_WORDS, "leaked space after a cut (allow)" },
+	{ OPT_DIR, "dir", ARG_DIR, "keep all files there (default: a new one in TMPDIR, or /dev/shm)" },
+	{ OPT_OUTPUT, "output", OUTPUT_WORDS, "how the result is told" },
+	{ 'p', "progress", NULL, "show how far it is" },
+	{ 'q', "quiet", NULL, "nothing unless it fails" },
+	OPTION_END,
+};
+
+const struct command cmd_crashtest = {
+	.name = "",
+	.what = "runs a workload on an image, then tries the states that a power cut could leave",
+	.args = "[WORKLOAD]",
+	.options = options,
+	.notes = "WORKLOAD: ops=200,depth=4,flush=8,zero=5,discard=5,fua=0,compress=0,seq=30,unaligned=20,maxlen=64k,seed=1\n"
+		 "  flush: after so many requests, 0 never; zero, discard, fua, compress, seq, unaligned: of 100 requests\n\n"
+		 "Exit status: 0 all states are as promised, 1 one is not (its image is kept), or an error.\n",
 };
 
 static int parse_number(const char *what, const char *text, uint64_t min, uint64_t max, uint64_t *ret)
@@ -119,42 +111,42 @@ static int parse_workload(struct ct_options *o, const char *text)
 	return ret;
 }
 
-static int parse_option(struct ct_options *o, int c)
+static int parse_option(struct ct_options *o, int c, const char *value)
 {
 	uint64_t v = 0;
 
 	switch (c) {
 	case 'f':
-		o->format = optarg;
+		o->format = value;
 		return 0;
 	case 'o':
-		o->create = optarg;
+		o->create = value;
 		return 0;
 	case 's':
-		return parse_number("--size", optarg, CT_SECTOR, CT_IMAGE_MAX, &o->len);
+		return parse_number("--size", value, CT_SECTOR, CT_IMAGE_MAX, &o->len);
 	case OPT_IMAGE:
-		o->image = optarg;
+		o->image = value;
 		return 0;
 	case 't':
-		o->cache = optarg;
+		o->cache = value;
 		return 0;
 	case 'n':
-		return parse_number("--states", optarg, 1, UINT32_MAX, &o->states);
+		return parse_number("--states", value, 1, UINT32_MAX, &o->states);
 	case OPT_STATE:
-		if (parse_number("--state", optarg, 0, UINT32_MAX, &v))
+		if (parse_number("--state", value, 0, UINT32_MAX, &v))
 			return 1;
 		o->only = (int64_t)v;
 		return 0;
 	case OPT_LEAKS:
-		o->leaks_fail = !strcmp(optarg, "fail");
-		if (!o->leaks_fail && strcmp(optarg, "allow") != 0)
-			return complain_usage("--leaks: '%s' is neither allow nor fail", optarg);
+		o->leaks_fail = option_word(LEAKS_WORDS, value) == 1;
+		if (option_word(LEAKS_WORDS, value) < 0)
+			return complain_usage("--leaks: '%s' is neither allow nor fail", value);
 		return 0;
 	case OPT_DIR:
-		o->dir = optarg;
+		o->dir = value;
 		return 0;
 	case OPT_OUTPUT:
-		return parse_output(optarg, &o->output);
+		return parse_output(value, &o->output);
 	case 'p':
 		o->progress = true;
 		return 0;
@@ -321,25 +313,36 @@ static void report(struct crashtest *c, int ret)
 
 /* ---- the directory ---- */
 
-static int dir_make(struct crashtest *c)
+/* A new one, where TMPDIR says, else in memory: a run writes images all the time. */
+static int dir_new(struct crashtest *c)
 {
-	const char *tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+	const char *tmp = getenv("TMPDIR");
 
-	c->own_dir = !c->o.dir;
-	if (c->o.dir && strpbrk(c->o.dir, ","))
-		return complain_usage("--dir: a name with a comma is not possible here");
-	if (c->o.create && strstr(c->o.create, "data_file="))
-		return complain_usage("-o data_file: one file is logged and cut, and that image would have two");
-	if (c->o.dir && strlen(c->o.dir) < sizeof(c->dir)) {
-		strcpy(c->dir, c->o.dir);
-		return 0;
-	}
-	snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp);
-	if (!mkdtemp(c->dir)) {
-		complain("%s: %s", c->dir, strerror(errno));
-		c->own_dir = false;
+	if (!tmp || !*tmp)
+		tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+	if (strchr(tmp, ',') || snprintf(c->dir, sizeof(c->dir), "%s/varve-crashtest-XXXXXX", tmp) >= (int)sizeof(c->dir)) {
+		complain("TMPDIR: %s cannot hold the files of a run: the name has a comma, or is too long", tmp);
 		return 1;
 	}
+	if (!mkdtemp(c->dir)) {
+		complain("%s: %s", c->dir, strerror(errno));
+		return 1;
+	}
+	c->own_dir = true;
+	return 0;
+}
+
+static int dir_make(struct crashtest *c)
+{
+	if (c->o.create && strstr(c->o.create, "data_file="))
+		return complain_usage("-o data_file: one file is logged and cut, and that image would have two");
+	if (!c->o.dir)
+		return dir_new(c);
+	if (strpbrk(c->o.dir, ","))
+		return complain_usage("--dir: a name with a comma is not possible here");
+	if (strlen(c->o.dir) >= sizeof(c->dir))
+		return complain_usage("--dir: a name of %zu bytes is too long", strlen(c->o.dir));
+	strcpy(c->dir, c->o.dir);
 	return 0;
 }
 
@@ -450,22 +453,19 @@ int crashtest_main(int argc, char **argv)
 				.seed = 1,
 				.states = 1000,
 				.only = -1 };
-	int ch;
+	struct parse p;
+	int id;
 
-	opterr = 0;
-	while ((ch = getopt_long(argc, argv, ":f:o:s:t:n:pqh", longs, NULL)) != -1) {
-		if (ch == 'h') {
-			fputs(usage_text, stdout);
-			return finish_stdout();
-		}
-		if (ch == '?' || ch == ':')
-			return complain_option(ch, argv);
-		if (parse_option(&o, ch))
+	parse_start(&p, &cmd_crashtest, argc, argv);
+	while ((id = parse_next(&p)) > 0) {
+		if (parse_option(&o, id, p.value))
 			return 1;
 	}
-	if (argc - optind > 1)
-		return complain_usage("one workload at most; '%s' is too much", argv[optind + 1]);
-	if (optind < argc && parse_workload(&o, argv[optind]))
+	if (id < 0)
+		return p.status;
+	if (p.nr_args > 1)
+		return complain_usage("one workload at most; '%s' is too much", p.args[1]);
+	if (p.nr_args && parse_workload(&o, p.args[0]))
 		return 1;
 	return crashtest(&o);
 }

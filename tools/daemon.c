@@ -9,67 +9,55 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <getopt.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "complete.h"
 #include "daemon.h"
-
-static const char daemon_help[] =
-	"[OPTION]...\n\n"
-	"      --blockdev driver=DRIVER,node-name=NAME[,...]\n"
-	"                           a node: a file, a format, a filter; file= and backing= take the name of another node\n"
-	"      --export [type=]vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=SOCKET\n"
-	"               [,writable=on|off][,num-queues=N][,iothread=ID][,writethrough=on|off]\n"
-	"                           give a node to virtual machines\n"
-	"      --object iothread,id=ID\n"
-	"                           a thread for exports\n"
-	"      --pidfile FILE       written when everything is ready, removed at the end\n"
-	"      --daemonize          go to the background when everything is ready\n"
-	"      --state-dir DIR      keep queued metadata in a file of DIR (on a tmpfs; auto: /run/varve), where the next\n"
-	"                           process finds it if this one is killed: acknowledged writes are not lost then\n"
-	"      --takeover           first let the process that holds the pidfile hand its disks over and end\n"
-	"      --hand-over          images are open for writing only while their machine runs: another server of them may have\n"
-	"                           them when it is stopped, or has moved there (live migration)\n"
-	"  -h, --help               this text\n"
-	"  -V, --version            which version this is\n"
-	"Values of --blockdev, --export and --object may be JSON objects. SIGTERM, SIGINT and SIGHUP end it: requests in\n"
-	"flight are finished, everything is flushed. Exit status 1 when that failed.\n";
 
 enum { BLOCKDEV = 256, EXPORT, OBJECT, PIDFILE, DAEMONIZE, STATE_DIR, TAKEOVER, HAND_OVER, CHARDEV, MONITOR, NBD_SERVER };
 
-static const struct option longs[] = {
-	{ "help", no_argument, NULL, 'h' },
-	{ "version", no_argument, NULL, 'V' },
-	{ "trace", required_argument, NULL, 'T' },
-	{ "blockdev", required_argument, NULL, BLOCKDEV },
-	{ "export", required_argument, NULL, EXPORT },
-	{ "object", required_argument, NULL, OBJECT },
-	{ "pidfile", required_argument, NULL, PIDFILE },
-	{ "daemonize", no_argument, NULL, DAEMONIZE },
-	{ "state-dir", required_argument, NULL, STATE_DIR },
-	{ "takeover", no_argument, NULL, TAKEOVER },
-	{ "hand-over", no_argument, NULL, HAND_OVER },
-	{ "chardev", required_argument, NULL, CHARDEV },
-	{ "monitor", required_argument, NULL, MONITOR },
-	{ "nbd-server", required_argument, NULL, NBD_SERVER },
-	{ NULL, 0, NULL, 0 },
+static const struct option_row options[] = {
+	{ BLOCKDEV, "blockdev", ARG_NODE, "a node, driver=DRIVER,node-name=NAME,...: a file, a format, a filter" },
+	{ EXPORT, "export", ARG_EXPORT, "give a node to virtual machines: vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=SOCKET,..." },
+	{ OBJECT, "object", ARG_OBJECT, "iothread,id=ID: a thread for exports" },
+	{ PIDFILE, "pidfile", ARG_FILE, "written when everything is ready, removed at the end" },
+	{ DAEMONIZE, "daemonize", NULL, "go to the background when everything is ready" },
+	{ STATE_DIR, "state-dir", ARG_DIR, "keep queued metadata there (on a tmpfs; auto: /run/varve), for the next process if this one is killed" },
+	{ TAKEOVER, "takeover", NULL, "first let the process that holds the pidfile hand its disks over and end" },
+	{ HAND_OVER, "hand-over", NULL, "images are open for writing only while their machine runs (live migration)" },
+	{ CHARDEV, "chardev", "CHARDEV", NULL },
+	{ MONITOR, "monitor", "MONITOR", NULL },
+	{ NBD_SERVER, "nbd-server", "SERVER", NULL },
+	{ 'T', "trace", "SPEC", NULL },
+	{ 'V', "version", NULL, "show which version this is" },
+	OPTION_END,
 };
 
-static int parse_long(struct daemon *d, int c)
+const struct command cmd_daemon = {
+	.name = "",
+	.what = "gives several disks to virtual machines, node by node",
+	.args = "",
+	.options = options,
+	.notes = "In a node, file= and backing= take the name of another one. Values of --blockdev, --export and --object may be JSON\n"
+		 "objects. varve-daemon(1) says what they take. SIGTERM, SIGINT and SIGHUP end it: requests in flight are finished,\n"
+		 "everything is flushed. Exit status 1 when that failed.\n",
+};
+
+static int parse_option(struct daemon *d, int c, const char *value)
 {
 	switch (c) {
 	case BLOCKDEV:
-		return node_add(d, optarg);
+		return node_add(d, value);
 	case EXPORT:
-		return export_add(d, optarg);
+		return export_add(d, value);
 	case OBJECT:
-		return iothread_add(d, optarg);
+		return iothread_add(d, value);
 	case PIDFILE:
-		d->pidfile = optarg;
+		d->pidfile = value;
 		return 0;
 	case DAEMONIZE:
 		d->daemonize = true;
@@ -78,7 +66,7 @@ static int parse_long(struct daemon *d, int c)
 		d->takeover = true;
 		return 0;
 	case STATE_DIR:
-		d->state_dir = state_directory(optarg);
+		d->state_dir = state_directory(value);
 		return !d->state_dir;
 	case HAND_OVER:
 		d->hand_over = true;
@@ -96,25 +84,22 @@ static int parse_long(struct daemon *d, int c)
 /* 0, 1 (failed, told), -1: done (help, version). */
 static int parse(int argc, char **argv, struct daemon *d)
 {
+	struct parse p;
 	int c;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hVT:", longs, NULL)) != -1) {
-		if (c == 'h') {
-			printf("Usage: %s %s", prog, daemon_help);
-			return -1;
-		}
+	parse_start(&p, &cmd_daemon, argc, argv);
+	while ((c = parse_next(&p)) > 0) {
 		if (c == 'V') {
 			print_version("varve daemon");
 			return -1;
 		}
-		if (c == '?' || c == ':')
-			return complain_option(c, argv);
-		if (parse_long(d, c))
+		if (parse_option(d, c, p.value))
 			return 1;
 	}
-	if (optind < argc)
-		return complain_usage("unexpected argument '%s'", argv[optind]);
+	if (c < 0)
+		return p.status ? p.status : -1;
+	if (p.nr_args)
+		return complain_usage("unexpected argument '%s'", p.args[0]);
 	if (d->takeover && !d->pidfile)
 		return complain_usage("--takeover needs --pidfile, which names the process to take over from");
 	return nodes_resolve(d);

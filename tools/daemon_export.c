@@ -9,7 +9,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "complete.h"
 #include "daemon.h"
+
+/* What the parsers below take, for shells. */
+const struct varve_option_info iothread_options[] = {
+	{ "qom-type", "iothread", "the type; it may stand first, without its name", false },
+	{ "id", "str", "what exports call it", false },
+	{ NULL, NULL, NULL, false },
+};
+const struct varve_option_info export_options[] = {
+	{ "type", "vhost-user-blk", "the type; it may stand first, without its name", false },
+	{ "id", "str", "what it is called", false },
+	{ "node-name", "a node", "the node that is given away", false },
+	{ "addr.type", "unix|fd", "a socket that is made, or one that listens already", false },
+	{ "addr.path", "file", "its name", false },
+	{ "addr.str", "num", "its descriptor", false },
+	{ "writable", "bool", "the machine may write (off)", false },
+	{ "writethrough", "bool", "each write is stable when it completes (off)", false },
+	{ "num-queues", "num", "virtqueues, each with a thread of its own (1)", false },
+	{ "iothread", "an iothread", "that runs all of them instead", false },
+	{ "fixed-iothread", "bool", "it stays, which it does anyway", false },
+	{ "logical-block-size", "num", "512", false },
+	{ NULL, NULL, NULL, false },
+};
 
 /* ---- iothreads ---- */
 

@@ -27,14 +27,14 @@ enum {
 };
 
 /* Rows that many commands share; open_option() understands those that say how an image is opened. */
-#define OPT_FORMAT { 'f', "format", "FORMAT", "of the image: not guessed then" }
+#define OPT_FORMAT { 'f', "format", ARG_FORMAT, "of the image: not guessed then" }
 #define OPT_IMAGE_OPTS { LONG_IMAGE_OPTS, "image-opts", NULL, "FILE is driver=...,file.filename=..." }
-#define OPT_OBJECT { LONG_OBJECT, "object", "OBJECT", "what other options name by its id: secret,id=ID,file=FILE" }
+#define OPT_OBJECT { LONG_OBJECT, "object", ARG_OBJECT, "what other options name by its id: secret,id=ID,file=FILE" }
 #define OPT_FORCE_SHARE { 'U', "force-share", NULL, "also while another process writes to the image" }
-#define OPT_CACHE(letter) { letter, "cache", "MODE", "writeback (default), none, writethrough, directsync, unsafe" }
+#define OPT_CACHE(letter) { letter, "cache", ARG_CACHE, "writeback (default), none, writethrough, directsync, unsafe" }
 #define OPT_QUIET { 'q', "quiet", NULL, "print nothing but errors" }
-#define OPT_PROGRESS { 'p', "progress", "=FORM", "show how far it is; FORM json: as lines of JSON" }
-#define OPT_OUTPUT { LONG_OUTPUT, "output", "FORMAT", "human (default) or json" }
+#define OPT_PROGRESS { 'p', "progress", "=" FORM_WORDS, "show how far it is; json: as lines of JSON" }
+#define OPT_OUTPUT { LONG_OUTPUT, "output", OUTPUT_WORDS, "human (default) or json" }
 
 /* 'f', 't' and 'T', 'U', --image-opts, --object. 0, or 1 after a message. */
 int open_option(struct open_args *a, int id, const char *value);

@@ -12,7 +12,7 @@
 enum { ID_FORCE = LONG_COMMAND };
 
 static const struct option_row options[] = {
-	{ 'o', "options", "KEY=VALUE,...", "what to change; may be repeated" },
+	{ 'o', "options", ARG_CREATE, "what to change; may be repeated" },
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	OPT_CACHE('t'),

@@ -10,13 +10,15 @@
 
 #include "img.h"
 
+#define REPAIR_WORDS "leaks|all"
+
 enum { ID_DRY_RUN = LONG_COMMAND };
 
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	OPT_CACHE('T'),
-	{ 'r', "repair", "WHAT", "leaks: give lost space back; all: also counts that are wrong; then check again" },
+	{ 'r', "repair", REPAIR_WORDS, "leaks: give lost space back; all: also counts that are wrong; then check again" },
 	{ ID_DRY_RUN, "dry-run", NULL, "with -r: change nothing, list what would be repaired" },
 	OPT_FORCE_SHARE,
 	OPT_OUTPUT,
@@ -205,7 +207,7 @@ static int img_check(int argc, char **argv)
 {
 	struct check_args a = { 0 };
 	struct parse p;
-	int id, ret = 0;
+	int id, what, ret = 0;
 
 	parse_start(&p, &cmd_check, argc, argv);
 	while (!ret && (id = parse_next(&p)) > 0) {
@@ -217,10 +219,9 @@ static int img_check(int argc, char **argv)
 			a.dry_run = true;
 			break;
 		case 'r':
-			if (!strcmp(p.value, "leaks"))
-				a.repair = REPAIR_LEAKS;
-			else if (!strcmp(p.value, "all"))
-				a.repair = REPAIR_ALL;
+			what = option_word(REPAIR_WORDS, p.value);
+			if (what >= 0)
+				a.repair = what ? REPAIR_ALL : REPAIR_LEAKS;
 			else
 				ret = complain_usage("check: -r '%s' is neither leaks nor all", p.value);
 			break;

@@ -25,7 +25,7 @@
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
-	{ 'b', "base", "BASE", "the image of the chain that takes the contents (the backing file of FILE); implies -d" },
+	{ 'b', "base", ARG_BASE, "the image of the chain that takes the contents (the backing file of FILE); implies -d" },
 	{ 'd', "drop", NULL, "FILE will not be used any more: do not empty it" },
 	{ 'r', "rate-limit", "RATE", "bytes a second at most" },
 	OPT_CACHE('t'),

@@ -13,8 +13,8 @@
 #include "img.h"
 
 static const struct option_row options[] = {
-	{ 'f', "a-format", "FORMAT", "of the first image: not guessed then" },
-	{ 'F', "b-format", "FORMAT", "of the second image" },
+	{ 'f', "a-format", ARG_FORMAT, "of the first image: not guessed then" },
+	{ 'F', "b-format", ARG_FORMAT, "of the second image" },
 	{ LONG_IMAGE_OPTS, "image-opts", NULL, "both names are driver=...,file.filename=..." },
 	{ 's', "strict", NULL, "sizes and allocation must agree too" },
 	OPT_CACHE('T'),

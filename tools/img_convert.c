@@ -22,26 +22,28 @@ enum {
 	LONG_LEVEL,
 };
 
+#define LEVEL_WORDS "fast|ratio"
+
 static const struct option_row options[] = {
-	{ 'f', "source-format", "FORMAT", "of the sources: not guessed then" },
+	{ 'f', "source-format", ARG_FORMAT, "of the sources: not guessed then" },
 	{ LONG_IMAGE_OPTS, "image-opts", NULL, "SOURCE is driver=...,file.filename=..." },
-	{ 'T', "source-cache", "MODE", "writeback (default), none, writethrough, directsync, unsafe" },
-	{ 'l', "snapshot", "SNAPSHOT", "of the source: name, id, or snapshot.name=NAME, snapshot.id=ID" },
+	{ 'T', "source-cache", ARG_CACHE, "writeback (default), none, writethrough, directsync, unsafe" },
+	{ 'l', "snapshot", ARG_SNAPSHOT, "of the source: name, id, or snapshot.name=NAME, snapshot.id=ID" },
 	{ LONG_BITMAPS, "bitmaps", NULL, "dirty bitmaps go along" },
 	{ LONG_SKIP_BROKEN, "skip-broken-bitmaps", NULL, "but those that are inconsistent" },
 	{ LONG_SALVAGE, "salvage", NULL, "what cannot be read becomes zeroes, and is told" },
 	OPT_FORCE_SHARE,
-	{ 'O', "target-format", "FORMAT", "of the new image: raw (default), qcow2, qed; raw and qcow2 also into a pipe" },
-	{ 'o', "target-format-options", "KEY=VALUE,...", "options of the new image, as for create; may be repeated" },
-	{ 'b', "backing", "FILE", "the target is made above FILE, and gets only what the source's first image holds" },
-	{ 'B', NULL, "FILE", "the same as -b" },
-	{ 'F', "backing-format", "FORMAT", "of FILE: needed with -b, never guessed" },
+	{ 'O', "target-format", ARG_NEW_FORMAT, "of the new image: raw (default), qcow2, qed; raw and qcow2 also into a pipe" },
+	{ 'o', "target-format-options", ARG_CREATE, "options of the new image, as for create; may be repeated" },
+	{ 'b', "backing", ARG_FILE, "the target is made above FILE, and gets only what the source's first image holds" },
+	{ 'B', NULL, ARG_FILE, "the same as -b" },
+	{ 'F', "backing-format", ARG_FORMAT, "of FILE: needed with -b, never guessed" },
 	{ 'n', "no-create", NULL, "TARGET exists" },
 	{ LONG_IS_ZERO, "target-is-zero", NULL, "with -n: all of it reads as zeroes (also: zeroinit:TARGET)" },
 	{ LONG_TARGET_IMAGE_OPTS, "target-image-opts", NULL, "with -n: TARGET is driver=...,file.filename=..." },
-	{ 't', "target-cache", "MODE", "unsafe (default): nothing waits for the disk; none, writeback, ..." },
+	{ 't', "target-cache", ARG_CACHE, "unsafe (default): nothing waits for the disk; none, writeback, ..." },
 	{ 'c', "compress", NULL, "compress clusters" },
-	{ LONG_LEVEL, "compress-level", "LEVEL", "with -c: fast (default), or ratio: smaller and slower" },
+	{ LONG_LEVEL, "compress-level", LEVEL_WORDS, "with -c: fast (default), or ratio: smaller and slower" },
 	{ 'S', "sparse-size", "SIZE", "zeroes of that many bytes and more are left out (4k); 0: all is written" },
 	{ 'm', "parallel", "COUNT", "pieces under way at once, 1 .. 16 (2 between cached files, else 8)" },
 	{ 'W', "oob-writes", NULL, "writes need not come in order" },
@@ -224,9 +226,9 @@ static int take_value(struct parsing *ps, int c, const char *value)
 		ps->backing_format = value;
 		return 0;
 	case LONG_LEVEL:
-		if (strcmp(value, "fast") && strcmp(value, "ratio"))
+		if (option_word(LEVEL_WORDS, value) < 0)
 			return complain_usage("convert: --compress-level '%s' is not fast or ratio", value);
-		a->target.options = strcmp(value, "fast") ? "compress-level=ratio" : "compress-level=fast";
+		a->target.options = option_word(LEVEL_WORDS, value) ? "compress-level=ratio" : "compress-level=fast";
 		return 0;
 	default:
 		return take_number(ps, c, value);

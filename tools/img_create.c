@@ -12,11 +12,11 @@
 #include "unfinished.h"
 
 static const struct option_row options[] = {
-	{ 'f', "format", "FORMAT", "of the new image: raw (default), qcow2, qed" },
-	{ 'o', "options", "KEY=VALUE,...", "options of the format, listed by -o help; may be repeated" },
-	{ 'b', "backing", "FILE", "what the new image does not hold is read from FILE" },
-	{ 'B', "backing-format", "FORMAT", "of FILE: needed with -b, never guessed" },
-	{ 'F', NULL, "FORMAT", "the same as -B" },
+	{ 'f', "format", ARG_NEW_FORMAT, "of the new image: raw (default), qcow2, qed" },
+	{ 'o', "options", ARG_CREATE, "options of the format, listed by -o help; may be repeated" },
+	{ 'b', "backing", ARG_FILE, "what the new image does not hold is read from FILE" },
+	{ 'B', "backing-format", ARG_FORMAT, "of FILE: needed with -b, never guessed" },
+	{ 'F', NULL, ARG_FORMAT, "the same as -B" },
 	{ 'u', "backing-unsafe", NULL, "do not open the backing file; SIZE is needed then" },
 	OPT_OBJECT,
 	OPT_QUIET,

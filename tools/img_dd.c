@@ -22,8 +22,8 @@
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
-	{ 'O', "target-format", "FORMAT", "of the output: raw (default), qcow2, qed" },
-	{ 'l', "snapshot", "SNAPSHOT", "of the input: name, id, or snapshot.name=NAME, snapshot.id=ID" },
+	{ 'O', "target-format", ARG_NEW_FORMAT, "of the output: raw (default), qcow2, qed" },
+	{ 'l', "snapshot", ARG_SNAPSHOT, "of the input: name, id, or snapshot.name=NAME, snapshot.id=ID" },
 	{ 'n', "no-create", NULL, "the output exists, and keeps what is not written" },
 	OPT_FORCE_SHARE,
 	OPT_OBJECT,

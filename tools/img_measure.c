@@ -11,11 +11,11 @@
 enum { ID_TARGET = 'O', ID_SIZE = 's' };
 
 static const struct option_row options[] = {
-	{ 'f', "source-format", "FORMAT", "of FILE: not guessed then" },
+	{ 'f', "source-format", ARG_FORMAT, "of FILE: not guessed then" },
 	OPT_IMAGE_OPTS,
-	{ 'l', "snapshot", "SNAPSHOT", "of FILE: name, id, or snapshot.name=NAME, snapshot.id=ID" },
-	{ ID_TARGET, "target-format", "FORMAT", "of the new image: raw (default), qcow2" },
-	{ 'o', "options", "KEY=VALUE,...", "options that it would be made with; may be repeated" },
+	{ 'l', "snapshot", ARG_SNAPSHOT, "of FILE: name, id, or snapshot.name=NAME, snapshot.id=ID" },
+	{ ID_TARGET, "target-format", ARG_NEW_FORMAT, "of the new image: raw (default), qcow2" },
+	{ 'o', "options", ARG_CREATE, "options that it would be made with; may be repeated" },
 	{ ID_SIZE, "size", "SIZE", "of an empty disk, instead of FILE" },
 	OPT_FORCE_SHARE,
 	OPT_OUTPUT,

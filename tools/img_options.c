@@ -23,6 +23,14 @@ bool options_ask_help(const char *list)
 	return false;
 }
 
+/* The four that this list has always told of. */
+static const char *type_name(const char *value)
+{
+	if (strcmp(value, "bool") == 0)
+		return "bool (on/off)";
+	return strcmp(value, "size") == 0 || strcmp(value, "num") == 0 ? value : "str";
+}
+
 static void print_options(const struct varve_option_info *o, bool amend)
 {
 	char name[64];
@@ -30,7 +38,7 @@ static void print_options(const struct varve_option_info *o, bool amend)
 	for (; o && o->name; o++) {
 		if (amend && !o->can_amend)
 			continue;
-		snprintf(name, sizeof(name), "%s=<%s>", o->name, strcmp(o->value, "bool") == 0 ? "bool (on/off)" : o->value);
+		snprintf(name, sizeof(name), "%s=<%s>", o->name, type_name(o->value));
 		printf("  %-22s - %s\n", name, o->what);
 	}
 }

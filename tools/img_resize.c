@@ -9,12 +9,14 @@
 #include "img.h"
 #include "stop.h"
 
+#define PREALLOC_WORDS "off|metadata|falloc|full" /* in the order of enum varve_prealloc */
+
 enum { ID_PREALLOCATION = LONG_COMMAND, ID_SHRINK };
 
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
-	{ ID_PREALLOCATION, "preallocation", "MODE", "of the new part: off (default), metadata, falloc, full" },
+	{ ID_PREALLOCATION, "preallocation", PREALLOC_WORDS, "of the new part: off (default), metadata, falloc, full" },
 	{ ID_SHRINK, "shrink", NULL, "a smaller size is meant; what is behind it is lost" },
 	OPT_OBJECT,
 	OPT_QUIET,
@@ -30,13 +32,11 @@ struct resize {
 
 static int parse_prealloc(const char *text, enum varve_prealloc *ret)
 {
-	static const char *const names[] = { "off", "metadata", "falloc", "full" };
+	int i = option_word(PREALLOC_WORDS, text);
 
-	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
-		if (strcmp(text, names[i]) == 0) {
-			*ret = (enum varve_prealloc)i;
-			return 0;
-		}
+	if (i >= 0) {
+		*ret = (enum varve_prealloc)i;
+		return 0;
 	}
 	return complain_usage("resize: --preallocation '%s' is none of off, metadata, falloc, full", text);
 }

@@ -6,14 +6,16 @@
 
 #include <string.h>
 
+#define GRAPH_WORDS "text|svg"
+
 enum { LONG_GRAPH = LONG_COMMAND };
 
 static const struct option_row options[] = {
 	{ 'l', "list", NULL, "list the snapshots of FILE (also without any of these)" },
-	{ 'a', "apply", "SNAPSHOT", "the disk becomes what it was; SNAPSHOT is a name or an id" },
+	{ 'a', "apply", ARG_SNAPSHOT, "the disk becomes what it was; SNAPSHOT is a name or an id" },
 	{ 'c', "create", "NAME", "keep the disk as it is now" },
-	{ 'd', "delete", "SNAPSHOT", "forget that snapshot" },
-	{ LONG_GRAPH, "graph", "=FORM", "which snapshot grew out of which, and what each holds alone and shares: text or svg" },
+	{ 'd', "delete", ARG_SNAPSHOT, "forget that snapshot" },
+	{ LONG_GRAPH, "graph", "=" GRAPH_WORDS, "which snapshot grew out of which, and what each holds alone and shares: text or svg" },
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
 	{ 'U', "force-share", NULL, "list even while another process writes to FILE" },
@@ -133,10 +135,10 @@ static int img_snapshot(int argc, char **argv)
 			a.what = p.value;
 			break;
 		case LONG_GRAPH:
-			if (p.value && strcmp(p.value, "svg") != 0 && strcmp(p.value, "text") != 0)
+			if (p.value && option_word(GRAPH_WORDS, p.value) < 0)
 				ret = complain_usage("snapshot: --graph is text or svg, not '%s'", p.value);
 			a.graph = true;
-			a.svg = p.value && strcmp(p.value, "svg") == 0;
+			a.svg = p.value && option_word(GRAPH_WORDS, p.value) == 1;
 			break;
 		case 'q':
 			a.quiet = true;

@@ -11,7 +11,7 @@
 static const struct option_row options[] = {
 	OPT_FORMAT,
 	OPT_IMAGE_OPTS,
-	{ 'b', "base", "BASE", "the name of the image of the chain that stays the backing file" },
+	{ 'b', "base", ARG_BASE, "the name of the image of the chain that stays the backing file" },
 	{ 'r', "rate-limit", "RATE", "bytes a second at most" },
 	OPT_CACHE('t'),
 	OPT_PROGRESS,

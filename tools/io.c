@@ -12,20 +12,20 @@
 enum { OPT_IMAGE_OPTS = 256, OPT_OBJECT };
 
 static const struct option_row options[] = {
-	{ 'c', "cmd", "COMMAND", "run COMMAND; may be repeated; without -c commands are read from standard input" },
-	{ 'f', "format", "FORMAT", "do not guess the format" },
+	{ 'c', "cmd", ARG_COMMAND, "run COMMAND; may be repeated; without -c commands are read from standard input" },
+	{ 'f', "format", ARG_FORMAT, "do not guess the format" },
 	{ OPT_IMAGE_OPTS, "image-opts", NULL, "FILE is driver=...,file.filename=..." },
 	{ 'r', "read-only", NULL, "do not open for writing" },
 	{ 's', "snapshot", NULL, "keep what is written in a temporary image, which is gone at the end" },
-	{ 'd', "discard", "MODE", "unmap (default), or ignore: discards are not done" },
+	{ 'd', "discard", ARG_DISCARD, "unmap (default), or ignore: discards are not done" },
 	{ 'm', "misalign", NULL, "use buffers at addresses that suit nobody" },
 	{ 'n', "nocache", NULL, "the same as -t none" },
-	{ 't', "cache", "CACHE", "writethrough (default), writeback, none, directsync, unsafe" },
+	{ 't', "cache", ARG_CACHE, "writethrough (default), writeback, none, directsync, unsafe" },
 	{ 'C', "copy-on-read", NULL, "keep in FILE what is read from its backing file" },
 	{ 'k', "native-aio", NULL, "the same as -i native" },
-	{ 'i', "aio", "AIO", "io_uring, native, posix or threads" },
+	{ 'i', "aio", ARG_ENGINE, "io_uring, native, posix or threads" },
 	{ 'U', "force-share", NULL, "also while another process writes to the image (needs -r)" },
-	{ OPT_OBJECT, "object", "OBJECT", "what other options name by its id: secret,id=ID,file=FILE" },
+	{ OPT_OBJECT, "object", ARG_OBJECT, "what other options name by its id: secret,id=ID,file=FILE" },
 	{ 'T', "trace", "SPEC", NULL },
 	{ 'V', "version", NULL, "show which version this is" },
 	OPTION_END,
@@ -61,17 +61,23 @@ static int by_name(const void *a, const void *b)
 	return strcmp((*x)->c.name, (*y)->c.name);
 }
 
-void io_each(void (*fn)(const struct io_command *c))
+size_t io_list(const struct io_command *ret[IO_COMMANDS_MAX])
 {
-	const struct io_command *all[64];
 	size_t n = 0;
 
 	for (size_t t = 0; t < ARRAY_LEN(tables); t++) {
-		for (const struct io_command *c = tables[t]; c->c.name && n < ARRAY_LEN(all); c++)
-			all[n++] = c;
+		for (const struct io_command *c = tables[t]; c->c.name && n < IO_COMMANDS_MAX; c++)
+			ret[n++] = c;
 	}
-	qsort(all, n, sizeof(all[0]), by_name);
-	for (size_t i = 0; i < n; i++)
+	qsort(ret, n, sizeof(ret[0]), by_name);
+	return n;
+}
+
+void io_each(void (*fn)(const struct io_command *c))
+{
+	const struct io_command *all[IO_COMMANDS_MAX];
+
+	for (size_t i = 0, n = io_list(all); i < n; i++)
 		fn(all[i]);
 }
 

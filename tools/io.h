@@ -33,6 +33,8 @@ struct io {
 	bool quit;
 };
 
+#define IO_COMMANDS_MAX 64
+
 struct io_command {
 	struct command c; /* its name, what it does, its options and arguments; no run() */
 	const char *alt;  /* the short name; NULL: none */
@@ -53,6 +55,8 @@ extern const struct command cmd_io;
 const struct io_command *io_find(const char *name);
 /* Calls fn for every command, by name. */
 void io_each(void (*fn)(const struct io_command *c));
+/* The same as an array; how many. */
+size_t io_list(const struct io_command *ret[IO_COMMANDS_MAX]);
 
 /* The options of the command argv[0], as parse_next() answers them. */
 void io_parse(struct parse *p, int argc, char **argv);

@@ -39,6 +39,14 @@ static const char *base_name(const char *path)
 	return slash ? slash + 1 : path;
 }
 
+const char *tool_name(unsigned number, bool link, const char **ret_what)
+{
+	if (number >= ARRAY_LEN(tools))
+		return NULL;
+	*ret_what = tools[number].what;
+	return !link ? tools[number].word : tools[number].link ? tools[number].link : "";
+}
+
 static void usage(void)
 {
 	printf("Usage: varve TOOL [ARGUMENT]...\n"

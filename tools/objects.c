@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "common.h"
+#include "options.h"
 
 #define SECRET_MAX ((size_t)16 << 20)
 #define OBJECTS_MAX 64
@@ -26,6 +27,17 @@ struct object {
 	char *text; /* the names and values lie here */
 	struct key keys[KEYS_MAX];
 	unsigned nr_keys;
+};
+
+#define SECRET_FORMAT_WORDS "raw|base64"
+
+const struct varve_option_info secret_options[] = {
+	{ "qom-type", "secret", "the type; it may stand first, without its name", false },
+	{ "id", "str", "what other options call it", false },
+	{ "data", "str", "the secret itself", false },
+	{ "file", "file", "the file that holds it", false },
+	{ "format", SECRET_FORMAT_WORDS, "how it is written down (raw)", false },
+	{ NULL, NULL, NULL, false },
 };
 
 static char *ids[OBJECTS_MAX];
@@ -137,20 +149,19 @@ static int look_at_file(const char *id, const char *name)
 
 static int check_secret(const struct object *o, const char *id)
 {
-	static const char *const known[] = { "qom-type", "id", "data", "file", "format" };
 	const char *format = get(o, "format");
 
 	for (unsigned i = 0; i < o->nr_keys; i++) {
-		unsigned k = 0;
+		const struct varve_option_info *known = secret_options;
 
-		while (k < ARRAY_LEN(known) && strcmp(o->keys[i].name, known[k]) != 0)
-			k++;
-		if (k == ARRAY_LEN(known))
+		while (known->name && strcmp(o->keys[i].name, known->name) != 0)
+			known++;
+		if (!known->name)
 			return complain_usage("--object secret,id=%s: unknown key '%s'", id, o->keys[i].name);
 	}
 	if (!get(o, "data") == !get(o, "file"))
 		return complain_usage("--object secret,id=%s: give either data= or file=", id);
-	if (format && strcmp(format, "raw") != 0 && strcmp(format, "base64") != 0)
+	if (format && option_word(SECRET_FORMAT_WORDS, format) < 0)
 		return complain_usage("--object secret,id=%s: format '%s' is neither raw nor base64", id, format);
 	return get(o, "file") ? look_at_file(id, get(o, "file")) : 0;
 }

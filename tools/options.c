@@ -18,9 +18,25 @@ enum { ID_HELP = 'h', ID_ERRORS = -2 };
 /* What every command has. */
 static const struct option_row shared[] = {
 	{ ID_HELP, "help", NULL, "show this" },
-	{ ID_ERRORS, "errors", "FORM", "errors as text (default) or json" },
+	{ ID_ERRORS, "errors", FORM_WORDS, "errors as text (default) or json" },
 	OPTION_END,
 };
+
+int option_word(const char *words, const char *text)
+{
+	size_t len = strlen(text);
+
+	for (int i = 0;; i++) {
+		size_t this_len = strcspn(words, "|");
+
+		if (this_len == len && memcmp(words, text, len) == 0)
+			return i;
+		words += this_len;
+		if (!*words)
+			return -1;
+		words++;
+	}
+}
 
 void parse_start(struct parse *p, const struct command *command, int argc, char **argv)
 {
@@ -84,6 +100,30 @@ static const struct option_row *by_name(const struct option_row *rows, const cha
 		found = rows;
 	}
 	return found;
+}
+
+const struct option_row *option_by_letter(const struct command *c, char letter)
+{
+	const struct option_row *row = by_letter(c->options, letter);
+
+	return row ? row : by_letter(shared, letter);
+}
+
+const struct option_row *option_by_name(const struct command *c, const char *name, size_t len)
+{
+	unsigned nr = 0, nr_shared = 0;
+	const struct option_row *row = by_name(c->options, name, len, &nr), *other = by_name(shared, name, len, &nr_shared);
+
+	if (other && (!row || !other->name[len])) {
+		row = other;
+		nr = nr_shared;
+	}
+	return nr == 1 ? row : NULL;
+}
+
+const struct option_row *options_of_all(void)
+{
+	return shared;
 }
 
 /* ---- one option ---- */

@@ -10,6 +10,7 @@
 #define VARVE_TOOLS_OPTIONS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 struct option_row {
 	int id;		  /* the letter, or a number above 255 for an option without one */
@@ -17,6 +18,29 @@ struct option_row {
 	const char *arg;  /* NULL: takes no value; "=WORD": takes one after '=' only, or none */
 	const char *what; /* one line for people; NULL: a synonym that help does not show */
 };
+
+/*
+ * The word for the value, `arg`, says what it can be, too: with '|' in it the words themselves, else one of these. Shells complete
+ * those; what is not among them (SIZE, COUNT, NAME) is for people only.
+ */
+#define ARG_FORMAT "FORMAT"	      /* of an image */
+#define ARG_NEW_FORMAT "NEW_FORMAT"   /* of an image that is made */
+#define ARG_CACHE "MODE"	      /* cache mode */
+#define ARG_ENGINE "ENGINE"	      /* of asynchronous I/O */
+#define ARG_DISCARD "DISCARD"	      /* image option discard */
+#define ARG_FILE "FILE"
+#define ARG_DIR "DIR"
+#define ARG_BASE "BASE"		      /* a file of the chain */
+#define ARG_SOCKET "SOCKET"
+#define ARG_SNAPSHOT "SNAPSHOT"	      /* of the image that is named */
+#define ARG_BITMAP "BITMAP"	      /* the same */
+#define ARG_CREATE "KEY=VALUE,..."    /* of the format of what is made */
+#define ARG_OBJECT "OBJECT"
+#define ARG_COMMAND "COMMAND"	      /* of the language of `varve io` */
+#define ARG_NODE "NODE"		      /* image options with a node-name */
+#define ARG_EXPORT "EXPORT"
+#define OUTPUT_WORDS "human|json"
+#define FORM_WORDS "text|json"
 
 #define OPTION_END { 0, 0, 0, 0 }
 
@@ -44,6 +68,14 @@ struct parse {
 	int nr_args;
 	int status; /* when parse_next() answered -1: the exit status */
 };
+
+/* Which of the words it is, from 0; -1: none. words: "human|json" */
+int option_word(const char *words, const char *text);
+
+/* Of the command's, or of those that every command has; NULL: none, or several begin so. */
+const struct option_row *option_by_letter(const struct command *c, char letter);
+const struct option_row *option_by_name(const struct command *c, const char *name, size_t len);
+const struct option_row *options_of_all(void);
 
 /* argv[0] is the command's name. */
 void parse_start(struct parse *p, const struct command *command, int argc, char **argv);

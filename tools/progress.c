@@ -7,6 +7,7 @@
  * Both have the form that callers parse: "    (42.00/100%)". With --progress=json it is a line {"progress": 42.00} each time.
  */
 #include "common.h"
+#include "options.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -24,7 +25,7 @@ static void on_sigusr1(int sig)
 
 int progress_form(const char *form)
 {
-	if (form && strcmp(form, "text") != 0 && strcmp(form, "json") != 0)
+	if (form && option_word(FORM_WORDS, form) < 0)
 		return complain_usage("--progress: '%s' is neither text nor json", form);
 	as_json = form && *form == 'j';
 	return 0;

@@ -4,47 +4,12 @@
  *
  * Each disk has a group of words of its own; groups are parted by --and.
  */
-#include <getopt.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "complete.h"
 #include "serve.h"
-
-static const char serve_help[] =
-	"DISK --vhost-user SOCKET [OPTION]... [--and DISK --vhost-user SOCKET [OPTION]...]...\n\n"
-	"      --vhost-user SOCKET  serve over vhost-user-blk on this unix socket, which is made\n"
-	"  -f, --format FORMAT      do not guess the format\n"
-	"      --image-opts         DISK is driver=...,file.filename=...\n"
-	"  -r, --read-only          the disk cannot be written\n"
-	"  -C, --copy-on-read       keep in DISK what is read from its backing file\n"
-	"      --prefetch           -C, and fetch the rest of the backing file while the guest fetches nothing\n"
-	"      --stream[=BASE]      copy everything from the backing files (down to BASE) into DISK while it is served,\n"
-	"                           then remove the link to them\n"
-	"      --stream-rate RATE   bytes a second that --stream or --prefetch copies at most\n"
-	"  -t, --cache CACHE        writeback (default), none, writethrough, directsync, unsafe\n"
-	"  -i, --aio AIO            io_uring, native, posix or threads; the best one when not given\n"
-	"      --num-queues N       virtqueues, each with a thread of its own (1 .. 64, default 1)\n"
-	"      --cpus LIST          processors for the queues' threads: 0-3, or one list for each queue in turn: 2:3:4-5\n"
-	"      --poll-us N|auto     a queue's thread looks for work so long before it sleeps; auto: up to 50, where it\n"
-	"                           it pays (default, where each queue has two processors, else 0)\n"
-	"      --queue-size N       largest ring accepted (power of two, 2 .. 1024, default 1024)\n"
-	"      --in-order           offer the guest that requests of a queue end in order (slower; off)\n"
-	"      --serial TEXT        what the guest sees as the disk's serial number (at most 20 bytes)\n"
-	"      --throttle LIMITS    iops-total=500,bps-read=10M,...: requests and bytes a second at most\n"
-	"      --name NAME          what the disk is called on the control socket (default: its number, from 0)\n"
-	"      --and DISK ...       one disk more, with its own options; those below are for all\n"
-	"      --control SOCKET     answer commands (one JSON object a line) on this unix socket, which is made\n"
-	"      --state-dir DIR      keep queued metadata in files of DIR (on a tmpfs; auto: /run/varve), where the next server\n"
-	"                           of a disk finds it if this one is killed: acknowledged writes are not lost then\n"
-	"      --hand-over          the image is open for writing only while the machine runs: another server of it may have it\n"
-	"                           when the machine is stopped, or has moved there (live migration)\n"
-	"      --pidfile FILE       written when the socket listens, removed at the end\n"
-	"      --takeover           first let the process that holds the pidfile hand its disks over and end\n"
-	"      --print-qemu-args    print the arguments that attach the disk to QEMU, then serve\n"
-	"  -v, --verbose            also log what is no trouble\n"
-	"SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
-	"flush failed.\n";
 
 /* The longest time that --poll-us=auto spins: what it costs to sleep and be woken, a few times over. */
 #define POLL_AUTO_US 50
@@ -69,6 +34,46 @@ enum {
 	STREAM_RATE,
 	PREFETCH,
 	HAND_OVER,
+};
+
+static const struct option_row options[] = {
+	{ VHOST_USER, "vhost-user", ARG_SOCKET, "serve over vhost-user-blk on this unix socket, which is made" },
+	{ 'f', "format", ARG_FORMAT, "do not guess the format" },
+	{ IMAGE_OPTS, "image-opts", NULL, "DISK is driver=...,file.filename=..." },
+	{ 'r', "read-only", NULL, "the disk cannot be written" },
+	{ 'C', "copy-on-read", NULL, "keep in DISK what is read from its backing file" },
+	{ PREFETCH, "prefetch", NULL, "-C, and fetch the rest of the backing file while the guest fetches nothing" },
+	{ STREAM, "stream", "=BASE", "copy everything from the backing files (down to BASE) into DISK, then remove the link to them" },
+	{ STREAM_RATE, "stream-rate", "RATE", "bytes a second that --stream or --prefetch copies at most" },
+	{ 't', "cache", ARG_CACHE, "writeback (default), none, writethrough, directsync, unsafe" },
+	{ 'i', "aio", ARG_ENGINE, "io_uring, native, posix or threads; the best one when not given" },
+	{ NUM_QUEUES, "num-queues", "N", "virtqueues, each with a thread of its own (1 .. 64, default 1)" },
+	{ CPUS, "cpus", "LIST", "processors for the queues' threads: 0-3, or one list for each queue in turn: 2:3:4-5" },
+	{ POLL_US, "poll-us", "TIME", "microseconds, or auto: a thread looks for work so long before it sleeps (0; auto with two processors for each queue)" },
+	{ QUEUE_SIZE, "queue-size", "N", "largest ring accepted (power of two, 2 .. 1024, default 1024)" },
+	{ IN_ORDER, "in-order", NULL, "offer the guest that requests of a queue end in order (slower; off)" },
+	{ SERIAL, "serial", "TEXT", "what the guest sees as the disk's serial number (at most 20 bytes)" },
+	{ THROTTLE, "throttle", "LIMITS", "iops-total=500,bps-read=10M,...: requests and bytes a second at most" },
+	{ NAME, "name", "NAME", "what the disk is called on the control socket (default: its number, from 0)" },
+	{ CONTROL, "control", ARG_SOCKET, "answer commands (one JSON object a line) on this unix socket, which is made" },
+	{ STATE_DIR, "state-dir", ARG_DIR, "keep queued metadata there (on a tmpfs; auto: /run/varve), for the next server if this one is killed" },
+	{ HAND_OVER, "hand-over", NULL, "the image is open for writing only while the machine runs (live migration)" },
+	{ PIDFILE, "pidfile", ARG_FILE, "written when the socket listens, removed at the end" },
+	{ TAKEOVER, "takeover", NULL, "first let the process that holds the pidfile hand its disks over and end" },
+	{ PRINT_ARGS, "print-qemu-args", NULL, "print the arguments that attach the disk to QEMU, then serve" },
+	{ 'v', "verbose", NULL, "also log what is no trouble" },
+	{ 'V', "version", NULL, "show which version this is" },
+	OPTION_END,
+};
+
+const struct command cmd_serve = {
+	.name = "",
+	.what = "gives disks to virtual machines",
+	.args = "DISK [" SERVE_NEXT_DISK " DISK...]",
+	.options = options,
+	.notes = SERVE_NEXT_DISK " begins another disk, with its own options. Those from --control on, but --hand-over, are for all of them.\n"
+		 "SIGTERM and SIGINT stop it: requests in flight are finished, everything is flushed. Exit status 1 when the\n"
+		 "flush failed.\n",
 };
 
 static int parse_count(const char *option, const char *text, unsigned max, unsigned *ret)
@@ -121,19 +126,19 @@ static bool names_limits(const struct serve_disk *d)
 }
 
 /* Options of one disk. */
-static int parse_disk_option(int c, struct serve_disk *d)
+static int parse_disk_option(int c, const char *value, struct serve_disk *d)
 {
 	switch (c) {
 	case VHOST_USER:
-		d->export.socket_path = optarg;
+		d->export.socket_path = value;
 		return 0;
 	case IMAGE_OPTS:
 		d->open.image_opts = true;
 		return 0;
 	case NUM_QUEUES:
-		return parse_count("--num-queues", optarg, SERVE_QUEUES_MAX, &d->export.nr_queues);
+		return parse_count("--num-queues", value, SERVE_QUEUES_MAX, &d->export.nr_queues);
 	case QUEUE_SIZE:
-		if (parse_count("--queue-size", optarg, 1024, &d->export.queue_size))
+		if (parse_count("--queue-size", value, 1024, &d->export.queue_size))
 			return 1;
 		if (d->export.queue_size < 2 || (d->export.queue_size & (d->export.queue_size - 1)))
 			return complain_usage("--queue-size: %u is not a power of two of 2 .. 1024",
@@ -143,17 +148,17 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->export.in_order = true;
 		return 0;
 	case SERIAL:
-		if (strlen(optarg) > 20)
-			return complain_usage("--serial: '%s' is longer than 20 bytes", optarg);
-		d->export.serial = optarg;
+		if (strlen(value) > 20)
+			return complain_usage("--serial: '%s' is longer than 20 bytes", value);
+		d->export.serial = value;
 		return 0;
 	case STREAM:
 		d->stream_wanted = d->stream_given = true;
-		d->stream_options.base = optarg;
+		d->stream_options.base = value;
 		return 0;
 	case STREAM_RATE:
-		if (parse_size(optarg, &d->stream_options.speed) < 0 || !d->stream_options.speed)
-			return complain_usage("--stream-rate: '%s' is no size", optarg);
+		if (parse_size(value, &d->stream_options.speed) < 0 || !d->stream_options.speed)
+			return complain_usage("--stream-rate: '%s' is no size", value);
 		return 0;
 	case PREFETCH:
 		d->prefetch = d->stream_wanted = d->open.copy_on_read = true;
@@ -163,25 +168,25 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->lend.on_demand = true;
 		return 0;
 	case CPUS:
-		d->cpus = optarg;
+		d->cpus = value;
 		return 0;
 	case POLL_US:
 		d->poll_given = true;
-		d->poll_adaptive = !strcmp(optarg, "auto");
+		d->poll_adaptive = !strcmp(value, "auto");
 		if (d->poll_adaptive)
 			d->poll_us = POLL_AUTO_US;
-		else if (parse_unsigned(optarg, 1000000, &d->poll_us) < 0)
-			return complain_usage("--poll-us: '%s' is neither 'auto' nor microseconds, 0 .. 1000000", optarg);
+		else if (parse_unsigned(value, 1000000, &d->poll_us) < 0)
+			return complain_usage("--poll-us: '%s' is neither 'auto' nor microseconds, 0 .. 1000000", value);
 		return 0;
 	case THROTTLE:
 		d->lend.own_limits = true;
-		return add_limits(d, optarg);
+		return add_limits(d, value);
 	case NAME:
 		free(d->name);
-		d->name = strdup(optarg);
+		d->name = strdup(value);
 		return !d->name;
 	case 'f':
-		d->open.format = optarg;
+		d->open.format = value;
 		return 0;
 	case 'r':
 		d->read_only = true;
@@ -190,10 +195,10 @@ static int parse_disk_option(int c, struct serve_disk *d)
 		d->open.copy_on_read = true;
 		return 0;
 	case 't':
-		d->open.cache = optarg;
+		d->open.cache = value;
 		return 0;
 	default:
-		d->open.aio = optarg;
+		d->open.aio = value;
 		return 0;
 	}
 }
@@ -201,45 +206,12 @@ static int parse_disk_option(int c, struct serve_disk *d)
 /* The words between argv[0] and the end, or `--and`: one disk. 0, 1 (failed, told), -1: done (help, version). */
 static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk *d)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },
-		{ "version", no_argument, NULL, 'V' },
-		{ "vhost-user", required_argument, NULL, VHOST_USER },
-		{ "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, IMAGE_OPTS },
-		{ "read-only", no_argument, NULL, 'r' },
-		{ "cache", required_argument, NULL, 't' },
-		{ "aio", required_argument, NULL, 'i' },
-		{ "num-queues", required_argument, NULL, NUM_QUEUES },
-		{ "queue-size", required_argument, NULL, QUEUE_SIZE },
-		{ "in-order", no_argument, NULL, IN_ORDER },
-		{ "serial", required_argument, NULL, SERIAL },
-		{ "name", required_argument, NULL, NAME },
-		{ "cpus", required_argument, NULL, CPUS },
-		{ "poll-us", required_argument, NULL, POLL_US },
-		{ "throttle", required_argument, NULL, THROTTLE },
-		{ "pidfile", required_argument, NULL, PIDFILE },
-		{ "state-dir", required_argument, NULL, STATE_DIR },
-		{ "control", required_argument, NULL, CONTROL },
-		{ "takeover", no_argument, NULL, TAKEOVER },
-		{ "print-qemu-args", no_argument, NULL, PRINT_ARGS },
-		{ "copy-on-read", no_argument, NULL, 'C' },
-		{ "stream", optional_argument, NULL, STREAM },
-		{ "stream-rate", required_argument, NULL, STREAM_RATE },
-		{ "prefetch", no_argument, NULL, PREFETCH },
-		{ "hand-over", no_argument, NULL, HAND_OVER },
-		{ "verbose", no_argument, NULL, 'v' },
-		{ NULL, 0, NULL, 0 },
-	};
+	struct parse p;
 	int c;
 
-	opterr = 0;
-	optind = 0; /* from the start: there may have been a group before */
-	while ((c = getopt_long(argc, argv, ":hVf:rCt:i:v", longs, NULL)) != -1) {
+	parse_start(&p, &cmd_serve, argc, argv);
+	while ((c = parse_next(&p)) > 0) {
 		switch (c) {
-		case 'h':
-			printf("Usage: %s %s", prog, serve_help);
-			return -1;
 		case 'V':
 			print_version("varve serve");
 			return -1;
@@ -247,15 +219,15 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 			s->verbose = true;
 			break;
 		case PIDFILE:
-			s->pidfile = optarg;
+			s->pidfile = p.value;
 			break;
 		case STATE_DIR:
-			s->state_dir = state_directory(optarg);
+			s->state_dir = state_directory(p.value);
 			if (!s->state_dir)
 				return 1;
 			break;
 		case CONTROL:
-			s->control_path = optarg;
+			s->control_path = p.value;
 			break;
 		case TAKEOVER:
 			s->takeover = true;
@@ -263,18 +235,17 @@ static int parse_group(int argc, char **argv, struct serve *s, struct serve_disk
 		case PRINT_ARGS:
 			s->print_args = true;
 			break;
-		case '?':
-		case ':':
-			return complain_option(c, argv);
 		default:
-			if (parse_disk_option(c, d))
+			if (parse_disk_option(c, p.value, d))
 				return 1;
 			break;
 		}
 	}
-	if (argc - optind != 1)
+	if (c < 0)
+		return p.status ? p.status : -1;
+	if (p.nr_args != 1)
 		return complain_usage(s->nr_disks ? "one disk is needed behind each --and" : "one disk is needed");
-	d->file = argv[optind];
+	d->file = p.args[0];
 	d->lend.own_limits |= names_limits(d);
 	if (d->prefetch && d->stream_given)
 		return complain_usage("--stream and --prefetch exclude each other");
@@ -330,12 +301,12 @@ int serve_parse(int argc, char **argv, struct serve *s)
 		char *word = argv[start];
 		int ret;
 
-		if (i < argc && strcmp(argv[i], "--and") != 0)
+		if (i < argc && strcmp(argv[i], SERVE_NEXT_DISK) != 0)
 			continue;
 		if (s->nr_disks == SERVE_DISKS_MAX)
 			return complain_usage("more than %d disks", SERVE_DISKS_MAX);
 		d->export.nr_queues = 1;
-		argv[start] = argv[0]; /* in place of --and: where getopt looks for the program's name */
+		argv[start] = argv[0]; /* in place of --and: where the parser expects the program's name */
 		ret = parse_group(i - start, argv + start, s, d);
 		argv[start] = word;
 		if (ret == 0)

@@ -5,31 +5,15 @@
  * The stream is what the machine's monitor makes of itself (a migration stream, for QEMU); here it is bytes.
  */
 #include <errno.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "common.h"
+#include "complete.h"
 
 #define CHUNK (1u << 20)
-
-static const char vmstate_usage[] =
-	"Usage: %s save [OPTION]... IMAGE NAME < STATE\n"
-	"       %s load [OPTION]... IMAGE SNAPSHOT > STATE\n\n"
-	"save makes an internal snapshot of IMAGE, called NAME, with what standard input gives as the state of the virtual\n"
-	"machine; the snapshot is there when all of it has arrived, or not at all. load writes the state of a snapshot, named\n"
-	"by name or id, to standard output.\n"
-	"  -f, --format FORMAT  do not guess the format\n"
-	"      --image-opts     IMAGE is driver=...,file.filename=...\n"
-	"  -t, --cache CACHE    writeback (default), none, ...\n"
-	"  -i, --aio ENGINE     native, io_uring, threads, ...\n"
-	"  -d, --depth N        buffers of 1 MiB on their way to or from the disk, 2 .. 8; 4 is the default\n"
-	"      --now            save: the disk as it is now, not when the stream ends\n"
-	"      --expect SIZE    save: a stream of another length is cut off, and makes no snapshot\n"
-	"  -p, --progress       show on stderr how far it is\n";
 
 struct args {
 	struct open_args open;
@@ -40,6 +24,39 @@ struct args {
 };
 
 enum { LONG_OPTS = 256, LONG_NOW, LONG_EXPECT };
+
+#define ROWS_OF_BOTH \
+	{ 'f', "format", ARG_FORMAT, "do not guess the format" }, \
+	{ LONG_OPTS, "image-opts", NULL, "IMAGE is driver=...,file.filename=..." }, \
+	{ 't', "cache", ARG_CACHE, "writeback (default), none, writethrough, directsync, unsafe" }, \
+	{ 'i', "aio", ARG_ENGINE, "io_uring, native, posix or threads; the best one when not given" }, \
+	{ 'd', "depth", "N", "buffers of 1 MiB on their way to or from the disk, 2 .. 8 (4)" }, \
+	{ 'p', "progress", NULL, "show on stderr how far it is" }
+
+static const struct option_row save_rows[] = {
+	ROWS_OF_BOTH,
+	{ LONG_NOW, "now", NULL, "the disk as it is now, not when the stream ends" },
+	{ LONG_EXPECT, "expect", "SIZE", "a stream of another length is cut off, and makes no snapshot" },
+	OPTION_END,
+};
+static const struct option_row load_rows[] = { ROWS_OF_BOTH, OPTION_END };
+
+const struct command cmd_vmstate[] = {
+	{
+		.name = "save",
+		.what = "make a snapshot with what standard input gives as the state of the virtual machine",
+		.args = "IMAGE NAME",
+		.options = save_rows,
+		.notes = "The snapshot is there when all of the state has arrived, or not at all.\n",
+	},
+	{
+		.name = "load",
+		.what = "write the state of a snapshot, named by name or id, to standard output",
+		.args = "IMAGE SNAPSHOT",
+		.options = load_rows,
+	},
+	{ .name = NULL },
+};
 
 /* At most ten lines a second, over each other. total 0: not known. */
 static void tell(struct args *a, uint64_t done, uint64_t total, bool last)
@@ -197,76 +214,74 @@ static int run(bool saves, const char *file, const char *name, struct args *a)
 	return ret;
 }
 
-static int parse_options(int argc, char **argv, struct args *a, bool saves)
+static int parse_options(struct parse *p, struct args *a)
 {
-	static const struct option longs[] = {
-		{ "help", no_argument, NULL, 'h' },	   { "format", required_argument, NULL, 'f' },
-		{ "image-opts", no_argument, NULL, LONG_OPTS }, { "cache", required_argument, NULL, 't' },
-		{ "aio", required_argument, NULL, 'i' },   { "depth", required_argument, NULL, 'd' },
-		{ "now", no_argument, NULL, LONG_NOW },	   { "expect", required_argument, NULL, LONG_EXPECT },
-		{ "progress", no_argument, NULL, 'p' },	   { NULL, 0, NULL, 0 },
-	};
 	int c;
 
-	opterr = 0;
-	while ((c = getopt_long(argc, argv, ":hf:t:i:d:p", longs, NULL)) != -1) {
+	while ((c = parse_next(p)) > 0) {
 		switch (c) {
-		case 'h':
-			printf(vmstate_usage, prog, prog);
-			return -1;
 		case 'f':
-			a->open.format = optarg;
+			a->open.format = p->value;
 			break;
 		case LONG_OPTS:
 			a->open.image_opts = true;
 			break;
 		case 't':
-			a->open.cache = optarg;
+			a->open.cache = p->value;
 			break;
 		case 'i':
-			a->open.aio = optarg;
+			a->open.aio = p->value;
 			break;
 		case 'd':
-			if (parse_unsigned(optarg, VARVE_VMSTATE_DEPTH_MAX, &a->depth) < 0 || a->depth < 2)
-				return complain_usage("--depth: '%s' is not 2 .. %d", optarg, VARVE_VMSTATE_DEPTH_MAX);
+			if (parse_unsigned(p->value, VARVE_VMSTATE_DEPTH_MAX, &a->depth) < 0 || a->depth < 2)
+				return complain_usage("--depth: '%s' is not 2 .. %d", p->value, VARVE_VMSTATE_DEPTH_MAX);
 			break;
 		case LONG_NOW:
-		case LONG_EXPECT:
-			if (!saves)
-				return complain_usage("load: --now and --expect are for save");
-			if (c == LONG_NOW)
-				a->now = true;
-			else if (parse_size(optarg, &a->expect) < 0)
-				return complain_usage("--expect: '%s' is no size", optarg);
-			a->expects |= c == LONG_EXPECT;
+			a->now = true;
 			break;
-		case 'p':
+		case LONG_EXPECT:
+			if (parse_size(p->value, &a->expect) < 0)
+				return complain_usage("--expect: '%s' is no size", p->value);
+			a->expects = true;
+			break;
+		default: /* 'p' */
 			a->progress = true;
 			break;
-		default:
-			return complain_option(c, argv);
 		}
 	}
+	if (c < 0)
+		return p->status ? p->status : -1;
 	return 0;
+}
+
+static int usage(void)
+{
+	printf("Usage: %s save [OPTION]... IMAGE NAME < STATE\n       %s load [OPTION]... IMAGE SNAPSHOT > STATE\n\n", prog, prog);
+	for (const struct command *c = cmd_vmstate; c->name; c++)
+		printf("  %-6s  %s\n", c->name, c->what);
+	printf("\n%s COMMAND --help shows the options of a command.\n", prog);
+	return finish_stdout();
 }
 
 int vmstate_main(int argc, char **argv)
 {
+	const struct command *command = cmd_vmstate;
 	struct args a = { 0 };
-	bool saves;
+	struct parse p;
 	int ret;
 
-	if (argc >= 2 && (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0)) {
-		printf(vmstate_usage, prog, prog);
-		return finish_stdout();
-	}
-	if (argc < 2 || (strcmp(argv[1], "save") != 0 && strcmp(argv[1], "load") != 0))
+	if (argc >= 2 && (strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "--help") == 0))
+		return usage();
+	while (argc >= 2 && command->name && strcmp(argv[1], command->name) != 0)
+		command++;
+	if (argc < 2 || !command->name)
 		return complain_usage("say save or load");
-	saves = strcmp(argv[1], "save") == 0;
-	ret = parse_options(argc - 1, argv + 1, &a, saves);
+	complain_help_is(command->name);
+	parse_start(&p, command, argc - 1, argv + 1);
+	ret = parse_options(&p, &a);
 	if (ret)
-		return ret < 0 ? finish_stdout() : ret;
-	if (argc - 1 - optind != 2)
-		return complain_usage("%s: an image and the name of a snapshot are needed", saves ? "save" : "load");
-	return run(saves, argv[optind + 1], argv[optind + 2], &a);
+		return ret < 0 ? 0 : ret;
+	if (p.nr_args != 2)
+		return complain_usage("%s: an image and the name of a snapshot are needed", command->name);
+	return run(command == cmd_vmstate, p.args[0], p.args[1], &a);
 }

@@ -381,7 +381,11 @@ VARVE_API bool varve_image_stands_on(const struct varve_image *image, const char
 /* An option of varve_image_create(), varve_image_amend() or varve_image_open(), for people. */
 struct varve_option_info {
 	const char *name;  /* NULL: the list ends here */
-	const char *value; /* "size", "num", "bool" (on or off) or "str" */
+	/*
+	 * "size", "num", "bool" (on or off), "file" (the name of one), "driver" or "format" (of an image), "node" (options of a
+	 * layer of its own, behind the name and a dot), "str" (else), or the words themselves: "off|metadata|falloc|full"
+	 */
+	const char *value;
 	const char *what;  /* one line */
 	bool can_amend;
 };
@@ -392,11 +396,13 @@ struct varve_option_info {
  */
 VARVE_API const struct varve_option_info *varve_driver_options(const char *driver);
 
-/* The same of the options of varve_image_open() that are the driver's own. */
+/* The same of the options of varve_image_open() that are the driver's own; NULL: those that every disk and every layer of it takes. */
 VARVE_API const struct varve_option_info *varve_driver_open_options(const char *driver);
 
 /* Names that driver= takes: formats, where images are stored, layers between. NULL: there are no more than that. */
 VARVE_API const char *varve_driver_name(unsigned number);
+/* "format", "filter" (a layer between), "file" (where images are stored); NULL: no such driver. */
+VARVE_API const char *varve_driver_kind(const char *driver);
 
 struct varve_measure {
 	uint64_t required;	  /* of the file, for what the source holds */

@@ -11,14 +11,13 @@
 #include "aio/loop.h"
 #include "base/error.h"
 #include "base/log.h"
+#include "base/words.h"
 
-/* sim has no files that a user could name. */
+/* In the order of AIO_ENGINE_WORDS. sim has no files that a user could name. */
 static const struct aio_engine *const engines[] = {
-	&aio_engine_uring,	  &aio_engine_uring_sqpoll,
-	&aio_engine_uring_pinned, &aio_engine_uring_sqpoll_pinned,
-	&aio_engine_uring_iopoll, &aio_engine_uring_iopoll_pinned,
-	&aio_engine_native,	  &aio_engine_posix,
-	&aio_engine_threads,
+	&aio_engine_uring,		 &aio_engine_native,	   &aio_engine_posix,
+	&aio_engine_threads,		 &aio_engine_uring_sqpoll, &aio_engine_uring_pinned,
+	&aio_engine_uring_sqpoll_pinned, &aio_engine_uring_iopoll, &aio_engine_uring_iopoll_pinned,
 };
 
 static const struct aio_engine *best(bool direct)
@@ -35,14 +34,10 @@ static const struct aio_engine *best(bool direct)
 
 const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err)
 {
-	const struct aio_engine *engine = NULL;
+	int i = name ? words_find(AIO_ENGINE_WORDS, name) : -1;
+	const struct aio_engine *engine = i >= 0 ? engines[i] : name ? NULL : best(direct);
 
-	if (!name)
-		engine = best(direct);
-	for (unsigned i = 0; i < ARRAY_LEN(engines) && !engine; i++) {
-		if (!strcmp(name, engines[i]->name))
-			engine = engines[i];
-	}
+	assert(!name || !engine || !strcmp(name, engine->name));
 	if (!engine) {
 		varve_error_set(err, -EINVAL,
 				"unknown aio engine '%.200s': it is one of io_uring, native, posix, threads "

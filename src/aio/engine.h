@@ -97,6 +97,8 @@ extern const struct aio_engine aio_engine_uring, aio_engine_uring_sqpoll, aio_en
  * By the user's name; NULL: the best that works on this machine for a file opened so. direct: with O_DIRECT,
  * which some engines need.
  */
+#define AIO_ENGINE_WORDS \
+	"io_uring|native|posix|threads|io_uring+sqpoll|io_uring+pinned|io_uring+sqpoll+pinned|io_uring+iopoll|io_uring+iopoll+pinned"
 const struct aio_engine *aio_engine_choose(const char *name, bool direct, struct varve_error *err);
 
 /* Makes sure that q can do I/O with the engine; on q's thread. Idempotent. */

@@ -455,5 +455,15 @@ const struct varve_option_info *varve_driver_open_options(const char *driver)
 {
 	const struct driver *drv = driver ? driver_find(driver) : NULL;
 
+	if (!driver)
+		return disk_options;
 	return drv ? drv->open_options : NULL;
+}
+
+const char *varve_driver_kind(const char *driver)
+{
+	static const char *const kinds[] = { [DRIVER_LEAF] = "file", [DRIVER_FILTER] = "filter", [DRIVER_FORMAT] = "format" };
+	const struct driver *drv = driver_find(driver);
+
+	return drv ? kinds[drv->kind] : NULL;
 }

@@ -4,8 +4,12 @@
  */
 #include "block/graph.h"
 
+#include <assert.h>
 #include <string.h>
 
+#include "base/words.h"
+
+/* In the order of CACHE_MODE_WORDS. */
 static const struct {
 	const char *name;
 	uint32_t flags;
@@ -20,11 +24,12 @@ static const struct {
 
 int cache_mode_parse(const char *name, uint32_t *ret_flags, struct varve_error *err)
 {
-	for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
-		if (!strcmp(name, modes[i].name)) {
-			*ret_flags = modes[i].flags;
-			return 0;
-		}
+	int i = words_find(CACHE_MODE_WORDS, name);
+
+	if (i >= 0) {
+		assert(!strcmp(name, modes[i].name));
+		*ret_flags = modes[i].flags;
+		return 0;
 	}
 	return varve_error_set(
 		err, -EINVAL,

@@ -26,6 +26,10 @@ int graph_open_aio(struct fiber *f, struct opts *o, uint32_t flags, const char *
 void graph_each_leaf(struct node *top, bool (*fn)(struct node *leaf, void *arg), void *arg);
 
 /* cache_mode.c: NODE_CACHE_FLAGS of a name ("none"), and the name (or the switches) of flags. */
+/* Of option locking; its parser knows the order. */
+#define LOCKING_WORDS "auto|on|off"
+/* In an order that cache_mode.c knows. */
+#define CACHE_MODE_WORDS "writeback|none|off|writethrough|directsync|unsafe"
 int cache_mode_parse(const char *name, uint32_t *ret_flags, struct varve_error *err);
 const char *cache_mode_name(uint32_t flags);
 

@@ -94,6 +94,9 @@ struct measure {
 
 /* ---- drivers ---- */
 
+/* What every disk takes, and every layer of one. */
+extern const struct varve_option_info disk_options[];
+
 enum driver_kind { DRIVER_LEAF, DRIVER_FILTER, DRIVER_FORMAT };
 
 struct driver {

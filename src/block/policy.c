@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "base/words.h"
 #include "block/block.h"
 
 struct policy {
@@ -43,15 +44,15 @@ const char *werror_name(enum werror werror)
 int policy_options(struct opts *o, enum werror *ret, struct varve_error *err)
 {
 	const char *value = opts_get(o, "werror");
+	int i;
 
 	*ret = WERROR_REPORT;
 	if (!value)
 		return 0;
-	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
-		if (!strcmp(value, names[i])) {
-			*ret = (enum werror)i;
-			return 0;
-		}
+	i = words_find(WERROR_WORDS, value);
+	if (i >= 0) {
+		*ret = (enum werror)i;
+		return 0;
 	}
 	return varve_error_set(err, -EINVAL, "option 'werror': '%.200s' is not report, stop or enospc", value);
 }

@@ -13,6 +13,7 @@
 #include "block/node.h"
 
 enum werror { WERROR_REPORT, WERROR_STOP, WERROR_ENOSPC };
+#define WERROR_WORDS "report|stop|enospc" /* in that order */
 
 struct policy;
 

@@ -9,34 +9,28 @@
  */
 #include "block/wish.h"
 
-#include <string.h>
-
 #include "base/error.h"
 #include "base/iov.h"
 #include "base/opts.h"
+#include "base/words.h"
 #include "block/block.h"
 
-static int one_of(struct opts *o, const char *key, const char *const *names, unsigned nr, unsigned *ret,
-		  const char *expected, struct varve_error *err)
+static int one_of(struct opts *o, const char *key, const char *words, unsigned *ret, const char *expected, struct varve_error *err)
 {
 	const char *value = opts_get(o, key);
+	int i = value ? words_find(words, value) : 0;
 
-	if (!value)
-		return 0;
-	for (unsigned i = 0; i < nr; i++) {
-		if (!strcmp(value, names[i])) {
-			*ret = i;
-			return 0;
-		}
-	}
-	return varve_error_set(err, -EINVAL, "option '%s': '%.200s' is not %s", key, value, expected);
+	if (i < 0)
+		return varve_error_set(err, -EINVAL, "option '%s': '%.200s' is not %s", key, value, expected);
+	if (value)
+		*ret = (unsigned)i;
+	return 0;
 }
 
 int wish_discard(struct opts *o, bool *ret_ignore, struct varve_error *err)
 {
-	static const char *const names[] = { "unmap", "on", "ignore", "off" };
 	unsigned i = 0;
-	int ret = one_of(o, "discard", names, ARRAY_LEN(names), &i, "unmap (on) or ignore (off)", err);
+	int ret = one_of(o, "discard", WISH_DISCARD_WORDS, &i, "unmap (on) or ignore (off)", err);
 
 	*ret_ignore = i >= 2;
 	return ret;
@@ -44,13 +38,12 @@ int wish_discard(struct opts *o, bool *ret_ignore, struct varve_error *err)
 
 int wish_options(struct opts *o, uint32_t *ret_wish, struct varve_error *err)
 {
-	static const char *const detects[] = { "off", "on", "unmap" };
 	unsigned detect = 0;
 	bool ignore;
 	int ret = wish_discard(o, &ignore, err);
 
 	if (ret == 0)
-		ret = one_of(o, "detect-zeroes", detects, ARRAY_LEN(detects), &detect, "off, on or unmap", err);
+		ret = one_of(o, "detect-zeroes", WISH_DETECT_WORDS, &detect, "off, on or unmap", err);
 	if (ret < 0)
 		return ret;
 	if (ignore && detect == 2)

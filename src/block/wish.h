@@ -13,6 +13,10 @@
 
 #include "block/node.h"
 
+/* What the options can be; wish.c knows their order. */
+#define WISH_DISCARD_WORDS "unmap|on|ignore|off"
+#define WISH_DETECT_WORDS "off|on|unmap"
+
 #define WISH_NO_DISCARD (1u << 0)
 #define WISH_DETECT_ZEROES (1u << 1)
 #define WISH_UNMAP_ZEROES (1u << 2) /* beside WISH_DETECT_ZEROES */

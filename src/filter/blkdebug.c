@@ -479,11 +479,34 @@ static void blkdebug_close(struct fiber *f, struct node *n)
 	pthread_mutex_destroy(&d->lock);
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "config", "file", "rules, one section each", false },
+	{ "image", "node", "what it stands on: image.driver, image.filename, ...", false },
+	{ "align", "size", "offsets and lengths that it takes: multiples of that power of two", false },
+	{ "max-transfer", "size", "longest read or write that it takes", false },
+	{ "opt-write-zero", "size", "zeroing that it likes: multiples of that", false },
+	{ "max-write-zero", "size", "longest zeroing that it takes", false },
+	{ "opt-discard", "size", "discards that it likes: multiples of that", false },
+	{ "max-discard", "size", "longest discard that it takes", false },
+	{ "inject-error.0.event", "str", "step of the format at which a request fails (inject-error.1. and so on: more)", false },
+	{ "inject-error.0.iotype", BLKDEBUG_IOTYPE_WORDS, "requests that fail there (any)", false },
+	{ "inject-error.0.errno", "num", "with which error (5)", false },
+	{ "inject-error.0.sector", "num", "only those that touch it (-1: any)", false },
+	{ "inject-error.0.once", "bool", "one request only (off)", false },
+	{ "inject-error.0.immediately", "bool", "without going to the file (off)", false },
+	{ "inject-error.0.state", "num", "only in this state (0: any)", false },
+	{ "set-state.0.event", "str", "step at which the state changes", false },
+	{ "set-state.0.state", "num", "only from that (0: any)", false },
+	{ "set-state.0.new_state", "num", "to this", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_blkdebug = {
 	.name = "blkdebug",
 	.kind = DRIVER_FILTER,
 	.state_len = sizeof(struct blkdebug),
 	.child_key = "image",
+	.open_options = open_options,
 	.open = blkdebug_open,
 	.close = blkdebug_close,
 	.submit = blkdebug_submit,

@@ -12,6 +12,7 @@
 #include "block/node.h"
 
 #define BLKDEBUG_RULES_MAX 256
+#define BLKDEBUG_IOTYPE_WORDS "read|write|flush|discard|write-zeroes" /* in the order of enum req_op */
 #define BLKDEBUG_FILE_MAX KiB(64) /* bytes of a rule file */
 
 struct blkdebug_rule {

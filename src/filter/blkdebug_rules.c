@@ -25,6 +25,7 @@
 
 #include "base/error.h"
 #include "base/opts.h"
+#include "base/words.h"
 
 /* ---- one rule ---- */
 
@@ -90,17 +91,12 @@ static int parse_sector(struct opts *o, int64_t *ret, struct varve_error *err)
 
 static int parse_iotype(struct opts *o, unsigned *ret, struct varve_error *err)
 {
-	static const char *const names[REQ_OPS] = { "read", "write", "flush", "discard", "write-zeroes" };
 	const char *text = opts_get(o, "iotype");
+	int i = text ? words_find(BLKDEBUG_IOTYPE_WORDS, text) : 0;
 
-	*ret = (1u << REQ_OPS) - 1;
-	if (!text)
+	*ret = text ? 1u << MAX(i, 0) : (1u << REQ_OPS) - 1;
+	if (i >= 0)
 		return 0;
-	for (unsigned i = 0; i < REQ_OPS; i++) {
-		*ret = 1u << i;
-		if (!strcmp(text, names[i]))
-			return 0;
-	}
 	if (!strcmp(text, "block-status"))
 		return varve_error_set(err, -ENOTSUP,
 				       "option 'iotype': block-status is asked of the file itself here, it "

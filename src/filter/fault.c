@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/opts.h"
+#include "base/words.h"
 #include "filter/filter.h"
 
 struct fault {
@@ -101,16 +102,16 @@ static int fault_decide(struct fault *fa, const struct req *r)
 
 /* ---- options ---- */
 
+#define EVENT_WORDS "read|write|flush|discard|zero" /* in the order of enum req_op */
+
 static int parse_event(struct opts *o, enum req_op *ret, struct varve_error *err)
 {
-	static const char *const names[REQ_OPS] = { "read", "write", "flush", "discard", "zero" };
 	const char *text = opts_get(o, "event");
+	int i = text ? words_find(EVENT_WORDS, text) : -1;
 
-	for (unsigned i = 0; text && i < REQ_OPS; i++) {
-		if (!strcmp(text, names[i])) {
-			*ret = (enum req_op)i;
-			return 0;
-		}
+	if (i >= 0) {
+		*ret = (enum req_op)i;
+		return 0;
 	}
 	if (!text)
 		return varve_error_set(err, -EINVAL, "option 'event' is missing");
@@ -247,10 +248,21 @@ static void fault_submit(struct node *n, struct req *r)
 	queue_later(r->q, &r->msg);
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "rule.0.event", EVENT_WORDS, "requests that fail (the first rule; rule.1. and so on: more)", false },
+	{ "rule.0.errno", "str", "EIO (default), ENOSPC, or a number", false },
+	{ "rule.0.once", "bool", "one request only (off)", false },
+	{ "rule.0.after", "num", "so many requests do not fail first", false },
+	{ "rule.0.offset", "size", "only what touches the bytes from there on, length of them", false },
+	{ "rule.0.length", "size", "see offset", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_fault = {
 	.name = "fault",
 	.kind = DRIVER_FILTER,
 	.state_len = sizeof(struct fault),
+	.open_options = open_options,
 	.open = fault_open,
 	.close = fault_close,
 	.submit = fault_submit,

@@ -139,10 +139,16 @@ static void lockstep_close(struct fiber *f, struct node *n)
 	fiber_works_hold(ls->q, false);
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "seed", "num", "of the order in which requests reach the file", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_lockstep = {
 	.name = "lockstep",
 	.kind = DRIVER_FILTER,
 	.state_len = sizeof(struct lockstep),
+	.open_options = open_options,
 	.open = lockstep_open,
 	.close = lockstep_close,
 	.submit = lockstep_submit,

@@ -339,10 +339,16 @@ static void write_log_close(struct fiber *f, struct node *n)
 		(void)close(wl->fd); /* all was given to the kernel; errors of that were reported */
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "log", "file", "where every change is recorded, as dm-log-writes does", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_write_log = {
 	.name = "write-log",
 	.kind = DRIVER_FILTER,
 	.state_len = sizeof(struct write_log),
+	.open_options = open_options,
 	.open = write_log_open,
 	.close = write_log_close,
 	.submit = write_log_submit,

@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/opts.h"
+#include "base/words.h"
 
 #define RAW_SECTOR 512
 
@@ -179,24 +180,23 @@ static int raw_truncate(struct fiber *f, struct node *n, uint64_t len, enum prea
 
 /* ---- create ---- */
 
+#define PREALLOC_WORDS "off|falloc|full"
+
 static int parse_preallocation(struct opts *o, enum prealloc *ret, struct varve_error *err)
 {
+	static const enum prealloc values[] = { PREALLOC_OFF, PREALLOC_FALLOC, PREALLOC_FULL }; /* of PREALLOC_WORDS */
 	const char *text = opts_get(o, "preallocation");
+	int i = text ? words_find(PREALLOC_WORDS, text) : 0;
 
-	if (!text || !strcmp(text, "off"))
-		*ret = PREALLOC_OFF;
-	else if (!strcmp(text, "falloc"))
-		*ret = PREALLOC_FALLOC;
-	else if (!strcmp(text, "full"))
-		*ret = PREALLOC_FULL;
-	else
+	if (i < 0)
 		return varve_error_set(err, -EINVAL,
 				       "option 'preallocation': '%.200s' is none of off, falloc, full", text);
+	*ret = values[i];
 	return 0;
 }
 
 static const struct varve_option_info raw_options[] = {
-	{ "preallocation", "str", "off (a hole), falloc (blocks are reserved), full (zeroes are written)", false },
+	{ "preallocation", PREALLOC_WORDS, "off (a hole), falloc (blocks are reserved), full (zeroes are written)", false },
 	{ "size", "size", "of the disk", false },
 	{ NULL, NULL, NULL, false },
 };
@@ -238,6 +238,12 @@ static int raw_measure(uint64_t len, struct opts *o, struct measure *ret, struct
 	return r;
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "offset", "size", "the disk begins there in its file (0)", false },
+	{ "size", "size", "and is that long (to the end of the file)", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_raw = {
 	.name = "raw",
 	.kind = DRIVER_FORMAT,
@@ -248,6 +254,7 @@ const struct driver driver_raw = {
 	.map = raw_map,
 	.truncate = raw_truncate,
 	.options = raw_options,
+	.open_options = open_options,
 	.create = raw_create,
 	.emit = &raw_emit,
 	.measure = raw_measure,

@@ -57,6 +57,8 @@ int file_copy_range(struct fiber *f, struct node *src, uint64_t src_off, struct 
 		    uint64_t len, uint64_t *ret_len);
 
 /* file_open.c */
+#define LOCKING_WORDS "auto|on|off"
+extern const struct varve_option_info file_open_options[];
 int file_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
 int file_open_device(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err);
 void file_close(struct fiber *f, struct node *n);

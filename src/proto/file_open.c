@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/opts.h"
+#include "base/words.h"
 #include "block/graph.h"
 #include "block/wish.h"
 
@@ -231,19 +232,26 @@ static int close_work(void *arg)
 	return 0;
 }
 
+const struct varve_option_info file_open_options[] = {
+	{ "filename", "file", "the file, or the block device", false },
+	{ "locking", LOCKING_WORDS, "locks that other programs see (auto: where the file system has them)", false },
+	{ "drop-cache", "bool", "what the page cache holds of it is dropped when it is opened (off)", false },
+	{ "aio-max-batch", "num", "0: all that one turn of the event loop brings is submitted at once", false },
+	{ "x-check-cache-dropped", "bool", "off: nobody looks", false },
+	{ NULL, NULL, NULL, false },
+};
+
 static int parse_locking(struct opts *o, enum file_locking *ret, struct varve_error *err)
 {
+	/* in the order of LOCKING_WORDS */
+	static const enum file_locking values[] = { FILE_LOCKING_AUTO, FILE_LOCKING_ON, FILE_LOCKING_OFF };
 	const char *text = opts_get(o, "locking");
+	int i = text ? words_find(LOCKING_WORDS, text) : 0;
 
-	if (!text || !strcmp(text, "auto"))
-		*ret = FILE_LOCKING_AUTO;
-	else if (!strcmp(text, "on"))
-		*ret = FILE_LOCKING_ON;
-	else if (!strcmp(text, "off"))
-		*ret = FILE_LOCKING_OFF;
-	else
+	if (i < 0)
 		return varve_error_set(err, -EINVAL, "option 'locking': '%.200s' is none of on, off, auto",
 				       text);
+	*ret = values[i];
 	return 0;
 }
 

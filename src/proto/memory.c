@@ -316,10 +316,17 @@ static int memory_truncate(struct fiber *f, struct node *n, uint64_t len, enum p
 	return 0;
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "size", "size", "of the disk, which begins with zeroes", false },
+	{ "contents", "file", "it begins with what the file holds", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_memory = {
 	.name = "memory",
 	.kind = DRIVER_LEAF,
 	.state_len = sizeof(struct memory),
+	.open_options = open_options,
 	.open = memory_open,
 	.close = memory_close,
 	.submit = memory_submit,

@@ -93,12 +93,19 @@ static int null_truncate(struct fiber *f, struct node *n, uint64_t len, enum pre
 	return 0;
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "size", "size", "of the disk (1G)", false },
+	{ "read-zeroes", "bool", "what is read is zeroes, not left as it was (off)", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_null = {
 	.name = "null-co",
 	.kind = DRIVER_LEAF,
 	.state_len = sizeof(struct null_disk),
 	.prefix = "null-co:",
 	.parse_name = null_parse_name,
+	.open_options = open_options,
 	.open = null_open,
 	.close = null_close,
 	.submit = null_submit,

@@ -82,6 +82,14 @@ def test_a_failure_is_made_small_and_can_be_had_again():
         shutil.rmtree(directory)
 
 
+def test_files_are_where_tmpdir_says(tmp_path):
+    case = ("", "-o cluster_size=512 -s 1M", "ops=40,depth=1,flush=8")
+    good = cuts.run(case, 1, 20, env={"TMPDIR": str(tmp_path)})
+    assert good.returncode == 0 and not os.listdir(tmp_path), good.stdout + good.stderr
+    bad = cuts.run(case, 1, 20, env={"TMPDIR": str(tmp_path / "none")})
+    assert bad.returncode == 1 and str(tmp_path / "none") in bad.stderr and len(bad.stderr.splitlines()) == 1, bad.stderr
+
+
 @pytest.mark.parametrize("options", ["cluster_size=512", "cluster_size=4k,refcount_bits=64", "cluster_size=64k",
                                      "extended_l2=on,cluster_size=16k"])
 def test_counts_above_one(tmp_path, options):

@@ -10,23 +10,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/words.h"
 #include "format/qcow2/emit.h"
 #include "format/qcow2/layout.h"
 #include "format/qcow2/measure.h"
 
 #define SECTOR 512u
 
+/* What the options can be; their parsers know the order. */
+#define COMPAT_WORDS "0.10|v2|1.1|v3"
+#define COMPRESSION_WORDS "zlib|zstd"
+#define PREALLOC_WORDS "off|metadata|falloc|full"
+
 const struct varve_option_info qcow2_options[] = {
-	{ "backing_file", "str", "what the image does not hold is read from that file", false },
-	{ "backing_fmt", "str", "format of the backing file: needed with it, never guessed", false },
+	{ "backing_file", "file", "what the image does not hold is read from that file", false },
+	{ "backing_fmt", "format", "format of the backing file: needed with it, never guessed", false },
 	{ "cluster_size", "size", "unit in which space is given out: 512 .. 2M, a power of two (64k)", false },
-	{ "compat", "str", "version: 0.10 (v2) or 1.1 (v3, the default)", true },
-	{ "compression_type", "str", "of compressed clusters: zlib (default) or zstd", false },
-	{ "data_file", "str", "the data of the disk is kept in that file, as it is; the image holds tables only", true },
+	{ "compat", COMPAT_WORDS, "version: 0.10 (v2) or 1.1 (v3, the default)", true },
+	{ "compression_type", COMPRESSION_WORDS, "of compressed clusters: zlib (default) or zstd", false },
+	{ "data_file", "file", "the data of the disk is kept in that file, as it is; the image holds tables only", true },
 	{ "data_file_raw", "bool", "and that file alone always reads as the disk does: its tables lead to all of it", true },
 	{ "extended_l2", "bool", "clusters are allocated in 32 parts; for those of 16k and more, 128k over a backing file", false },
 	{ "lazy_refcounts", "bool", "counts of references are written when the image is closed", true },
-	{ "preallocation", "str", "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
+	{ "preallocation", PREALLOC_WORDS, "off, metadata (tables), falloc (blocks are reserved), full (zeroes are written)", false },
 	{ "refcount_bits", "num", "width of a count of references: 1, 2, 4, 8, 16 (default), 32, 64", true },
 	{ "size", "size", "of the disk", true },
 	{ NULL, NULL, NULL, false },
@@ -46,14 +52,12 @@ struct wish {
 static int get_version(struct wish *w, struct opts *o, struct varve_error *err)
 {
 	const char *compat = opts_get(o, "compat");
+	int i = compat ? words_find(COMPAT_WORDS, compat) : 2;
 
-	w->version = 3;
-	if (!compat || !strcmp(compat, "1.1") || !strcmp(compat, "v3"))
-		return 0;
-	w->version = 2;
-	if (!strcmp(compat, "0.10") || !strcmp(compat, "v2"))
-		return 0;
-	return varve_error_set(err, -EINVAL, "option compat=%s: must be 0.10 (v2) or 1.1 (v3)", compat);
+	if (i < 0)
+		return varve_error_set(err, -EINVAL, "option compat=%s: must be 0.10 (v2) or 1.1 (v3)", compat);
+	w->version = i < 2 ? 2 : 3;
+	return 0;
 }
 
 static int get_cluster_bits(struct wish *w, struct opts *o, struct varve_error *err)
@@ -88,38 +92,26 @@ static int get_refcount_order(struct wish *w, struct opts *o, struct varve_error
 
 static int get_prealloc(struct wish *w, struct opts *o, struct varve_error *err)
 {
-	static const char *const names[] = {
-		[PREALLOC_OFF] = "off",
-		[PREALLOC_METADATA] = "metadata",
-		[PREALLOC_FALLOC] = "falloc",
-		[PREALLOC_FULL] = "full",
-	};
+	static const enum prealloc values[] = { PREALLOC_OFF, PREALLOC_METADATA, PREALLOC_FALLOC, PREALLOC_FULL };
 	const char *name = opts_get(o, "preallocation");
+	int i = name ? words_find(PREALLOC_WORDS, name) : 0;
 
-	w->prealloc = PREALLOC_OFF;
-	if (!name)
-		return 0;
-	for (unsigned i = 0; i < ARRAY_LEN(names); i++) {
-		if (!strcmp(name, names[i])) {
-			w->prealloc = i;
-			return 0;
-		}
-	}
-	return varve_error_set(err, -EINVAL, "option preallocation=%s: must be off, metadata, falloc or full",
-			       name);
+	if (i < 0)
+		return varve_error_set(err, -EINVAL, "option preallocation=%s: must be off, metadata, falloc or full",
+				       name);
+	w->prealloc = values[i];
+	return 0;
 }
 
 static int get_compression(struct wish *w, struct opts *o, struct varve_error *err)
 {
 	const char *type = opts_get(o, "compression_type");
+	int i = type ? words_find(COMPRESSION_WORDS, type) : 0;
 
-	w->compression_type = 0;
-	if (!type || !strcmp(type, "zlib"))
-		return 0;
-	w->compression_type = 1;
-	if (!strcmp(type, "zstd"))
-		return 0;
-	return varve_error_set(err, -EINVAL, "option compression_type=%s: must be zlib or zstd", type);
+	if (i < 0)
+		return varve_error_set(err, -EINVAL, "option compression_type=%s: must be zlib or zstd", type);
+	w->compression_type = (uint8_t)i;
+	return 0;
 }
 
 static int get_backing(struct wish *w, struct opts *o, struct varve_error *err)

@@ -9,6 +9,7 @@
 
 #include <string.h>
 
+#include "base/words.h"
 #include "format/cache.h"
 
 #define L2_CACHE_LEN_DEFAULT MiB(32)
@@ -17,6 +18,9 @@
 #define REFCOUNT_CLUSTERS_MIN 4 /* of cache-size, before the L2 tables get any */
 
 /* ---- the table ---- */
+
+#define OVERLAP_WORDS "none|constant|cached|all"
+#define LEVEL_WORDS "fast|ratio"
 
 enum kind { KIND_TOGGLE, KIND_SIZE, KIND_NUMBER, KIND_TEXT, KIND_ELSEWHERE };
 
@@ -41,9 +45,9 @@ enum kind { KIND_TOGGLE, KIND_SIZE, KIND_NUMBER, KIND_TEXT, KIND_ELSEWHERE };
 	  "so does what becomes free when a snapshot is deleted or applied (on)") \
 	X("pass-discard-other", "bool", KIND_TOGGLE, discard_other, \
 	  "so does what becomes free in other ways: clusters that were written elsewhere, tables (off)") \
-	X("overlap-check", "str", KIND_TEXT, overlap_name, \
+	X("overlap-check", OVERLAP_WORDS, KIND_TEXT, overlap_name, \
 	  "none, constant, cached or all: of which metadata places are compared before data is written there; as much as cached always (cached)") \
-	X("overlap-check.template", "str", KIND_TEXT, overlap_template, "the same, beside single places") \
+	X("overlap-check.template", OVERLAP_WORDS, KIND_TEXT, overlap_template, "the same, beside single places") \
 	X("overlap-check.main-header", "bool", KIND_TOGGLE, overlap[OVERLAP_MAIN_HEADER], "checked anyway") \
 	X("overlap-check.active-l1", "bool", KIND_TOGGLE, overlap[OVERLAP_ACTIVE_L1], "checked anyway") \
 	X("overlap-check.active-l2", "bool", KIND_TOGGLE, overlap[OVERLAP_ACTIVE_L2], "checked anyway") \
@@ -54,8 +58,8 @@ enum kind { KIND_TOGGLE, KIND_SIZE, KIND_NUMBER, KIND_TEXT, KIND_ELSEWHERE };
 	X("overlap-check.inactive-l2", "bool", KIND_TOGGLE, overlap[OVERLAP_INACTIVE_L2], "L2 tables of snapshots (off; all: on)") \
 	X("overlap-check.bitmap-directory", "bool", KIND_TOGGLE, overlap[OVERLAP_BITMAP_DIRECTORY], "checked anyway") \
 	X("lazy-refcounts", "bool", KIND_TOGGLE, lazy, "counts are written when the image is closed (as the image says)") \
-	X("compress-level", "str", KIND_TEXT, level_name, "fast or ratio, for compressed clusters that are written (fast)") \
-	X("state-dir", "str", KIND_TEXT, state_dir, "directory in which queued metadata outlives the process") \
+	X("compress-level", LEVEL_WORDS, KIND_TEXT, level_name, "fast or ratio, for compressed clusters that are written (fast)") \
+	X("state-dir", "file", KIND_TEXT, state_dir, "directory in which queued metadata outlives the process") \
 	X("snapshot.id", "str", KIND_TEXT, snapshot.id, "read this internal snapshot, named by its id") \
 	X("snapshot.name", "str", KIND_TEXT, snapshot.name, "read this internal snapshot, named by its name")
 
@@ -112,16 +116,13 @@ static int get_one(struct opts *o, unsigned i, struct settings *ret, struct varv
  */
 static int get_overlap(struct settings *set, struct varve_error *err)
 {
-	static const char *const names[] = { "none", "constant", "cached", "all" };
 	const char *name = set->overlap_template ? set->overlap_template : set->overlap_name;
-	unsigned i = 0;
+	int i = name ? words_find(OVERLAP_WORDS, name) : 0;
 
 	if (set->overlap_template && set->overlap_name && strcmp(set->overlap_template, set->overlap_name) != 0)
 		return varve_error_set(err, -EINVAL, "options 'overlap-check' and 'overlap-check.template': '%.100s' and '%.100s' are not the same",
 				       set->overlap_name, set->overlap_template);
-	while (name && i < ARRAY_LEN(names) && strcmp(name, names[i]) != 0)
-		i++;
-	if (i == ARRAY_LEN(names))
+	if (i < 0)
 		return varve_error_set(err, -EINVAL, "option '%s': '%.200s' is none of none, constant, cached, all",
 				       set->overlap_template ? "overlap-check.template" : "overlap-check", name);
 	set->guards_inactive = name && i == 3;
@@ -133,9 +134,10 @@ static int get_overlap(struct settings *set, struct varve_error *err)
 static int get_level(struct settings *set, struct varve_error *err)
 {
 	const char *value = set->level_name;
+	int i = value ? words_find(LEVEL_WORDS, value) : 0;
 
-	set->level = value && !strcmp(value, "ratio") ? CODEC_RATIO : CODEC_FAST;
-	if (value && strcmp(value, "ratio") && strcmp(value, "fast"))
+	set->level = i == 1 ? CODEC_RATIO : CODEC_FAST;
+	if (i < 0)
 		return varve_error_set(err, -EINVAL, "option 'compress-level': '%.200s' is not fast or ratio", value);
 	return 0;
 }

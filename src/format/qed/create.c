@@ -14,8 +14,8 @@
 #include "format/qed/qed.h"
 
 const struct varve_option_info qed_options[] = {
-	{ "backing_file", "str", "what the image does not hold is read from that file", false },
-	{ "backing_fmt", "str", "format of the backing file: needed with it", false },
+	{ "backing_file", "file", "what the image does not hold is read from that file", false },
+	{ "backing_fmt", "format", "format of the backing file: needed with it", false },
 	{ "cluster_size", "size", "unit in which space is given out: 4k .. 64M, a power of two (64k)", false },
 	{ "size", "size", "of the disk", false },
 	{ "table_size", "num", "clusters in a table: 1, 2, 4 (default), 8, 16", false },

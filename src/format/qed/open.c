@@ -165,28 +165,41 @@ static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct
 	return ret;
 }
 
-static int open_tables(struct fiber *f, struct qed *q, struct opts *o, struct varve_error *err)
-{
-	uint64_t cache_len = L2_CACHE_LEN_DEFAULT, age_ns = ORDER_AGE_DEFAULT_NS;
-	int ret = o ? opts_get_size(o, "l2-cache-size", &cache_len, err) : 0;
+/* The options of an image that is opened; they are examined even when only its header will be looked at. */
+struct settings {
+	uint64_t cache_len, age_ns;
+	const char *state_dir; /* NULL: none */
+};
 
+static int get_settings(struct opts *o, struct settings *set, struct varve_error *err)
+{
+	int ret;
+
+	*set = (struct settings){ .cache_len = L2_CACHE_LEN_DEFAULT, .age_ns = ORDER_AGE_DEFAULT_NS };
+	if (!o)
+		return 0;
+	set->state_dir = opts_get(o, "state-dir");
+	ret = opts_get_size(o, "l2-cache-size", &set->cache_len, err);
 	if (ret < 0)
 		return ret;
-	if (cache_len < L2_CACHE_LEN_MIN || cache_len > L2_CACHE_LEN_MAX)
+	if (set->cache_len < L2_CACHE_LEN_MIN || set->cache_len > L2_CACHE_LEN_MAX)
 		return varve_error_set(err, -EINVAL, "option 'l2-cache-size': %llu is not from 64 KiB to 4 GiB",
-				       (unsigned long long)cache_len);
-	ret = o ? order_get_age(o, &age_ns, err) : 0;
-	if (ret < 0)
-		return ret;
-	ret = read_l1(f, q, err);
+				       (unsigned long long)set->cache_len);
+	return order_get_age(o, &set->age_ns, err);
+}
+
+static int open_tables(struct fiber *f, struct qed *q, const struct settings *set, struct varve_error *err)
+{
+	int ret = read_l1(f, q, err);
+
 	if (ret == 0 && q->writable)
-		ret = open_writable(f, q, age_ns, err);
+		ret = open_writable(f, q, set->age_ns, err);
 	if (ret < 0)
 		return ret;
-	ret = qed_map_open(q, cache_len);
+	ret = qed_map_open(q, set->cache_len);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
-	return q->writable ? begin_changes(f, q, o ? opts_get(o, "state-dir") : NULL, err) : 0;
+	return q->writable ? begin_changes(f, q, set->state_dir, err) : 0;
 }
 
 static void free_all(struct fiber *f, struct qed *q, bool trim)
@@ -203,10 +216,13 @@ static void free_all(struct fiber *f, struct qed *q, bool trim)
 
 static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
-	const char *state_dir = o ? opts_get(o, "state-dir") : NULL;
 	uint64_t notes[ORDER_NOTES]; /* none are made */
 	struct qed *q = node_state(n);
-	int ret;
+	struct settings set;
+	int ret = get_settings(o, &set, err);
+
+	if (ret < 0)
+		return ret;
 
 	q->node = n;
 	q->file = q->leaf = n->file;
@@ -215,9 +231,9 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	ret = read_header(f, q, err);
 	q->unmapped = n->flags & (NODE_NO_IO | NODE_CHECK);
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
-	if (ret == 0 && q->writable && state_dir) {
+	if (ret == 0 && q->writable && set.state_dir) {
 		/* What a process that died had queued, before anything but the header is looked at. */
-		ret = order_recover(f, q->file, NULL, state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
+		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
 				    err);
 		if (ret > 0)
 			ret = read_header(f, q, err);
@@ -230,7 +246,7 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	if (ret == 0)
 		ret = read_backing_name(f, q, err);
 	if (ret == 0 && !q->unmapped)
-		ret = open_tables(f, q, o, err);
+		ret = open_tables(f, q, &set, err);
 	if (ret < 0)
 		free_all(f, q, false);
 	return ret;
@@ -290,6 +306,13 @@ static int qed_info(struct fiber *f, struct node *n, void *json_image_info, stru
 	return 0;
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "l2-cache-size", "size", "memory for L2 tables (32M)", false },
+	{ "metadata-write-out", "num", "seconds after which queued metadata is written without a flush (5; 0: never)", false },
+	{ "state-dir", "file", "directory in which queued metadata outlives the process", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_qed = {
 	.name = "qed",
 	.kind = DRIVER_FORMAT,
@@ -307,6 +330,7 @@ const struct driver driver_qed = {
 	.sync = qed_sync,
 	.clean = qed_clean,
 	.options = qed_options,
+	.open_options = open_options,
 	.create = qed_create,
 	.check = qed_check,
 	.set_backing = qed_set_backing,

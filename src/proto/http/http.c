@@ -352,12 +352,24 @@ static int https_parse_name(const char *name, struct opts *o, struct varve_error
 	return opts_set(o, "filename", url, err);
 }
 
+static const struct varve_option_info open_options[] = {
+	{ "filename", "str", "the URL", false },
+	{ "timeout", "num", "seconds without a byte after which a connection counts as dead (10)", false },
+	{ "deadline", "num", "seconds for one request with all its tries (60)", false },
+	{ "readahead", "size", "memory for reading ahead (16M; 0: off)", false },
+	{ "auth-file", "file", "its first line is USER:PASSWORD", false },
+	{ "ca-file", "file", "certificates to trust, instead of the system's", false },
+	{ "sslverify", "bool", "off: any certificate will do (on)", false },
+	{ NULL, NULL, NULL, false },
+};
+
 const struct driver driver_http = {
 	.name = "http",
 	.kind = DRIVER_LEAF,
 	.state_len = sizeof(struct http),
 	.prefix = "http:",
 	.parse_name = http_parse_name,
+	.open_options = open_options,
 	.open = http_open,
 	.close = http_close,
 	.submit = http_submit,
@@ -371,6 +383,7 @@ const struct driver driver_https = {
 	.state_len = sizeof(struct http),
 	.prefix = "https:",
 	.parse_name = https_parse_name,
+	.open_options = open_options,
 	.open = http_open,
 	.close = http_close,
 	.submit = http_submit,
