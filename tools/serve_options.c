@@ -110,10 +110,10 @@ static bool names_limits(const struct serve_disk *d)
 	const char *c = d->file;
 
 	if (!strncmp(c, "json:", 5)) {
-		json_t *options = json_loads(c + 5, 0, NULL);
-		bool named = lend_names_limits(options);
+		json_t *given = json_loads(c + 5, 0, NULL);
+		bool named = lend_names_limits(given);
 
-		json_decref(options);
+		json_decref(given);
 		return named;
 	}
 	for (; d->open.image_opts && *c; c += *c == ',') {
