@@ -60,7 +60,11 @@ static int open_sources(struct conversion *c)
 		if (!image)
 			return 1;
 		c->sources[c->nr_open] = image;
-		c->len += varve_image_length(image); /* each at most 8 EiB: the library checks the sum */
+		if (__builtin_add_overflow(c->len, varve_image_length(image), &c->len)) {
+			complain("convert: the sources are too long together: one image has at most 8 EiB");
+			c->nr_open++;
+			return 1;
+		}
 	}
 	return 0;
 }
@@ -83,6 +87,15 @@ static int look_at_data_file(struct conversion *c, const char *target)
 	return 0;
 }
 
+/* What stands there is emptied next: that it can be opened in the way asked for shows before. */
+static int try_existing(const struct conversion *c)
+{
+	struct open_args oa = { .format = "raw", .cache = c->a->target.cache };
+	struct varve_image *image = open_image(c->a->names[c->a->nr_sources], &oa, VARVE_OPEN_WRITABLE, c->queue);
+
+	return image ? close_image(image) : 1;
+}
+
 static int make_target(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
@@ -95,6 +108,8 @@ static int make_target(struct conversion *c)
 	if (a->no_create)
 		return 0;
 	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
+		return 1;
+	if (c->existed && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) && try_existing(c))
 		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
 	if (!c->existed && lstat(path, &link) < 0)
@@ -208,6 +223,8 @@ static int convert_to_file(struct conversion *c)
 		ret = make_target(c);
 	if (ret == 0)
 		ret = open_target(c);
+	if (ret == 0 && c->bitmaps && a->no_create)
+		ret = convert_bitmaps_fit(a, c->bitmaps, c->sources[0], c->target);
 	if (ret == 0)
 		ret = a->source_is_pipe ? convert_stdin(a, c->target, c->queue, reads_zero(c)) : copy(c);
 	if (ret == 0 && c->bitmaps) {

@@ -118,6 +118,8 @@ static int plan(struct dd *d)
 {
 	uint64_t have = d->source ? varve_image_length(d->source) : d->isize;
 
+	if (!d->source && img_check_stdin("dd", d->out))
+		return 1;
 	if (d->source && d->isize != UINT64_MAX && d->isize > have) {
 		complain("%s: has %" PRIu64 " bytes, isize= says %" PRIu64, d->in, have, d->isize);
 		return 1;

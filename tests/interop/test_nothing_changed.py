@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""test_nothing_changed - a command that is refused leaves every file as it was, byte for byte
+
+Assumes: each command is refused for what it asks, not for what happens while it runs: a disk that gets full in the middle is
+         tested elsewhere.
+"""
+
+import hashlib
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from tool import MIB, TIMEOUT, img, io, ok, refused, varve_path
+
+HUGE = "driver=null-co,size=9223372036854774784"
+
+REFUSED = """\
+convert -c -O qed s keep | compressed
+convert -c -O raw s keep | compressed
+convert -c s keep | compressed
+convert -c --compress-level ratio -O raw s keep | compressed
+convert -n -c -O raw short s | compressed
+convert -n -c -O qed short e | compressed
+convert -n -c --target-image-opts s driver=raw,file.filename=short | compressed
+convert -t bogus -O raw s keep | bogus
+convert -t bogus -O qcow2 s keep | bogus
+convert -n -t bogus -O qcow2 s q | bogus
+convert -O qcow2 -o bogus=1 s keep | bogus
+convert -O raw -o bogus=1 s keep | bogus
+convert -O raw -o backing_file=s,backing_fmt=raw s keep | backing
+convert -O qcow2 -B keep -F raw s keep | chain
+convert -O qcow2 -B nosuch -F raw s keep | nosuch
+convert -O qcow2 -o compat=0.10 --bitmaps q keep | bitmaps
+convert -n --bitmaps -O qcow2 q q2 | 'b0' already
+convert -n --bitmaps -O qcow2 q old | old 0.10
+convert -n --bitmaps -O qcow2 q large | 2097152 4194304
+convert -n --bitmaps --target-image-opts q driver=raw,file.filename=keep2 | raw bitmaps
+convert -n -O qcow2 q small | small fit
+convert -l nosuch -O raw q2 keep | nosuch
+convert --image-opts HUGE keep | keep large
+convert --image-opts HUGE HUGE HUGE keep | long
+create -f raw keep 7E | keep large
+create -f raw s 7E | s large
+create -f qcow2 s 7E | s large
+create -f qed s 7E | s large
+create -f raw -o nocow=on,bogus=1 keep 1M | bogus
+create -f qcow2 -o data_file=s,data_file_raw=bogus keep 1M | bogus
+create -f qcow2 -o data_file=s,compat=0.10 keep 1M | compat
+dd if=s of=keep -O bogus | bogus
+dd if=s of=keep osize=7E | keep large
+dd if=s of=keep osize=7E -O qcow2 | keep large
+dd if=s isize=2M of=keep | isize
+dd -n if=q of=s | fewer
+commit -b nosuch top | nosuch
+commit -t bogus top | bogus
+rebase -b s -F bogus top | bogus
+rebase -u -b nosuch -F bogus top | bogus
+rebase -t bogus -b s -F raw top | bogus
+snapshot -c sn q2 | already
+snapshot -a nosuch q2 | nosuch
+resize q 1M | shrink
+resize -f raw s 7E | s large
+amend -o size=4M,bogus=1 q | bogus
+amend -o refcount_bits=8,size=1M q | shrink
+amend -o compat=0.10,size=4M q2 | snapshots"""
+
+FROM_STDIN = ["convert -f raw -O raw - keep", "convert -f raw -O qcow2 - keep", "dd of=keep isize=8"]
+
+
+def state(folder):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Made once: no command here may change them."""
+    here = tmp_path_factory.mktemp("files")
+
+    def create(*args):
+        ok(img("create", "-q", *args, cwd=here))
+
+    (here / "keep").write_bytes(b"precious")
+    (here / "keep2").write_bytes(bytes(range(256)) * (2 * MIB // 256))
+    for name, length in (("s", MIB), ("short", MIB // 2)):
+        (here / name).write_bytes(b"\5" * length)
+    create("-f", "qcow2", "-b", "s", "-F", "raw", "top")
+    for name, size in (("q", "2M"), ("q2", "2M"), ("small", "512k"), ("large", "4M")):
+        create("-f", "qcow2", name, size)
+    create("-f", "qcow2", "-o", "compat=0.10", "old", "2M")
+    create("-f", "qed", "e", "1M")
+    ok(io("q", "write -P 7 0 64k", cwd=here))
+    for name in ("q", "q2"):
+        ok(img("bitmap", "--add", name, "b0", cwd=here))
+    ok(img("bitmap", "--add", "small", "bm", cwd=here))
+    ok(img("snapshot", "-c", "sn", "q2", cwd=here))
+    return here, state(here)
+
+
+@pytest.mark.parametrize("line", REFUSED.splitlines())
+def test_what_is_refused_changes_nothing(files, line):
+    here, before = files
+    command, words = line.split(" | ")
+    refused(img(*command.replace("HUGE", HUGE).split(), cwd=here), *words.split())
+    assert state(here) == before
+
+
+@pytest.mark.parametrize("command", FROM_STDIN)
+@pytest.mark.parametrize("redirection", ["<&-", "</", "<keep", "<./keep", ">/dev/null <&1"])
+def test_standard_input_is_looked_at_before_the_target_is_made(files, command, redirection):
+    """Closed, a folder, the target itself, or open for writing only: known before anything is written."""
+    here, before = files
+    p = subprocess.run(["sh", "-c", f"exec {shlex.quote(varve_path())} img {command} {redirection}"], cwd=here, capture_output=True,
+                       text=True, timeout=TIMEOUT, check=False, env={**os.environ, "LC_ALL": "C"})
+    assert p.returncode == 1 and p.stderr.count("\n") == 1 and "standard input" in p.stderr, p
+    assert state(here) == before
