@@ -115,3 +115,49 @@ def test_standard_input_is_looked_at_before_the_target_is_made(files, command, r
                        text=True, timeout=TIMEOUT, check=False, env={**os.environ, "LC_ALL": "C"})
     assert p.returncode == 1 and p.stderr.count("\n") == 1 and "standard input" in p.stderr, p
     assert state(here) == before
+
+# ---- create -u ----
+
+ITSELF = ["s", "./s", "{here}/s", "file:s", "link", "hard", 'json:{{"driver":"raw","file":{{"driver":"file","filename":"s"}}}}',
+          'json:{{"driver":"file","filename":"{here}/s"}}', "over", "over2"]
+
+
+def overlay(here):
+    (here / "s").write_bytes(b"\5" * MIB)
+    os.symlink("s", here / "link")
+    os.link(here / "s", here / "hard")
+    ok(img("create", "-q", "-f", "qcow2", "-b", "s", "-F", "raw", "over", cwd=here))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "over", "-F", "qcow2", "over2", cwd=here))
+
+
+@pytest.mark.parametrize("backing", ITSELF)
+@pytest.mark.parametrize("how", [["-u", "-b"], ["-u", "-o"]])
+def test_an_image_that_would_back_itself_is_refused_without_a_look_at_the_backing_file_too(tmp_path, backing, how):
+    overlay(tmp_path)
+    name, before = backing.format(here=tmp_path), state(tmp_path)
+    args = [*how, name if how[1] == "-b" else "backing_file=" + name.replace(",", ",,"),
+            "-F", "qcow2" if "over" in backing else "raw"]
+    refused(img("create", "-f", "qcow2", *args, "s", "1M", cwd=tmp_path), "back")
+    refused(img("create", "-f", "qcow2", *args, "-o", "data_file=s", "new", "1M", cwd=tmp_path), "data file", "back")
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["new", "./new", "file:new", "{here}/new", "dangling"])
+def test_an_image_that_is_new_does_not_back_itself(tmp_path, name):
+    """Nothing is there to compare with until it is made; then it is, and what was made is removed."""
+    os.symlink("new", tmp_path / "dangling")
+    before = set(os.listdir(tmp_path))
+    backing = name.format(here=tmp_path)
+    refused(img("create", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", "new", "1M", cwd=tmp_path), "own backing")
+    refused(img("create", "-u", "-f", "qcow2", "-b", backing, "-F", "raw", "-o", "data_file=new", "top", "1M", cwd=tmp_path),
+            "data file", "own backing")
+    assert set(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("backing", ["nosuch", "http://127.0.0.1:1/s", "json:{}", "json:{", "json:7", "short"])
+def test_what_cannot_be_opened_may_still_be_named(tmp_path, backing):
+    """That is what -u is for; also above a file that has bytes, of an image that is no image yet."""
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "short").write_bytes(b"no image")
+    ok(img("create", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", "old", "1M", cwd=tmp_path))
+    assert img("info", "old", cwd=tmp_path).out.count(f"backing file: {backing}") == 1
