@@ -377,6 +377,14 @@ int close_image(struct varve_image *image)
 	return 0;
 }
 
+int close_image_after(struct varve_image *image, int failed)
+{
+	if (!failed)
+		return close_image(image);
+	(void)varve_image_close(image, NULL);
+	return failed;
+}
+
 json_t *image_info(struct varve_image *image)
 {
 	struct varve_error err;

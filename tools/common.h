@@ -114,6 +114,11 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 			       struct varve_queue *home);
 /* Closes; a message and 1 if acknowledged data may be lost. */
 int close_image(struct varve_image *image);
+/*
+ * The same at the end of a command whose status is `failed` until now: if it is not 0, the cause was told, and what else fails for it
+ * is no news. The new status.
+ */
+int close_image_after(struct varve_image *image, int failed);
 
 /* ImageInfo of an open image as a JSON object; NULL, after a message. */
 json_t *image_info(struct varve_image *image);

@@ -49,7 +49,7 @@ static int amend(const char *name, const struct amend *a)
 	else
 		progress_end();
 	ret = finish_stdout() || ret < 0;
-	return close_image(image) | ret;
+	return close_image_after(image, ret);
 }
 
 /* The format is the image's. */

@@ -130,9 +130,9 @@ static int run(struct bitmap *b, const char *file, const char *name)
 	for (unsigned i = 0; !ret && i < b->nr; i++)
 		ret = act(b, &b->actions[i], name);
 	if (b->image)
-		ret |= close_image(b->image);
+		ret = close_image_after(b->image, ret);
 	if (b->source)
-		ret |= close_image(b->source);
+		ret = close_image_after(b->source, ret);
 	return ret;
 }
 

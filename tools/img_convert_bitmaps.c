@@ -175,7 +175,7 @@ int convert_bitmaps(const struct convert_args *a, const struct bitmaps *b, struc
 		return 1;
 	for (unsigned i = 0; !ret && i < b->nr && !b->list[i].inconsistent; i++)
 		ret = copy_one(target, source, &b->list[i]);
-	return close_image(target) | ret;
+	return close_image_after(target, ret);
 }
 
 void convert_bitmaps_free(struct bitmaps *b)

@@ -189,12 +189,10 @@ static int copy(struct conversion *c)
 
 static int finish(struct conversion *c, int ret)
 {
-	if (c->target && ret)
-		(void)varve_image_close(c->target, NULL); /* it is given up: what else fails is no news */
-	else if (c->target)
-		ret = close_image(c->target);
+	if (c->target)
+		ret = close_image_after(c->target, ret);
 	while (c->nr_open)
-		ret |= close_image(c->sources[--c->nr_open]);
+		ret = close_image_after(c->sources[--c->nr_open], ret);
 	varve_queue_free(c->queue);
 	free(c->sources);
 	convert_bitmaps_free(c->bitmaps);

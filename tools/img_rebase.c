@@ -241,7 +241,7 @@ static int open_and_rebase(const char *name, struct rebase *r, const json_t *inf
 		return 1;
 	ret = rebase_image(r, info);
 	ret |= finish_stdout();
-	return close_image(r->image) | ret;
+	return close_image_after(r->image, ret);
 }
 
 /* What can be found wrong is, before the image is opened for writing: that alone may change its header. */
@@ -258,7 +258,7 @@ static int rebase(const char *name, struct rebase *r)
 	if (!ret)
 		ret = open_and_rebase(name, r, info);
 	if (r->backing_image)
-		ret |= close_image(r->backing_image);
+		ret = close_image_after(r->backing_image, ret);
 	json_decref(list);
 	return ret;
 }

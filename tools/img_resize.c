@@ -106,7 +106,7 @@ static int resize(const char *name, const char *size, const struct resize *r)
 		return 1;
 	ret = resize_image(image, name, size, r);
 	ret |= finish_stdout();
-	return close_image(image) | ret;
+	return close_image_after(image, ret);
 }
 
 static int img_resize(int argc, char **argv)
