@@ -66,9 +66,9 @@ int finish_stdout(void);
 
 /* ---- numbers ---- */
 
-/* "64k", "1.5G", "0x200": powers of 1024. 0, or -EINVAL for what is no size, -ERANGE for what is too large. */
-int parse_size(const char *text, uint64_t *ret);
-int parse_unsigned(const char *text, unsigned max, unsigned *ret);
+/* "64k", "1.5G", "0x200": powers of 1024; a space or a plus before it is as good as none. 0, or -EINVAL for what is no size, -ERANGE for what is too large. */
+int parse_size(const char *given, uint64_t *ret);
+int parse_unsigned(const char *given, unsigned max, unsigned *ret);
 
 /* Three significant digits: "1.32 MiB". For what people read in `info`. */
 const char *size_text(char buf[32], uint64_t bytes);
