@@ -54,6 +54,9 @@ json_t *img_chain(const char *name, const struct open_args *open, bool whole);
  */
 char *options_append(char *list, const char *key, const char *value, bool escape);
 
+/* One -o as it was given, behind those in *list. 0, or 1 after a message. */
+int options_take(const char *command, char **list, const char *value);
+
 /* `-o help` or `-o ?`, perhaps among other options: somebody asks which there are. options_help() tells: the exit status. */
 bool options_ask_help(const char *list);
 int options_help(const char *command, const char *format, bool amend);

@@ -68,8 +68,7 @@ static int take_option(struct amend *a, int id, const char *value)
 {
 	switch (id) {
 	case 'o':
-		a->options = options_append(a->options, "", value, false);
-		return a->options ? 0 : 1;
+		return options_take("amend", &a->options, value);
 	case ID_FORCE:
 		return 0; /* nothing that this version can change is dangerous */
 	case 'p':

@@ -55,6 +55,14 @@ char *options_append(char *list, const char *key, const char *value, bool escape
 	return out;
 }
 
+int options_take(const char *command, char **list, const char *value)
+{
+	if (!*value)
+		return complain_usage("%s: -o '' has no option in it", command);
+	*list = options_append(*list, "", value, false);
+	return *list ? 0 : 1;
+}
+
 bool img_take_zeroinit(const char **name)
 {
 	if (strncmp(*name, ZEROINIT, strlen(ZEROINIT)) != 0)

@@ -215,7 +215,7 @@ static int take_value(struct parsing *ps, int c, const char *value)
 		return 0;
 	case 'o':
 		ps->has_options = true;
-		return options_add(a, "", value);
+		return options_take("convert", &a->options, value);
 	case 'b':
 	case 'B':
 		ps->backing = value;

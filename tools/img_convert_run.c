@@ -10,6 +10,7 @@
 #include "unfinished.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -67,6 +68,25 @@ static int open_sources(struct conversion *c)
 		}
 	}
 	return 0;
+}
+
+/* The target is as long as the sources: -o size= can say that, and nothing else. Out of a pipe it says how long they are. */
+static int check_size(const struct conversion *c)
+{
+	char *text = c->a->options ? options_value(c->a->options, "size") : NULL;
+	uint64_t len = c->len;
+	int ret = 0;
+
+	if (text && parse_size(text, &len) < 0) {
+		complain("convert: -o size=%s is no size", text);
+		ret = 1;
+	} else if (len != c->len) {
+		complain("convert: -o size=%s: the new image is as long as what it is made of, %" PRIu64 " bytes; img resize changes that",
+			 text, c->len);
+		ret = 1;
+	}
+	free(text);
+	return ret;
 }
 
 /* ---- the target ---- */
@@ -254,7 +274,7 @@ int convert_run(const struct convert_args *a)
 		stop_watch(); /* what is there is not ours to remove: it is closed */
 	else
 		unfinished_watch();
-	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c);
+	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c) || check_size(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
 		ret = convert_pipe(a, c.sources);
 	else if (ret == 0)

@@ -41,6 +41,9 @@ convert -n -O qcow2 q small | small fit
 convert -l nosuch -O raw q2 keep | nosuch
 convert --image-opts HUGE keep | keep large
 convert --image-opts HUGE HUGE HUGE keep | long
+convert -O qcow2 -o size=2M s keep | size=2M 1048576
+convert -O raw -o size=512k s keep | size=512k 1048576
+convert -O qcow2 -o size=x s keep | size=x
 create -f raw keep 7E | keep large
 create -f raw s 7E | s large
 create -f qcow2 s 7E | s large
@@ -58,6 +61,13 @@ commit -t bogus top | bogus
 rebase -b s -F bogus top | bogus
 rebase -u -b nosuch -F bogus top | bogus
 rebase -t bogus -b s -F raw top | bogus
+rebase -b '' -F bogus top | bogus
+rebase -b '' -T bogus top | bogus
+rebase -u -b '' -F bogus top | bogus
+create -f qcow2 -o '' keep 1M | option
+convert -O qcow2 -o '' s keep | option
+amend -o '' q | option
+measure -O qcow2 -o '' s | option
 snapshot -c sn q2 | already
 snapshot -a nosuch q2 | nosuch
 resize q 1M | shrink
@@ -102,7 +112,7 @@ def files(tmp_path_factory):
 def test_what_is_refused_changes_nothing(files, line):
     here, before = files
     command, words = line.split(" | ")
-    refused(img(*command.replace("HUGE", HUGE).split(), cwd=here), *words.split())
+    refused(img(*shlex.split(command.replace("HUGE", HUGE)), cwd=here), *words.split())
     assert state(here) == before
 
 
