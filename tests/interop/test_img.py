@@ -371,8 +371,8 @@ def test_compare_of_different_sizes(tmp_path):
     assert img("compare", a, b).out == qimg("compare", a, b).out == "Content mismatch at offset 65536!\n"
 
 
-@pytest.mark.parametrize("args", [["create", "-f", "raw", "new", " 1M"], ["create", "-f", "raw", "new", "+1M"], ["resize", "-f", "raw", "f", " 3M"],
-                                  ["resize", "-f", "raw", "f", "++1M"], ["map", "-f", "raw", "-s", "+1M", "f"],
+@pytest.mark.parametrize("args", [["create", "-f", "raw", "new", " 1M"], ["create", "-f", "raw", "new", "+1M"],
+                                  ["resize", "-f", "raw", "f", " 3M"], ["resize", "-f", "raw", "f", "++1M"], ["map", "-f", "raw", "-s", "+1M", "f"],
                                   ["map", "-f", "raw", "-s", " 64k", "-l", "\t1M", "f"], ["convert", "-m", " 2", "-S", " +4k", "f", "new"],
                                   ["dd", "bs= 512", "count=+3", "if=f", "of=new"], ["measure", "--size", " 1M", "-O", "raw"]])
 def test_numbers_have_spaces_and_a_plus_before_them(tmp_path, args):

@@ -70,6 +70,11 @@ amend -o '' q | option
 measure -O qcow2 -o '' s | option
 snapshot -c sn q2 | already
 snapshot -a nosuch q2 | nosuch
+bitmap --add --merge nosuch q b7 | nosuch
+bitmap --clear --merge nosuch q b0 | nosuch
+bitmap --clear --merge bm -b small -F qcow2 q b0 | 524288 2097152
+bitmap --add --merge nosuch -b small -F qcow2 q b7 | nosuch small
+bitmap --merge b0 --merge nosuch q b0 | nosuch
 resize q 1M | shrink
 resize -f raw s 7E | s large
 amend -o size=4M,bogus=1 q | bogus
