@@ -149,8 +149,17 @@ static int parse_fraction(const char **text, double *ret)
 	return 0;
 }
 
-int parse_size(const char *text, uint64_t *ret)
+/* What strtoull() takes before the digits, but no minus. */
+static const char *skip_plus(const char *text)
 {
+	while (isspace((unsigned char)*text))
+		text++;
+	return text + (*text == '+');
+}
+
+int parse_size(const char *given, uint64_t *ret)
+{
+	const char *text = skip_plus(given);
 	bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
 	double fraction = 0;
 	uint64_t whole, part;
@@ -182,8 +191,9 @@ int parse_size(const char *text, uint64_t *ret)
 	return 0;
 }
 
-int parse_unsigned(const char *text, unsigned max, unsigned *ret)
+int parse_unsigned(const char *given, unsigned max, unsigned *ret)
 {
+	const char *text = skip_plus(given);
 	unsigned long v;
 	char *end;
 
@@ -366,6 +376,14 @@ int close_image(struct varve_image *image)
 		return 1;
 	}
 	return 0;
+}
+
+int close_image_after(struct varve_image *image, int failed)
+{
+	if (!failed)
+		return close_image(image);
+	(void)varve_image_close(image, NULL);
+	return failed;
 }
 
 json_t *image_info(struct varve_image *image)

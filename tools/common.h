@@ -67,9 +67,9 @@ int finish_stdout(void);
 
 /* ---- numbers ---- */
 
-/* "64k", "1.5G", "0x200": powers of 1024. 0, or -EINVAL for what is no size, -ERANGE for what is too large. */
-int parse_size(const char *text, uint64_t *ret);
-int parse_unsigned(const char *text, unsigned max, unsigned *ret);
+/* "64k", "1.5G", "0x200": powers of 1024; a space or a plus before it is as good as none. 0, or -EINVAL for what is no size, -ERANGE for what is too large. */
+int parse_size(const char *given, uint64_t *ret);
+int parse_unsigned(const char *given, unsigned max, unsigned *ret);
 
 /* Three significant digits: "1.32 MiB". For what people read in `info`. */
 const char *size_text(char buf[32], uint64_t bytes);
@@ -115,6 +115,11 @@ struct varve_image *open_image(const char *name, const struct open_args *args, u
 			       struct varve_queue *home);
 /* Closes; a message and 1 if acknowledged data may be lost. */
 int close_image(struct varve_image *image);
+/*
+ * The same at the end of a command whose status is `failed` until now: if it is not 0, the cause was told, and what else fails for it
+ * is no news. The new status.
+ */
+int close_image_after(struct varve_image *image, int failed);
 
 /* ImageInfo of an open image as a JSON object; NULL, after a message. */
 json_t *image_info(struct varve_image *image);

@@ -54,6 +54,9 @@ json_t *img_chain(const char *name, const struct open_args *open, bool whole);
  */
 char *options_append(char *list, const char *key, const char *value, bool escape);
 
+/* One -o as it was given, behind those in *list. 0, or 1 after a message. */
+int options_take(const char *command, char **list, const char *value);
+
 /* `-o help` or `-o ?`, perhaps among other options: somebody asks which there are. options_help() tells: the exit status. */
 bool options_ask_help(const char *list);
 int options_help(const char *command, const char *format, bool amend);
@@ -66,6 +69,11 @@ struct varve_image *img_open_snapshot(const char *name, const struct open_args *
 				      struct varve_queue *home);
 /* The path in the name of a local file or device, as stat() wants it. */
 const char *img_local_path(const char *name);
+/*
+ * Standard input can be read, and target (NULL: none) is not the file that it comes from. 0, or 1 after a message: asked before
+ * anything is written.
+ */
+int img_check_stdin(const char *command, const char *target);
 /* Removes a file that was made under that name: where a link leads, not the link, which was there before. */
 int img_remove_made(const char *name);
 /* True, after a message: a new image of that name would take the place of what the sources are read from. */

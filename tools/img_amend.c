@@ -49,7 +49,7 @@ static int amend(const char *name, const struct amend *a)
 	else
 		progress_end();
 	ret = finish_stdout() || ret < 0;
-	return close_image(image) | ret;
+	return close_image_after(image, ret);
 }
 
 /* The format is the image's. */
@@ -68,8 +68,7 @@ static int take_option(struct amend *a, int id, const char *value)
 {
 	switch (id) {
 	case 'o':
-		a->options = options_append(a->options, "", value, false);
-		return a->options ? 0 : 1;
+		return options_take("amend", &a->options, value);
 	case ID_FORCE:
 		return 0; /* nothing that this version can change is dangerous */
 	case 'p':

@@ -2,6 +2,7 @@
 /*
  * tools/img_bitmap.c - `varve img bitmap`: persistent dirty bitmaps made, removed, changed, in the order of the options
  */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,7 +39,7 @@ struct bitmap {
 	unsigned nr;
 	bool add, merge;
 	uint64_t granularity;
-	const char *source_file, *source_format;
+	const char *file, *source_file, *source_format;
 
 	struct varve_queue *queue;
 	struct varve_image *image, *source;
@@ -114,11 +115,51 @@ static int act(struct bitmap *b, const struct action *a, const char *name)
 	return ret < 0;
 }
 
+/* Does the image have what is to be merged? Asked before --add or --clear, whose work would be left behind. */
+static int check_source(struct bitmap *b, const char *wanted, const char *name)
+{
+	struct varve_image *image = b->source ? b->source : b->image;
+	struct varve_bitmap_info *list = NULL;
+	struct varve_error err;
+	unsigned nr = 0, i = 0;
+
+	if (!b->source && strcmp(wanted, name) == 0)
+		return 0; /* an action before may make it */
+	if (varve_bitmap_list(image, &list, &nr, &err) < 0) {
+		complain("bitmap: %s", err.message);
+		return 1;
+	}
+	while (i < nr && strcmp(list[i].name, wanted) != 0)
+		i++;
+	varve_bitmap_list_free(list, nr);
+	if (i == nr)
+		complain("bitmap: %s: bitmap '%s': the image has none of that name", b->source ? b->source_file : b->file, wanted);
+	return i == nr;
+}
+
+static int check_sources(struct bitmap *b, const char *name)
+{
+	uint64_t len = varve_image_length(b->image), have = b->source ? varve_image_length(b->source) : len;
+	int ret = 0;
+
+	for (unsigned i = 0; !ret && i < b->nr; i++) {
+		if (b->actions[i].id == ID_MERGE)
+			ret = check_source(b, b->actions[i].source, name);
+	}
+	if (!ret && have != len) {
+		complain("bitmap: %s: bitmap '%s' is of a disk of %" PRIu64 " bytes, those of %s of one of %" PRIu64, b->file, name, len,
+			 b->source_file, have);
+		return 1;
+	}
+	return ret;
+}
+
 static int run(struct bitmap *b, const char *file, const char *name)
 {
 	struct open_args source = { .format = b->source_format };
 	int ret = 0;
 
+	b->file = file;
 	if (b->source_file) {
 		b->source = open_image(b->source_file, &source, 0, b->queue);
 		ret = !b->source;
@@ -127,12 +168,14 @@ static int run(struct bitmap *b, const char *file, const char *name)
 		b->image = open_image(file, &b->open, VARVE_OPEN_WRITABLE | VARVE_OPEN_BITMAPS | VARVE_OPEN_NO_BACKING, b->queue);
 		ret = !b->image;
 	}
+	if (!ret)
+		ret = check_sources(b, name);
 	for (unsigned i = 0; !ret && i < b->nr; i++)
 		ret = act(b, &b->actions[i], name);
 	if (b->image)
-		ret |= close_image(b->image);
+		ret = close_image_after(b->image, ret);
 	if (b->source)
-		ret |= close_image(b->source);
+		ret = close_image_after(b->source, ret);
 	return ret;
 }
 

@@ -227,7 +227,7 @@ static int check_snapshots(struct commit *c, const char *name, const json_t *cha
 		return 1;
 	ret = img_snapshots_keep(json_array_get(chain, 0), name, &c->open, view, c->layers[0].len,
 				 "; delete it first, or say with -d that the image and its snapshots will not be used any more");
-	return close_image(view) | ret;
+	return close_image_after(view, ret);
 }
 
 static int copy_and_tell(struct commit *c, const char *name)
@@ -261,10 +261,10 @@ static int run(struct commit *c, const char *name, const json_t *chain, size_t b
 	if (!ret)
 		ret = check_snapshots(c, name, chain) || copy_and_tell(c, name);
 	if (c->base)
-		ret |= close_image(c->base);
+		ret = close_image_after(c->base, ret);
 	for (size_t i = 0; c->layers && i < base; i++) {
 		if (c->layers[i].image)
-			ret |= close_image(c->layers[i].image);
+			ret = close_image_after(c->layers[i].image, ret);
 	}
 	free(c->layers);
 	return ret;

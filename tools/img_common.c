@@ -2,8 +2,11 @@
 /*
  * tools/img_common.c - what several commands of `varve img` do in the same way
  */
+#include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "img.h"
@@ -50,6 +53,14 @@ char *options_append(char *list, const char *key, const char *value, bool escape
 	*p = '\0';
 	free(list);
 	return out;
+}
+
+int options_take(const char *command, char **list, const char *value)
+{
+	if (!*value)
+		return complain_usage("%s: -o '' has no option in it", command);
+	*list = options_append(*list, "", value, false);
+	return *list ? 0 : 1;
 }
 
 bool img_take_zeroinit(const char **name)
@@ -149,6 +160,28 @@ const char *img_local_path(const char *name)
 			return name + strlen(prefixes[i]);
 	}
 	return name;
+}
+
+int img_check_stdin(const char *command, const char *target)
+{
+	int flags = fcntl(STDIN_FILENO, F_GETFL);
+	struct stat in, out;
+
+	if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || fstat(STDIN_FILENO, &in) < 0) {
+		complain("%s: standard input: %s", command, strerror(EBADF));
+		return 1;
+	}
+	if (S_ISDIR(in.st_mode)) {
+		complain("%s: standard input: %s", command, strerror(EISDIR));
+		return 1;
+	}
+	if (target && (S_ISREG(in.st_mode) || S_ISBLK(in.st_mode)) && stat(img_local_path(target), &out) == 0 &&
+	    (S_ISBLK(in.st_mode) ? S_ISBLK(out.st_mode) && in.st_rdev == out.st_rdev
+				 : in.st_dev == out.st_dev && in.st_ino == out.st_ino)) {
+		complain("%s: %s is what standard input is read from: a new image there would destroy it", command, target);
+		return 1;
+	}
+	return 0;
 }
 
 int img_remove_made(const char *name)

@@ -119,9 +119,14 @@ static int compare_all(struct compare *c)
 {
 	struct side *a = &c->side[0], *b = &c->side[1];
 	uint64_t end = MAX(a->len, b->len), off = 0, len;
+	bool told = a->len == b->len;
 	int ret = 0;
 
 	while (off < end && ret == 0) {
+		if (!told && off >= MIN(a->len, b->len)) { /* what both have is the same */
+			tell(c, "Warning: Image size mismatch!\n");
+			told = true;
+		}
 		ret = side_map(a, off, end);
 		if (!ret)
 			ret = side_map(b, off, end);
@@ -173,11 +178,8 @@ static int compare(struct compare *c)
 		if (ret == COMPARE_SAME)
 			progress_end();
 	}
-	if (ret == COMPARE_SAME) {
-		if (sizes_differ)
-			tell(c, "Warning: Image size mismatch!\n");
+	if (ret == COMPARE_SAME)
 		tell(c, "Images are identical.\n");
-	}
 	for (int i = 0; i < 2; i++) {
 		if (close_image(c->side[i].image) && ret == COMPARE_SAME)
 			ret = COMPARE_READ;

@@ -217,7 +217,7 @@ static int take_value(struct parsing *ps, int c, const char *value)
 		return 0;
 	case 'o':
 		ps->has_options = true;
-		return options_add(a, "", value);
+		return options_take("convert", &a->options, value);
 	case 'b':
 	case 'B':
 		ps->backing = value;
@@ -271,6 +271,18 @@ static int check_target(const struct parsing *ps)
 	return 0;
 }
 
+/* Can images of that format hold compressed clusters? What compresses has a level for it. An unknown format: create tells. */
+static bool format_packs(const char *format)
+{
+	const struct varve_option_info *o = varve_driver_open_options(format);
+
+	for (; o && o->name; o++) {
+		if (strcmp(o->name, "compress-level") == 0)
+			return true;
+	}
+	return !varve_driver_options(format);
+}
+
 static int check_ways(const struct parsing *ps)
 {
 	const struct convert_args *a = ps->a;
@@ -286,6 +298,8 @@ static int check_ways(const struct parsing *ps)
 		return complain_usage("convert: space that is preallocated is not compressed: -c and preallocation exclude each other");
 	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "data_file"))
 		return complain_usage("convert: what is in a data file is not compressed: -c and data_file exclude each other");
+	if ((flags & VARVE_CONVERT_COMPRESS) && !a->target.image_opts && !format_packs(a->target.format))
+		return complain_usage("convert: -c: %s images have no compressed clusters", a->target.format);
 	if (a->target.options && !(flags & VARVE_CONVERT_COMPRESS))
 		return complain_usage("convert: --compress-level is about -c, which is missing");
 	if (a->snapshot && a->nr_sources > 1)
@@ -306,6 +320,8 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 	ps->zeroinit = !a->target.image_opts && img_take_zeroinit((const char **)&names[a->nr_sources]);
 	a->target_is_zero |= ps->zeroinit;
 	a->has_backing = ps->backing || options_have(a->options, "backing_file");
+	if (!a->target.format && !a->target.image_opts)
+		a->target.format = "raw";
 	ret = check_target(ps);
 	if (ret == 0)
 		ret = check_ways(ps);
@@ -313,8 +329,6 @@ static int settle(struct parsing *ps, int nr_names, char **names)
 		ret = options_add(a, "backing_file", ps->backing);
 	if (ret == 0 && ps->backing_format && !a->no_create)
 		ret = options_add(a, "backing_fmt", ps->backing_format);
-	if (!a->target.format && !a->target.image_opts)
-		a->target.format = "raw";
 	if (!a->target.cache)
 		a->target.cache = "unsafe";
 	for (unsigned i = 0; ret == 0 && !a->source.image_opts && i < a->nr_sources; i++) {

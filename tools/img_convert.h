@@ -44,6 +44,8 @@ int img_data_path(const char *list, const char *target, char **ret_path);
 struct bitmaps;
 int convert_bitmaps_check(const struct convert_args *a);
 int convert_bitmaps_begin(const struct convert_args *a, struct varve_image *source, struct bitmaps **ret);
+/* A target that exists can take them: known before its contents are overwritten. 0, or 1 after a message. */
+int convert_bitmaps_fit(const struct convert_args *a, const struct bitmaps *b, struct varve_image *source, struct varve_image *target);
 /* The target is whole, and closed. 0, or 1 after a message. */
 int convert_bitmaps(const struct convert_args *a, const struct bitmaps *b, struct varve_image *source, struct varve_queue *queue);
 void convert_bitmaps_free(struct bitmaps *b);

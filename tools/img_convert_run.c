@@ -10,6 +10,7 @@
 #include "unfinished.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -60,9 +61,32 @@ static int open_sources(struct conversion *c)
 		if (!image)
 			return 1;
 		c->sources[c->nr_open] = image;
-		c->len += varve_image_length(image); /* each at most 8 EiB: the library checks the sum */
+		if (__builtin_add_overflow(c->len, varve_image_length(image), &c->len)) {
+			complain("convert: the sources are too long together: one image has at most 8 EiB");
+			c->nr_open++;
+			return 1;
+		}
 	}
 	return 0;
+}
+
+/* The target is as long as the sources: -o size= can say that, and nothing else. Out of a pipe it says how long they are. */
+static int check_size(const struct conversion *c)
+{
+	char *text = c->a->options ? options_value(c->a->options, "size") : NULL;
+	uint64_t len = c->len;
+	int ret = 0;
+
+	if (text && parse_size(text, &len) < 0) {
+		complain("convert: -o size=%s is no size", text);
+		ret = 1;
+	} else if (len != c->len) {
+		complain("convert: -o size=%s: the new image is as long as what it is made of, %" PRIu64 " bytes; img resize changes that",
+			 text, c->len);
+		ret = 1;
+	}
+	free(text);
+	return ret;
 }
 
 /* ---- the target ---- */
@@ -83,6 +107,15 @@ static int look_at_data_file(struct conversion *c, const char *target)
 	return 0;
 }
 
+/* What stands there is emptied next: that it can be opened in the way asked for shows before. */
+static int try_existing(const struct conversion *c)
+{
+	struct open_args oa = { .format = "raw", .cache = c->a->target.cache };
+	struct varve_image *image = open_image(c->a->names[c->a->nr_sources], &oa, VARVE_OPEN_WRITABLE, c->queue);
+
+	return image ? close_image(image) : 1;
+}
+
 static int make_target(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
@@ -95,6 +128,8 @@ static int make_target(struct conversion *c)
 	if (a->no_create)
 		return 0;
 	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
+		return 1;
+	if (c->existed && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) && try_existing(c))
 		return 1;
 	/* A new file is ours from its first moment on; one that existed only when it is known that nobody else uses it. */
 	if (!c->existed && lstat(path, &link) < 0)
@@ -174,12 +209,10 @@ static int copy(struct conversion *c)
 
 static int finish(struct conversion *c, int ret)
 {
-	if (c->target && ret)
-		(void)varve_image_close(c->target, NULL); /* it is given up: what else fails is no news */
-	else if (c->target)
-		ret = close_image(c->target);
+	if (c->target)
+		ret = close_image_after(c->target, ret);
 	while (c->nr_open)
-		ret |= close_image(c->sources[--c->nr_open]);
+		ret = close_image_after(c->sources[--c->nr_open], ret);
 	varve_queue_free(c->queue);
 	free(c->sources);
 	convert_bitmaps_free(c->bitmaps);
@@ -208,6 +241,8 @@ static int convert_to_file(struct conversion *c)
 		ret = make_target(c);
 	if (ret == 0)
 		ret = open_target(c);
+	if (ret == 0 && c->bitmaps && a->no_create)
+		ret = convert_bitmaps_fit(a, c->bitmaps, c->sources[0], c->target);
 	if (ret == 0)
 		ret = a->source_is_pipe ? convert_stdin(a, c->target, c->queue, reads_zero(c)) : copy(c);
 	if (ret == 0 && c->bitmaps) {
@@ -239,7 +274,7 @@ int convert_run(const struct convert_args *a)
 		stop_watch(); /* what is there is not ours to remove: it is closed */
 	else
 		unfinished_watch();
-	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c);
+	ret = a->source_is_pipe ? 0 : check_same_file(a) || open_sources(&c) || check_size(&c);
 	if (ret == 0 && !a->target.image_opts && convert_is_pipe(target))
 		ret = convert_pipe(a, c.sources);
 	else if (ret == 0)

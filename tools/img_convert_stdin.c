@@ -88,7 +88,7 @@ int convert_stdin_check(const struct convert_args *a)
 	if (!a->no_create && !options_have(a->options, "size") && strcmp(a->target.format, "qed") == 0)
 		return complain_usage("convert: %s: how long the disk will be is not known, and a qed image cannot be cut: "
 				      "-o size= is needed", name);
-	return 0;
+	return strcmp(name, "-") == 0 ? img_check_stdin("convert", a->target.image_opts ? NULL : a->names[1]) : 0;
 }
 
 /* ---- writes under way ---- */

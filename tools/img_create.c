@@ -41,8 +41,7 @@ static int take_option(struct create_args *a, int id, const char *value)
 		a->format = value;
 		return 0;
 	case 'o':
-		a->options = options_append(a->options, "", value, false);
-		return a->options ? 0 : 1;
+		return options_take("create", &a->options, value);
 	case 'b':
 		a->backing = value;
 		return 0;

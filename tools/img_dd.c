@@ -41,6 +41,7 @@ struct dd {
 	uint64_t most;			     /* bytes that count= says; UINT64_MAX: not given */
 	uint64_t from, len;		     /* bytes of the input; len UINT64_MAX: to the end of the stream */
 	bool fresh;			     /* the target reads as zeroes: it was made by us, or that is said of it */
+	bool skipped_all;		     /* nothing was left to copy */
 	uint8_t *buf;
 };
 
@@ -109,15 +110,19 @@ static int check_operands(struct dd *d)
 
 /* ---- how much ---- */
 
-static void skipped_all(const struct dd *d, const char *name)
+/* Told when all went well: beside an error it would be a second line that is not the cause. */
+static void tell_skipped(const struct dd *d)
 {
-	complain("dd: warning: skip=%" PRIu64 " blocks of %" PRIu64 " bytes is beyond the end of %s: nothing is copied", d->skip, d->bs, name);
+	complain("dd: warning: skip=%" PRIu64 " blocks of %" PRIu64 " bytes is beyond the end of %s: nothing is copied", d->skip, d->bs,
+		 d->in ? d->in : "standard input");
 }
 
 static int plan(struct dd *d)
 {
 	uint64_t have = d->source ? varve_image_length(d->source) : d->isize;
 
+	if (!d->source && img_check_stdin("dd", d->out))
+		return 1;
 	if (d->source && d->isize != UINT64_MAX && d->isize > have) {
 		complain("%s: has %" PRIu64 " bytes, isize= says %" PRIu64, d->in, have, d->isize);
 		return 1;
@@ -125,7 +130,7 @@ static int plan(struct dd *d)
 	if (have != UINT64_MAX)
 		have = MIN(have, d->isize);
 	if (have != UINT64_MAX && d->from > have) {
-		skipped_all(d, d->in ? d->in : "standard input");
+		d->skipped_all = true;
 		d->from = have;
 	}
 	d->len = MIN(have == UINT64_MAX ? UINT64_MAX : have - d->from, d->most);
@@ -260,8 +265,7 @@ static int skip_stream(struct dd *d)
 			return 1;
 		left -= got;
 	}
-	if (left && !stop_asked())
-		skipped_all(d, "standard input");
+	d->skipped_all |= left && !stop_asked();
 	return 0;
 }
 
@@ -312,11 +316,13 @@ static int run(struct dd *d, struct varve_queue *queue)
 	else if (!d->in || (d->source = img_open_snapshot(d->in, &d->open, d->snapshot, 0, queue)))
 		ret = plan(d) || open_target(d, queue, &made) || copy(d);
 	if (d->target)
-		ret |= close_image(d->target);
+		ret = close_image_after(d->target, ret);
 	if (d->source)
-		ret |= close_image(d->source);
+		ret = close_image_after(d->source, ret);
 	if (ret && made)
 		(void)img_remove_made(d->out);
+	if (!ret && d->skipped_all)
+		tell_skipped(d);
 	free(d->buf);
 	return ret;
 }

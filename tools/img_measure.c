@@ -91,8 +91,7 @@ static int take_option(struct measure *a, int id, const char *value)
 		a->target = value;
 		return 0;
 	case 'o':
-		a->options = options_append(a->options, "", value, false);
-		return a->options ? 0 : 1;
+		return options_take("measure", &a->options, value);
 	case ID_SIZE:
 		if (parse_size(value, &a->size) < 0 || a->size > INT64_MAX)
 			return complain_usage("measure: --size '%s' is no size from 0 to %" PRId64, value, INT64_MAX);

@@ -241,7 +241,7 @@ static int open_and_rebase(const char *name, struct rebase *r, const json_t *inf
 		return 1;
 	ret = rebase_image(r, info);
 	ret |= finish_stdout();
-	return close_image(r->image) | ret;
+	return close_image_after(r->image, ret);
 }
 
 /* What can be found wrong is, before the image is opened for writing: that alone may change its header. */
@@ -258,9 +258,26 @@ static int rebase(const char *name, struct rebase *r)
 	if (!ret)
 		ret = open_and_rebase(name, r, info);
 	if (r->backing_image)
-		ret |= close_image(r->backing_image);
+		ret = close_image_after(r->backing_image, ret);
 	json_decref(list);
 	return ret;
+}
+
+/* Where there is no new backing file, what is said of it is still to be something that there is. */
+static int check_unused(const struct rebase *r)
+{
+	struct open_args none = { .image_opts = true, .cache = r->backing_open.cache };
+	const char *format = r->backing_open.format, *name = NULL;
+	struct varve_image *empty;
+
+	for (unsigned i = 0; format && (name = varve_driver_name(i)) && strcmp(name, format) != 0; i++)
+		;
+	if (format && !name)
+		return complain_usage("rebase: backing format '%s' is not known to this version", format);
+	if (!none.cache)
+		return 0;
+	empty = open_image("driver=null-co,size=512", &none, 0, NULL); /* whose mode nothing depends on */
+	return empty ? close_image(empty) : 1;
 }
 
 static int take_option(struct rebase *r, int id, const char *value)
@@ -314,6 +331,8 @@ static int img_rebase(int argc, char **argv)
 	/* As callers know it from qemu-img: -u alone means none, and a format beside none means nothing. */
 	if (!r.backing)
 		r.backing = "";
+	if (!*r.backing && check_unused(&r))
+		return 1;
 	if (!*r.backing)
 		r.backing_open.format = NULL;
 	if (*r.backing && !r.backing_open.format)

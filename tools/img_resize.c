@@ -2,6 +2,7 @@
 /*
  * tools/img_resize.c - `varve img resize`
  */
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -47,7 +48,8 @@ static int new_length(const char *name, const char *text, uint64_t now, uint64_t
 	bool more = *text == '+', less = *text == '-';
 	uint64_t len;
 
-	if (parse_size(text + (more || less), &len) < 0)
+	/* Spaces before a sign: is that a length, or a difference? A disk may be lost with the wrong answer. */
+	if ((isspace((unsigned char)*text) && strpbrk(text, "+-")) || parse_size(text + (more || less), &len) < 0)
 		return complain_usage("resize: '%s' is no size (bytes, or with k, M, G, T, P, E; +SIZE and -SIZE change it)", text);
 	if (less && len > now) {
 		complain("%s: the image has %" PRIu64 " bytes, less than the %" PRIu64 " that it is to lose", name, now, len);
@@ -106,7 +108,7 @@ static int resize(const char *name, const char *size, const struct resize *r)
 		return 1;
 	ret = resize_image(image, name, size, r);
 	ret |= finish_stdout();
-	return close_image(image) | ret;
+	return close_image_after(image, ret);
 }
 
 static int img_resize(int argc, char **argv)

@@ -113,7 +113,7 @@ static int run(const char *file, const struct snapshot_args *a)
 	if (!image)
 		return 1;
 	ret = changes ? change(image, a) : list(image);
-	return close_image(image) || ret;
+	return close_image_after(image, ret);
 }
 
 static int img_snapshot(int argc, char **argv)

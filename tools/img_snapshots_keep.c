@@ -137,7 +137,7 @@ int img_snapshots_keep(const json_t *info, const char *name, const struct open_a
 			break;
 		}
 		ret = look_through(&l, info, snapshot, limit, advice);
-		ret |= close_image(l.view);
+		ret = close_image_after(l.view, ret);
 	}
 	free(l.now);
 	free(l.then);

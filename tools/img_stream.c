@@ -70,7 +70,7 @@ static int stream(const char *name, const struct stream_args *a)
 	if (!image)
 		return 1;
 	ret = run_stream(image, name, a);
-	return close_image(image) || ret;
+	return close_image_after(image, ret);
 }
 
 static int img_stream(int argc, char **argv)

@@ -208,7 +208,7 @@ static int run(bool saves, const char *file, const char *name, struct args *a)
 		complain("out of memory");
 	if (image) {
 		ret = saves ? save(image, name, a, buf) : load(image, name, a);
-		ret = close_image(image) || ret;
+		ret = close_image_after(image, ret);
 	}
 	free(buf);
 	return ret;

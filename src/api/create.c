@@ -230,6 +230,102 @@ static int create_backing_open(struct fiber *f, struct create *c, const char *ba
 	return ret;
 }
 
+/* ---- a backing file that is not to be opened (-u) ---- */
+
+/* Which local file a description would open; false: none that can be known. */
+static bool json_file(const char *text, char *path)
+{
+	struct opts *o = opts_new(), *sub;
+	const char *name = NULL, *local = NULL;
+	bool is_device;
+
+	if (o && opts_parse_json(o, text, NULL) < 0) {
+		opts_free(o);
+		o = NULL;
+	}
+	while (o && !(name = opts_get(o, "filename"))) { /* each round takes a level of the description away */
+		sub = opts_take_sub(o, "file");
+		opts_free(o);
+		o = sub;
+	}
+	if (name && strlen(name) < NODE_NAME_MAX && (local = create_path(name, &is_device)))
+		strcpy(path, local);
+	opts_free(o);
+	return local;
+}
+
+static bool backing_file(const struct create *c, const char *backing, char *path)
+{
+	char name[NODE_NAME_MAX];
+	const char *local;
+	bool is_device;
+
+	if (!strncmp(backing, "json:", 5))
+		return json_file(backing + 5, path);
+	if (backing_path(c->name, backing, name, NULL) < 0 || !(local = create_path(name, &is_device)))
+		return false;
+	strcpy(path, local);
+	return true;
+}
+
+/* Not opened, but looked at: a file is not to be read below itself. Asked again when a file was made, which may have that name. */
+static int create_check_itself(const struct create *c)
+{
+	const char *backing = opts_get(c->opts, "backing_file");
+	const struct target *const targets[] = { &c->image, &c->data };
+	char path[NODE_NAME_MAX];
+	struct stat below, st;
+
+	if (!backing || !*backing || !(c->flags & VARVE_CREATE_NO_BACKING_CHECK))
+		return 0;
+	if (!backing_file(c, backing, path) || stat(path, &below) < 0)
+		return 0;
+	for (unsigned i = 0; i < ARRAY_LEN(targets); i++) {
+		uint64_t id[2], below_id[2];
+
+		if (!targets[i]->path || stat(targets[i]->path, &st) < 0)
+			continue;
+		file_identity(&st, id);
+		file_identity(&below, below_id);
+		if (id[0] == below_id[0] && id[1] == below_id[1])
+			return varve_error_set(c->err, -EINVAL, "%s: the new %s would be its own backing file", targets[i]->name,
+					       i ? "data file" : "image");
+	}
+	return 0;
+}
+
+static bool has_bytes(const struct target *t)
+{
+	struct stat st;
+
+	return t->path && stat(t->path, &st) == 0 && (S_ISBLK(st.st_mode) || st.st_size);
+}
+
+/*
+ * Bytes would be overwritten: if the chain can be looked through, they must not be what it needs. That it cannot be opened is no
+ * error here.
+ */
+static int create_look_through(struct fiber *f, struct create *c, const char *backing, const char *format)
+{
+	struct node *top = NULL;
+	char path[NODE_NAME_MAX];
+	struct opts *o;
+	int ret = 0;
+
+	if ((!has_bytes(&c->image) && !has_bytes(&c->data)) || !backing_file(c, backing, path))
+		return 0;
+	o = opts_new();
+	if (!o)
+		return varve_error_errno(c->err, -ENOMEM, "%s", c->name);
+	if (opts_set(o, "driver", format, NULL) == 0 && opts_set(o, "file.driver", "file", NULL) == 0 &&
+	    opts_set(o, "file.filename", path, NULL) == 0 && graph_open(f, o, NODE_NO_IO | NODE_FORCE_SHARE, &top, NULL) == 0) {
+		ret = create_check_chain(c, top);
+		(void)graph_close(f, top, NULL);
+	}
+	opts_free(o);
+	return ret;
+}
+
 static int create_backing(struct fiber *f, struct create *c)
 {
 	const char *backing = opts_get(c->opts, "backing_file");
@@ -248,8 +344,11 @@ static int create_backing(struct fiber *f, struct create *c)
 				       c->name, backing);
 	if (!driver_find(format))
 		return varve_error_set(c->err, -EINVAL, "%s: unknown backing format '%s'", c->name, format);
-	if (c->flags & VARVE_CREATE_NO_BACKING_CHECK)
-		return 0;
+	if (c->flags & VARVE_CREATE_NO_BACKING_CHECK) {
+		int ret = create_check_itself(c);
+
+		return ret < 0 ? ret : create_look_through(f, c, backing, format);
+	}
 	return create_backing_open(f, c, backing, format);
 }
 
@@ -390,6 +489,8 @@ static int create_fiber(struct fiber *f, void *arg)
 		ret = create_file(&c->image, c->err);
 	if (ret == 0)
 		ret = create_data_file(c);
+	if (ret == 0)
+		ret = create_check_itself(c);
 	if (ret == 0)
 		ret = create_write(f, c);
 	target_end(&c->data, ret < 0);

@@ -122,7 +122,7 @@ int varve_measure(const char *format, const char *options, uint64_t length, stru
 	const struct driver *drv = format ? driver_find(format) : NULL;
 	struct varve_measure result = { 0 };
 	struct measure m = { 0 };
-	uint64_t used = 0;
+	uint64_t used = 0, said;
 	struct opts *o;
 	int r;
 
@@ -137,6 +137,8 @@ int varve_measure(const char *format, const char *options, uint64_t length, stru
 	r = measure_opts(options, &o, err);
 	if (r == 0)
 		r = driver_find("file")->hint(NULL, o, err); /* they cost nothing */
+	if (r == 0)
+		r = opts_get_size(o, "size", &said, err); /* that of the disk counts, which the options of a new image may tell too */
 	if (r == 0)
 		r = drv->measure(length, o, &m, err);
 	opts_free(o);

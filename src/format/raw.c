@@ -213,6 +213,9 @@ static int raw_create(struct fiber *f, struct node *file, uint64_t len, struct o
 		ret = opts_get_size(o, "size", &size, err); /* len was made of it */
 	if (!ret)
 		ret = opts_done(o, err);
+	/* That a length cannot be shows while an old file's bytes are still there. */
+	if (!ret && node_len(file) && len > node_len(file))
+		ret = node_truncate(f, file, len, PREALLOC_OFF, err);
 	/* An old file's bytes go; a device keeps its own, as the length it has. */
 	if (!ret)
 		ret = node_truncate(f, file, 0, PREALLOC_OFF, err);

@@ -225,3 +225,45 @@ def test_a_conversion_that_does_not_fit_leaves_nothing(tmp_path, args):
         r = img("convert", "-f", "raw", *args, source, where / "out")
         assert r.rc == 1 and FULL in r.err and len(r.err.splitlines()) == 1, str(r)
         assert list(where.iterdir()) == []
+
+
+CHANGES = [["snapshot", "-c", "new"], ["snapshot", "-a", "old"], ["bitmap", "--merge", "full"],
+           ["resize", "+64M"], ["rebase", "-f", "qcow2", "-b", "base", "-F", "raw"], ["amend", "-o", "refcount_bits=64"]]
+
+
+@pytest.mark.parametrize("command", CHANGES, ids=" ".join)
+def test_one_cause_is_one_line(tmp_path, command):
+    """What fails because of it (the last flush, when the image is closed) is no news."""
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", disk, "64M"))
+    for name in ("full", "to"):
+        ok(img("bitmap", "--add", "-g", "512", disk, name))
+    ok(io(disk, "write -P 1 0 2M"))
+    ok(img("snapshot", "-c", "old", disk))
+    ok(io(disk, "write -P 2 1M 2M"))
+    if command[0] == "rebase":  # it copies nothing into snapshots, and says so
+        ok(img("snapshot", "-d", "old", disk))
+    with small_file_system("tmpfs", tmp_path, 16 * MIB) as where:
+        with open(where / "base", "wb") as f:
+            f.truncate(64 * MIB)
+            f.seek(8 * MIB)
+            f.write(b"\3" * 128 * KIB)
+        failed = 0
+        for leave in range(0, 80 * KIB, 8 * KIB):
+            (where / "disk").write_bytes(disk.read_bytes())
+            fill(where, leave)
+            target = ["disk", "to"] if command[0] == "bitmap" else ["disk", command[1]] if command[0] == "resize" else ["disk"]
+            args = command[:1] if command[0] == "resize" else command
+            r = img(*args, *target, cwd=where)
+            assert r.rc == 0 or (len(r.err.splitlines()) == 1 and FULL in r.err), str(r)
+            failed += r.rc != 0
+            (where / "ballast").unlink()
+        assert failed, "it always fitted"
+
+
+def test_a_warning_beside_an_error_is_left_out(tmp_path):
+    (tmp_path / "s").write_bytes(b"\5" * MIB)
+    r = img("dd", "if=s", "of=t", "skip=100000", "osize=7E", cwd=tmp_path)
+    assert r.rc == 1 and len(r.err.splitlines()) == 1 and "too large" in r.err, str(r)
+    r = img("dd", "if=s", "of=t", "skip=100000", cwd=tmp_path)
+    assert r.rc == 0 and len(r.err.splitlines()) == 1 and "beyond the end" in r.err, str(r)

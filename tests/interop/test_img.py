@@ -365,6 +365,33 @@ def test_compare_of_different_sizes(tmp_path):
     r = img("compare", a, b)
     assert (r.rc, r.out.splitlines()[-1]) == (1, "Content mismatch at offset 1572864!")
     assert img("compare", b, a).rc == 1
+    for names in ((a, b), (b, a)):
+        assert img("compare", *names).out == qimg("compare", *names).out
+    ok(io(b, "write -P 1 64k 512"))  # found before the end of the shorter one is reached: that is all that is said
+    assert img("compare", a, b).out == qimg("compare", a, b).out == "Content mismatch at offset 65536!\n"
+
+
+@pytest.mark.parametrize("args", [["create", "-f", "raw", "new", " 1M"], ["create", "-f", "raw", "new", "+1M"],
+                                  ["resize", "-f", "raw", "f", " 3M"], ["resize", "-f", "raw", "f", "++1M"], ["map", "-f", "raw", "-s", "+1M", "f"],
+                                  ["map", "-f", "raw", "-s", " 64k", "-l", "\t1M", "f"], ["convert", "-m", " 2", "-S", " +4k", "f", "new"],
+                                  ["dd", "bs= 512", "count=+3", "if=f", "of=new"], ["measure", "--size", " 1M", "-O", "raw"]])
+def test_numbers_have_spaces_and_a_plus_before_them(tmp_path, args):
+    """As callers write them that put a list of words together."""
+    lengths = []
+    for tool in (img, qimg):
+        with open(tmp_path / "f", "wb") as f:
+            f.truncate(2 * MIB)
+        r = tool(*args, cwd=tmp_path)
+        assert r.rc == 0 and "no size" not in r.err, str(r)
+        lengths.append({p.name: p.stat().st_size for p in tmp_path.iterdir()})
+    assert lengths[0] == lengths[1]
+
+
+@pytest.mark.parametrize("size", [" +1M", " -1M", "+-1M", "1M ", "+", " ", "1 M"])
+def test_what_may_mean_another_length_is_none(tmp_path, size):
+    (tmp_path / "f").write_bytes(b"\1" * 2 * MIB)
+    refused(img("resize", "-f", "raw", "--shrink", "f", size, cwd=tmp_path), "no size")
+    assert (tmp_path / "f").read_bytes() == b"\1" * 2 * MIB
 
 
 def test_compare_strictly_looks_at_allocation(tmp_path):

@@ -85,6 +85,16 @@ def test_an_image_made_by_convert_is_no_larger(tmp_path):
     assert os.stat(tmp_path / "full").st_size == m["fully-allocated"]
 
 
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+def test_the_size_of_the_disk_counts_and_not_the_option(tmp_path, target):
+    """-o is taken as for create, where there may be a size in it."""
+    with open(tmp_path / "s", "wb") as f:
+        f.truncate(MIB)
+    same("-O", target, "-o", "size=2M", "-f", "raw", tmp_path / "s")
+    same("-O", target, "-o", "size=3M", "--size", "1M")
+    same("-O", target, "-o", "size=x", "--size", "1M")
+
+
 def test_what_is_wrong(tmp_path):
     disk = tmp_path / "d"
     ok(img("create", "-q", "-f", "qcow2", disk, "1M"))
