@@ -102,10 +102,13 @@ static json_t *cmd_resume(struct call *c)
 static json_t *cmd_resize(struct call *c)
 {
 	const json_t *size = json_object_get(c->args, "size");
-	bool shrink = json_is_true(json_object_get(c->args, "shrink"));
+	const json_t *may_shrink = json_object_get(c->args, "shrink");
+	bool shrink = json_is_true(may_shrink);
 	struct varve_error err;
 	uint64_t length;
 
+	if (may_shrink && !json_is_boolean(may_shrink))
+		return fail(c, "\"shrink\" must be true or false");
 	if (json_is_integer(size) && json_integer_value(size) > 0)
 		length = (uint64_t)json_integer_value(size);
 	else if (!json_is_string(size) || parse_size(json_string_value(size), &length) < 0)

@@ -20,10 +20,12 @@
 #include <unistd.h>
 
 #define CLIENTS_MAX 16
+#define BACKLOG 128 /* a connection that does not wait is refused beyond that */
 #define LINE_MAX_LEN 65536u
 
 struct client {
-	int fd; /* -1: nobody */
+	int fd;	       /* -1: nobody */
+	uint64_t turn; /* of the last sign of life */
 	size_t have;
 	char in[LINE_MAX_LEN];
 	char *out; /* the answer being sent; nothing is read meanwhile */
@@ -34,6 +36,7 @@ struct client {
 
 struct serve_control {
 	struct serve *s;
+	uint64_t turn; /* counts connections and what comes from them */
 	int fd;
 	dev_t dev; /* of the socket's file, to know it again */
 	ino_t ino;
@@ -88,7 +91,7 @@ static int make_socket(struct serve_control *c, const char *path)
 		c->dev = st.st_dev;
 		c->ino = st.st_ino;
 	}
-	if (listen(c->fd, CLIENTS_MAX) < 0) {
+	if (listen(c->fd, BACKLOG) < 0) {
 		complain("%s: cannot listen: %s", path, strerror(errno));
 		return 1;
 	}
@@ -244,6 +247,7 @@ static void read_more(struct serve_control *c, struct client *cl)
 		return;
 	}
 	cl->have += (size_t)n;
+	cl->turn = ++c->turn;
 	run_lines(c, cl);
 	if (cl->have == sizeof(cl->in) && !cl->out && !cl->asked && !cl->queues) {
 		complain("%s: a command of more than %u bytes; the connection is closed", c->s->control_path,
@@ -252,24 +256,40 @@ static void read_more(struct serve_control *c, struct client *cl)
 	}
 }
 
-static void accept_one(struct serve_control *c)
-{
-	int fd = accept4(c->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-
-	for (unsigned i = 0; fd >= 0 && i < CLIENTS_MAX; i++) {
-		if (c->client[i].fd < 0) {
-			c->client[i].fd = fd;
-			return;
-		}
-	}
-	if (fd >= 0)
-		close(fd);
-}
-
 /* Of a client that waits for a job nothing is wanted but to know that it has gone. */
 static bool waits(const struct client *cl)
 {
 	return !cl->out && (cl->asked || cl->queues);
+}
+
+/* A place for one more: free, or of the one that has been silent longest, with nothing to come to it. NULL: all are busy. */
+static struct client *place(struct serve_control *c)
+{
+	struct client *ret = NULL;
+
+	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
+		struct client *cl = &c->client[i];
+
+		if (cl->fd < 0)
+			return cl;
+		if (!cl->out && !waits(cl) && (!ret || cl->turn < ret->turn))
+			ret = cl;
+	}
+	return ret;
+}
+
+static void accept_one(struct serve_control *c)
+{
+	int fd = accept4(c->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	struct client *cl = place(c);
+
+	if (fd >= 0 && cl) {
+		drop(cl);
+		cl->fd = fd;
+		cl->turn = ++c->turn;
+	} else if (fd >= 0) {
+		close(fd);
+	}
 }
 
 /* Gives whoever asked for it the answer of a job, if that is over. */
@@ -315,16 +335,14 @@ void serve_control_run(struct serve *s)
 	for (;;) {
 		struct serve_control *c = s->asked; /* another one after a takeover that failed */
 		int timeout = serve_settle(s);
-		unsigned nr_clients = 0;
 
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 			const struct client *cl = c ? &c->client[i] : &nobody;
 
-			nr_clients += cl->fd >= 0;
 			p[i] = (struct pollfd){ .fd = cl->fd, .events = cl->out ? POLLOUT : waits(cl) ? 0 : POLLIN };
 		}
 		/* Who finds no place waits in the backlog. */
-		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && nr_clients < CLIENTS_MAX ? c->fd : -1, .events = POLLIN };
+		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && place(c) ? c->fd : -1, .events = POLLIN };
 		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = s->signal_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 3] = (struct pollfd){ .fd = s->job_fd, .events = POLLIN };

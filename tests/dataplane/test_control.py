@@ -313,6 +313,7 @@ def test_a_disk_gets_longer_while_it_is_written(tmp_path, kind):
                 assert ask("resize", size=mib << 20) == {"length": mib << 20}
             load.result()
         assert "shrink" in ask("resize", size="1M")["error"]
+        assert "true or false" in ask("resize", size="1M", shrink="yes")["error"]
         assert "must be a number" in ask("resize", size="much")["error"]
         assert "must be a number" in ask("resize")["error"]
         assert ask("resize", size="65M") == {"length": 65 << 20}

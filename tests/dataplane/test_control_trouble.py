@@ -39,6 +39,20 @@ def test_a_client_that_leaves_before_its_answer_is_forgotten(tmp_path, lines):
             assert len(ask("disks")) == 1 and "image" in ask("stats") and ask("flush") == {}
 
 
+def test_clients_that_say_nothing_keep_nobody_out(tmp_path):
+    (disk,) = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        silent = [s.ask() for _ in range(40)]
+        talks = s.ask()
+        for i in range(40):
+            assert len(talks("disks")) == 1, "who talks stays"
+            silent.append(s.ask())
+            if i % 2:
+                assert len(silent[-1]("disks")) == 1
+        # They were told by the end of the connection.
+        assert silent[0].socket.recv(1) == b""
+
+
 @contextlib.contextmanager
 def small_file_system(tmp_path):
     """A folder on a file system of its own, and a function that freezes it until the end."""
