@@ -148,6 +148,7 @@ struct journal_search {
 	void *map; /* NULL: there is none */
 	int fd;
 	char *path;
+	bool outdated; /* there was one of an earlier boot: told, and removed */
 };
 
 /* Fills in who we are: boot, process, and the files of the leaves below `file` and `data` (NULL: there is none). */

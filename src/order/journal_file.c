@@ -242,6 +242,7 @@ static int look(struct journal_search *s, const struct stat *st)
 	s->map = NULL;
 	s->fd = -1;
 	s->path = NULL;
+	s->outdated = true;
 	return 0;
 }
 

@@ -137,12 +137,15 @@ order_mark order_durable(const struct order *o);
  *   What syncs of the two files fail with is kept there, too; what those of the dead process failed with is inherited from here on.
  * order_keep_end(): no longer; the file stays if entries are left, or an error that nobody was told of (struct node, accounted).
  *   order_free() does this, too.
+ * order_tell_lost(): the image n has the mark, and no journal will be written out before it is used: says so in the log, once for
+ *   each opening. dir: where it was looked for; NULL: nowhere. Not for those who read what another process is serving.
  * order_note(): a few numbers that the format wants to find again, as *ret_notes (0 if there was nothing).
  */
 #define ORDER_NOTES 4
 
 int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
 		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+void order_tell_lost(const struct node *n, const char *dir, bool writable);
 void order_note(struct order *o, unsigned i, uint64_t value);
 int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err);
 void order_keep_end(struct fiber *f, struct order *o);

@@ -169,6 +169,24 @@ static void read_notes(const struct journal_search *s, uint64_t *ret)
 		ret[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
 }
 
+/*
+ * A warning and no error: after a power cut the mark is all that is left, and nobody is there who could say so. One kind of line, which
+ * programs look for (tools/common.c).
+ */
+void order_tell_lost(const struct node *n, const char *dir, bool writable)
+{
+	if (!writable)
+		log_warning("%s: its server ended without closing it, and kept a journal that is not in use here: writes that were acknowledged "
+			    "and not flushed may be missing in what is read. Normal after a power cut; else start the server with its state "
+			    "directory first",
+			    node_name(n));
+	else
+		log_warning("%s: its server ended without closing it, and kept a journal that %s%s: writes that were acknowledged and not "
+			    "flushed may be lost now. Normal after a power cut; else start the server with its state directory before "
+			    "anything else changes the image",
+			    node_name(n), dir ? "is not in state directory " : "is given up, as no state directory is named", dir ? dir : "");
+}
+
 int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
 		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
 {
@@ -179,6 +197,8 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 	memset(ret_notes, 0, ORDER_NOTES * sizeof(ret_notes[0]));
 	if (ret == 0)
 		ret = fiber_work(f, find_work, &s);
+	if (ret == 0 && !s.map && marked && !s.outdated)
+		order_tell_lost(file, dir, true);
 	if (ret < 0 || !s.map)
 		return ret;
 	ret = examine(&s, marked, &tally, err);

@@ -143,9 +143,7 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 		kept |= QCOW2_AUTOCLEAR_RAW_DATA;
 	if (!state_dir) {
 		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
-			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
-				    "acknowledged and not flushed is lost unless it has been started with it since",
-				    node_name(q->node));
+			order_tell_lost(q->node, NULL, true);
 		return set_autoclear(f, q, kept, err);
 	}
 	ret = set_autoclear(f, q, kept | QCOW2_AUTOCLEAR_JOURNAL, err);
@@ -349,6 +347,12 @@ static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char 
 	return ret > 0 ? read_header(f, q, err) : ret;
 }
 
+/* Who writes is told in begin_changes(); who shares the image with others may be reading what is being served. */
+static bool reads_without_journal(const struct qcow2 *q)
+{
+	return !q->writable && !(q->node->flags & (NODE_NO_IO | NODE_FORCE_SHARE)) && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL);
+}
+
 static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
@@ -393,6 +397,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = qcow2_whole(q, err);
 	if (ret < 0)
 		free_all(f, q);
+	else if (reads_without_journal(q))
+		order_tell_lost(n, NULL, false);
 	return ret;
 }
 

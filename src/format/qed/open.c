@@ -129,9 +129,7 @@ static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, 
 
 	if (!state_dir) {
 		if (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL)
-			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
-				    "acknowledged and not flushed is lost unless it has been started with it since",
-				    node_name(q->node));
+			order_tell_lost(q->node, NULL, true);
 		return set_autoclear(f, q, 0, err);
 	}
 	ret = set_autoclear(f, q, QED_AUTOCLEAR_JOURNAL, err);
@@ -249,6 +247,8 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)
 		free_all(f, q, false);
+	else if (!q->writable && !(n->flags & (NODE_NO_IO | NODE_FORCE_SHARE)) && (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL))
+		order_tell_lost(n, NULL, false); /* who shares it may be reading what is being served */
 	return ret;
 }
 
