@@ -33,7 +33,7 @@
 #include "base/math.h"
 #include "order/order.h"
 
-#define JOURNAL_VERSION 2
+#define JOURNAL_VERSION 3
 #define JOURNAL_SEGMENT_LEN KiB(256)
 #define JOURNAL_SEGMENTS 512
 #define JOURNAL_AT_FIRST 4 /* segments that have memory from the beginning: enough to go on with when there is no more */
@@ -65,6 +65,7 @@ struct journal_header {
 	_Atomic uint64_t durable;  /* sections up to this one are on disk */
 	_Atomic uint64_t error;	   /* errno that syncs of the image's file fail with; 0: none has failed, or all is well again */
 	_Atomic uint64_t data_error; /* the same of the other file */
+	_Atomic uint64_t file_len, data_len; /* of the two files: at least so long when the last record was made (node_note_len()) */
 	_Atomic uint64_t notes[ORDER_NOTES]; /* the format's own, see order_note() */
 };
 

@@ -54,6 +54,7 @@ struct order {
 	uint64_t dirty_since_ns; /* not later than the first put of what is queued, not counting what failed */
 	struct order_stats stats;
 	struct journal *journal; /* NULL: none is kept */
+	struct node *noted[2];	 /* leaves whose length goes there; NULL: none */
 	struct node_write writes[ORDER_WRITES]; /* the writing fiber's */
 	struct iovec iov[ORDER_IOV];		/* and this */
 

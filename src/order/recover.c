@@ -35,6 +35,13 @@ static int find_work(void *arg)
 	return journal_find(arg);
 }
 
+static struct node *leaf_of(struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
 struct tally {
 	uint64_t nr, bytes;
 };
@@ -57,6 +64,28 @@ static int restore_record(void *arg, uint64_t section, uint64_t off, const void 
 	return order_restore(arg, section, off, bytes, len);
 }
 
+/*
+ * A file only becomes longer while it is served, or says so (node_note_len()): one that is shorter than it was is an older copy of itself,
+ * put back over it with cp or dd. Same inode, same mark; but tables that the records lead to, and the data, are not there.
+ */
+static int check_len(const struct journal_search *s, const struct node *leaf, uint64_t had)
+{
+	if (!leaf || node_len(leaf) >= had)
+		return 0;
+	return varve_error_set(s->err, -ESTALE,
+			       "the image is older than its journal: %.500s has %llu bytes, and had %llu when the process that served it died. "
+			       "Put the newer one back; or remove state file %s, and with it what was queued, to open the image as it is",
+			       node_name(leaf), (unsigned long long)node_len(leaf), (unsigned long long)had, s->path);
+}
+
+static int check_lengths(const struct journal_search *s, struct node *file, struct node *data)
+{
+	const struct journal_header *h = s->map;
+	int ret = check_len(s, leaf_of(file), atomic_load_explicit(&h->file_len, memory_order_acquire));
+
+	return ret < 0 || !data ? ret : check_len(s, leaf_of(data), atomic_load_explicit(&h->data_len, memory_order_acquire));
+}
+
 /* All of it is looked at before any of it is believed. */
 static int examine(const struct journal_search *s, bool marked, struct tally *ret, struct varve_error *err)
 {
@@ -77,13 +106,6 @@ static int examine(const struct journal_search *s, bool marked, struct tally *re
 }
 
 /* ---- errors of syncs ---- */
-
-static struct node *leaf_of(struct node *n)
-{
-	while (n->file)
-		n = n->file;
-	return n;
-}
 
 /* NULL: no more. */
 static void publish_errors(struct node *file, struct node *data, struct journal_header *h)
@@ -203,6 +225,8 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 		return ret;
 	ret = examine(&s, marked, &tally, err);
 	if (ret == 0 && tally.nr)
+		ret = check_lengths(&s, file, data);
+	if (ret == 0 && tally.nr)
 		ret = write_out(f, file, data, &s, err);
 	else if (ret == 0)
 		/*
@@ -227,6 +251,26 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 }
 
 /* ---- a queue keeps a journal ---- */
+
+static void note_lengths(struct order *o)
+{
+	o->noted[0] = leaf_of(o->file);
+	o->noted[0]->noted_len = &o->journal->h->file_len;
+	if (o->data) {
+		o->noted[1] = leaf_of(o->data);
+		o->noted[1]->noted_len = &o->journal->h->data_len;
+	}
+	for (unsigned i = 0; i < ARRAY_LEN(o->noted) && o->noted[i]; i++)
+		node_note_len(o->noted[i]);
+}
+
+static void note_lengths_end(struct order *o)
+{
+	for (unsigned i = 0; i < ARRAY_LEN(o->noted) && o->noted[i]; i++) {
+		o->noted[i]->noted_len = NULL;
+		o->noted[i] = NULL;
+	}
+}
 
 struct create_work {
 	struct journal_search s;
@@ -271,6 +315,7 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 	inherit_error(o->file, &w.j->h->error);
 	inherit_error(o->data, &w.j->h->data_error);
 	publish_errors(o->file, o->data, w.j->h);
+	note_lengths(o);
 	journal_retire(o->journal, o->durable);
 	return 0;
 }
@@ -301,6 +346,7 @@ void order_keep_end(struct fiber *f, struct order *o)
 		return;
 	o->journal = NULL;
 	publish_errors(o->file, o->data, NULL);
+	note_lengths_end(o);
 	if (o->file->accounted) {
 		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
 		atomic_store_explicit(&w.j->h->data_error, 0, memory_order_release);
