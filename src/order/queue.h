@@ -6,6 +6,7 @@
  *   writeout.c  how it reaches the disk: wait, flush
  *   background.c what is written out without a flush: limits of size and age
  *   sector.c    the queued bytes
+ *   journal_todo.c  what is to be done when the queue is durable outlives the process, too
  *   recover.c   what is queued outlives the process (journal.h)
  */
 #ifndef VARVE_ORDER_QUEUE_H

@@ -183,12 +183,17 @@ static int write_out(struct fiber *f, struct node *file, struct node *data, cons
 		       : 1;
 }
 
-static void read_notes(const struct journal_search *s, uint64_t *ret)
+/* Without memory for it, what was to be done is not: it is no loss that anybody was promised not to have. */
+static void read_left(const struct journal_search *s, struct order_left *ret)
 {
 	const struct journal_header *h = s->map;
+	size_t nr = journal_nr_todo(s->map);
 
 	for (unsigned i = 0; i < ORDER_NOTES; i++)
-		ret[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
+		ret->notes[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
+	ret->todo = nr ? calloc(nr, sizeof(ret->todo[0])) : NULL;
+	for (size_t i = 0; ret->todo && i < nr; i++)
+		ret->nr_todo += journal_todo_read(s->map, i, &ret->todo[ret->nr_todo]);
 }
 
 /*
@@ -209,14 +214,14 @@ void order_tell_lost(const struct node *n, const char *dir, bool writable)
 			    node_name(n), dir ? "is not in state directory " : "is given up, as no state directory is named", dir ? dir : "");
 }
 
-int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked, struct order_left *ret_left,
+		  struct varve_error *err)
 {
 	struct journal_search s = { .dir = dir, .err = err };
 	struct tally tally = { 0 };
 	int ret = journal_owner_init(&s.owner, file, data, err);
 
-	memset(ret_notes, 0, ORDER_NOTES * sizeof(ret_notes[0]));
+	memset(ret_left, 0, sizeof(*ret_left));
 	if (ret == 0)
 		ret = fiber_work(f, find_work, &s);
 	if (ret == 0 && !s.map && marked && !s.outdated)
@@ -224,7 +229,7 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 	if (ret < 0 || !s.map)
 		return ret;
 	ret = examine(&s, marked, &tally, err);
-	if (ret == 0 && tally.nr)
+	if (ret == 0 && (tally.nr || (marked && journal_nr_todo(s.map))))
 		ret = check_lengths(&s, file, data);
 	if (ret == 0 && tally.nr)
 		ret = write_out(f, file, data, &s, err);
@@ -240,7 +245,7 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 				    "written out from state file %s",
 				    node_name(file), (unsigned long long)tally.bytes, s.path);
 		if (marked)
-			read_notes(&s, ret_notes);
+			read_left(&s, ret_left);
 	}
 	/*
 	 * Removed when all of it is durable in the image. Killed before that, the next one does the same again. An error stays

@@ -214,7 +214,7 @@ static void free_all(struct fiber *f, struct qed *q, bool trim)
 
 static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
-	uint64_t notes[ORDER_NOTES]; /* none are made */
+	struct order_left left = { 0 };
 	struct qed *q = node_state(n);
 	struct settings set;
 	int ret = get_settings(o, &set, err);
@@ -231,8 +231,9 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir) {
 		/* What a process that died had queued, before anything but the header is looked at. */
-		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
+		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, &left,
 				    err);
+		free(left.todo); /* neither notes nor things to be done are made */
 		if (ret > 0)
 			ret = read_header(f, q, err);
 	}
