@@ -90,6 +90,22 @@ void complain_help_is(const char *command)
 	help_command = command;
 }
 
+bool log_tells_contents(enum varve_log_level level, const char *line)
+{
+	return (level == VARVE_LOG_ERROR && strstr(line, ": the data file ")) ||
+	       (level == VARVE_LOG_WARNING && strstr(line, ": its server ended without closing it, "));
+}
+
+void complain_contents(const char *line)
+{
+	static char told[VARVE_ERROR_MAX];
+
+	if (strncmp(told, line, sizeof(told) - 1) == 0)
+		return;
+	snprintf(told, sizeof(told), "%s", line);
+	complain("warning: %s", line);
+}
+
 int complain_usage(const char *fmt, ...)
 {
 	char text[2 * VARVE_ERROR_MAX];

@@ -46,6 +46,13 @@ void complain_help_is(const char *command);
 int complain_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* --errors=text|json: from now on errors are said in that form. 0, or 1 after a message. */
 int parse_errors(const char *form);
+/*
+ * For log sinks of commands: of what the library says in passing, does this change what a disk holds? They say that as a warning, and
+ * fail nothing.
+ */
+bool log_tells_contents(enum varve_log_level level, const char *line);
+/* Says it; once for each line, however often the command opens the image. */
+void complain_contents(const char *line);
 /* An option that is known but not part of this version. Returns 1. */
 int complain_missing(const char *what);
 

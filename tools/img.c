@@ -44,15 +44,12 @@ static void usage(void)
 	putchar('\n');
 }
 
-/*
- * Of what the library says in passing, the first changes what a disk is, and fails nothing; the second explains why a command fails
- * that has not done anything wrong, and what has become of the image.
- */
+/* Besides: what explains why a command fails that has not done anything wrong, and what has become of the image. */
 static void take_log(void *user_data, enum varve_log_level level, const char *line)
 {
 	(void)user_data;
-	if (level == VARVE_LOG_ERROR && strstr(line, ": the data file "))
-		complain("warning: %s", line);
+	if (log_tells_contents(level, line))
+		complain_contents(line);
 	else if (level == VARVE_LOG_ERROR && strstr(line, ": the image is damaged: ") && strstr(line, "nothing of it is read or written"))
 		complain("%s", line);
 }

@@ -268,6 +268,8 @@ static void take_log(void *user_data, enum varve_log_level level, const char *li
 	(void)user_data;
 	if (level == VARVE_LOG_ERROR)
 		complain("%s", line);
+	else if (log_tells_contents(level, line))
+		complain_contents(line);
 	else if (level == VARVE_LOG_INFO && strncmp(line, "blkdebug: ", 10) == 0)
 		printf("%s\n", line);
 }

@@ -196,12 +196,20 @@ static int load(struct varve_image *image, const char *what, struct args *a)
 	return ret;
 }
 
+static void take_log(void *user_data, enum varve_log_level level, const char *line)
+{
+	(void)user_data;
+	if (log_tells_contents(level, line))
+		complain_contents(line);
+}
+
 static int run(bool saves, const char *file, const char *name, struct args *a)
 {
 	uint8_t *buf = aligned_alloc(4096, CHUNK);
 	struct varve_image *image = NULL;
 	int ret = 1;
 
+	varve_set_log(take_log, NULL);
 	if (buf)
 		image = open_image(file, &a->open, saves ? VARVE_OPEN_WRITABLE : VARVE_OPEN_NO_BACKING, NULL);
 	else

@@ -444,6 +444,8 @@ struct node {
 	bool unserved;	/* of a top: who closes it has not used it, see varve_image_leave_flush_error() */
 	bool accounted; /* whoever closes it has been told what became of what was written (the last flush) */
 	TAILQ_HEAD(, len_watch) len_watches;
+	_Atomic uint64_t *noted_len; /* leaf: where it is noted how long it was at least, see node_note_len(); NULL: nobody wants to know */
+	unsigned truncating;	     /* leaf: node_truncate() is on its way */
 	struct ranges ranges;
 	struct fiber_mutex grace_mutex;
 	struct fiber_mutex serial_mutex;
@@ -496,6 +498,16 @@ int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked ane
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
 /* Home queue. node_truncate() of this very node tells. */
+/*
+ * Notes the length that a leaf has now. What is noted is never more than the file has, whenever the process dies: writes count when they
+ * have completed, and node_truncate() lowers it before the file becomes shorter.
+ */
+static inline void node_note_len(struct node *leaf)
+{
+	if (leaf->noted_len && !leaf->truncating)
+		atomic_store_explicit(leaf->noted_len, node_len(leaf), memory_order_release);
+}
+
 void node_watch_len(struct node *n, struct len_watch *w);
 void node_unwatch_len(struct node *n, struct len_watch *w);
 

@@ -218,7 +218,11 @@ int node_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc p
 	if (!n->drv->truncate)
 		return varve_error_set(err, -ENOTSUP, "%s: driver %s cannot change its length", node_name(n),
 				       n->drv->name);
+	n->truncating++;
+	if (n->noted_len && len < atomic_load_explicit(n->noted_len, memory_order_acquire))
+		atomic_store_explicit(n->noted_len, len, memory_order_release);
 	ret = n->drv->truncate(f, n, len, prealloc, err);
+	n->truncating--;
 	if (ret == 0)
 		len_changed(n);
 	return ret;

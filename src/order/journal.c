@@ -244,6 +244,7 @@ bool journal_settle(void *map)
 	/* Not to be taken over twice: they may be given away by the time somebody else looks. */
 	for (unsigned i = 0; i < ORDER_NOTES; i++)
 		atomic_store_explicit(&h->notes[i], 0, memory_order_release);
+	atomic_store_explicit(&h->nr_todo, 0, memory_order_release);
 	atomic_store_explicit(&h->durable, UINT64_MAX, memory_order_release);
 	return atomic_load_explicit(&h->error, memory_order_acquire) ||
 	       atomic_load_explicit(&h->data_error, memory_order_acquire);

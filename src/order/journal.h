@@ -7,7 +7,7 @@
  * memory (on tmpfs: it does not outlive a power cut, and must not, for then only flushed data counts). Whoever opens
  * the image next finds it, writes out what was queued, section by section as the queue would have done, and goes on.
  *
- *     header | table of segments | segment | segment | ...      each segment: record, record, ..., rest of older use
+ *     header | table of segments | segment | segment | ... | things to be done     each segment: record, record, ..., rest of older use
  *
  * A record is one put, or a part of it that ends at a sector. It becomes valid by its sequence number, which is written
  * last; numbers go up by one from record to record. A segment is used again when all its sections are durable.
@@ -19,6 +19,7 @@
  * No system call on the way of a put, except when memory is used for the first time.
  *
  *   journal.c       the copy, and reading it back: memory only
+ *   journal_todo.c  what is to be done later, beside the records
  *   journal_file.c  the file: its name, lock, owner, and whose it is
  *   recover.c       what was left behind is written out; a queue begins to keep a journal
  */
@@ -33,12 +34,15 @@
 #include "base/math.h"
 #include "order/order.h"
 
-#define JOURNAL_VERSION 2
+#define JOURNAL_VERSION 3
 #define JOURNAL_SEGMENT_LEN KiB(256)
 #define JOURNAL_SEGMENTS 512
 #define JOURNAL_AT_FIRST 4 /* segments that have memory from the beginning: enough to go on with when there is no more */
 #define JOURNAL_FIRST KiB(16) /* where segments begin */
-#define JOURNAL_LEN (JOURNAL_FIRST + JOURNAL_SEGMENTS * JOURNAL_SEGMENT_LEN)
+#define JOURNAL_TODO (JOURNAL_FIRST + JOURNAL_SEGMENTS * JOURNAL_SEGMENT_LEN) /* behind the segments */
+#define JOURNAL_TODO_MAX 65536u
+#define JOURNAL_TODO_STEP 2048u /* memory is taken for so many at once */
+#define JOURNAL_LEN (JOURNAL_TODO + JOURNAL_TODO_MAX * sizeof(struct journal_todo))
 #define JOURNAL_NAME_MAX 1024
 
 /* Whose state it is. Written once, before the file has its name; covered by header_sum. */
@@ -65,6 +69,8 @@ struct journal_header {
 	_Atomic uint64_t durable;  /* sections up to this one are on disk */
 	_Atomic uint64_t error;	   /* errno that syncs of the image's file fail with; 0: none has failed, or all is well again */
 	_Atomic uint64_t data_error; /* the same of the other file */
+	_Atomic uint64_t file_len, data_len; /* of the two files: at least so long when the last record was made (node_note_len()) */
+	_Atomic uint64_t nr_todo; /* of the things to be done, those from here on were never used */
 	_Atomic uint64_t notes[ORDER_NOTES]; /* the format's own, see order_note() */
 };
 
@@ -81,6 +87,12 @@ struct journal_record {
 	uint8_t bytes[]; /* the next record begins at a multiple of 8 */
 };
 
+/* A thing to be done, see order_todo(). Valid when b is not 0 and the sum is right: who is killed while he stores one leaves none. */
+struct journal_todo {
+	_Atomic uint64_t b; /* written last */
+	uint64_t a, sum, unused;
+};
+
 /* A mapped journal that is written to. */
 struct journal {
 	struct journal_header *h;
@@ -95,6 +107,9 @@ struct journal {
 	uint64_t reserved[JOURNAL_SEGMENTS / 64]; /* has memory */
 	unsigned nr_reserved;
 	uint64_t last_section[JOURNAL_SEGMENTS]; /* the latest of its records */
+	uint64_t todo_used[JOURNAL_TODO_MAX / 64];
+	unsigned todo_from; /* words of it below are full */
+	unsigned todo_memory; /* so many have memory */
 };
 
 /* ---- journal.c ---- */
@@ -133,6 +148,15 @@ bool journal_segment_used(const void *map, unsigned i);
 typedef int (*journal_fn)(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len);
 int journal_replay(const void *map, journal_fn fn, void *arg, const char **ret_fault);
 
+/* ---- journal_todo.c: as order_todo() ---- */
+
+unsigned journal_todo_add(struct journal *j, uint64_t a, uint64_t b);
+void journal_todo_change(struct journal *j, unsigned nr, uint64_t a, uint64_t b);
+void journal_todo_done(struct journal *j, unsigned nr);
+/* How many there may be, and the i-th of them; false: there is none, or it was being stored when the process died. */
+size_t journal_nr_todo(const void *map);
+bool journal_todo_read(const void *map, size_t i, struct order_todo *ret);
+
 /* ---- journal_leftover.c, journal_file.c; these block: for worker threads ---- */
 
 /* Removes what processes have left in a state directory that were killed while they made a journal. */
@@ -148,6 +172,7 @@ struct journal_search {
 	void *map; /* NULL: there is none */
 	int fd;
 	char *path;
+	bool outdated; /* there was one of an earlier boot: told, and removed */
 };
 
 /* Fills in who we are: boot, process, and the files of the leaves below `file` and `data` (NULL: there is none). */
@@ -161,6 +186,8 @@ int journal_find(struct journal_search *s);
 int journal_create(struct journal_search *s, struct journal *j);
 /* Ends the use; removes the file if there is nothing in it that anybody will want. */
 void journal_unmap(void *map, int fd, char *path, bool remove);
+/* journal_todo.c's: memory for the next JOURNAL_TODO_STEP. */
+int journal_todo_memory(const struct journal *j);
 /* journal.c's: memory for a segment, or back to the system. */
 int journal_segment_memory(const struct journal *j, unsigned i, bool give_back);
 

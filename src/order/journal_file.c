@@ -202,7 +202,8 @@ static int fill_holes(const struct journal_search *s, off_t at, off_t len)
 
 static int fill_segments(const struct journal_search *s)
 {
-	int ret = 0;
+	off_t todo = (off_t)(journal_nr_todo(s->map) * sizeof(struct journal_todo));
+	int ret = todo ? fill_holes(s, (off_t)JOURNAL_TODO, todo) : 0;
 
 	for (unsigned i = 0; i < JOURNAL_SEGMENTS && ret == 0; i++) {
 		if (journal_segment_used(s->map, i))
@@ -242,6 +243,7 @@ static int look(struct journal_search *s, const struct stat *st)
 	s->map = NULL;
 	s->fd = -1;
 	s->path = NULL;
+	s->outdated = true;
 	return 0;
 }
 
@@ -408,6 +410,14 @@ int journal_create(struct journal_search *s, struct journal *j)
 }
 
 /* ---- using, ending ---- */
+
+int journal_todo_memory(const struct journal *j)
+{
+	off_t step = (off_t)(JOURNAL_TODO_STEP * sizeof(struct journal_todo)), at = (off_t)JOURNAL_TODO;
+
+	at += (off_t)(j->todo_memory * sizeof(struct journal_todo));
+	return j->fd >= 0 && fallocate(j->fd, 0, at, step) < 0 ? -errno : 0;
+}
 
 int journal_segment_memory(const struct journal *j, unsigned i, bool give_back)
 {

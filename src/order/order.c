@@ -268,8 +268,11 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 	nr = choose_section(o, off, len, after);
 	if (queue_bytes(o, nr, off, bytes, len, event) < 0)
 		return -ENOMEM;
-	if (o->journal)
+	if (o->journal) {
+		for (unsigned i = 0; i < ARRAY_LEN(o->noted) && o->noted[i]; i++)
+			node_note_len(o->noted[i]); /* what is put leads there */
 		journal_put(o->journal, nr, off, bytes, len);
+	}
 	o->stats.puts++;
 	if (after > o->durable)
 		o->stats.barriers_asked++;

@@ -137,13 +137,36 @@ order_mark order_durable(const struct order *o);
  *   What syncs of the two files fail with is kept there, too; what those of the dead process failed with is inherited from here on.
  * order_keep_end(): no longer; the file stays if entries are left, or an error that nobody was told of (struct node, accounted).
  *   order_free() does this, too.
- * order_note(): a few numbers that the format wants to find again, as *ret_notes (0 if there was nothing).
+ * order_tell_lost(): the image n has the mark, and no journal will be written out before it is used: says so in the log, once for
+ *   each opening. dir: where it was looked for; NULL: nowhere. Not for those who read what another process is serving.
+ * order_note(): a few numbers that the format wants to find again, as notes of *ret (0 if there was nothing).
  */
 #define ORDER_NOTES 4
 
-int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+/* What a format still has to do, in its own words; b is not 0. */
+struct order_todo {
+	uint64_t a, b;
+};
+
+/* What a dead process left besides its queue; nothing of it where the image has no mark. */
+struct order_left {
+	uint64_t notes[ORDER_NOTES];
+	struct order_todo *todo; /* the caller's to free() */
+	size_t nr_todo;
+};
+
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked, struct order_left *ret,
+		  struct varve_error *err);
+void order_tell_lost(const struct node *n, const char *dir, bool writable);
 void order_note(struct order *o, unsigned i, uint64_t value);
+/*
+ * Something that is to be done when what has been put until now is durable, and that the next process does if this one dies first: it
+ * finds it when all of that is written out. Returns a number for it, 0: it is not kept (no journal, no room). Whoever does it, or gives
+ * it up, calls order_todo_done() *before* the first put of doing it: killed in between, it is never done; it is never done twice.
+ */
+unsigned order_todo(struct order *o, uint64_t a, uint64_t b);
+void order_todo_change(struct order *o, unsigned nr, uint64_t a, uint64_t b);
+void order_todo_done(struct order *o, unsigned nr);
 int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err);
 void order_keep_end(struct fiber *f, struct order *o);
 

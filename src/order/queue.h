@@ -6,6 +6,7 @@
  *   writeout.c  how it reaches the disk: wait, flush
  *   background.c what is written out without a flush: limits of size and age
  *   sector.c    the queued bytes
+ *   journal_todo.c  what is to be done when the queue is durable outlives the process, too
  *   recover.c   what is queued outlives the process (journal.h)
  */
 #ifndef VARVE_ORDER_QUEUE_H
@@ -54,6 +55,7 @@ struct order {
 	uint64_t dirty_since_ns; /* not later than the first put of what is queued, not counting what failed */
 	struct order_stats stats;
 	struct journal *journal; /* NULL: none is kept */
+	struct node *noted[2];	 /* leaves whose length goes there; NULL: none */
 	struct node_write writes[ORDER_WRITES]; /* the writing fiber's */
 	struct iovec iov[ORDER_IOV];		/* and this */
 

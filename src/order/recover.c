@@ -35,6 +35,13 @@ static int find_work(void *arg)
 	return journal_find(arg);
 }
 
+static struct node *leaf_of(struct node *n)
+{
+	while (n->file)
+		n = n->file;
+	return n;
+}
+
 struct tally {
 	uint64_t nr, bytes;
 };
@@ -57,6 +64,28 @@ static int restore_record(void *arg, uint64_t section, uint64_t off, const void 
 	return order_restore(arg, section, off, bytes, len);
 }
 
+/*
+ * A file only becomes longer while it is served, or says so (node_note_len()): one that is shorter than it was is an older copy of itself,
+ * put back over it with cp or dd. Same inode, same mark; but tables that the records lead to, and the data, are not there.
+ */
+static int check_len(const struct journal_search *s, const struct node *leaf, uint64_t had)
+{
+	if (!leaf || node_len(leaf) >= had)
+		return 0;
+	return varve_error_set(s->err, -ESTALE,
+			       "the image is older than its journal: %.500s has %llu bytes, and had %llu when the process that served it died. "
+			       "Put the newer one back; or remove state file %s, and with it what was queued, to open the image as it is",
+			       node_name(leaf), (unsigned long long)node_len(leaf), (unsigned long long)had, s->path);
+}
+
+static int check_lengths(const struct journal_search *s, struct node *file, struct node *data)
+{
+	const struct journal_header *h = s->map;
+	int ret = check_len(s, leaf_of(file), atomic_load_explicit(&h->file_len, memory_order_acquire));
+
+	return ret < 0 || !data ? ret : check_len(s, leaf_of(data), atomic_load_explicit(&h->data_len, memory_order_acquire));
+}
+
 /* All of it is looked at before any of it is believed. */
 static int examine(const struct journal_search *s, bool marked, struct tally *ret, struct varve_error *err)
 {
@@ -77,13 +106,6 @@ static int examine(const struct journal_search *s, bool marked, struct tally *re
 }
 
 /* ---- errors of syncs ---- */
-
-static struct node *leaf_of(struct node *n)
-{
-	while (n->file)
-		n = n->file;
-	return n;
-}
 
 /* NULL: no more. */
 static void publish_errors(struct node *file, struct node *data, struct journal_header *h)
@@ -161,27 +183,54 @@ static int write_out(struct fiber *f, struct node *file, struct node *data, cons
 		       : 1;
 }
 
-static void read_notes(const struct journal_search *s, uint64_t *ret)
+/* Without memory for it, what was to be done is not: it is no loss that anybody was promised not to have. */
+static void read_left(const struct journal_search *s, struct order_left *ret)
 {
 	const struct journal_header *h = s->map;
+	size_t nr = journal_nr_todo(s->map);
 
 	for (unsigned i = 0; i < ORDER_NOTES; i++)
-		ret[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
+		ret->notes[i] = atomic_load_explicit(&h->notes[i], memory_order_acquire);
+	ret->todo = nr ? calloc(nr, sizeof(ret->todo[0])) : NULL;
+	for (size_t i = 0; ret->todo && i < nr; i++)
+		ret->nr_todo += journal_todo_read(s->map, i, &ret->todo[ret->nr_todo]);
 }
 
-int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-		  uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
+/*
+ * A warning and no error: after a power cut the mark is all that is left, and nobody is there who could say so. One kind of line, which
+ * programs look for (tools/common.c).
+ */
+void order_tell_lost(const struct node *n, const char *dir, bool writable)
+{
+	if (!writable)
+		log_warning("%s: its server ended without closing it, and kept a journal that is not in use here: writes that were acknowledged "
+			    "and not flushed may be missing in what is read. Normal after a power cut; else start the server with its state "
+			    "directory first",
+			    node_name(n));
+	else
+		log_warning("%s: its server ended without closing it, and kept a journal that %s%s: writes that were acknowledged and not "
+			    "flushed may be lost now. Normal after a power cut; else start the server with its state directory before "
+			    "anything else changes the image",
+			    node_name(n), dir ? "is not in state directory " : "is given up, as no state directory is named", dir ? dir : "");
+}
+
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked, struct order_left *ret_left,
+		  struct varve_error *err)
 {
 	struct journal_search s = { .dir = dir, .err = err };
 	struct tally tally = { 0 };
 	int ret = journal_owner_init(&s.owner, file, data, err);
 
-	memset(ret_notes, 0, ORDER_NOTES * sizeof(ret_notes[0]));
+	memset(ret_left, 0, sizeof(*ret_left));
 	if (ret == 0)
 		ret = fiber_work(f, find_work, &s);
+	if (ret == 0 && !s.map && marked && !s.outdated)
+		order_tell_lost(file, dir, true);
 	if (ret < 0 || !s.map)
 		return ret;
 	ret = examine(&s, marked, &tally, err);
+	if (ret == 0 && (tally.nr || (marked && journal_nr_todo(s.map))))
+		ret = check_lengths(&s, file, data);
 	if (ret == 0 && tally.nr)
 		ret = write_out(f, file, data, &s, err);
 	else if (ret == 0)
@@ -196,7 +245,7 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 				    "written out from state file %s",
 				    node_name(file), (unsigned long long)tally.bytes, s.path);
 		if (marked)
-			read_notes(&s, ret_notes);
+			read_left(&s, ret_left);
 	}
 	/*
 	 * Removed when all of it is durable in the image. Killed before that, the next one does the same again. An error stays
@@ -207,6 +256,26 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 }
 
 /* ---- a queue keeps a journal ---- */
+
+static void note_lengths(struct order *o)
+{
+	o->noted[0] = leaf_of(o->file);
+	o->noted[0]->noted_len = &o->journal->h->file_len;
+	if (o->data) {
+		o->noted[1] = leaf_of(o->data);
+		o->noted[1]->noted_len = &o->journal->h->data_len;
+	}
+	for (unsigned i = 0; i < ARRAY_LEN(o->noted) && o->noted[i]; i++)
+		node_note_len(o->noted[i]);
+}
+
+static void note_lengths_end(struct order *o)
+{
+	for (unsigned i = 0; i < ARRAY_LEN(o->noted) && o->noted[i]; i++) {
+		o->noted[i]->noted_len = NULL;
+		o->noted[i] = NULL;
+	}
+}
 
 struct create_work {
 	struct journal_search s;
@@ -251,6 +320,7 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 	inherit_error(o->file, &w.j->h->error);
 	inherit_error(o->data, &w.j->h->data_error);
 	publish_errors(o->file, o->data, w.j->h);
+	note_lengths(o);
 	journal_retire(o->journal, o->durable);
 	return 0;
 }
@@ -281,6 +351,7 @@ void order_keep_end(struct fiber *f, struct order *o)
 		return;
 	o->journal = NULL;
 	publish_errors(o->file, o->data, NULL);
+	note_lengths_end(o);
 	if (o->file->accounted) {
 		atomic_store_explicit(&w.j->h->error, 0, memory_order_release);
 		atomic_store_explicit(&w.j->h->data_error, 0, memory_order_release);

@@ -449,19 +449,19 @@ static void a_takeover_without_order_is_noticed(void **state)
 }
 
 int __real_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+			 struct order_left *ret_left, struct varve_error *err);
 int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err);
+			 struct order_left *ret_left, struct varve_error *err);
 void __real_order_sync_too(struct order *o, struct node *data);
 void __wrap_order_sync_too(struct order *o, struct node *data);
 
 int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
-			 uint64_t ret_notes[ORDER_NOTES], struct varve_error *err)
+			 struct order_left *ret_left, struct varve_error *err)
 {
 	int ret;
 
 	taking_over = true;
-	ret = __real_order_recover(f, file, data, dir, marked, ret_notes, err);
+	ret = __real_order_recover(f, file, data, dir, marked, ret_left, err);
 	taking_over = false;
 	return ret;
 }

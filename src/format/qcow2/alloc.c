@@ -35,6 +35,7 @@ struct pending_free {
 	order_mark gone; /* when this is durable, nothing on disk refers to them */
 	enum freed why;
 	bool metadata;
+	unsigned todo; /* order_todo(); 0: leaked if the process dies */
 };
 
 TAILQ_HEAD(pending_list, pending_free);
@@ -119,6 +120,7 @@ void alloc_close(struct qcow2 *q)
 	struct pending_free *p;
 
 	while (q->alloc && (p = TAILQ_FIRST(&q->alloc->frees))) {
+		order_todo_done(q->order, p->todo); /* nobody knows what becomes of the counts now */
 		TAILQ_REMOVE(&q->alloc->frees, p, link);
 		free(p);
 	}
@@ -298,6 +300,32 @@ void alloc_undo(struct fiber *f, struct qcow2 *q, uint64_t host_off, uint64_t nr
 		note_free(q, cluster);
 }
 
+/* As a thing to be done by whoever comes after us: cluster; a bit that makes it not 0, why, how many. */
+#define TODO_FREE (1ull << 63)
+#define TODO_WHY_SHIFT 56
+#define TODO_NR_MAX UINT32_MAX
+
+static uint64_t todo_of(const struct pending_free *p)
+{
+	return TODO_FREE | (uint64_t)p->why << TODO_WHY_SHIFT | p->nr;
+}
+
+/*
+ * Data only, of which there may be much: the put that takes the last reference away is in the journal already, so who finds this finds the
+ * reference gone. Tables and what snapshots had are left out: other steps belong to them.
+ */
+static void pending_note(struct qcow2 *q, struct pending_free *p)
+{
+	if (p->metadata || p->why == FREED_SNAPSHOT || p->nr > TODO_NR_MAX) {
+		order_todo_done(q->order, p->todo);
+		p->todo = 0;
+	} else if (p->todo) {
+		order_todo_change(q->order, p->todo, p->cluster, todo_of(p));
+	} else {
+		p->todo = order_todo(q->order, p->cluster, todo_of(p));
+	}
+}
+
 static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, enum freed why,
 			bool metadata)
 {
@@ -308,6 +336,7 @@ static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_m
 	if (p && p->cluster + p->nr == cluster && p->gone == gone && p->why == why &&
 	    p->metadata == metadata) {
 		p->nr += nr;
+		pending_note(q, p);
 		return;
 	}
 	p = malloc(sizeof(*p));
@@ -320,6 +349,29 @@ static void pending_add(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_m
 		.cluster = cluster, .nr = nr, .gone = gone, .why = why, .metadata = metadata
 	};
 	TAILQ_INSERT_TAIL(&q->alloc->frees, p, link);
+	pending_note(q, p);
+}
+
+/*
+ * Nobody has been there since that process died (the mark), and no cluster has changed its count but by what was written out. Settled by
+ * the next flush or allocation; until then a kill finds them in our journal.
+ */
+void alloc_adopt(struct fiber *f, struct qcow2 *q)
+{
+	for (size_t i = 0; i < q->left.nr_todo; i++) {
+		const struct order_todo *t = &q->left.todo[i];
+		uint64_t nr = t->b & TODO_NR_MAX, end, why = t->b >> TODO_WHY_SHIFT & 0x7f, count = 1;
+
+		if (!nr || why > FREED_OTHER || u64_add(t->a, nr, &end) || end > q->end_cluster)
+			continue;
+		for (uint64_t c = t->a; c < end && count; c++) {
+			if (!refcount_covered(q, c) || refcount_get(f, q, c, &count) < 0)
+				count = 0;
+		}
+		if (count)
+			pending_add(q, t->a << q->cluster_bits, nr, ORDER_NONE, (enum freed)why, false);
+	}
+	q->left.nr_todo = 0;
 }
 
 void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone, enum freed why)
@@ -383,11 +435,14 @@ static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pend
 	return ret == -ENOMEM ? -EIO : ret; /* some are free by now: those that are not leak */
 }
 
-static int give_back(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+static int give_back(struct fiber *f, struct qcow2 *q, struct pending_free *p)
 {
 	int err;
 
 	node_event(f, q->file, EVENT_CLUSTER_FREE);
+	/* Before the first count goes down: killed in between, they leak. The other way round, the next one would take them down again. */
+	order_todo_done(q->order, p->todo);
+	p->todo = 0;
 	if (q->discards >> p->why & 1)
 		punch(f, q, p);
 	if (q->guards_inactive)
@@ -429,6 +484,7 @@ int alloc_settle(struct fiber *f, struct qcow2 *q)
 		TAILQ_REMOVE(&due, p, link);
 		if (err == -ENOMEM) {
 			TAILQ_INSERT_HEAD(&a->frees, p, link); /* next time */
+			pending_note(q, p);
 		} else {
 			free(p); /* damaged or unreadable counts stay as they are: at worst a leak */
 		}

@@ -183,6 +183,8 @@ static int add_features(const struct qcow2_header *h, json_t *data, struct varve
 			add(data, "data-file", text(h->data_file), &ret);
 		add(data, "data-file-raw", json_boolean(h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA), &ret);
 	}
+	if (h->autoclear & QCOW2_AUTOCLEAR_JOURNAL) /* only then: others know no such member */
+		add(data, "journal", json_true(), &ret);
 	if (h->version >= 3) {
 		add(data, "corrupt", json_boolean(h->incompatible & QCOW2_INCOMPAT_CORRUPT), &ret);
 		add(data, "extended-l2", json_boolean(h->incompatible & QCOW2_INCOMPAT_EXTENDED_L2), &ret);

@@ -143,16 +143,16 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 		kept |= QCOW2_AUTOCLEAR_RAW_DATA;
 	if (!state_dir) {
 		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
-			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
-				    "acknowledged and not flushed is lost unless it has been started with it since",
-				    node_name(q->node));
+			order_tell_lost(q->node, NULL, true);
 		return set_autoclear(f, q, kept, err);
 	}
 	ret = set_autoclear(f, q, kept | QCOW2_AUTOCLEAR_JOURNAL, err);
 	if (ret == 0)
 		ret = order_keep(f, q->order, state_dir, err);
-	if (ret == 0)
+	if (ret == 0) {
 		stock_note(q);
+		alloc_adopt(f, q);
+	}
 	return ret;
 }
 
@@ -216,6 +216,8 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 
 	if (ret < 0)
 		return ret;
+	if (rebuild) /* counted anew: what was to be freed is */
+		q->left.nr_todo = 0;
 	ret = order_new(&q->order, q->file, 0);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
@@ -317,6 +319,8 @@ static void free_all(struct fiber *f, struct qcow2 *q)
 		pack_close(q);
 		order_free(f, q->order);
 	}
+	free(q->left.todo);
+	q->left = (struct order_left){ 0 };
 	free(q->l1);
 	free(q->cleaner);
 	q->cleaner = NULL;
@@ -331,7 +335,6 @@ static void free_all(struct fiber *f, struct qcow2 *q)
  */
 static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char *state_dir, struct varve_error *err)
 {
-	uint64_t notes[ORDER_NOTES];
 	int ret;
 
 	if (q->h.version < 3)
@@ -343,10 +346,14 @@ static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char 
 		ret = data_open(f, q, o, err);
 	if (ret < 0)
 		return ret;
-	ret = order_recover(f, q->file, synced_too(q), state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, notes, err);
-	q->stock_left[0] = notes[0];
-	q->stock_left[1] = notes[1];
+	ret = order_recover(f, q->file, synced_too(q), state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, &q->left, err);
 	return ret > 0 ? read_header(f, q, err) : ret;
+}
+
+/* Who writes is told in begin_changes(); who shares the image with others may be reading what is being served. */
+static bool reads_without_journal(const struct qcow2 *q)
+{
+	return !q->writable && !(q->node->flags & (NODE_NO_IO | NODE_FORCE_SHARE)) && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL);
 }
 
 static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
@@ -367,14 +374,18 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir)
 		ret = recover(f, q, o, set.state_dir, err);
-	if (ret < 0)
+	if (ret < 0) {
+		free_all(f, q);
 		return ret;
+	}
 	if (set.discard_request == TOGGLE_ON)
 		n->flags |= NODE_UNMAPS;
 	set_geometry(q);
 	ret = settings_fit(q, &set, err);
-	if (ret < 0)
+	if (ret < 0) {
+		free_all(f, q);
 		return ret;
+	}
 	/* What check does not understand it cannot judge: unknown features are refused there too, damage is
 	 * not. */
 	if (!q->unmapped || ((n->flags & NODE_CHECK) && (q->h.incompatible & ~QCOW2_INCOMPAT_KNOWN)))
@@ -393,6 +404,8 @@ static int qcow2_open(struct fiber *f, struct node *n, struct opts *o, struct va
 		ret = qcow2_whole(q, err);
 	if (ret < 0)
 		free_all(f, q);
+	else if (reads_without_journal(q))
+		order_tell_lost(n, NULL, false);
 	return ret;
 }
 

@@ -113,7 +113,7 @@ struct qcow2 {
 	struct refcounts *refcounts;
 	struct alloc_state *alloc;
 	struct stock *stock;
-	uint64_t stock_left[2];	  /* clusters: the stock of a process that died, first and end; 0, 0: none */
+	struct order_left left;	  /* of a process that died. Notes: its stock, clusters, first and end (0, 0: none); to be done: frees */
 	struct lazy *lazy;	   /* NULL: counts on disk do not fall behind */
 	struct ahead *ahead;	   /* NULL: no mappings ahead of the guest */
 	struct meta *meta;
@@ -303,6 +303,8 @@ void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
 int alloc_settle(struct fiber *f, struct qcow2 *q);
+/* What a process that died had still to free, is waiting to be freed here. After order_keep(), whose journal has it from then on. */
+void alloc_adopt(struct fiber *f, struct qcow2 *q);
 /* Nothing waits to be freed. */
 bool alloc_idle(const struct qcow2 *q);
 /* Takes back what alloc_clusters() gave: nothing refers to it. */

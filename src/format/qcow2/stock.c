@@ -92,7 +92,7 @@ void stock_note(const struct qcow2 *q)
  */
 void stock_adopt(struct fiber *f, struct qcow2 *q)
 {
-	uint64_t first = q->stock_left[0], end = q->stock_left[1], most = MAX(STOCK_LEN_MAX >> q->cluster_bits, 1);
+	uint64_t first = q->left.notes[0], end = q->left.notes[1], most = MAX(STOCK_LEN_MAX >> q->cluster_bits, 1);
 
 	if (!first || first >= end || end - first > 2 * most || end != q->end_cluster || q->stock->off)
 		return;

@@ -28,7 +28,7 @@ bool stock_low(const struct qcow2 *q);
 int stock_refill(struct fiber *f, struct qcow2 *q);
 /* Notes where the stock is for whoever comes after us if we are killed (order_note()). */
 void stock_note(const struct qcow2 *q);
-/* Takes over that of a process that died (q->stock_left), if all of it is as that one left it. */
+/* Takes over that of a process that died (q->left), if all of it is as that one left it. */
 void stock_adopt(struct fiber *f, struct qcow2 *q);
 /*
  * Somebody goes on to take stock, len bytes at least: the file is made so much longer at once. With O_DIRECT each time that

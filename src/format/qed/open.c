@@ -129,9 +129,7 @@ static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, 
 
 	if (!state_dir) {
 		if (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL)
-			log_warning("%s: was served with a state directory, and not closed: metadata of writes that were "
-				    "acknowledged and not flushed is lost unless it has been started with it since",
-				    node_name(q->node));
+			order_tell_lost(q->node, NULL, true);
 		return set_autoclear(f, q, 0, err);
 	}
 	ret = set_autoclear(f, q, QED_AUTOCLEAR_JOURNAL, err);
@@ -216,7 +214,7 @@ static void free_all(struct fiber *f, struct qed *q, bool trim)
 
 static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varve_error *err)
 {
-	uint64_t notes[ORDER_NOTES]; /* none are made */
+	struct order_left left = { 0 };
 	struct qed *q = node_state(n);
 	struct settings set;
 	int ret = get_settings(o, &set, err);
@@ -233,8 +231,9 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir) {
 		/* What a process that died had queued, before anything but the header is looked at. */
-		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, notes,
+		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, &left,
 				    err);
+		free(left.todo); /* neither notes nor things to be done are made */
 		if (ret > 0)
 			ret = read_header(f, q, err);
 	}
@@ -249,6 +248,8 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 		ret = open_tables(f, q, &set, err);
 	if (ret < 0)
 		free_all(f, q, false);
+	else if (!q->writable && !(n->flags & (NODE_NO_IO | NODE_FORCE_SHARE)) && (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL))
+		order_tell_lost(n, NULL, false); /* who shares it may be reading what is being served */
 	return ret;
 }
 

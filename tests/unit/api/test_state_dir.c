@@ -177,6 +177,8 @@ static unsigned count_lost(void)
 	return lost;
 }
 
+static uint64_t leaks; /* of the image that was checked last, in clusters */
+
 static void check(const char *format)
 {
 	struct varve_open_options oo = { .flags = VARVE_OPEN_CHECK, .format = format };
@@ -188,6 +190,7 @@ static void check(const char *format)
 	expect_ok(varve_image_close(image, &err));
 	assert_int_equal(result.corruptions, 0);
 	assert_int_equal(result.check_errors, 0);
+	leaks = result.leaks;
 }
 
 static void begin(const char *format, const char *create, const char *more)
@@ -404,8 +407,12 @@ int flock(int fd, int how)
 
 int ftruncate(int fd, off_t len)
 {
+	int ret;
+
 	step();
-	return (int)syscall(SYS_ftruncate, fd, len);
+	ret = (int)syscall(SYS_ftruncate, fd, len);
+	step();
+	return ret;
 }
 
 int fallocate(int fd, int mode, off_t off, off_t len)
@@ -484,6 +491,218 @@ static void an_error_outlives_a_kill_at_every_step_of_the_next_opening(void **st
 	keeps_the_error_at_every_step(create, offsetof(struct journal_header, data_error));
 }
 
+/* ---- what was to be freed ---- */
+
+int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+void __real_order_todo_done(struct order *o, unsigned nr);
+void __wrap_order_todo_done(struct order *o, unsigned nr);
+
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark)
+{
+	step();
+	return __real_order_put(f, o, off, bytes, len, after, ret_mark);
+}
+
+void __wrap_order_todo_done(struct order *o, unsigned nr)
+{
+	step();
+	__real_order_todo_done(o, nr);
+}
+
+static void must_child(int ret, int status)
+{
+	if (ret < 0)
+		_exit(status);
+}
+
+/* Fills the disk and discards all of it, several times. None of that is flushed, so nothing of it may be used again before it dies. */
+static void discard_and_die(void)
+{
+	static uint8_t bytes[MIB];
+	struct varve_image *image = open_disk(NULL);
+
+	memset(bytes, 7, sizeof(bytes));
+	for (unsigned round = 0; round < 3; round++) {
+		for (uint64_t off = 0; off < DISK; off += sizeof(bytes))
+			must_child(varve_image_write(image, off, bytes, sizeof(bytes), 0, &err), 2);
+		for (uint64_t off = 0; off < DISK; off += 3 * (uint64_t)64 * 1024) /* in many parts, and not all */
+			must_child(varve_image_discard(image, off, 2 * 64 * 1024, &err), 3);
+	}
+	kill(getpid(), SIGKILL);
+}
+
+static void space_that_was_given_up_is_not_leaked(void **state)
+{
+	uint64_t len = 0;
+	struct stat st;
+
+	begin_patiently(NULL);
+	for (unsigned round = 0; round < 3; round++) {
+		struct varve_image *image;
+		pid_t pid = fork();
+
+		assert_true(pid >= 0);
+		if (pid == 0)
+			discard_and_die();
+		expect_killed(pid);
+		image = open_disk(NULL);
+		expect_ok(varve_image_close(image, &err));
+		check("qcow2");
+		assert_int_equal(leaks, 0);
+		assert_int_equal(stat(path_of("disk"), &st), 0);
+		assert_true(!len || (uint64_t)st.st_size <= len); /* used again by the next one */
+		len = (uint64_t)st.st_size;
+	}
+}
+
+/* The child of a disk whose clusters a snapshot shares: it overwrites some, and is killed when the references are given back. */
+static void overwrite_and_die(int at)
+{
+	static uint8_t bytes[64 * 1024];
+	struct varve_snapshot_options so = { .name = "s" };
+	struct varve_image *image = open_disk(NULL);
+
+	memset(bytes, 7, sizeof(bytes));
+	for (unsigned i = 0; i < 8; i++)
+		must_child(varve_image_write(image, i * sizeof(bytes), bytes, sizeof(bytes), 0, &err), 2);
+	must_child(varve_snapshot_create(image, &so, NULL, &err), 3);
+	memset(bytes, 8, sizeof(bytes));
+	for (unsigned i = 0; i < 8; i += 2) /* no neighbours, which would be given back as one */
+		must_child(varve_image_write(image, i * sizeof(bytes), bytes, sizeof(bytes), 0, &err), 4);
+	steps_left = at;
+	must_child(varve_image_flush(image, &err), 5);
+	must_child(varve_image_flush(image, &err), 5);
+	_exit(0);
+}
+
+/* A reference that is given back twice takes the snapshot's. */
+static void a_reference_is_given_back_once_wherever_it_is_killed(void **state)
+{
+	int status = SIGKILL, at;
+
+	for (at = 0; WIFSIGNALED(status); at++) {
+		struct varve_image *image;
+		pid_t pid;
+
+		begin_patiently(NULL);
+		pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0)
+			overwrite_and_die(at);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+		image = open_disk(NULL);
+		expect_ok(varve_image_close(image, &err));
+		check("qcow2");
+		assert_in_range(leaks, 0, 1); /* the one that was begun */
+	}
+	assert_in_range(at, 9, 100); /* two steps for each of them */
+}
+
+/* ---- lengths ---- */
+
+/* As cp does onto a file that is there: the same inode. */
+static void put_in_place(const char *from, const char *to)
+{
+	char copy[256];
+	static uint8_t buf[MIB];
+	ssize_t n;
+	int in, out;
+
+	snprintf(copy, sizeof(copy), "%s", path_of(from));
+	in = open(copy, O_RDONLY | O_CLOEXEC);
+	out = open(path_of(to), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	assert_true(in >= 0 && out >= 0);
+	while ((n = read(in, buf, sizeof(buf))) > 0)
+		assert_int_equal(write(out, buf, (size_t)n), n);
+	assert_int_equal(n, 0);
+	close(in);
+	close(out);
+}
+
+static void is_refused_as_older(void)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
+	struct varve_image *image;
+
+	assert_int_equal(varve_image_open(&image, options, &oo, &err), -ESTALE);
+	assert_non_null(strstr(err.message, "the image is older than its journal"));
+	assert_non_null(strstr(err.message, "state file"));
+}
+
+static void an_older_copy_is_refused(const char *format, const char *file, const char *create)
+{
+	begin(format, create, "");
+	strcat(options, ",metadata-write-out=0");
+	run_to_the_death(16);
+	put_in_place(file, "old"); /* with the mark: a server is at it */
+	run_to_the_death(3000);
+	put_in_place(file, "new");
+	if (strcmp(file, "data") == 0) /* it has its length from the beginning; this is one of a time when the disk was smaller */
+		assert_int_equal(truncate(path_of("old"), DISK / 2), 0);
+	put_in_place("old", file);
+	is_refused_as_older();
+	is_refused_as_older(); /* and left as it is */
+	put_in_place("new", file);
+	assert_int_equal(count_lost(), 0);
+	check(format);
+}
+
+static void an_older_copy_put_back_over_the_image_is_refused(void **state)
+{
+	char create[256];
+
+	an_older_copy_is_refused("qcow2", "disk", NULL);
+	an_older_copy_is_refused("qed", "disk", NULL);
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	an_older_copy_is_refused("qcow2", "data", create);
+}
+
+/* Writes and makes the disk shorter, and with it the data file; the queue is not empty when it is killed. */
+static void shrink_and_die(int at)
+{
+	static uint64_t block[BLOCK / 8];
+	struct varve_image *image = open_disk(NULL);
+
+	fill(block, 1, 1);
+	if (varve_image_write(image, BLOCK, block, BLOCK, 0, &err) < 0 || varve_image_write(image, DISK - BLOCK, block, BLOCK, 0, &err) < 0)
+		_exit(2);
+	steps_left = at;
+	if (varve_image_resize(image, DISK / 2, VARVE_PREALLOC_OFF, VARVE_RESIZE_SHRINK, &err) < 0 ||
+	    varve_image_write(image, 2 * BLOCK, block, BLOCK, 0, &err) < 0)
+		_exit(3);
+	_exit(0);
+}
+
+/* What becomes shorter by our own doing is not older, whenever the process is killed. */
+static void who_makes_it_shorter_and_is_killed_is_not_refused(void **state)
+{
+	static uint64_t found[BLOCK / 8], wanted[BLOCK / 8];
+	int status = SIGKILL, at;
+	char create[256];
+
+	fill(wanted, 1, 1);
+	snprintf(create, sizeof(create), "data_file=%s", path_of("data"));
+	for (at = 0; WIFSIGNALED(status); at++) {
+		struct varve_image *image;
+		pid_t pid;
+
+		begin_patiently(create);
+		pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0)
+			shrink_and_die(at);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
+		image = open_disk(NULL);
+		expect_ok(varve_image_read(image, BLOCK, found, BLOCK, &err));
+		assert_memory_equal(found, wanted, BLOCK);
+		expect_ok(varve_image_close(image, &err));
+	}
+	assert_in_range(at, 3, 100); /* before and after it was cut, and to the end */
+}
+
 /* In memory where that is possible: the kernel keeps it as well, and there are many syncs. */
 static int quick_dir_make(void **state)
 {
@@ -505,6 +724,10 @@ int main(void)
 		cmocka_unit_test(an_inherited_error_is_left_to_the_next),
 		cmocka_unit_test(an_error_outlives_a_kill_at_every_step_of_the_next_opening),
 		cmocka_unit_test(an_image_that_was_changed_since_is_refused),
+		cmocka_unit_test(space_that_was_given_up_is_not_leaked),
+		cmocka_unit_test(a_reference_is_given_back_once_wherever_it_is_killed),
+		cmocka_unit_test(an_older_copy_put_back_over_the_image_is_refused),
+		cmocka_unit_test(who_makes_it_shorter_and_is_killed_is_not_refused),
 	};
 
 	account = mmap(NULL, sizeof(*account), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

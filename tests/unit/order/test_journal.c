@@ -293,6 +293,74 @@ static struct journal_search search(struct varve_error *err)
 }
 
 /* As a process leaves it that dies with one put. */
+/* ---- things to be done ---- */
+
+/* Are these, and no others, found in this order? Ends with b 0. */
+static void expect_todo(const void *map, const struct order_todo *wanted)
+{
+	struct order_todo found;
+
+	for (size_t i = 0; i < journal_nr_todo(map); i++) {
+		if (!journal_todo_read(map, i, &found))
+			continue;
+		assert_true(wanted->b && found.a == wanted->a && found.b == wanted->b);
+		wanted++;
+	}
+	assert_int_equal(wanted->b, 0);
+}
+
+static void what_is_to_be_done_is_there_until_it_is_begun(void **state)
+{
+	struct journal *j = fresh();
+	unsigned first = journal_todo_add(j, 10, 1), second = journal_todo_add(j, 20, 2);
+
+	assert_true(first && second && first != second);
+	expect_todo(j->h, (struct order_todo[]){ { 10, 1 }, { 20, 2 }, { 0, 0 } });
+	journal_todo_change(j, first, 10, 5);
+	put(j, 3, 0, 8, 1);
+	journal_retire(j, 3); /* unlike records */
+	expect_todo(j->h, (struct order_todo[]){ { 10, 5 }, { 20, 2 }, { 0, 0 } });
+	journal_todo_done(j, first);
+	expect_todo(j->h, (struct order_todo[]){ { 20, 2 }, { 0, 0 } });
+	assert_int_equal(journal_todo_add(j, 30, 3), first);
+	expect_todo(j->h, (struct order_todo[]){ { 30, 3 }, { 20, 2 }, { 0, 0 } });
+	assert_false(journal_settle(j->h));
+	expect_todo(j->h, (struct order_todo[]){ { 0, 0 } });
+	done(j);
+}
+
+/* What is wrong is left out: not doing it costs space, doing another thing would cost data. */
+static void a_thing_with_a_wrong_byte_is_not_done(void **state)
+{
+	struct journal *j = fresh();
+	uint8_t *bytes = (uint8_t *)j->h + JOURNAL_TODO;
+
+	journal_todo_add(j, 10, 1);
+	for (size_t i = 0; i < offsetof(struct journal_todo, unused); i++) {
+		bytes[i] ^= 4;
+		expect_todo(j->h, (struct order_todo[]){ { 0, 0 } });
+		bytes[i] ^= 4;
+	}
+	expect_todo(j->h, (struct order_todo[]){ { 10, 1 }, { 0, 0 } });
+	memcpy(bytes + sizeof(struct journal_todo), bytes, sizeof(struct journal_todo)); /* nor one in another's place */
+	atomic_store(&j->h->nr_todo, UINT64_MAX);
+	expect_todo(j->h, (struct order_todo[]){ { 10, 1 }, { 0, 0 } });
+	done(j);
+}
+
+static void more_than_there_is_room_for_is_not_kept(void **state)
+{
+	struct journal *j = fresh();
+
+	for (unsigned i = 0; i < JOURNAL_TODO_MAX; i++)
+		assert_int_equal(journal_todo_add(j, i, 1), i + 1);
+	assert_int_equal(journal_todo_add(j, 1, 1), 0);
+	journal_todo_done(j, 4712);
+	assert_int_equal(journal_todo_add(j, 1, 1), 4712);
+	assert_int_equal(journal_todo_add(j, 1, 1), 0);
+	done(j);
+}
+
 static void leave_one(const struct journal_owner *o)
 {
 	struct varve_error err;
@@ -625,6 +693,9 @@ int main(void)
 		cmocka_unit_test(missing_records_are_refused),
 		cmocka_unit_test(old_bytes_are_not_taken_for_records),
 		cmocka_unit_test(a_full_journal_says_so_and_recovers),
+		cmocka_unit_test(what_is_to_be_done_is_there_until_it_is_begun),
+		cmocka_unit_test(a_thing_with_a_wrong_byte_is_not_done),
+		cmocka_unit_test(more_than_there_is_room_for_is_not_kept),
 		cmocka_unit_test(what_was_left_is_found),
 		cmocka_unit_test(one_of_an_earlier_boot_is_removed),
 		cmocka_unit_test(one_of_another_file_is_refused),
