@@ -92,8 +92,23 @@ void complain_help_is(const char *command)
 
 bool log_tells_contents(enum varve_log_level level, const char *line)
 {
-	return (level == VARVE_LOG_ERROR && strstr(line, ": the data file ")) ||
-	       (level == VARVE_LOG_WARNING && strstr(line, ": its server ended without closing it, "));
+	static const struct {
+		enum varve_log_level level;
+		const char *words;
+	} telling[] = {
+		{ VARVE_LOG_ERROR, ": the data file " },
+		{ VARVE_LOG_WARNING, ": its server ended without closing it, " },
+		/* Dirty bitmaps that are lost, for want of space or memory: the next backup must be a full one. */
+		{ VARVE_LOG_WARNING, " could not be stored in its bitmaps, " },
+		{ VARVE_LOG_WARNING, " becomes inconsistent, because writes are not noted there" },
+		{ VARVE_LOG_WARNING, ": bitmaps are given up" },
+	};
+
+	for (size_t i = 0; i < ARRAY_LEN(telling); i++) {
+		if (level == telling[i].level && strstr(line, telling[i].words))
+			return true;
+	}
+	return false;
 }
 
 void complain_contents(const char *line)

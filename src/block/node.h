@@ -497,7 +497,6 @@ int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint3
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
-/* Home queue. node_truncate() of this very node tells. */
 /*
  * Notes the length that a leaf has now. What is noted is never more than the file has, whenever the process dies: writes count when they
  * have completed, and node_truncate() lowers it before the file becomes shorter.
@@ -508,6 +507,7 @@ static inline void node_note_len(struct node *leaf)
 		atomic_store_explicit(leaf->noted_len, node_len(leaf), memory_order_release);
 }
 
+/* Home queue. node_truncate() of this very node tells. */
 void node_watch_len(struct node *n, struct len_watch *w);
 void node_unwatch_len(struct node *n, struct len_watch *w);
 

@@ -267,3 +267,23 @@ def test_a_warning_beside_an_error_is_left_out(tmp_path):
     assert r.rc == 1 and len(r.err.splitlines()) == 1 and "too large" in r.err, str(r)
     r = img("dd", "if=s", "of=t", "skip=100000", cwd=tmp_path)
     assert r.rc == 0 and len(r.err.splitlines()) == 1 and "beyond the end" in r.err, str(r)
+
+
+@pytest.mark.parametrize("command", ["io", "convert"])
+def test_bitmaps_that_cannot_be_stored_are_told_of(tmp_path, command):
+    """Whoever makes the next incremental backup finds them inconsistent; who had no room for them is told at once."""
+    with small_file_system("tmpfs", tmp_path, 16 * MIB) as where:
+        disk, other = where / "disk", where / "other"
+        ok(qimg("create", "-q", "-f", "raw", where / "base", "3M"))
+        ok(qimg("create", "-q", "-f", "raw", other, "3M"))
+        ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", where / "base", "-F", "raw", disk))
+        ok(io(disk, "write -q -P 5 0 3M"))
+        ok(img("bitmap", "--add", "-g", "512", disk, "b0"))
+        ok(io(other, "write -q -P 9 0 3M", options=("-f", "raw")))
+        fill(where, 0)
+        r = {"io": lambda: io(disk, "write -q -P 9 0 2M"),
+             "convert": lambda: img("convert", "-n", "-f", "raw", "-O", "qcow2", other, disk)}[command]()
+        assert r.rc == 0 and r.err.count("\n") == 1 and "could not be stored in its bitmaps" in r.err and "o space left" in r.err, str(r)
+        (told,) = ok(qimg("info", "--output=json", disk)).json["format-specific"]["data"]["bitmaps"]
+        assert "in-use" in told["flags"]
+        consistent("qcow2", disk)
