@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "block/throttle.h"
 
 /* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define STOP_REVOKED 1 /* r->ret */
@@ -33,6 +34,9 @@
 #define POLL_MIN_NS 20000ull
 #define POLL_MAX_NS 1000000ull
 
+/* New limits are noticed that soon by a ring that waits for the old ones. */
+#define HOLD_LOOK_NS 100000000ull
+
 /*
  * New kicks are waited for, and the count that they leave in the descriptor is read only here: a front end that finds one
  * there after the ring was stopped may take it for a kick that nobody has seen.
@@ -48,6 +52,7 @@ static void stop_watching(struct ring *r)
 	}
 	r->watching = false;
 	timer_cancel(r->q, &r->poll);
+	timer_cancel(r->q, &r->hold);
 }
 
 static __attribute__((cold)) void ring_break(struct ring *r)
@@ -142,7 +147,7 @@ static bool take_requests(struct ring *r)
 {
 	bool some = false;
 
-	if (r->broken || r->stopping || r->more_posted || memory_lost(r))
+	if (r->broken || r->stopping || r->held || r->more_posted || memory_lost(r))
 		return false;
 	r->announced = false;
 	r->eager = queue_spins(r->q);
@@ -170,6 +175,30 @@ static bool take_requests(struct ring *r)
 	r->more_posted = true;
 	queue_later(r->q, &r->more);
 	return true;
+}
+
+/* ---- after a stop that hurried requests past the limits ---- */
+
+/*
+ * While a ring stops its requests need not wait for their turn. A guest that stops and starts its rings all the time would
+ * have no limits, if a ring that starts took requests before those of the last time would have had their turn. Others that
+ * run have no more in flight than fits in them.
+ */
+static void look_at_limits(struct ring *r)
+{
+	uint64_t now = queue_now(r->q), at = throttle_paid_at(r->ctx.disk->top);
+
+	r->held = at > now;
+	if (r->held)
+		timer_set(r->q, &r->hold, MIN(at, now + HOLD_LOOK_NS));
+}
+
+static void hold_fired(struct timer *t)
+{
+	struct ring *r = container_of(t, struct ring, hold);
+
+	look_at_limits(r);
+	take_requests(r);
 }
 
 /* ---- a ring without a kick descriptor ---- */
@@ -272,6 +301,7 @@ static void stop_if_idle(struct ring *r)
 	if (queue_polls(r->q))
 		poller_del(r->q, &r->poller);
 	r->stopping = false;
+	throttle_hurry_end(r->ctx.disk->top, r->q);
 	r->base = vring_base(&r->vr);
 	r->has_base = true;
 	order_done(r, 0);
@@ -377,12 +407,14 @@ static void carry_out(struct msg *m)
 		if (r->vr.track.resumed)
 			notify(&r->notifier, r->call_fd);
 		redo_requests(r);
+		look_at_limits(r);
 		/* What the guest offered before there was anybody to be kicked. */
 		take_requests(r);
 		return;
 	case RING_STOP:
-		r->stopping = true;
 		stop_watching(r);
+		throttle_hurry_begin(r->ctx.disk->top, r->q); /* what ends in here does not end the stop as well */
+		r->stopping = true;
 		stop_if_idle(r);
 		return;
 	case RING_CALL:
@@ -463,6 +495,7 @@ void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q
 		.ctx = { .disk = disk, .q = q },
 		.more = { .run = ring_more },
 		.poll = { .fire = poll_fired },
+		.hold = { .fire = hold_fired },
 		.order_msg = { .run = carry_out },
 		.answer_msg = { .run = order_answered },
 		.go_on_msg = { .run = go_on },

@@ -69,6 +69,8 @@ struct ring {
 	struct watch kick;
 	struct timer poll;
 	uint64_t poll_ns; /* until the next look, while there is nothing */
+	bool held;	  /* nothing is taken: the disk's limits have to make up for the last stop */
+	struct timer hold;
 	struct hook hook;
 	struct poller poller; /* of a queue that spins before it sleeps */
 	bool resting;	      /* it will sleep: kicks are wanted */
