@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_limits.c - requests that wait for their turn, while somebody wants the rings to stop
+ * test_limits.c - what a disk's front ends may take: requests that wait for their turn while somebody wants the rings to
+ * stop, and lines of the log
  *
  * The limit is a byte a second: a write waits for more than an hour, so whoever waits for one never comes to an end.
  */
@@ -299,6 +300,45 @@ static void a_server_stops_at_once(void **state)
 	assert_int_equal(throttle_paid_at(served[0].top), 0);
 }
 
+/* ---- the log ---- */
+
+/* Sessions are not counted, so what they may say in the log is not counted by session. The other disk keeps its lines. */
+static void front_ends_do_not_fill_the_log(void **state)
+{
+	const struct vu_vring_state st = { 0, 0 };
+	struct varve_error err;
+	struct vu_front f;
+
+	(void)state;
+	for (unsigned i = 0; i < 30; i++) {
+		served_connect(&f, 0, 1);
+		assert_int_equal(vu_front_request(&f, VU_SET_VRING_ENABLE, &(struct vu_vring_state){ 0, 2 }, 8, NULL, 0),
+				 -EREMOTEIO);
+		must(&f, vu_send(f.sock, VU_SET_VRING_NUM, VU_FLAG_VERSION, &st, sizeof(st), NULL, 0,
+				 vu_deadline_ns(SERVED_MS), &f.err));
+		must(&f, vu_raw_wait_closed(&f, SERVED_MS));
+		vu_front_close(&f);
+	}
+	served_connect(&f, 0, 1); /* by now the last one's lines are said */
+	vu_raw_avail_idx(&f.ring[0], 1000);
+	vu_raw_kick(&f.ring[0]);
+	if (!served_packed())
+		assert_int_equal(vu_raw_wait_broken(&f, 0, SERVED_MS), VU_RAW_ERR_SIGNALLED);
+	vu_front_close(&f);
+	assert_int_equal(served_logged("refused: ") + served_logged("connection closed: "), 20);
+	assert_int_equal(served_logged("is broken"), 0);
+	served_connect(&f, 1, 1);
+	assert_int_equal(vu_front_request(&f, VU_SET_VRING_ENABLE, &(struct vu_vring_state){ 0, 2 }, 8, NULL, 0), -EREMOTEIO);
+	assert_int_equal(served_logged("refused: "), 11);
+	vu_front_close(&f);
+	served_stop(0);
+	assert_int_equal(served_logged(served_packed() ? ": 40 more lines about its front ends were left out" :
+							 ": 41 more lines about its front ends were left out"),
+			 1);
+	if (served_start(0, &err) < 0)
+		fail_msg("%s", err.message);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, served_setup, served_teardown)
 
 int main(void)
@@ -307,6 +347,7 @@ int main(void)
 		TEST(no_stop_waits_for_the_limits_nor_gets_around_them),
 		TEST(a_ring_on_the_same_thread_goes_on),
 		TEST(a_server_stops_at_once),
+		TEST(front_ends_do_not_fill_the_log),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

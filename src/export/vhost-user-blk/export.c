@@ -358,6 +358,7 @@ static int stop_everything(struct fiber *f, void *arg)
 		while (v->session.state != SESSION_CLOSED)
 			waitlist_wait(f, &v->stopped);
 	}
+	complaints_end(&v->session.complaints);
 	return 0;
 }
 

@@ -14,12 +14,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "block/throttle.h"
 
-/* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define STOP_REVOKED 1 /* r->ret */
-#define BREAKS_LOGGED 20
 
 /*
  * While the queue spins there are processors enough. The driver is shown the first request that is done in a turn at once, then so
@@ -60,11 +57,8 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 	__atomic_store_n(&r->broken, true, __ATOMIC_RELAXED); /* read for the statistics */
 	__atomic_store_n(&r->nr_breaks, r->nr_breaks + 1, __ATOMIC_RELAXED);
 	stop_watching(r);
-	if (r->nr_breaks <= BREAKS_LOGGED)
-		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name,
-			    r->index, r->vr.fault,
-			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"
-							  : "");
+	complain_about(r->complaints, r->q, "queue %u is broken: %s; it waits for the front end to reset it", r->index,
+		       r->vr.fault);
 	notify(&r->notifier, r->err_fd);
 }
 
@@ -479,12 +473,12 @@ static void order_answered(struct msg *m)
 	r->answered(r);
 }
 
-void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q, struct queue *control,
+void ring_init(struct ring *r, unsigned index, struct complaints *complaints, struct queue *q, struct queue *control,
 	       const struct blk_disk *disk, void (*answered)(struct ring *r), void *owner)
 {
 	*r = (struct ring){
 		.index = index,
-		.name = name,
+		.complaints = complaints,
 		.q = q,
 		.control = control,
 		.answered = answered,

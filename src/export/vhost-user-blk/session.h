@@ -62,7 +62,7 @@ struct session {
 	bool paused;	     /* no ring runs, whatever the front end says; outlives the conversation */
 	bool demand;	     /* the front end wants a ring to run: it would, if we were not paused */
 	unsigned nr_waiting; /* answers of rings to come */
-	unsigned nr_refused; /* messages, in this session */
+	struct complaints complaints;
 
 	uint64_t features, protocol_features;
 	bool has_features; /* SET_FEATURES came */
