@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * test_limits.c - what a disk's front ends may take: requests that wait for their turn while somebody wants the rings to
- * stop, and lines of the log
+ * stop, lines of the log, and descriptors
  *
  * The limit is a byte a second: a write waits for more than an hour, so whoever waits for one never comes to an end.
  */
@@ -13,7 +13,10 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include <cmocka.h>
 
@@ -339,6 +342,104 @@ static void front_ends_do_not_fill_the_log(void **state)
 		fail_msg("%s", err.message);
 }
 
+/* ---- descriptors ---- */
+
+struct table {
+	struct rlimit before;
+	int fds[256];
+	unsigned nr;
+};
+
+/* No descriptor can be made any more, on either side. */
+static void fill_table(struct table *t)
+{
+	struct rlimit few;
+
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &t->before), 0);
+	few = t->before;
+	few.rlim_cur = 200;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	for (t->nr = 0; t->nr < 256 && (t->fds[t->nr] = dup(2)) >= 0; t->nr++)
+		;
+	assert_true(t->nr < 256);
+	assert_int_equal(errno, EMFILE);
+}
+
+static void empty_table(struct table *t)
+{
+	while (t->nr)
+		close(t->fds[--t->nr]);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &t->before), 0);
+}
+
+static void wait_logged(const char *part, unsigned nr)
+{
+	uint64_t deadline = vu_deadline_ns(SERVED_MS);
+
+	while (served_logged(part) < nr) {
+		if (!vu_ms_left(deadline))
+			fail_msg("the log does not say \"%s\"", part);
+		usleep(1000);
+	}
+}
+
+/* It is our table that is full, and not the message that has too many. */
+static void descriptors_that_we_cannot_take_are_not_the_front_ends_fault(void **state)
+{
+	int fds[10];
+	struct table t;
+	struct vu_front f;
+	uint64_t q = 0;
+
+	(void)state;
+	served_connect(&f, 0, 1);
+	served_io_works(&f, 0); /* nothing is opened for a while and closed later */
+	fill_table(&t);
+	must(&f, vu_send(f.sock, VU_SET_VRING_CALL, VU_FLAG_VERSION, &q, sizeof(q), &f.ring[0].call_fd, 1,
+			 vu_deadline_ns(SERVED_MS), &f.err));
+	must(&f, vu_raw_wait_closed(&f, SERVED_MS));
+	empty_table(&t);
+	assert_int_equal(served_logged("this process has as many open as it may"), 1);
+	assert_int_equal(served_logged("more than the 8 descriptors"), 0);
+	vu_front_close(&f);
+	served_connect(&f, 0, 1);
+	for (unsigned i = 0; i < 10; i++)
+		fds[i] = f.ring[0].call_fd;
+	must(&f, vu_send(f.sock, VU_SET_VRING_CALL, VU_FLAG_VERSION, &q, sizeof(q), fds, 9, vu_deadline_ns(SERVED_MS), &f.err));
+	must(&f, vu_raw_wait_closed(&f, SERVED_MS));
+	assert_int_equal(served_logged("more than the 8 descriptors"), 1);
+	assert_int_equal(served_logged("this process has as many open as it may"), 1);
+	vu_front_close(&f);
+}
+
+/* Said once, tried again and again; and once more when it happens again. */
+static void who_cannot_be_accepted_is_told_of_once(void **state)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	unsigned before = served_open_fds();
+	struct table t;
+	struct vu_front f;
+	int sock;
+
+	(void)state;
+	strcpy(addr.sun_path, served[0].path);
+	for (unsigned i = 1; i <= 2; i++) {
+		served_wait_fds(before); /* what the server closes after this would leave room */
+		sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		assert_true(sock >= 0);
+		fill_table(&t);
+		assert_int_equal(connect(sock, (struct sockaddr *)&addr, sizeof(addr)), 0);
+		wait_logged("cannot accept a front end: ", i);
+		usleep(1100000); /* two more attempts */
+		assert_int_equal(served_logged("cannot accept a front end: "), i);
+		empty_table(&t);
+		close(sock);
+		served_connect(&f, 0, 1); /* behind the other */
+		served_io_works(&f, 0);
+		vu_front_close(&f);
+	}
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, served_setup, served_teardown)
 
 int main(void)
@@ -348,6 +449,8 @@ int main(void)
 		TEST(a_ring_on_the_same_thread_goes_on),
 		TEST(a_server_stops_at_once),
 		TEST(front_ends_do_not_fill_the_log),
+		TEST(descriptors_that_we_cannot_take_are_not_the_front_ends_fault),
+		TEST(who_cannot_be_accepted_is_told_of_once),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

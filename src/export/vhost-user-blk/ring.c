@@ -436,6 +436,8 @@ static void go_on(struct msg *m)
 	if (!r->stopping || r->broken || start_watching(r) < 0)
 		return;
 	r->stopping = false;
+	throttle_hurry_end(r->ctx.disk->top, r->q);
+	look_at_limits(r);
 	order_done(r, STOP_REVOKED);
 	take_requests(r); /* kicks that came meanwhile */
 }

@@ -37,6 +37,10 @@ enum session_state {
 	SESSION_CLOSING,
 };
 
+/* Descriptors that a session keeps: its connection and the back-end channel; and one ring of it: kick, call, error. */
+#define SESSION_FDS 2u
+#define RING_FDS 3u
+
 /* The longest answer: a header and a configuration space. */
 #define SESSION_ANSWER_MAX (sizeof(struct umsg_header) + sizeof(struct umsg_config))
 
