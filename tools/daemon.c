@@ -17,6 +17,7 @@
 
 #include "complete.h"
 #include "daemon.h"
+#include "descriptors.h"
 
 enum { BLOCKDEV = 256, EXPORT, OBJECT, PIDFILE, DAEMONIZE, STATE_DIR, TAKEOVER, HAND_OVER, CHARDEV, MONITOR, NBD_SERVER };
 
@@ -174,7 +175,7 @@ static int start(struct daemon *d)
 	if (ret == 0 && d->takeover)
 		ret = takeover_ask(&d->from, d->pidfile, &takeover_ops, d, d->signal_fd);
 	if (ret == 0)
-		ret = nodes_open(d) || exports_start(d);
+		ret = nodes_open(d) || exports_start(d) || descriptors_check(&takeover_ops, d);
 	if (ret == 0 && d->pidfile)
 		ret = !(d->answers = takeover_new(&takeover_ops, d, &d->held)) ||
 		      takeover_serving(&d->from, &d->held, d->pidfile, d->signal_fd);
@@ -233,6 +234,7 @@ int daemon_main(int argc, char **argv)
 		ret = detach_begin(&tell); /* before there are threads: they would not be in the child */
 	if (ret == 0) {
 		varve_set_log(log_to_stderr, NULL);
+		descriptors_raise();
 		ret = (d.signal_fd = takeover_signals()) < 0;
 	}
 	if (ret == 0) {

@@ -77,7 +77,7 @@ json_t *args_parse(const char *option, const char *text, const char *first);
 /* Takes a member out of the object: *ret stays when it is not there. 1 after a message. ret: malloc'd. */
 int args_take_string(const char *option, json_t *args, const char *key, char **ret);
 int args_take_bool(const char *option, json_t *args, const char *key, bool *ret);
-int args_take_unsigned(const char *option, json_t *args, const char *key, unsigned max, unsigned *ret);
+int args_take_unsigned(const char *option, json_t *args, const char *key, unsigned min, unsigned max, unsigned *ret);
 /* Complains about what is left. */
 int args_done(const char *option, const json_t *args);
 /* A name that others refer to. */

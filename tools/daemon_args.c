@@ -96,11 +96,11 @@ json_t *args_parse(const char *option, const char *text, const char *first)
 	json_error_t error;
 	json_t *object;
 
-	if (*text != '{')
+	if (*text != '{' && *text != '[')
 		return parse_keys(option, text, first);
 	object = json_loads(text, JSON_REJECT_DUPLICATES, &error);
 	if (!json_is_object(object)) {
-		complain("%s: not JSON: %s", option, error.text);
+		complain("%s: %s%s", option, object ? "a JSON object is needed: {...}" : "not JSON: ", object ? "" : error.text);
 		json_decref(object);
 		return NULL;
 	}
@@ -147,7 +147,7 @@ int args_take_bool(const char *option, json_t *args, const char *key, bool *ret)
 	return 0;
 }
 
-int args_take_unsigned(const char *option, json_t *args, const char *key, unsigned max, unsigned *ret)
+int args_take_unsigned(const char *option, json_t *args, const char *key, unsigned min, unsigned max, unsigned *ret)
 {
 	json_t *value = json_object_get(args, key);
 	unsigned found = 0;
@@ -155,14 +155,14 @@ int args_take_unsigned(const char *option, json_t *args, const char *key, unsign
 
 	if (!value)
 		return 0;
-	if (json_is_integer(value) && json_integer_value(value) >= 0 && json_integer_value(value) <= (json_int_t)max) {
+	if (json_is_integer(value) && json_integer_value(value) >= (json_int_t)min && json_integer_value(value) <= (json_int_t)max) {
 		found = (unsigned)json_integer_value(value);
 		known = true;
 	} else if (json_is_string(value)) {
-		known = parse_unsigned(json_string_value(value), max, &found) == 0;
+		known = parse_unsigned(json_string_value(value), max, &found) == 0 && found >= min;
 	}
 	if (!known) {
-		complain("%s: '%s' must be a number from 0 to %u", option, key, max);
+		complain("%s: '%s' must be a number from %u to %u", option, key, min, max);
 		return 1;
 	}
 	*ret = found;

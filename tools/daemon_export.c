@@ -169,13 +169,9 @@ static int parse(struct block_export *e, json_t *args)
 		 args_take_bool("--export", args, "fixed-iothread", &fixed) || /* an iothread stays, here */
 		 args_take_bool("--export", args, "writable", &e->writable) ||
 		 args_take_bool("--export", args, "writethrough", &e->writethrough) ||
-		 args_take_unsigned("--export", args, "num-queues", DAEMON_QUEUES_MAX, &e->nr_queues) ||
-		 args_take_unsigned("--export", args, "logical-block-size", 1u << 30, &block_len) ||
+		 args_take_unsigned("--export", args, "num-queues", 1, DAEMON_QUEUES_MAX, &e->nr_queues) ||
+		 args_take_unsigned("--export", args, "logical-block-size", 0, 1u << 30, &block_len) ||
 		 parse_address(e, args) || args_done("--export", args);
-	if (!failed && !e->nr_queues) {
-		complain("--export: num-queues must be 1 .. %u", DAEMON_QUEUES_MAX);
-		failed = 1;
-	}
 	if (!failed && block_len != 512) {
 		complain("--export: logical-block-size=%u: only 512 is part of this version", block_len);
 		failed = 1;

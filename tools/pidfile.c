@@ -8,6 +8,7 @@
  * Owns:    the file, from pidfile_write() to pidfile_remove().
  * Never:   sends a signal to a process that does not hold the lock.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -15,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -40,11 +42,27 @@ int pidfile_rewrite(struct pidfile *p)
 	return 0;
 }
 
+/* A pipe or a device of that name is somebody else's, and could make us wait. The descriptor, or -1 after a message. */
+static int open_file(const char *path, int flags, const char *what)
+{
+	int fd = open(path, flags | O_NONBLOCK | O_CLOEXEC, 0600); /* who may open it can lock it */
+	struct stat st;
+
+	if (fd < 0) {
+		fail(path, what);
+	} else if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
+		complain("--pidfile %s: exists and is no regular file; choose another path or remove it", path);
+		close(fd);
+		fd = -1;
+	}
+	return fd;
+}
+
 int pidfile_write(struct pidfile *p, const char *path)
 {
-	p->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* who may open it can lock it */
+	p->fd = open_file(path, O_RDWR | O_CREAT, "cannot make it");
 	if (p->fd < 0)
-		return fail(path, "cannot make it");
+		return 1;
 	if (flock(p->fd, LOCK_EX | LOCK_NB) < 0) {
 		close(p->fd);
 		return fail(path, "another process holds it");
@@ -76,15 +94,13 @@ void pidfile_remove(struct pidfile *p)
 	pidfile_leave(p);
 }
 
-/* The process that holds the lock; 0: nobody does; -1: errno. */
-static long holder(int fd)
+/* The number in the file. -1: errno. */
+static long read_number(int fd)
 {
 	char text[24] = "";
 	long pid;
 
-	if (flock(fd, LOCK_SH | LOCK_NB) == 0)
-		return 0;
-	if (errno != EWOULDBLOCK || pread(fd, text, sizeof(text) - 1, 0) < 0)
+	if (pread(fd, text, sizeof(text) - 1, 0) < 0)
 		return -1;
 	pid = strtol(text, NULL, 10);
 	if (pid <= 1) {
@@ -94,32 +110,81 @@ static long holder(int fd)
 	return pid;
 }
 
+/*
+ * Whether the process has the file open, as every one has that holds its lock. The kernel's list of locks would name who made
+ * it, which is another process after a takeover. -1: errno.
+ */
+static int has_open(long pid, int fd)
+{
+	struct stat file, st;
+	struct dirent *entry;
+	char dir[32];
+	int found = 0;
+	DIR *d;
+
+	snprintf(dir, sizeof(dir), "/proc/%ld/fd", pid);
+	d = opendir(dir);
+	if (!d || fstat(fd, &file) < 0) {
+		if (d)
+			closedir(d);
+		return errno == ENOENT ? 0 : -1;
+	}
+	while (!found && (entry = readdir(d)))
+		found = fstatat(dirfd(d), entry->d_name, &st, 0) == 0 && st.st_dev == file.st_dev && st.st_ino == file.st_ino;
+	closedir(d);
+	return found;
+}
+
+/* The process whose number is in the file, and a descriptor of it, if it is one that can hold the lock. 0: it is gone; else as has_open(). */
+static int watch_holder(int fd, long pid, int *ret_pidfd)
+{
+	int found;
+
+	*ret_pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
+	if (*ret_pidfd < 0)
+		return errno == ESRCH ? 0 : -1;
+	found = has_open(pid, fd);
+	if (found > 0)
+		return found;
+	close(*ret_pidfd);
+	*ret_pidfd = -1;
+	return found;
+}
+
 int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC), ret = 0;
+	int fd, found = 0;
+	long pid = 0;
 
 	*ret_pid = 0;
 	*ret_pidfd = -1;
+	if (access(path, F_OK) < 0 && errno == ENOENT)
+		return 0;
+	fd = open_file(path, O_RDONLY, "cannot read it");
 	if (fd < 0)
-		return errno == ENOENT ? 0 : fail(path, "cannot read it");
-	*ret_pid = holder(fd);
-	if (*ret_pid < 0)
-		ret = fail(path, "cannot tell whose it is");
-	if (*ret_pid > 0) {
-		*ret_pidfd = (int)syscall(SYS_pidfd_open, (pid_t)*ret_pid, 0);
-		if (*ret_pidfd < 0 && errno != ESRCH)
-			ret = fail(path, "cannot watch its process");
-		/* Is it still the one that holds the lock? Its number may have been given away before pidfd_open(). */
-		if (*ret_pidfd < 0 || flock(fd, LOCK_SH | LOCK_NB) == 0)
-			*ret_pid = 0;
+		return 1;
+	/* Twice: the number may be of one that has just handed the file over. */
+	for (unsigned i = 0; i < 2 && found == 0; i++) {
+		if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
+			close(fd); /* nobody's, whatever number is in it */
+			return 0;
+		}
+		pid = errno == EWOULDBLOCK ? read_number(fd) : -1;
+		found = pid < 0 ? -1 : watch_holder(fd, pid, ret_pidfd);
 	}
-	close(fd);
-	if (ret || !*ret_pid) {
-		if (*ret_pidfd >= 0)
-			close(*ret_pidfd);
+	if (found < 0)
+		fail(path, "cannot tell whose it is");
+	else if (!found)
+		complain("--pidfile %s: it is locked, but not by process %ld, whose number it holds: nothing is done to that one", path, pid);
+	/* Is it still the one that holds the lock? Its number may have been given away before pidfd_open(). */
+	if (found > 0 && flock(fd, LOCK_SH | LOCK_NB) < 0) {
+		*ret_pid = pid;
+	} else if (*ret_pidfd >= 0) {
+		close(*ret_pidfd);
 		*ret_pidfd = -1;
 	}
-	return ret;
+	close(fd);
+	return found <= 0;
 }
 
 int pidfile_end(const char *path, long pid, int pidfd, int signal_fd)

@@ -7,6 +7,7 @@
  *
  * Never:   prints on stdout unless asked to; exits before what was acknowledged is flushed.
  */
+#include "descriptors.h"
 #include "serve.h"
 
 #include <errno.h>
@@ -256,6 +257,8 @@ static int start_all(struct serve *s)
 	}
 	if (s->control_path && !(s->asked = serve_control_new(s)))
 		return 1;
+	if (descriptors_check(&takeover_ops, s))
+		return 1;
 	if (s->pidfile && !(s->answers = takeover_new(&takeover_ops, s, &s->held)))
 		return 1;
 	return s->pidfile && takeover_serving(&s->from, &s->held, s->pidfile, s->signal_fd);
@@ -379,6 +382,7 @@ int serve_main(int argc, char **argv)
 	}
 	verbose = s.verbose;
 	varve_set_log(log_to_stderr, NULL);
+	descriptors_raise();
 	ret = (s.signal_fd = takeover_signals()) < 0;
 	if (ret == 0)
 		ret = start(&s);

@@ -741,6 +741,12 @@ VARVE_API bool varve_handle_sigbus(void *address);
  * Front ends that come wait for whoever accepts them first. Any thread that runs none of the queues.
  */
 VARVE_API int varve_export_socket(struct varve_export *exp);
+/*
+ * How many file descriptors the process will have open for a front end that is still to come (its connection, three for each
+ * virtqueue, its back-end channel); 0 if one is connected. So that a server of many can tell, when it starts, whether RLIMIT_NOFILE
+ * lets it serve them all. As varve_export_socket().
+ */
+VARVE_API unsigned varve_export_descriptors_to_come(struct varve_export *exp);
 /* When the export is stopped the name of its socket stays: somebody else listens there. As varve_export_pause(). */
 VARVE_API void varve_export_leave_socket(struct varve_export *exp);
 

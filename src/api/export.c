@@ -227,6 +227,11 @@ int varve_export_socket(struct varve_export *e)
 	return vublk_socket(e->vublk);
 }
 
+unsigned varve_export_descriptors_to_come(struct varve_export *e)
+{
+	return vublk_descriptors_to_come(e->vublk);
+}
+
 void varve_export_leave_socket(struct varve_export *e)
 {
 	vublk_leave_socket(e->vublk);

@@ -312,6 +312,10 @@ static int json_walk(struct opts *o, char *key, size_t key_len, json_t *v, struc
 	size_t i;
 	int ret = 0;
 
+	/* It has no keys by which somebody would notice that it is not known. */
+	if (key_len && (json_is_object(v) || json_is_array(v)) && !json_object_size(v) && !json_array_size(v))
+		return varve_error_set(err, -EINVAL, "option '%.*s' is an empty %s; leave it out", (int)key_len, key,
+				       json_is_array(v) ? "list" : "group");
 	if (json_is_object(v)) {
 		json_object_foreach(v, name, child)
 		{

@@ -374,6 +374,7 @@ struct node_slot {
 	struct req_list throttled[2];	 /* reads, others: wait for block/throttle.c */
 	struct timer throttle_timer;
 	unsigned throttle_generation;
+	unsigned throttle_hurry;	 /* throttle_hurry_begin() less _end() */
 	struct msg restart;		 /* any thread says: send them again */
 	_Atomic bool restart_sent;
 	_Atomic unsigned refs;		 /* being attached, and messages of restart under way */

@@ -7,7 +7,8 @@
  * it may go when they were no further ahead of the time than the burst allows. So requests of several queues
  * are served by the order in which they came, a clock is one atomic number, and nobody asks twice.
  *
- * What waits does so in the slot of its queue; a timer of that queue lets it go.
+ * What waits does so in the slot of its queue; a timer of that queue lets it go, or somebody who cannot wait for it. It has
+ * reserved its turn all the same, and so has what comes meanwhile: the clocks run ahead, and others wait the longer.
  *
  * Owns:    the clocks.
  * Assumes: node.c asks at the door, before a request counts as being inside: drain does not wait for it.
@@ -26,7 +27,7 @@
 /* How long a rate may be exceeded that has no burst: a tenth of a second's worth at once. */
 #define SLACK_NS (SECOND_NS / 10)
 
-/* New limits, and the end of all limits, are noticed that soon by what waits. */
+/* New limits, and that all pass, are noticed that soon by what waits. */
 #define LOOK_NS (SECOND_NS / 10)
 
 #define RATE_MAX (UINT64_C(1) << 50)
@@ -45,6 +46,7 @@ struct throttle {
 	_Atomic uint64_t iops_size;
 	_Atomic unsigned passing;
 	_Atomic unsigned generation; /* of the limits */
+	_Atomic uint64_t paid_at_ns; /* when the last one that was hurried would have had its turn */
 
 	/* any thread, under a lock of the caller's */
 	struct throttle_config config;
@@ -166,6 +168,7 @@ int throttle_set(struct node *n, const struct throttle_config *c, struct varve_e
 		clock_set(&t->avg[i], l->avg, l->avg && l->max ? burst_ns(l) : SLACK_NS);
 		clock_set(&t->burst[i], l->avg ? l->max : 0, SLACK_NS);
 	}
+	atomic_store(&t->paid_at_ns, 0);
 	atomic_fetch_add(&t->generation, 1);
 	atomic_store(&n->throttle, t); /* pairs with the load in node_submit() */
 	return 0;
@@ -274,10 +277,17 @@ static void reserve_again(struct throttle *t, struct node_slot *s, uint64_t now)
 			r->leaf_state = reserve(t, r, now);
 }
 
-void throttle_fired(struct timer *timer)
+/* It does not wait for its turn, at `when`. */
+static void note_hurried(struct throttle *t, uint64_t when)
 {
-	struct node_slot *s = container_of(timer, struct node_slot, throttle_timer);
-	struct throttle *t = atomic_load(&s->node->throttle);
+	uint64_t at = atomic_load(&t->paid_at_ns);
+
+	while (at < when && !atomic_compare_exchange_weak(&t->paid_at_ns, &at, when))
+		;
+}
+
+static void let_go(struct throttle *t, struct node_slot *s)
+{
 	unsigned generation = atomic_load(&t->generation);
 	struct req_list go = TAILQ_HEAD_INITIALIZER(go);
 	uint64_t now = queue_now(s->q);
@@ -289,7 +299,9 @@ void throttle_fired(struct timer *timer)
 	}
 	for (unsigned i = 0; i < 2; i++) {
 		while ((r = TAILQ_FIRST(&s->throttled[i])) &&
-		       (r->leaf_state <= now || atomic_load(&t->passing))) {
+		       (r->leaf_state <= now || s->throttle_hurry || atomic_load(&t->passing))) {
+			if (r->leaf_state > now)
+				note_hurried(t, r->leaf_state);
 			TAILQ_REMOVE(&s->throttled[i], r, parked);
 			TAILQ_INSERT_TAIL(&go, r, parked);
 		}
@@ -302,16 +314,52 @@ void throttle_fired(struct timer *timer)
 	}
 }
 
+void throttle_fired(struct timer *timer)
+{
+	struct node_slot *s = container_of(timer, struct node_slot, throttle_timer);
+
+	let_go(atomic_load(&s->node->throttle), s);
+}
+
+void throttle_hurry_begin(struct node *n, struct queue *q)
+{
+	struct node_slot *s = node_slot(n, q);
+	struct throttle *t = atomic_load(&n->throttle);
+
+	s->throttle_hurry++;
+	if (t)
+		let_go(t, s);
+}
+
+void throttle_hurry_end(struct node *n, struct queue *q)
+{
+	struct node_slot *s = node_slot(n, q);
+
+	assert(s->throttle_hurry);
+	s->throttle_hurry--;
+}
+
+uint64_t throttle_paid_at(const struct node *n)
+{
+	const struct throttle *t = atomic_load(&n->throttle);
+
+	return t ? atomic_load(&t->paid_at_ns) : 0;
+}
+
 bool throttle_admit(struct throttle *t, struct node_slot *s, struct req *r)
 {
 	uint64_t now = queue_now(s->q), when;
 	struct req_list *list = list_of(s, r);
 
-	if (r->op == REQ_FLUSH || atomic_load_explicit(&t->passing, memory_order_relaxed))
+	if (r->op == REQ_FLUSH)
 		return true;
 	when = reserve(t, r, now);
 	if (when <= now && TAILQ_EMPTY(list))
 		return true;
+	if (s->throttle_hurry || atomic_load_explicit(&t->passing, memory_order_relaxed)) {
+		note_hurried(t, when);
+		return true;
+	}
 	if (TAILQ_EMPTY(&s->throttled[0]) && TAILQ_EMPTY(&s->throttled[1]))
 		s->throttle_generation = atomic_load(&t->generation);
 	r->leaf_state = when;

@@ -55,8 +55,21 @@ int throttle_set(struct node *n, const struct throttle_config *c, struct varve_e
 /* Any thread. All limits are 0 if there are none. */
 void throttle_get(const struct node *n, struct throttle_config *ret);
 
-/* Between these two nothing waits. Nests. Any thread. */
+/* Between these two nothing waits. What comes through is counted, so later requests pay for it. Nests. Any thread. */
 void throttle_pass_begin(struct node *n);
 void throttle_pass_end(struct node *n);
+
+/*
+ * The same for the requests of one queue, on its thread: somebody waits until his requests there are done. What waits
+ * goes at once, before begin returns.
+ */
+void throttle_hurry_begin(struct node *n, struct queue *q);
+void throttle_hurry_end(struct node *n, struct queue *q);
+
+/*
+ * Until when (queue_now()) whoever was hurried should bring nothing new; not later than now: he may. Without that, who is
+ * hurried again and again would know no limits. New limits may end it earlier. Any thread.
+ */
+uint64_t throttle_paid_at(const struct node *n);
 
 #endif

@@ -289,6 +289,8 @@ static int open_common(struct fiber *f, struct node *n, struct opts *o, bool wan
 	int ret;
 
 	w.filename = opts_get(o, "filename");
+	if (!w.filename && opts_get(o, "filename.0"))
+		return varve_error_set(err, -EINVAL, "driver %s: option 'filename' is no list", n->drv->name);
 	if (!w.filename || !*w.filename)
 		return varve_error_set(err, -EINVAL, "driver %s: option 'filename' is missing", n->drv->name);
 	ret = parse_locking(o, &w.locking, err);

@@ -111,6 +111,7 @@ static void reset(struct vu_front *f, unsigned q)
 
 static void a_lie_breaks_one_ring_which_can_be_reset(void **state)
 {
+	struct varve_error err;
 	struct vu_front other;
 
 	(void)state;
@@ -136,6 +137,11 @@ static void a_lie_breaks_one_ring_which_can_be_reset(void **state)
 		reset(&f, 2);
 		served_io_works(&f, 2);
 		vu_front_close(&f);
+		if (i % 10 == 9) { /* a new server has lines for the log again (complaints.h) */
+			served_stop(0);
+			if (served_start(0, &err) < 0)
+				fail_msg("%s", err.message);
+		}
 	}
 	vu_front_close(&other);
 }

@@ -236,7 +236,7 @@ def test_with_few_descriptors_one_of_them_serves(tmp_path):
     with Servers(tmp_path) as servers:
         old = servers.start(serve(tmp_path))
         servers.wait(lambda: servers.holder() == old.pid)
-        for most in range(8, 60):
+        for most in range(8, 90):
             new = servers.start(serve(tmp_path), preexec_fn=lambda n=most: resource.setrlimit(resource.RLIMIT_NOFILE, (n, n)))
             servers.wait(lambda: new.poll() is not None or servers.holder() == new.pid)
             if servers.holder() == new.pid:

@@ -20,7 +20,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "block/policy.h"
 #include "export/vhost-user-blk/session.h"
 #include "export/vhost-user-blk/strange.h"
@@ -52,6 +51,7 @@ struct vublk {
 	struct watch listener;
 	bool listening;
 	struct timer retry;
+	bool cannot_accept; /* and the log says so */
 	bool stopping;
 	uint64_t nr_sessions;
 	struct waitlist stopped, turned;
@@ -104,10 +104,14 @@ static void listener_ready(struct watch *w, uint32_t events)
 	(void)events;
 	if (fd >= 0) {
 		pause_listening(v);
+		v->cannot_accept = false;
 		v->nr_sessions++;
 		session_open(&v->session, fd);
 	} else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-		log_warning("%s: cannot accept a front end: %s; trying again", v->name, strerror(errno));
+		if (!v->cannot_accept)
+			complain_about(&v->session.complaints, v->control, "cannot accept a front end: %s; it waits until that works%s",
+				       strerror(errno), errno == EMFILE ? " (ulimit -n)" : "");
+		v->cannot_accept = true;
 		pause_listening(v);
 		timer_set(v->control, &v->retry, queue_now(v->control) + ACCEPT_PAUSE_NS);
 	}
@@ -358,6 +362,7 @@ static int stop_everything(struct fiber *f, void *arg)
 		while (v->session.state != SESSION_CLOSED)
 			waitlist_wait(f, &v->stopped);
 	}
+	complaints_end(&v->session.complaints);
 	return 0;
 }
 
@@ -550,6 +555,19 @@ struct vublk_stats *vublk_get_stats(struct vublk *v)
 	c.st->nr_queues = nr;
 	fiber_call(v->control, read_stats, &c);
 	return c.st;
+}
+
+static int count_descriptors(struct fiber *f, void *arg)
+{
+	const struct vublk *v = arg;
+
+	(void)f;
+	return v->session.state == SESSION_CLOSED ? (int)(SESSION_FDS + v->session.nr_rings * RING_FDS) : 0;
+}
+
+unsigned vublk_descriptors_to_come(struct vublk *v)
+{
+	return (unsigned)fiber_call(v->control, count_descriptors, v);
 }
 
 static void vublk_free(struct vublk *v)

@@ -54,6 +54,9 @@ struct vublk_stats *vublk_get_stats(struct vublk *v);
  */
 int vublk_set_node(struct vublk *v, struct node *top, struct varve_error *err);
 
+/* Those of a session that has still to come; 0: there is one. As vublk_get_stats(). */
+unsigned vublk_descriptors_to_come(struct vublk *v);
+
 /* A duplicate of the listening socket, or a negative errno. */
 int vublk_socket(const struct vublk *v);
 /* Its name stays when the export is stopped. */

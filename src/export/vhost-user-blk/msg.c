@@ -120,6 +120,7 @@ static int take_fds(struct umsg *m, struct msghdr *mh, struct varve_error *err)
 {
 	bool lost = mh->msg_flags & MSG_CTRUNC; /* the kernel has closed those */
 	bool strange = false;
+	size_t nr_came = 0;
 
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c; c = CMSG_NXTHDR(mh, c)) {
 		size_t nr;
@@ -127,6 +128,7 @@ static int take_fds(struct umsg *m, struct msghdr *mh, struct varve_error *err)
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		nr = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		nr_came += nr;
 		for (size_t i = 0; i < nr; i++) {
 			int fd;
 
@@ -146,6 +148,10 @@ static int take_fds(struct umsg *m, struct msghdr *mh, struct varve_error *err)
 		return varve_error_set(err, -EPROTO,
 				       "a descriptor came that is neither memory, nor an eventfd, a pipe or a unix socket, and might "
 				       "make us wait");
+	/* There is room for as many as a message may carry. If fewer came, and not all, it was we who could not take more. */
+	if (mh->msg_flags & MSG_CTRUNC && nr_came < UMSG_FDS_MAX)
+		return varve_error_set(err, -EMFILE,
+				       "the descriptors of a message cannot be taken: this process has as many open as it may (ulimit -n)");
 	return !lost ? 0 : varve_error_set(err, -EPROTO,
 					   "a message came with more than the %d descriptors that one may carry",
 					   UMSG_FDS_MAX);

@@ -27,7 +27,7 @@ void session_set_writeback(struct session *s, bool writeback);
 /* The answer to s->msg. */
 void session_answer(struct session *s, const void *payload, uint32_t len);
 
-/* session.c: says in the log what was refused, and why (s->err), as long as that is not too often. */
+/* session.c: says in the log what was refused, and why (s->err). */
 void session_refused(struct session *s);
 
 /* ---- migrate.c: what helps a virtual machine, or this program, to move or to come back ---- */

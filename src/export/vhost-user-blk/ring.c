@@ -14,11 +14,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "base/log.h"
+#include "block/throttle.h"
 
-/* The log is the operator's; a guest that breaks its rings all day does not get to fill it. */
 #define STOP_REVOKED 1 /* r->ret */
-#define BREAKS_LOGGED 20
 
 /*
  * While the queue spins there are processors enough. The driver is shown the first request that is done in a turn at once, then so
@@ -32,6 +30,9 @@
 /* How often a ring without a kick descriptor is looked at: in use, and after a while without requests. */
 #define POLL_MIN_NS 20000ull
 #define POLL_MAX_NS 1000000ull
+
+/* New limits are noticed that soon by a ring that waits for the old ones. */
+#define HOLD_LOOK_NS 100000000ull
 
 /*
  * New kicks are waited for, and the count that they leave in the descriptor is read only here: a front end that finds one
@@ -48,6 +49,7 @@ static void stop_watching(struct ring *r)
 	}
 	r->watching = false;
 	timer_cancel(r->q, &r->poll);
+	timer_cancel(r->q, &r->hold);
 }
 
 static __attribute__((cold)) void ring_break(struct ring *r)
@@ -55,11 +57,8 @@ static __attribute__((cold)) void ring_break(struct ring *r)
 	__atomic_store_n(&r->broken, true, __ATOMIC_RELAXED); /* read for the statistics */
 	__atomic_store_n(&r->nr_breaks, r->nr_breaks + 1, __ATOMIC_RELAXED);
 	stop_watching(r);
-	if (r->nr_breaks <= BREAKS_LOGGED)
-		log_warning("%s: queue %u is broken: %s; it waits for the front end to reset it%s", r->name,
-			    r->index, r->vr.fault,
-			    r->nr_breaks == BREAKS_LOGGED ? " (the last time in this session that is logged)"
-							  : "");
+	complain_about(r->complaints, r->q, "queue %u is broken: %s; it waits for the front end to reset it", r->index,
+		       r->vr.fault);
 	notify(&r->notifier, r->err_fd);
 }
 
@@ -142,7 +141,7 @@ static bool take_requests(struct ring *r)
 {
 	bool some = false;
 
-	if (r->broken || r->stopping || r->more_posted || memory_lost(r))
+	if (r->broken || r->stopping || r->held || r->more_posted || memory_lost(r))
 		return false;
 	r->announced = false;
 	r->eager = queue_spins(r->q);
@@ -170,6 +169,30 @@ static bool take_requests(struct ring *r)
 	r->more_posted = true;
 	queue_later(r->q, &r->more);
 	return true;
+}
+
+/* ---- after a stop that hurried requests past the limits ---- */
+
+/*
+ * While a ring stops its requests need not wait for their turn. A guest that stops and starts its rings all the time would
+ * have no limits, if a ring that starts took requests before those of the last time would have had their turn. Others that
+ * run have no more in flight than fits in them.
+ */
+static void look_at_limits(struct ring *r)
+{
+	uint64_t now = queue_now(r->q), at = throttle_paid_at(r->ctx.disk->top);
+
+	r->held = at > now;
+	if (r->held)
+		timer_set(r->q, &r->hold, MIN(at, now + HOLD_LOOK_NS));
+}
+
+static void hold_fired(struct timer *t)
+{
+	struct ring *r = container_of(t, struct ring, hold);
+
+	look_at_limits(r);
+	take_requests(r);
 }
 
 /* ---- a ring without a kick descriptor ---- */
@@ -272,6 +295,7 @@ static void stop_if_idle(struct ring *r)
 	if (queue_polls(r->q))
 		poller_del(r->q, &r->poller);
 	r->stopping = false;
+	throttle_hurry_end(r->ctx.disk->top, r->q);
 	r->base = vring_base(&r->vr);
 	r->has_base = true;
 	order_done(r, 0);
@@ -377,12 +401,14 @@ static void carry_out(struct msg *m)
 		if (r->vr.track.resumed)
 			notify(&r->notifier, r->call_fd);
 		redo_requests(r);
+		look_at_limits(r);
 		/* What the guest offered before there was anybody to be kicked. */
 		take_requests(r);
 		return;
 	case RING_STOP:
-		r->stopping = true;
 		stop_watching(r);
+		throttle_hurry_begin(r->ctx.disk->top, r->q); /* what ends in here does not end the stop as well */
+		r->stopping = true;
 		stop_if_idle(r);
 		return;
 	case RING_CALL:
@@ -410,6 +436,8 @@ static void go_on(struct msg *m)
 	if (!r->stopping || r->broken || start_watching(r) < 0)
 		return;
 	r->stopping = false;
+	throttle_hurry_end(r->ctx.disk->top, r->q);
+	look_at_limits(r);
 	order_done(r, STOP_REVOKED);
 	take_requests(r); /* kicks that came meanwhile */
 }
@@ -447,12 +475,12 @@ static void order_answered(struct msg *m)
 	r->answered(r);
 }
 
-void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q, struct queue *control,
+void ring_init(struct ring *r, unsigned index, struct complaints *complaints, struct queue *q, struct queue *control,
 	       const struct blk_disk *disk, void (*answered)(struct ring *r), void *owner)
 {
 	*r = (struct ring){
 		.index = index,
-		.name = name,
+		.complaints = complaints,
 		.q = q,
 		.control = control,
 		.answered = answered,
@@ -463,6 +491,7 @@ void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q
 		.ctx = { .disk = disk, .q = q },
 		.more = { .run = ring_more },
 		.poll = { .fire = poll_fired },
+		.hold = { .fire = hold_fired },
 		.order_msg = { .run = carry_out },
 		.answer_msg = { .run = order_answered },
 		.go_on_msg = { .run = go_on },

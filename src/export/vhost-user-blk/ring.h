@@ -20,6 +20,7 @@
 #define VARVE_VUBLK_RING_H
 
 #include "export/vhost-user-blk/blk.h"
+#include "export/vhost-user-blk/complaints.h"
 #include "export/vhost-user-blk/notify.h"
 
 enum ring_order { RING_START, RING_STOP, RING_CALL, RING_ERR };
@@ -27,7 +28,7 @@ enum ring_order { RING_START, RING_STOP, RING_CALL, RING_ERR };
 struct ring {
 	/* set by ring_init() */
 	unsigned index;
-	const char *name; /* of the export, for the log */
+	struct complaints *complaints; /* of the export */
 	struct queue *q, *control;
 	void (*answered)(struct ring *r); /* control thread: an order was carried out, its result is r->ret */
 	void *owner;
@@ -69,6 +70,8 @@ struct ring {
 	struct watch kick;
 	struct timer poll;
 	uint64_t poll_ns; /* until the next look, while there is nothing */
+	bool held;	  /* nothing is taken: the disk's limits have to make up for the last stop */
+	struct timer hold;
 	struct hook hook;
 	struct poller poller; /* of a queue that spins before it sleeps */
 	bool resting;	      /* it will sleep: kicks are wanted */
@@ -83,7 +86,7 @@ struct ring {
 	_Atomic bool go_on_sent; /* the last is on its way */
 };
 
-void ring_init(struct ring *r, unsigned index, const char *name, struct queue *q, struct queue *control,
+void ring_init(struct ring *r, unsigned index, struct complaints *complaints, struct queue *q, struct queue *control,
 	       const struct blk_disk *disk, void (*answered)(struct ring *r), void *owner);
 
 /* The ring is off. Forgets everything that a front end has set. */

@@ -23,9 +23,6 @@
 /* Messages served in one turn of the control queue, so that a chatterer does not keep it for itself. */
 #define MESSAGES_PER_TURN 32
 
-/* The log is the operator's; a front end does not get to fill it. */
-#define REFUSALS_LOGGED 20
-
 static void advance(struct session *s);
 static void turn(struct session *s);
 
@@ -165,12 +162,14 @@ static void look_after_rings(struct timer *t)
 	for (unsigned i = 0; i < s->nr_rings; i++) {
 		if (!notifier_rescue(&s->rings[i].notifier))
 			continue;
-		log_warning("%s: queue %u: its call descriptor was full and in blocking mode, and held its thread up; "
-			    "the disk's queues are called with more care from now on",
-			    s->name, i);
+		complain_about(&s->complaints, s->control,
+			       "queue %u: its call descriptor was full and in blocking mode, and held its thread up; "
+			       "the disk's queues are called with more care from now on",
+			       i);
 		for (unsigned k = 0; k < s->nr_rings; k++)
 			atomic_store(&s->rings[k].notifier.careful, true);
 	}
+	complaints_look(&s->complaints);
 	timer_set(s->control, &s->look, queue_now(s->control) + NOTIFY_LOOK_NS);
 }
 
@@ -196,8 +195,8 @@ static void forget_everything(struct session *s)
 	s->answer_len = 0;
 	drop_answer_fd(s);
 	s->doomed = false;
-	s->nr_refused = 0;
 	look_at_demand(s);
+	complaints_look(&s->complaints);
 }
 
 static void begin_closing(struct session *s)
@@ -284,7 +283,7 @@ static void send_answer(struct session *s)
 	s->answer_len = 0;
 	s->state = SESSION_READING;
 	if (watch_for(s, EPOLLIN) < 0) {
-		log_warning("%s: connection closed: no memory to wait for it", s->name);
+		complain_about(&s->complaints, s->control, "connection closed: no memory to wait for it");
 		begin_closing(s);
 		return;
 	}
@@ -293,9 +292,7 @@ static void send_answer(struct session *s)
 
 void session_refused(struct session *s)
 {
-	if (s->nr_refused++ < REFUSALS_LOGGED)
-		log_warning("%s: refused: %s%s", s->name, s->err.message,
-			    s->nr_refused == REFUSALS_LOGGED ? " (the last of this session to be logged)" : "");
+	complain_about(&s->complaints, s->control, "refused: %s", s->err.message);
 }
 
 /*
@@ -306,7 +303,7 @@ static void finish_message(struct session *s)
 {
 	umsg_reset(&s->msg);
 	if (s->result < 0 && !s->need_reply) {
-		log_warning("%s: connection closed: %s", s->name, s->err.message);
+		complain_about(&s->complaints, s->control, "connection closed: %s", s->err.message);
 		begin_closing(s);
 		return;
 	}
@@ -379,7 +376,7 @@ static void turn(struct session *s)
 		s->result = 0;
 		start_rings(s);
 		if (s->result < 0)
-			log_warning("%s: %s", s->name, s->err.message);
+			complain_about(&s->complaints, s->control, "%s", s->err.message);
 	}
 	if (!s->nr_waiting) {
 		if (s->paused)
@@ -457,7 +454,7 @@ static void read_messages(struct session *s)
 		if (ret > 0)
 			ret = umsg_check(&s->msg, &err);
 		if (ret < 0) {
-			log_warning("%s: connection closed: %s", s->name, err.message);
+			complain_about(&s->complaints, s->control, "connection closed: %s", err.message);
 			begin_closing(s);
 			return;
 		}
@@ -477,8 +474,8 @@ void session_config_changed(struct session *s)
 		return;
 	if (send(s->backend_fd, &h, sizeof(h), MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof(h))
 		return;
-	log_warning("%s: the front end cannot be told of the new configuration: its back-end channel does not take it",
-		    s->name);
+	complain_about(&s->complaints, s->control,
+		       "the front end cannot be told of the new configuration: its back-end channel does not take it");
 	close(s->backend_fd);
 	s->backend_fd = -1;
 }
@@ -535,6 +532,7 @@ int session_init(struct session *s, const char *name, const struct blk_disk *dis
 		.watch = { .fd = -1, .ready = socket_ready },
 		.look = { .fire = look_after_rings },
 	};
+	complaints_init(&s->complaints, name, control);
 	ret = learn_eventfd(s, err);
 	if (ret < 0)
 		return ret;
@@ -543,7 +541,7 @@ int session_init(struct session *s, const char *name, const struct blk_disk *dis
 	if (!s->rings || !s->msg.debt)
 		return varve_error_errno(err, -ENOMEM, "%u rings", nr_rings);
 	for (unsigned i = 0; i < nr_rings; i++)
-		ring_init(&s->rings[i], i, name, queues[i % nr_queues], control, disk, ring_answered, s);
+		ring_init(&s->rings[i], i, &s->complaints, queues[i % nr_queues], control, disk, ring_answered, s);
 	return 0;
 }
 

@@ -37,6 +37,10 @@ enum session_state {
 	SESSION_CLOSING,
 };
 
+/* Descriptors that a session keeps: its connection and the back-end channel; and one ring of it: kick, call, error. */
+#define SESSION_FDS 2u
+#define RING_FDS 3u
+
 /* The longest answer: a header and a configuration space. */
 #define SESSION_ANSWER_MAX (sizeof(struct umsg_header) + sizeof(struct umsg_config))
 
@@ -62,7 +66,7 @@ struct session {
 	bool paused;	     /* no ring runs, whatever the front end says; outlives the conversation */
 	bool demand;	     /* the front end wants a ring to run: it would, if we were not paused */
 	unsigned nr_waiting; /* answers of rings to come */
-	unsigned nr_refused; /* messages, in this session */
+	struct complaints complaints;
 
 	uint64_t features, protocol_features;
 	bool has_features; /* SET_FEATURES came */

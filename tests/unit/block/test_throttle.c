@@ -195,6 +195,37 @@ static void nobody_waits_while_it_passes(void **state)
 	image_close(&img);
 }
 
+/* What passes is paid for by what comes later, and nobody who passes is to come back before that. */
+static void what_is_hurried_is_paid_for(void **state)
+{
+	struct throttle_config c = none();
+	struct image img;
+
+	(void)state;
+	c.limit[THROTTLE_IOPS_TOTAL].avg = 100;
+	open_with(&img, &c);
+	assert_int_equal(throttle_paid_at(img.l.n), 0);
+	start(&img, 0, 210, REQ_WRITE, 512);
+	assert_in_range(done(0, 210), 10, 11);
+	throttle_hurry_begin(img.l.n, img.l.q);
+	turns(img.l.q, 4);
+	assert_int_equal(done(0, 210), 210);
+	start(&img, 210, 310, REQ_WRITE, 512); /* they belong to what is waited for */
+	assert_int_equal(done(210, 310), 100);
+	throttle_hurry_end(img.l.n, img.l.q);
+	assert_in_range(throttle_paid_at(img.l.n) - queue_now(img.l.q), 2880 * MS, 3010 * MS);
+	start(&img, 310, 320, REQ_WRITE, 512);
+	assert_in_range(ms_until(&img, 310, 320, 10), 2900, 3110);
+	assert_true(throttle_paid_at(img.l.n) <= queue_now(img.l.q));
+	/* Nobody had to be hurried: nothing is owed. */
+	queue_advance(img.l.q, 10000 * MS);
+	throttle_hurry_begin(img.l.n, img.l.q);
+	start(&img, 0, 5, REQ_WRITE, 512);
+	throttle_hurry_end(img.l.n, img.l.q);
+	assert_true(throttle_paid_at(img.l.n) <= queue_now(img.l.q));
+	image_close(&img);
+}
+
 static int end_drain(struct fiber *f, void *arg)
 {
 	(void)f;
@@ -290,6 +321,7 @@ int main(void)
 		cmocka_unit_test(large_requests_count_as_many_with_iops_size),
 		cmocka_unit_test(new_limits_are_for_those_who_wait_too),
 		cmocka_unit_test(nobody_waits_while_it_passes),
+		cmocka_unit_test(what_is_hurried_is_paid_for),
 		cmocka_unit_test(a_drained_disk_lets_nobody_in),
 		cmocka_unit_test(limits_that_cannot_be_are_refused),
 	};
