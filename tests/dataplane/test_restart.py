@@ -440,7 +440,7 @@ def test_daemons_follow_one_another_under_load(tmp_path):
     (["--blockdev", "driver=null-co,node-name=a,size=1M", "--export", "vhost-user-blk,id=a,node-name=a,addr.type=fd,addr.str=99"],
      "descriptor 99 is no unix stream socket that listens"),
     (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x"], "there is no node of that name"),
-    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x,num-queues=0"], "num-queues must be"),
+    (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x,num-queues=0"], "'num-queues' must be a number from 1"),
     (["--export", "vhost-user-blk,id=a,node-name=b,addr.type=unix,addr.path=x,logical-block-size=4096"], "only 512"),
     (["--blockdev", "node-name=a"], "'driver' is missing"),
     (["--blockdev", "driver=null-co"], "'node-name' is missing"),
