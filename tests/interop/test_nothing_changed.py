@@ -87,7 +87,15 @@ resize q 1M | shrink
 resize -f raw s 7E | s large
 amend -o size=4M,bogus=1 q | bogus
 amend -o refcount_bits=8,size=1M q | shrink
-amend -o compat=0.10,size=4M q2 | snapshots"""
+amend -o compat=0.10,size=4M q2 | snapshots
+amend -o size=7E,refcount_bits=8 q | L1
+amend -o size=7E,lazy_refcounts=on q | L1
+amend -o size=7E,compat=1.1 old | L1
+amend -o size=3T,refcount_bits=8 fine | 'fine' memory
+amend -o compat=1.1,refcount_bits=8 oldfull | header
+amend -o lazy_refcounts=off,refcount_bits=8,data_file=NAME450 out | data file name
+amend -o compat=1.1,refcount_bits=1 olds | 1 bits
+amend -o lazy_refcounts=on,refcount_bits=1 q2 | 1 bits"""
 
 FROM_STDIN = ["convert -f raw -O raw - keep", "convert -f raw -O qcow2 - keep", "dd of=keep isize=8"]
 
@@ -96,11 +104,11 @@ def state(folder):
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
 
-def fill_header(path):
+def fill_header(path, pos):
     """Extensions that nobody knows take all of the first sector but 24 bytes."""
     with open(path, "r+b") as f:
-        f.seek(112)
-        f.write(struct.pack(">II", 0x76617276, 512 - 112 - 8 - 24) + bytes(512 - 112 - 8 - 24) + bytes(24))
+        f.seek(pos)
+        f.write(struct.pack(">II", 0x76617276, 512 - pos - 8 - 24) + bytes(512 - pos - 8))
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +134,17 @@ def files(tmp_path_factory):
         ok(img("bitmap", "--add", name, "b0", cwd=here))
     ok(img("bitmap", "--add", "small", "bm", cwd=here))
     ok(img("snapshot", "-c", "sn", "q2", cwd=here))
-    fill_header(here / "full")
+    fill_header(here / "full", 112)
+    create("-f", "qcow2", "-o", "compat=0.10", "oldfull", "2M")
+    fill_header(here / "oldfull", 72)
+    create("-f", "qcow2", "-o", "data_file=outside", "out", "2M")
+    create("-f", "qcow2", "fine", "2M")
+    ok(img("bitmap", "--add", "-g", "512", "fine", "fine", cwd=here))
+    create("-f", "qcow2", "-o", "compat=0.10", "olds", "2M")
+    ok(io("olds", "write -P 7 0 64k", cwd=here))
+    ok(img("snapshot", "-c", "sn", "olds", cwd=here))
+    ok(io("q2", "write -P 7 0 64k", cwd=here))
+    ok(img("snapshot", "-c", "sn3", "q2", cwd=here))
     for name, bits, snapshots in (("one", 1, []), ("two", 2, ["sn", "sn2"])):
         create("-f", "qcow2", "-o", f"refcount_bits={bits}", name, "2M")
         ok(io(name, "write -P 7 0 64k", cwd=here))
@@ -139,7 +157,7 @@ def files(tmp_path_factory):
 def test_what_is_refused_changes_nothing(files, line):
     here, before = files
     command, words = line.split(" | ")
-    refused(img(*shlex.split(command.replace("HUGE", HUGE)), cwd=here), *words.split())
+    refused(img(*shlex.split(command.replace("HUGE", HUGE).replace("NAME450", "n" * 450)), cwd=here), *words.split())
     assert state(here) == before
 
 

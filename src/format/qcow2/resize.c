@@ -352,7 +352,7 @@ static int check_tables(const struct qcow2 *q, uint64_t len, struct varve_error 
 	return 0;
 }
 
-static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+static int check_len(const struct qcow2 *q, unsigned version, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	const struct node *n = q->node;
 
@@ -360,7 +360,7 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
 	if (len > VARVE_LEN_MAX - 512)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large", (unsigned long long)len);
-	if (q->h.version < 3 && q->h.nr_snapshots)
+	if (version < 3 && q->h.nr_snapshots)
 		return varve_error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot change its length: its "
 						      "snapshots do not know theirs");
 	if (len > q->h.disk_len && n->backing_name && !n->backing)
@@ -369,6 +369,8 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 		return varve_error_set(err, -ENOTSUP, "a disk opened without its data file cannot get another length");
 	if (len <= q->h.disk_len && prealloc != PREALLOC_OFF)
 		return varve_error_set(err, -EINVAL, "preallocation is for new space, but the disk does not get longer");
+	if (q->external)
+		return data_fits(q, len, err);
 	return 0;
 }
 
@@ -392,6 +394,24 @@ static int set_new_len(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 	return ret;
 }
 
+int qcow2_truncate_fits(struct fiber *f, struct node *n, unsigned version, uint64_t len, struct varve_error *err)
+{
+	struct qcow2 *q = node_state(n);
+	int ret;
+
+	fiber_lock(f, &q->snapshot_mutex);
+	fiber_lock(f, &q->resize_mutex);
+	ret = check_len(q, version, len, PREALLOC_OFF, err);
+	len = ret == 0 ? align_up(len, 512) : len;
+	if (ret == 0 && len > q->h.disk_len)
+		ret = check_tables(q, len, err);
+	if (ret == 0 && len != q->h.disk_len)
+		ret = bitmap_resize_fits(f, q, len, err);
+	fiber_unlock(&q->resize_mutex);
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
+}
+
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
@@ -403,7 +423,7 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc 
 	fiber_lock(f, &q->resize_mutex);
 	ret = qcow2_whole(q, err);
 	if (ret == 0)
-		ret = check_len(q, len, prealloc, err); /* as things are now */
+		ret = check_len(q, q->h.version, len, prealloc, err); /* as things are now */
 	if (ret == 0)
 		ret = set_new_len(f, q, align_up(len, 512), prealloc, err);
 	fiber_unlock(&q->resize_mutex);
