@@ -197,6 +197,19 @@ def test_an_image_that_would_back_itself_is_refused_without_a_look_at_the_backin
     assert state(tmp_path) == before
 
 
+@pytest.mark.parametrize("backing", [b for b in ITSELF if "over" not in b])
+@pytest.mark.parametrize("image", ["s", "elsewhere/../s", "file:s"])
+def test_an_image_is_not_rebased_onto_itself(tmp_path, backing, image):
+    ok(img("create", "-q", "-f", "qcow2", tmp_path / "s", "1M"))
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink("s", tmp_path / "link")
+    os.link(tmp_path / "s", tmp_path / "hard")
+    before = (tmp_path / "s").read_bytes()
+    refused(img("rebase", "-u", "-F", "qcow2", "-b", backing.format(here=tmp_path), image, cwd=tmp_path), "own backing")
+    assert (tmp_path / "s").read_bytes() == before
+    ok(img("rebase", "-u", "-F", "qcow2", "-b", "other/s", image, cwd=tmp_path))  # one that is still to come
+
+
 @pytest.mark.parametrize("name", ["new", "./new", "file:new", "{here}/new", "dangling"])
 def test_an_image_that_is_new_does_not_back_itself(tmp_path, name):
     """Nothing is there to compare with until it is made; then it is, and what was made is removed."""
