@@ -437,7 +437,7 @@ VARVE_API int varve_image_resize(struct varve_image *image, uint64_t length, enu
 /*
  * The image's header names another backing file, of that format; NULL or "": none. Durable when it returns, and so is everything
  * written before. Nothing is copied: what the image and its snapshots do not hold is read from the new file when it is opened
- * again (this image goes on with the chain that it has).
+ * again (this image goes on with the chain that it has). -EINVAL: the name is that of the local file in which the image itself is.
  */
 VARVE_API int varve_image_set_backing(struct varve_image *image, const char *name, const char *format,
 				      struct varve_error *err);

@@ -112,6 +112,8 @@ int api_check_request(const struct varve_image *image, enum req_op op, uint64_t 
 
 /* The image's format, below filters that stand on it. */
 struct node *api_format_node(struct varve_image *image);
+/* Is what the image would find under that name the local file in which it is itself? Not opened, only looked at. */
+bool api_is_own_backing(const struct node *disk, const char *backing);
 int api_no_snapshots(struct varve_image *image, struct varve_error *err);
 struct snapshot_want;
 /* Checks and translates; the strings stay the caller's. */

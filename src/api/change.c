@@ -127,6 +127,8 @@ int varve_image_set_backing(struct varve_image *image, const char *name, const c
 					       node_name(disk), name);
 		if (!driver_find(format) || driver_find(format)->kind != DRIVER_FORMAT)
 			return varve_error_set(err, -EINVAL, "%s: unknown backing format '%s'", node_name(disk), format);
+		if (api_is_own_backing(disk, name))
+			return varve_error_set(err, -EINVAL, "%s: the image would be its own backing file (%.500s)", node_name(disk), name);
 		c.name = name;
 		c.format = format;
 	}

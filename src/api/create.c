@@ -254,7 +254,8 @@ static bool json_file(const char *text, char *path)
 	return local;
 }
 
-static bool backing_file(const struct create *c, const char *backing, char *path)
+/* The local file that an image of that name would find as its backing file. */
+static bool backing_file(const char *image, const char *backing, char *path)
 {
 	char name[NODE_NAME_MAX];
 	const char *local;
@@ -262,10 +263,22 @@ static bool backing_file(const struct create *c, const char *backing, char *path
 
 	if (!strncmp(backing, "json:", 5))
 		return json_file(backing + 5, path);
-	if (backing_path(c->name, backing, name, NULL) < 0 || !(local = create_path(name, &is_device)))
+	if (backing_path(image, backing, name, NULL) < 0 || !(local = create_path(name, &is_device)))
 		return false;
 	strcpy(path, local);
 	return true;
+}
+
+bool api_is_own_backing(const struct node *disk, const char *backing)
+{
+	char path[NODE_NAME_MAX];
+	uint64_t file_id[2];
+	struct stat st;
+
+	if (!backing_file(node_name(disk), backing, path) || stat(path, &st) < 0)
+		return false;
+	file_identity(&st, file_id);
+	return is_file(disk, file_id);
 }
 
 /* Not opened, but looked at: a file is not to be read below itself. Asked again when a file was made, which may have that name. */
@@ -278,7 +291,7 @@ static int create_check_itself(const struct create *c)
 
 	if (!backing || !*backing || !(c->flags & VARVE_CREATE_NO_BACKING_CHECK))
 		return 0;
-	if (!backing_file(c, backing, path) || stat(path, &below) < 0)
+	if (!backing_file(c->name, backing, path) || stat(path, &below) < 0)
 		return 0;
 	for (unsigned i = 0; i < ARRAY_LEN(targets); i++) {
 		uint64_t id[2], below_id[2];
@@ -312,7 +325,7 @@ static int create_look_through(struct fiber *f, struct create *c, const char *ba
 	struct opts *o;
 	int ret = 0;
 
-	if ((!has_bytes(&c->image) && !has_bytes(&c->data)) || !backing_file(c, backing, path))
+	if ((!has_bytes(&c->image) && !has_bytes(&c->data)) || !backing_file(c->name, backing, path))
 		return 0;
 	o = opts_new();
 	if (!o)

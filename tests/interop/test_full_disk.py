@@ -261,6 +261,44 @@ def test_one_cause_is_one_line(tmp_path, command):
         assert failed, "it always fitted"
 
 
+@pytest.mark.parametrize("bitmaps", [0, 2])
+def test_a_disk_that_cannot_get_shorter_has_lost_nothing(tmp_path, bitmaps):
+    """Tables that a snapshot shares are copied, and bitmaps: for whichever of it there is no space, nothing has gone by then."""
+    disk, new = tmp_path / "disk", 32 * MIB - 512
+    ok(img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", disk, "64M"))
+    for n in range(bitmaps):
+        ok(img("bitmap", "--add", disk, f"b{n}"))
+    writes = [(1, 0), (4, 32 * MIB - 4 * KIB), (2, 40 * MIB), (3, 50 * MIB), (5, 63 * MIB)]
+    ok(io(disk, *[f"write -q -P {n} {off} 4k" for n, off in writes]))
+    ok(img("snapshot", "-c", "s", disk))
+    ok(io(disk, "write -q -P 2 40M 4k", "write -q -P 5 63M 4k"))  # these tables are the disk's own already
+    with small_file_system("tmpfs", tmp_path, 16 * MIB) as where:
+        image, failed, fitted = where / "disk", 0, 0
+        for pages in range(24):
+            image.write_bytes(b"")
+            ok(run("cp", "--sparse=always", disk, image))
+            fill(where, pages * 4 * KIB)
+            r = img("resize", "-q", "--shrink", image, str(new))
+            (where / "ballast").unlink()
+            length = img("info", "--output=json", image).json["virtual-size"]
+            consistent("qcow2", image)
+            if r.rc == 0:
+                assert length == new
+                fitted += 1
+            else:
+                assert FULL in r.err and length == 64 * MIB, str(r)
+                ok(io(image, *[f"read -P {n} {off} {4 * KIB - 512}" for n, off in writes], options=("-r",)))
+                failed += 1
+                for n in range(bitmaps):  # they cannot be stored on a full disk, and nobody relies on them any more
+                    ok(img("bitmap", "--remove", image, f"b{n}"))
+                ok(img("resize", "-q", "--shrink", image, str(new)))
+            ok(img("resize", "-q", image, "64M"))
+            ok(io(image, "read -P 1 0 4k", f"read -P 4 {32 * MIB - 4 * KIB} {4 * KIB - 512}", f"read -P 0 {new} {64 * MIB - new}",
+                  options=("-r",)))
+            consistent("qcow2", image)
+        assert failed and fitted, (failed, fitted)
+
+
 def test_a_warning_beside_an_error_is_left_out(tmp_path):
     (tmp_path / "s").write_bytes(b"\5" * MIB)
     r = img("dd", "if=s", "of=t", "skip=100000", "osize=7E", cwd=tmp_path)

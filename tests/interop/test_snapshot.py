@@ -278,3 +278,27 @@ def test_a_backing_file_that_snapshots_need_stays(tmp_path):
     base.unlink()
     ok(io(disk, "read -q -P 7 0 4M"))
     clean(disk)
+
+
+@pytest.mark.parametrize("version2", [False, True])
+@pytest.mark.parametrize("maker", [img, qimg])
+@pytest.mark.parametrize("keeper", [img, qimg])
+def test_a_disk_of_no_bytes_has_snapshots(tmp_path, maker, keeper, version2):
+    """Their L1 tables have no entries, and no place: nothing of the image is given back with them."""
+    disk = tmp_path / "disk"
+    ok(maker("create", "-q", "-f", "qcow2", "-o", f"compat={'0.10' if version2 else '1.1'}", disk, "0"))
+    ok(maker("snapshot", "-c", "s", disk))
+    clean(disk)
+    ok(maker("snapshot", "-c", "t", disk))
+    clean(disk)
+    ok(keeper("snapshot", "-d", "s", disk))
+    clean(disk)
+    ok(keeper("snapshot", "-a", "t", disk))
+    clean(disk)
+    ok(keeper("snapshot", "-d", "t", disk))
+    clean(disk)
+    assert save(disk, "state", b"\7" * 100000) == (0, "")  # a state takes what the disk has not
+    clean(disk)
+    assert load(disk, "state") == b"\7" * 100000
+    ok(keeper("snapshot", "-d", "state", disk))
+    clean(disk)

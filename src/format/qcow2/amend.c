@@ -137,19 +137,22 @@ static int check_wish(const struct amend *a)
 	return 0;
 }
 
-/* ---- steps ---- */
-
-static int change_header(struct fiber *f, struct amend *a, uint32_t version, bool lazy)
+static bool version_differs(const struct amend *a)
 {
-	struct qcow2_header *want = malloc(sizeof(*want));
-	struct qcow2 *q = a->q;
-	int ret;
+	const struct qcow2_header *h = &a->q->h;
 
-	if (!want)
-		return varve_error_errno(a->err, -ENOMEM, "header");
-	fiber_lock(f, &q->snapshot_mutex);
-	fiber_lock(f, &q->l1_mutex);
-	*want = q->h;
+	return a->version != h->version || a->lazy_refcounts != !!(h->compatible & QCOW2_COMPAT_LAZY_REFCOUNTS);
+}
+
+static bool data_file_differs(const struct amend *a)
+{
+	return a->data_file || a->raw_data != a->q->raw_data;
+}
+
+/* The header as it will be. Under snapshot_mutex and l1_mutex. */
+static void fill_header(const struct amend *a, uint32_t version, bool lazy, struct qcow2_header *want)
+{
+	*want = a->q->h;
 	if (version != want->version)
 		want->header_len = version < 3 ? QCOW2_V2_HEADER_LEN : (uint32_t)sizeof(struct qcow2_header_disk);
 	want->version = version;
@@ -164,12 +167,52 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 		memset(want->data_file, 0, sizeof(want->data_file));
 		memcpy(want->data_file, a->data_file, strlen(a->data_file));
 	}
-	ret = qcow2_header_change(f, q, want, a->err);
+}
+
+/* change: or only asked whether there is room for it. */
+static int with_header(struct fiber *f, struct amend *a, uint32_t version, bool lazy, bool change)
+{
+	struct qcow2_header *want = malloc(sizeof(*want));
+	struct qcow2 *q = a->q;
+	int ret;
+
+	if (!want)
+		return varve_error_errno(a->err, -ENOMEM, "header");
+	fiber_lock(f, &q->snapshot_mutex);
+	fiber_lock(f, &q->l1_mutex);
+	fill_header(a, version, lazy, want);
+	ret = change ? qcow2_header_change(f, q, want, a->err) : qcow2_header_fits(f, q, want, a->err);
 	fiber_unlock(&q->l1_mutex);
 	fiber_unlock(&q->snapshot_mutex);
 	free(want);
 	return ret;
 }
+
+static int change_header(struct fiber *f, struct amend *a, uint32_t version, bool lazy)
+{
+	return with_header(f, a, version, lazy, true);
+}
+
+/*
+ * What only the image can say. Steps come one after the other and each is durable: what would be refused by a later one is refused
+ * before the first. (A lack of space is met when it comes.) Narrower counts are judged by the step itself where nothing comes
+ * before it: judging takes a look at everything that is counted.
+ */
+static int check_image(struct fiber *f, struct amend *a)
+{
+	const struct qcow2 *q = a->q;
+	int ret = 0;
+
+	if (a->disk_len != q->h.disk_len)
+		ret = qcow2_truncate_fits(f, q->node, MAX(a->version, q->h.version), a->disk_len, a->err);
+	if (ret == 0 && (version_differs(a) || data_file_differs(a)))
+		ret = with_header(f, a, a->version, a->lazy_refcounts, false);
+	if (ret == 0 && a->version > q->h.version && a->refcount_order < q->h.refcount_order)
+		ret = qcow2_change_refcount_order(f, a->q, a->refcount_order, true, a->err);
+	return ret;
+}
+
+/* ---- steps ---- */
 
 /* Clusters that say "zeroes" over a backing image get zeroes of their own. */
 static int fill_zeroes(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len)
@@ -300,16 +343,18 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 	if (ret == 0)
 		ret = check_wish(&a);
 	if (ret == 0)
+		ret = check_image(f, &a);
+	if (ret == 0)
 		ret = end_lazy(f, &a);
 	if (ret == 0 && a.version > q->h.version)
 		ret = change_version(f, &a);
 	if (ret == 0 && a.refcount_order != q->h.refcount_order)
-		ret = qcow2_change_refcount_order(f, q, a.refcount_order, err);
+		ret = qcow2_change_refcount_order(f, q, a.refcount_order, false, err);
 	if (ret == 0 && a.disk_len != q->h.disk_len)
 		ret = qcow2_truncate(f, n, a.disk_len, PREALLOC_OFF, err);
-	if (ret == 0 && (a.version != q->h.version || a.lazy_refcounts != !!(q->h.compatible & QCOW2_COMPAT_LAZY_REFCOUNTS)))
+	if (ret == 0 && version_differs(&a))
 		ret = change_version(f, &a);
-	if (ret == 0 && (a.data_file || a.raw_data != q->raw_data)) {
+	if (ret == 0 && data_file_differs(&a)) {
 		ret = change_header(f, &a, q->h.version, a.lazy_refcounts);
 		q->raw_data = ret == 0 ? a.raw_data : q->raw_data;
 	}

@@ -216,15 +216,36 @@ int bitmap_dir_switch(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 	return 0;
 }
 
-int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
+int bitmap_dir_fits(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
 {
-	uint64_t off = 0;
-	int ret = 0;
+	struct qcow2_header *want;
+	int ret;
 
 	if (q->h.version < 3)
 		return varve_error_set(err, -ENOTSUP,
 				       "images of version 2 (compat=0.10) have no bitmaps; img amend -o compat=1.1 changes that");
-	if (d->nr)
+	if (d->len > QCOW2_BITMAP_DIRECTORY_LEN_MAX || d->nr > QCOW2_BITMAPS_MAX)
+		return varve_error_set(err, -EFBIG, "the bitmap directory would have %u bitmaps in %llu bytes, at most %d in %llu are allowed; "
+						    "remove one first",
+				       d->nr, (unsigned long long)d->len, QCOW2_BITMAPS_MAX,
+				       (unsigned long long)QCOW2_BITMAP_DIRECTORY_LEN_MAX);
+	want = malloc(sizeof(*want));
+	if (!want)
+		return varve_error_errno(err, -ENOMEM, "header");
+	fiber_lock(f, &q->l1_mutex);
+	bitmap_dir_header(q, d, q->h.bitmap_directory_off, NULL, want);
+	ret = qcow2_header_fits(f, q, want, err);
+	fiber_unlock(&q->l1_mutex);
+	free(want);
+	return ret;
+}
+
+int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err)
+{
+	uint64_t off = 0;
+	int ret = bitmap_dir_fits(f, q, d, err);
+
+	if (ret == 0 && d->nr)
 		ret = bitmap_dir_put(f, q, d, &off, err);
 	return ret < 0 ? ret : bitmap_dir_switch(f, q, d, off, NULL, NULL, err);
 }

@@ -31,6 +31,8 @@ int bitmap_dir_append(struct bitmap_dir *d, const struct qcow2_bitmap *b);
 void bitmap_dir_remove(struct bitmap_dir *d, uint32_t i);
 void bitmap_dir_set(struct bitmap_dir *d, uint32_t i, uint64_t table_off, uint32_t flags);
 void bitmap_dir_set_entries(struct bitmap_dir *d, uint32_t i, uint32_t table_entries);
+/* Can the image have this directory? To be asked before anything is made for it: what is refused leaves the file as it was. */
+int bitmap_dir_fits(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
 /* The image has this directory, durably and at once, and everything queued before is durable. The old one's space is free. */
 int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir *d, struct varve_error *err);
 /* Another L1 table of the disk; who has made it holds l1_mutex, and changes q->l1 and q->h.l1_* when the header leads there. */

@@ -127,10 +127,17 @@ static int add(struct fiber *f, struct change *ch)
 	ret = bits_new_entries(ch->q, node_len(ch->q->node), b.granularity_bits, &b.table_entries, ch->err);
 	if (ret < 0)
 		return ret;
+	ret = bitmap_dir_append(&ch->dir, &b);
+	if (ret < 0)
+		return failed(ch, ret);
+	ret = bitmap_dir_fits(f, ch->q, &ch->dir, ch->err);
+	if (ret < 0)
+		return ret;
 	ret = bits_put_table(f, ch->q, NULL, b.table_entries, &b.table_off);
-	if (ret == 0)
-		ret = bitmap_dir_append(&ch->dir, &b);
-	return ret < 0 ? failed(ch, ret) : bitmap_dir_commit(f, ch->q, &ch->dir, ch->err);
+	if (ret < 0)
+		return failed(ch, ret);
+	bitmap_dir_set(&ch->dir, ch->dir.nr - 1, b.table_off, b.flags);
+	return bitmap_dir_commit(f, ch->q, &ch->dir, ch->err);
 }
 
 static int remove_it(struct fiber *f, struct change *ch)
@@ -309,6 +316,7 @@ static int merge(struct fiber *f, struct change *ch)
 static int apply(struct fiber *f, struct change *ch)
 {
 	enum bitmap_action action = ch->c->action;
+	int ret;
 
 	if (action == BITMAP_ADD)
 		return add(f, ch);
@@ -320,6 +328,9 @@ static int apply(struct fiber *f, struct change *ch)
 		return varve_error_set(ch->err, -EINVAL,
 				       "bitmap '%.200s': is inconsistent (somebody wrote and did not note it): it can only be removed",
 				       ch->c->name);
+	ret = bitmap_dir_fits(f, ch->q, &ch->dir, ch->err);
+	if (ret < 0)
+		return ret;
 	if (action == BITMAP_CLEAR)
 		return clear(f, ch);
 	return action == BITMAP_MERGE ? merge(f, ch) : set_enabled(f, ch, action == BITMAP_ENABLE);

@@ -240,7 +240,8 @@ static int mark_old(struct fiber *f, struct qcow2 *q, const struct bitmap_resize
 
 /* ---- the three steps ---- */
 
-int bitmap_resize_begin(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize **ret_resize, struct varve_error *err)
+/* Nothing is made yet; *ret_resize NULL: there are no bitmaps. */
+static int judge(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize **ret_resize, struct varve_error *err)
 {
 	struct bitmap_resize *r;
 	int ret;
@@ -256,8 +257,30 @@ int bitmap_resize_begin(struct fiber *f, struct qcow2 *q, uint64_t len, struct b
 	if (ret == 0)
 		ret = check_all(f, q, r, err);
 	if (ret == 0)
+		*ret_resize = r;
+	else
+		bitmap_resize_end(q, r);
+	return ret;
+}
+
+int bitmap_resize_fits(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	struct bitmap_resize *r;
+	int ret = judge(f, q, len, &r, err);
+
+	bitmap_resize_end(q, r);
+	return ret;
+}
+
+int bitmap_resize_begin(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize **ret_resize, struct varve_error *err)
+{
+	struct bitmap_resize *r;
+	int ret = judge(f, q, len, &r, err);
+
+	*ret_resize = NULL;
+	if (ret == 0 && r)
 		ret = put_all(f, q, r, err);
-	if (ret == 0 && len < q->h.disk_len)
+	if (ret == 0 && r && len < q->h.disk_len)
 		ret = mark_old(f, q, r, err);
 	if (ret < 0) {
 		bitmap_resize_end(q, r);

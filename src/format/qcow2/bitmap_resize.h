@@ -9,6 +9,8 @@
 
 struct bitmap_resize;
 
+/* Only whether bitmap_resize_begin() would find it possible. Under the same locks. */
+int bitmap_resize_fits(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err);
 /*
  * Under snapshot_mutex and resize_mutex until bitmap_resize_end(), and not under l1_mutex. Everything that bitmaps for a disk of that length need is made; if
  * that is not possible, the words say for which of them, and nothing has changed. After a success, and before anything of the disk is

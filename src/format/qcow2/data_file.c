@@ -146,6 +146,16 @@ static enum prealloc of_file(enum prealloc prealloc)
 	return prealloc == PREALLOC_FALLOC || prealloc == PREALLOC_FULL ? PREALLOC_FALLOC : PREALLOC_OFF;
 }
 
+int data_fits(const struct qcow2 *q, uint64_t len, struct varve_error *err)
+{
+	uint64_t there = node_len(q->data_leaf);
+
+	if (there < len && q->data_leaf->fixed_len)
+		return varve_error_set(err, -ENOSPC, "the data file %s is a device of %llu bytes; a disk of %llu does not fit", node_name(q->data),
+				       (unsigned long long)there, (unsigned long long)len);
+	return 0;
+}
+
 /*
  * What a data file has behind the old end of the disk (it may be longer) is not what a new part of it may show. As everything that
  * was written, the zeroes are durable before the header with the new length. Power lost before that leaves a data file that is too
@@ -156,9 +166,6 @@ int data_grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prea
 	uint64_t old = q->h.disk_len, there = node_len(q->data_leaf);
 	int ret = 0;
 
-	if (there < len && q->data_leaf->fixed_len)
-		return varve_error_set(err, -ENOSPC, "the data file %s is a device of %llu bytes; a disk of %llu does not fit", node_name(q->data),
-				       (unsigned long long)there, (unsigned long long)len);
 	if (old < MIN(there, len))
 		ret = node_zero(f, q->data, old, MIN(there, len) - old, prealloc == PREALLOC_OFF ? REQ_MAY_UNMAP : 0);
 	if (ret < 0)

@@ -473,7 +473,7 @@ static void qcow2_close(struct fiber *f, struct node *n)
 	free_all(f, q);
 }
 
-int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err)
+int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, bool judge, struct varve_error *err)
 {
 	bool ahead = q->ahead;
 	int ret, opened;
@@ -484,7 +484,7 @@ int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refco
 	if (ret < 0)
 		return varve_error_errno(err, ret, "what was written before is not durable");
 	counts_close(q);
-	ret = qcow2_recount(f, q, refcount_order, err);
+	ret = qcow2_recount(f, q, refcount_order, judge, err);
 	opened = counts_open(f, q, false, ahead, ret < 0 ? NULL : err);
 	if (opened == 0)
 		return ret;

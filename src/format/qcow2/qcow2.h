@@ -177,6 +177,8 @@ void data_punch(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len);
 /* With raw_data: the mode is not UNLINK_ABSENT. The data file itself reads as the disk shall; no entry changes. */
 int data_unlink_raw(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t len, enum unlink_mode mode);
 /* The data file is as long as the disk is going to be; or no longer than it has become. */
+/* Can it hold a disk of that length? */
+int data_fits(const struct qcow2 *q, uint64_t len, struct varve_error *err);
 int data_grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int data_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct varve_error *err);
 /* The file of a new image gets its length and nothing else: it reads as zeroes, as long as it is not a device that stays `raw`. */
@@ -256,10 +258,13 @@ void refcount_write(uint8_t *block, unsigned order, uint64_t index, uint64_t val
 /* The dirty bit is set: counts anew what is referred to, and clears it. Before the tables are opened. */
 int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
-/* Counts anew, in counts of another width. Nothing of the image is in memory that speaks of counts: open.c sees to that. */
-int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
+/*
+ * Counts anew, in counts of another width. Nothing of the image is in memory that speaks of counts: open.c sees to that.
+ * judge: only whether they can say what is there; nothing changes.
+ */
+int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, bool judge, struct varve_error *err);
 /* open.c: the same for an image in use. Nothing is in flight. On failure the image may only be closed. */
-int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err);
+int qcow2_change_refcount_order(struct fiber *f, struct qcow2 *q, unsigned refcount_order, bool judge, struct varve_error *err);
 
 /* alloc.c ---------------------------------------------------------------------------------------------- */
 
@@ -350,6 +355,8 @@ int l2_link_packed(struct fiber *f, struct qcow2 *q, uint64_t off, uint64_t entr
 void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent);
 int l2_unlink(struct fiber *f, struct node *n, uint64_t off, uint64_t len, enum unlink_mode mode);
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
+/* Could an image of that version have that length, as far as it can be said before anything is done? */
+int qcow2_truncate_fits(struct fiber *f, struct node *n, unsigned version, uint64_t len, struct varve_error *err);
 int l1_write(struct fiber *f, struct qcow2 *q, uint64_t host_off, const uint64_t *l1, uint64_t nr, order_mark *ret_mark);
 /* The header's disk_len .. l1_off lie in one sector and are written as one: no cut leaves a disk longer than its L1. */
 int l1_put_header(struct fiber *f, struct qcow2 *q, uint64_t disk_len, uint64_t l1_off, uint32_t l1_entries,

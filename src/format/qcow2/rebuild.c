@@ -286,7 +286,8 @@ static int count(struct fiber *f, struct rebuild *b)
 	return 0;
 }
 
-static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, const char *why, struct varve_error *err)
+/* judge: only whether it can be, as far as that is known before space is taken. */
+static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, bool judge, const char *why, struct varve_error *err)
 {
 	struct varve_check_result result = { 0 };
 	struct rebuild b = { .q = q, .why = why, .refcount_order = refcount_order, .err = err };
@@ -301,11 +302,11 @@ static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, co
 	if (ret == 0 && q->leaf->fixed_len && region_end(&b) << q->cluster_bits > node_len(q->leaf))
 		ret = varve_error_set(err, -ENOSPC,
 				      "rebuilding the refcounts: the device has no room for them");
-	if (ret == 0)
+	if (ret == 0 && !judge)
 		ret = mark_copied(f, &b);
-	if (ret == 0)
+	if (ret == 0 && !judge)
 		ret = write_region(f, &b);
-	if (ret == 0)
+	if (ret == 0 && !judge)
 		ret = switch_over(f, &b);
 	checker_free(&k);
 	free(b.used);
@@ -316,7 +317,7 @@ static int recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, co
 int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
 	bool repair = q->node->flags & NODE_REPAIR;
-	int ret = recount(f, q, q->h.refcount_order, repair ? "the image is damaged" : "the image was not closed cleanly", err);
+	int ret = recount(f, q, q->h.refcount_order, false, repair ? "the image is damaged" : "the image was not closed cleanly", err);
 
 	if (ret == 0)
 		log_warning("%s: the image was not closed cleanly: its refcounts have been rebuilt",
@@ -324,7 +325,7 @@ int qcow2_rebuild_refcounts(struct fiber *f, struct qcow2 *q, struct varve_error
 	return ret;
 }
 
-int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, struct varve_error *err)
+int qcow2_recount(struct fiber *f, struct qcow2 *q, unsigned refcount_order, bool judge, struct varve_error *err)
 {
-	return recount(f, q, refcount_order, "the refcounts of the image are to get another width", err);
+	return recount(f, q, refcount_order, judge, "the refcounts of the image are to get another width", err);
 }

@@ -11,6 +11,7 @@
 #include "format/cache.h"
 #include "format/qcow2/bitmap_note.h"
 #include "format/qcow2/bitmap_resize.h"
+#include "format/qcow2/l2.h"
 #include "format/qcow2/qcow2.h"
 #include "format/qcow2/sites.h"
 #include "format/qcow2/snapshot.h"
@@ -310,6 +311,49 @@ static int clear_tail(struct fiber *f, struct qcow2 *q, uint64_t len)
 	return zero_range(f, q->node, len, end - len);
 }
 
+/* The tables of [first, end) become the disk's own, so that their entries change in place. What the disk reads stays. */
+static int own_tables(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t end)
+{
+	uint64_t covers = (uint64_t)q->l2_entries << q->cluster_bits;
+	int ret = 0;
+
+	for (uint64_t off = first; ret == 0 && off < end; off = align_down(off, covers) + covers) {
+		struct run run = run_at(q, off, 1);
+		struct piece *p;
+
+		if (!q->l1[run.table] || (q->l1[run.table] & QCOW2_COPIED))
+			continue;
+		ret = run_open(f, q, &run, &p);
+		if (ret == 0)
+			cache_unpin(q->l2, p);
+	}
+	return ret;
+}
+
+/*
+ * All that needs space is durable before the first entry goes: bitmaps of the new length (queued before), copies of tables that a
+ * snapshot shares, then the last cluster with zeroes in its rest, which may get a place of its own, and all their counts. What
+ * comes after that (entries, the header, lower counts) changes bytes that the file has, so that a full disk is met here: with no
+ * entry gone. Of the data, the rest of the last cluster may be zeroes by then. Power lost in here leaves the old disk, which has
+ * the tables for itself or not yet; of what was allocated, leaks.
+ */
+static int prepare_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, uint64_t first, uint64_t end)
+{
+	struct range range;
+	int ret = 0;
+
+	if (first < end) {
+		range_lock(f, &q->node->ranges, &range, first, end - first);
+		ret = own_tables(f, q, first, end);
+		range_unlock(&q->node->ranges, &range);
+	}
+	if (ret == 0 && !order_clean(q->order))
+		ret = order_flush(f, q->order);
+	if (ret == 0)
+		ret = clear_tail(f, q, len);
+	return ret < 0 || order_clean(q->order) ? ret : order_flush(f, q->order);
+}
+
 /*
  * Durable first: entries that lead nowhere behind the new end, zeroes in the rest of the last cluster. Only then: the header
  * with the shorter length. Power lost in between leaves a disk of the old length that has lost data only behind the new
@@ -320,7 +364,7 @@ static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_
 {
 	uint64_t first = align_up(len, q->cluster_len), end = align_up(q->h.disk_len, q->cluster_len);
 	struct range range;
-	int ret = clear_tail(f, q, len);
+	int ret = prepare_shrink(f, q, len, first, end);
 
 	if (ret == 0 && first < end) {
 		range_lock(f, &q->node->ranges, &range, first, end - first);
@@ -352,7 +396,7 @@ static int check_tables(const struct qcow2 *q, uint64_t len, struct varve_error 
 	return 0;
 }
 
-static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc, struct varve_error *err)
+static int check_len(const struct qcow2 *q, unsigned version, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	const struct node *n = q->node;
 
@@ -360,7 +404,7 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
 	if (len > VARVE_LEN_MAX - 512)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large", (unsigned long long)len);
-	if (q->h.version < 3 && q->h.nr_snapshots)
+	if (version < 3 && q->h.nr_snapshots)
 		return varve_error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot change its length: its "
 						      "snapshots do not know theirs");
 	if (len > q->h.disk_len && n->backing_name && !n->backing)
@@ -369,6 +413,8 @@ static int check_len(const struct qcow2 *q, uint64_t len, enum prealloc prealloc
 		return varve_error_set(err, -ENOTSUP, "a disk opened without its data file cannot get another length");
 	if (len <= q->h.disk_len && prealloc != PREALLOC_OFF)
 		return varve_error_set(err, -EINVAL, "preallocation is for new space, but the disk does not get longer");
+	if (q->external)
+		return data_fits(q, len, err);
 	return 0;
 }
 
@@ -392,6 +438,24 @@ static int set_new_len(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 	return ret;
 }
 
+int qcow2_truncate_fits(struct fiber *f, struct node *n, unsigned version, uint64_t len, struct varve_error *err)
+{
+	struct qcow2 *q = node_state(n);
+	int ret;
+
+	fiber_lock(f, &q->snapshot_mutex);
+	fiber_lock(f, &q->resize_mutex);
+	ret = check_len(q, version, len, PREALLOC_OFF, err);
+	len = ret == 0 ? align_up(len, 512) : len;
+	if (ret == 0 && len > q->h.disk_len)
+		ret = check_tables(q, len, err);
+	if (ret == 0 && len != q->h.disk_len)
+		ret = bitmap_resize_fits(f, q, len, err);
+	fiber_unlock(&q->resize_mutex);
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
+}
+
 int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err)
 {
 	struct qcow2 *q = node_state(n);
@@ -403,7 +467,7 @@ int qcow2_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc 
 	fiber_lock(f, &q->resize_mutex);
 	ret = qcow2_whole(q, err);
 	if (ret == 0)
-		ret = check_len(q, len, prealloc, err); /* as things are now */
+		ret = check_len(q, q->h.version, len, prealloc, err); /* as things are now */
 	if (ret == 0)
 		ret = set_new_len(f, q, align_up(len, 512), prealloc, err);
 	fiber_unlock(&q->resize_mutex);

@@ -350,24 +350,24 @@ static char *next_id(const struct snapshots *s)
 	return asprintf(&id, "%llu", most + 1) < 0 ? NULL : id;
 }
 
-/* The snapshot's own L1 table: the disk's, and behind it the state's. */
+/* The snapshot's own L1 table: the disk's, and behind it the state's. One without entries has no place. */
 static int put_l1(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, struct qcow2_snapshot *s)
 {
 	uint32_t nr = d->l1.nr + d->nr_tables;
-	uint64_t clusters = MAX(div_up(nr * 8ull, q->cluster_len), 1);
+	uint64_t clusters = div_up(nr * 8ull, q->cluster_len);
 	order_mark counted;
 	be64 *disk;
 	bool zero;
-	int ret = alloc_metadata(f, q, clusters, &s->l1_off, &zero, &counted);
+	int ret = nr ? alloc_metadata(f, q, clusters, &s->l1_off, &zero, &counted) : 0;
 
-	if (ret < 0)
+	if (ret < 0 || !nr)
 		return ret;
 	s->l1_entries = nr;
-	disk = calloc(MAX(nr, 1u), sizeof(disk[0]));
+	disk = calloc(nr, sizeof(disk[0]));
 	ret = disk ? 0 : -ENOMEM;
 	for (uint32_t i = 0; ret == 0 && i < nr; i++)
 		disk[i] = be64_put(i < d->l1.nr ? d->l1.entries[i] : d->tables[i - d->l1.nr]);
-	if (ret == 0 && nr)
+	if (ret == 0)
 		ret = order_put(f, q->order, s->l1_off, disk, nr * 8ull, ORDER_NONE, NULL);
 	free(disk);
 	if (ret < 0)
@@ -422,9 +422,8 @@ static int commit(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, ui
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot write an L1 table");
 	ret = snapshots_write(f, q, s, UINT32_MAX, true, ret_mark, err);
-	if (ret < 0)
-		alloc_free_metadata(q, e->l1_off, MAX(div_up(e->l1_entries * 8ull, q->cluster_len), 1),
-				    order_all(q->order));
+	if (ret < 0 && e->l1_entries)
+		alloc_free_metadata(q, e->l1_off, div_up(e->l1_entries * 8ull, q->cluster_len), order_all(q->order));
 	return ret;
 }
 

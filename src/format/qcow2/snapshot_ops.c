@@ -104,7 +104,8 @@ static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve
 		return varve_error_errno(err, ret, "cannot write the header; space is given back by a check");
 	mark = site_after(q, SITE_SNAPSHOT_GONE, mark);
 	ret = tables_release(f, q, &fd->l1, mark, err);
-	alloc_free_metadata(q, s->l1_off, MAX(div_up(s->l1_entries * 8ull, q->cluster_len), 1), mark);
+	if (s->l1_entries) /* a disk of 0 bytes has none, and what stands for its place is that of something else, as of the header */
+		alloc_free_metadata(q, s->l1_off, div_up(s->l1_entries * 8ull, q->cluster_len), mark);
 	(void)alloc_settle(f, q); /* what is damaged stays counted, and was logged */
 	if (ret == 0)
 		ret = tables_restore_copied(f, q, err);
