@@ -88,8 +88,8 @@ def test_every_option_that_is_read_when_a_disk_is_opened_is_in_a_table():
     known = {part for k in tables for part in (k, k.rsplit(".", 1)[-1])}
     for format in ("raw", "qcow2", "qed"):
         known |= set(re.findall(r"^  (\w+)=<", ok(img("create", "-f", format, "-o", "help", "none")).out, re.M))
-    # "data-file" and "backing" are names of nodes; persistent reservations are refused by name.
-    known |= {"data-file", "pr-manager", "file.driver", "file.filename"}
+    # "data-file" and "backing" are names of nodes; persistent reservations, and a list of file names, are refused by name.
+    known |= {"data-file", "pr-manager", "file.driver", "file.filename", "filename.0"}
     read = {}
     for path in TREE.glob("src/**/*.c"):
         for key in re.findall(r'opts_get(?:_bool|_size|_u64)?\(\w+(?:->\w+)?, "([^"]+)"', path.read_text()):
