@@ -26,6 +26,8 @@ static struct varve_image *open_named(struct complete *c, const char *name)
 	if (!name || (!c->image_opts &&
 		      (stat(img_local_path(name), &st) < 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))))
 		return NULL;
+	if (c->image_opts && strstr(name, "http"))
+		return NULL; /* a web server */
 	alarm(SECONDS_MAX);
 	return try_open_image(name, &args, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL, &err);
 }

@@ -106,6 +106,15 @@ char *options_value(const char *list, const char *key)
 	return value;
 }
 
+static bool preallocates(const char *list)
+{
+	char *value = options_value(list, "preallocation");
+	bool ret = value && strcmp(value, "off") != 0;
+
+	free(value);
+	return ret;
+}
+
 int img_data_path(const char *list, const char *target, char **ret_path)
 {
 	char *name = list ? options_value(list, "data_file") : NULL;
@@ -294,7 +303,7 @@ static int check_ways(const struct parsing *ps)
 		return complain_usage("convert: -C copies without a look at the bytes: -c and --salvage exclude it");
 	if ((flags & VARVE_CONVERT_CANONICAL) && (flags & VARVE_CONVERT_OUT_OF_ORDER))
 		return complain_usage("convert: --canonical writes in order: -W contradicts it");
-	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "preallocation"))
+	if ((flags & VARVE_CONVERT_COMPRESS) && preallocates(a->options))
 		return complain_usage("convert: space that is preallocated is not compressed: -c and preallocation exclude each other");
 	if ((flags & VARVE_CONVERT_COMPRESS) && options_have(a->options, "data_file"))
 		return complain_usage("convert: what is in a data file is not compressed: -c and data_file exclude each other");

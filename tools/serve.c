@@ -128,8 +128,7 @@ static bool disk_is_busy(void *disk)
 	const struct serve_disk *d = disk;
 
 	/* It answers in a moment, or waits for a disk that is stuck, as whoever asks will. */
-	serve_job_wait(d->look);
-	return d->job || serve_state_busy(d);
+	return d->job || serve_state_busy(d) || !serve_job_wait(d->look);
 }
 
 static int start_stream(struct serve_disk *d)

@@ -114,8 +114,8 @@ enum serve_kind serve_command_kind(struct serve *s, const char *line, size_t len
 int serve_job_start(struct serve *s, struct serve_job **ret, const char *line, size_t len);
 /* True: it is over, and this is its answer as of serve_command(). */
 bool serve_job_take(struct serve_job **job, char **ret_answer);
-/* Until it is over; its answer can be taken then. Takes NULL. */
-void serve_job_wait(struct serve_job *j);
+/* Until it is over; its answer can be taken then. False: it is not, after seconds. Takes NULL. */
+bool serve_job_wait(struct serve_job *j);
 /* Ends those of a disk: what they wait for fails if it has to. Any thread, when no other uses the disk. */
 void serve_jobs_end(struct serve_disk *d);
 

@@ -92,7 +92,7 @@ static json_t *cmd_pause(struct call *c)
 
 static json_t *cmd_resume(struct call *c)
 {
-	if (c->d->lend.stopped)
+	if (c->d->lend.stopped && c->d->lend.held) /* else when it has its image again (lend.c) */
 		varve_export_resume(c->d->served.exp);
 	c->d->lend.stopped = false;
 	varve_image_resume(c->d->lend.image); /* if an error had stopped it (werror=stop) */

@@ -21,7 +21,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
+
+#define JOB_WAIT_S 5
 
 struct serve_job {
 	struct serve *s;
@@ -83,12 +86,21 @@ static char *end(struct serve_job **job)
 	return answer;
 }
 
-void serve_job_wait(struct serve_job *j)
+bool serve_job_wait(struct serve_job *j)
 {
-	while (j && sem_wait(&j->ended) < 0)
-		; /* EINTR */
-	if (j)
+	struct timespec until;
+	int ret;
+
+	if (!j)
+		return true;
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += JOB_WAIT_S;
+	do {
+		ret = sem_timedwait(&j->ended, &until);
+	} while (ret < 0 && errno == EINTR);
+	if (ret == 0)
 		sem_post(&j->ended);
+	return ret == 0;
 }
 
 bool serve_job_take(struct serve_job **job, char **ret_answer)

@@ -43,6 +43,7 @@ TAILQ_HEAD(pending_list, pending_free);
 struct alloc_state {
 	uint64_t hint;	    /* no cluster below is known to be free */
 	order_mark counted; /* see alloc_counted() */
+	unsigned giving;    /* see alloc_giving() */
 	struct pending_list frees;
 };
 
@@ -435,6 +436,11 @@ static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pend
 	return ret == -ENOMEM ? -EIO : ret; /* some are free by now: those that are not leak */
 }
 
+bool alloc_giving(const struct qcow2 *q)
+{
+	return q->alloc->giving;
+}
+
 static int give_back(struct fiber *f, struct qcow2 *q, struct pending_free *p)
 {
 	int err;
@@ -479,8 +485,11 @@ int alloc_settle(struct fiber *f, struct qcow2 *q)
 	if (!TAILQ_EMPTY(&due))
 		node_grace(f, q->node);
 	while ((p = TAILQ_FIRST(&due))) {
-		int err = give_back(f, q, p);
+		int err;
 
+		a->giving++;
+		err = give_back(f, q, p);
+		a->giving--;
 		TAILQ_REMOVE(&due, p, link);
 		if (err == -ENOMEM) {
 			TAILQ_INSERT_HEAD(&a->frees, p, link); /* next time */

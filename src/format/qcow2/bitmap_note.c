@@ -78,9 +78,10 @@ void bitmap_note_free(struct qcow2 *q)
 
 /* ---- open ---- */
 
-static int check_room(const struct qcow2 *q, const struct qcow2_bits *h, struct varve_error *err)
+/* Before its table is read: there may be many. */
+static int check_room(const struct qcow2 *q, const struct qcow2_bitmap *disk, struct varve_error *err)
 {
-	uint64_t bytes = h->nr_bytes;
+	uint64_t bytes = div_up(div_up(node_len(q->node), 1ull << (disk->granularity_bits & 31)), 8); /* if more: bits_open() refuses it */
 	unsigned nr = 0;
 
 	for (const struct noted *b = q->noted; b; b = b->next, nr++)
@@ -95,10 +96,10 @@ static int check_room(const struct qcow2 *q, const struct qcow2_bits *h, struct 
 
 static int load(struct fiber *f, struct qcow2 *q, const struct qcow2_bitmap *disk, struct noted *b, struct varve_error *err)
 {
-	int ret = bits_open(f, q, disk, &b->old, err);
+	int ret = check_room(q, disk, err);
 
 	if (ret == 0)
-		ret = check_room(q, b->old, err);
+		ret = bits_open(f, q, disk, &b->old, err);
 	if (ret == 0)
 		ret = bits_check_places(b->old, disk, err);
 	if (ret < 0)

@@ -141,11 +141,8 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 		return ret;
 	if (q->raw_data) /* every write of ours keeps it true */
 		kept |= QCOW2_AUTOCLEAR_RAW_DATA;
-	if (!state_dir) {
-		if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
-			order_tell_lost(q->node, NULL, true);
+	if (!state_dir)
 		return set_autoclear(f, q, kept, err);
-	}
 	ret = set_autoclear(f, q, kept | QCOW2_AUTOCLEAR_JOURNAL, err);
 	if (ret == 0)
 		ret = order_keep(f, q->order, state_dir, err);
@@ -212,8 +209,9 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	q->discards = set->discards;
 	q->guards_inactive = set->guards_inactive;
 	q->refcount_cache_len = set->refcount_cache_len;
+	if (!set->state_dir && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
+		order_tell_lost(q->node, NULL, true);
 	ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
-
 	if (ret < 0)
 		return ret;
 	if (rebuild) /* counted anew: what was to be freed is */

@@ -308,6 +308,11 @@ void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
 int alloc_settle(struct fiber *f, struct qcow2 *q);
+/*
+ * Some are being given back just now: the counts of metadata may be 0 already, and its places still known as metadata, because writing the
+ * lower counts waits. That is no damage.
+ */
+bool alloc_giving(const struct qcow2 *q);
 /* What a process that died had still to free, is waiting to be freed here. After order_keep(), whose journal has it from then on. */
 void alloc_adopt(struct fiber *f, struct qcow2 *q);
 /* Nothing waits to be freed. */

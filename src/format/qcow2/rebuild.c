@@ -188,12 +188,15 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
 	if (q->node->flags & NODE_REPAIR) /* all of it has been examined, or we were not here */
 		q->h.incompatible &= ~QCOW2_INCOMPAT_CORRUPT;
+	/* Who keeps a journal has been recovered, and sets the mark anew. Left here, an old one would be written over the new counts. */
+	q->h.autoclear &= ~QCOW2_AUTOCLEAR_JOURNAL;
 	q->h.refcount_order = b->refcount_order;
 	memcpy(&d, sector, sizeof(d));
 	d.refcount_table_off = be64_put(q->h.refcount_table_off);
 	d.refcount_table_clusters = be32_put(q->h.refcount_table_clusters);
 	if (q->h.version >= 3) { /* version 2 has other things there */
 		d.incompatible = be64_put(q->h.incompatible);
+		d.autoclear = be64_put(q->h.autoclear);
 		d.refcount_order = be32_put(q->h.refcount_order);
 	}
 	memcpy(sector, &d, sizeof(d));

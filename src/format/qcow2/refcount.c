@@ -208,10 +208,11 @@ int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr
 		mark = order_max(mark, m);
 	}
 	if (err < 0 && done) {
-		/* All or nothing. What was queued is queued again over itself: this cannot fail for want of
-		 * memory. */
-		(void)refcount_add(f, q, cluster, done, -delta, after, NULL);
-		return err;
+		/*
+		 * All or nothing: -ENOMEM says that it may be tried again. What was queued is queued again over itself, which fails only
+		 * where the journal is full and the disk takes nothing: then it is half done, and never tried again.
+		 */
+		return refcount_add(f, q, cluster, done, -delta, after, NULL) < 0 ? -EIO : err;
 	}
 	if (err == 0 && ret_mark)
 		*ret_mark = mark;
@@ -225,8 +226,11 @@ static int free_run(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_t
 	uint64_t nr = 0;
 
 	for (; nr < max && !refcount_read(pl->bytes, q->h.refcount_order, i + nr); nr++) {
-		if (meta_holds(q, cluster + nr))
-			return qcow2_corrupt(f, q, "host offset 0x%llx holds metadata, but its refcount is 0, so that it would be given to data",
+		if (!meta_holds(q, cluster + nr))
+			continue;
+		if (alloc_giving(q))
+			break; /* it will be free in a moment */
+		return qcow2_corrupt(f, q, "host offset 0x%llx holds metadata, but its refcount is 0, so that it would be given to data",
 					     (unsigned long long)((cluster + nr) << q->cluster_bits));
 	}
 	*ret_nr = nr;

@@ -27,14 +27,29 @@ static_assert(sizeof(struct switch_disk) == 20, "no padding");
 static_assert(offsetof(struct qcow2_header_disk, incompatible) == offsetof(struct qcow2_header_disk, nr_snapshots) + 12,
 	      "side by side");
 
-static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t off, uint64_t incompatible,
-		      order_mark after, order_mark *ret_mark)
+/* A put may wait before it is queued, and others set bits of theirs meanwhile (lazy.c, corrupt.c): the last one has all of them. */
+static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t off, order_mark after, order_mark *ret_mark)
 {
-	struct switch_disk d = { be32_put(nr), be64_put(off), be64_put(incompatible) };
+	uint64_t bits;
+	int ret;
 
-	/* Version 2 has no features: what stands there is something else. */
-	return order_put(f, q->order, offsetof(struct qcow2_header_disk, nr_snapshots), &d,
-			 q->h.version < 3 ? sizeof(d) - sizeof(d.incompatible) : sizeof(d), after, ret_mark);
+	do {
+		struct switch_disk d = { be32_put(nr), be64_put(off), be64_put(bits = q->h.incompatible) };
+
+		/* Version 2 has no features: what stands there is something else. */
+		ret = order_put(f, q->order, offsetof(struct qcow2_header_disk, nr_snapshots), &d,
+				q->h.version < 3 ? sizeof(d) - sizeof(d.incompatible) : sizeof(d), after, ret_mark);
+	} while (ret == 0 && bits != q->h.incompatible);
+	return ret;
+}
+
+/* In memory first; back to what it was if that could not be queued. Whoever has set it for himself meanwhile (lazy.c) keeps it. */
+static void set_dirty(struct qcow2 *q, bool dirty)
+{
+	if (dirty || lazy_behind(q))
+		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
+	else
+		q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
 }
 
 /* ---- the dirty bit ---- */
@@ -53,10 +68,10 @@ int snapshot_dirty_begin(struct fiber *f, struct qcow2 *q, struct varve_error *e
 		return varve_error_errno(err, ret, "cannot set the dirty bit in the header");
 	if (q->h.version < 3 || dirty || (q->h.incompatible & QCOW2_INCOMPAT_DIRTY))
 		return 0;
-	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, q->h.incompatible | QCOW2_INCOMPAT_DIRTY, ORDER_NONE,
-			 &mark);
-	if (ret == 0)
-		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
+	set_dirty(q, true);
+	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, ORDER_NONE, &mark);
+	if (ret < 0)
+		set_dirty(q, false);
 	if (ret == 0 && !site_off(q, SITE_SNAPSHOT_DIRTY))
 		ret = order_wait(f, q->order, mark);
 	return ret < 0 ? varve_error_errno(err, ret, "cannot set the dirty bit in the header") : 0;
@@ -68,12 +83,12 @@ int snapshot_dirty_end(struct fiber *f, struct qcow2 *q, struct varve_error *err
 
 	if (!(q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || q->h.version < 3 || lazy_behind(q))
 		return 0;
-	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY,
-			 site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), NULL);
-	if (ret < 0)
-		return varve_error_errno(err, ret, "cannot clear the dirty bit in the header");
-	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
-	return 0;
+	set_dirty(q, false);
+	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), NULL);
+	if (ret == 0)
+		return 0;
+	set_dirty(q, true);
+	return varve_error_errno(err, ret, "cannot clear the dirty bit in the header");
 }
 
 /* ---- the table ---- */
@@ -123,7 +138,8 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 		    order_mark *ret_mark, struct varve_error *err)
 {
 	uint32_t nr = s->nr - (without < s->nr);
-	uint64_t off = 0, old_off = q->h.snapshots_off, incompatible;
+	uint64_t off = 0, old_off = q->h.snapshots_off;
+	bool dirty = q->h.incompatible & QCOW2_INCOMPAT_DIRTY;
 	struct meta_ranges *ranges = NULL;
 	order_mark counted;
 	uint8_t *bytes;
@@ -142,16 +158,12 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 		ranges = meta_ranges_new(q, s->list, s->nr, without, off, len);
 		ret = ranges ? 0 : -ENOMEM;
 	}
-	incompatible = q->h.incompatible;
-	if (lazy_behind(q))
-		incompatible |= QCOW2_INCOMPAT_DIRTY;
-	else if (clean)
-		incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	set_dirty(q, dirty && !clean);
 	if (ret == 0)
-		ret = put_header(f, q, nr, off, incompatible, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)),
-				 ret_mark);
+		ret = put_header(f, q, nr, off, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), ret_mark);
 	free(bytes);
 	if (ret < 0) {
+		set_dirty(q, dirty);
 		if (off)
 			alloc_free_metadata(q, off, div_up(len, q->cluster_len), order_all(q->order));
 		free(ranges);
@@ -159,7 +171,6 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 	}
 	q->h.nr_snapshots = nr;
 	q->h.snapshots_off = off;
-	q->h.incompatible = incompatible;
 	meta_ranges_set(q, ranges);
 	free_old_table(q, old_off, s->table_len, site_after(q, SITE_SNAPSHOT_GONE, *ret_mark));
 	return 0;
