@@ -249,7 +249,8 @@ struct driver {
 	int (*acknowledge)(struct node *n, uint64_t *bytes);
 	/*
 	 * Leaf, optional, home queue, before the node is used: a process that used the file before us died while its syncs
-	 * failed with that error. Flushes fail with it until somebody acknowledges it.
+	 * failed with that error. Flushes fail with it until somebody acknowledges it. 0: what they fail with now is noted elsewhere, and
+	 * will be inherited again before the node is used; until then they tell what becomes of what is written from now on.
 	 */
 	void (*inherit_error)(struct node *n, int error);
 	/*

@@ -34,7 +34,7 @@
 #include "base/math.h"
 #include "order/order.h"
 
-#define JOURNAL_VERSION 3
+#define JOURNAL_VERSION 4
 #define JOURNAL_SEGMENT_LEN KiB(256)
 #define JOURNAL_SEGMENTS 512
 #define JOURNAL_AT_FIRST 4 /* segments that have memory from the beginning: enough to go on with when there is no more */
@@ -51,6 +51,7 @@ struct journal_owner {
 	uint64_t file_id[2];  /* as in struct node */
 	uint64_t file_birth;
 	uint64_t data_id[2], data_birth; /* of the file that is synced with it (order_sync_too()); 0: there is none */
+	uint64_t mark;	      /* what the image's header says while this is its journal, see ORDER_MARK_BITS */
 	uint64_t pid;
 	char name[JOURNAL_NAME_MAX]; /* of the image, for messages */
 	char data_name[JOURNAL_NAME_MAX];

@@ -130,9 +130,10 @@ order_mark order_durable(const struct order *o);
  * What is queued outlives the process in a journal (order/journal.h), a file in the state directory dir.
  *
  * order_recover(): before anything of the image in `file` is believed: what a dead process had queued for it is written
- *   out, durably. marked: the image's header carries the mark that every other program removes before it writes. 1: the
+ *   out, durably. header_bits: the autoclear features of the image's header; they say which journal is the image's, if any. 1: the
  *   image has changed, 0: there was nothing. -ESTALE, -EUCLEAN ...: there is something, and it must not be used. data: the
  *   file that the dead process gave to order_sync_too(), NULL if none; it must be the same one.
+ * order_new_mark(): the mark of a journal that is going to be made, which is not the one in header_bits.
  * order_keep(): from now on every put is copied there. The mark must be durable in the header before. Flushes first.
  *   What syncs of the two files fail with is kept there, too; what those of the dead process failed with is inherited from here on.
  * order_keep_end(): no longer; the file stays if entries are left, or an error that nobody was told of (struct node, accounted).
@@ -142,6 +143,14 @@ order_mark order_durable(const struct order *o);
  * order_note(): a few numbers that the format wants to find again, as notes of *ret (0 if there was nothing).
  */
 #define ORDER_NOTES 4
+
+/*
+ * The mark, in the autoclear features of a format: "there is a journal", and 15 bits that say which one. Every other program removes
+ * them before it writes, and whoever makes a journal puts others there: so a journal is the image's only if nobody wrote since, not even
+ * a process of ours that keeps its journal in another directory. Random, so that nothing needs to be counted across directories.
+ */
+#define ORDER_MARKED (1ull << 63)
+#define ORDER_MARK_BITS (0xffffull << 48)
 
 /* What a format still has to do, in its own words; b is not 0. */
 struct order_todo {
@@ -155,8 +164,9 @@ struct order_left {
 	size_t nr_todo;
 };
 
-int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked, struct order_left *ret,
-		  struct varve_error *err);
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, uint64_t header_bits,
+		  struct order_left *ret, struct varve_error *err);
+int order_new_mark(uint64_t header_bits, uint64_t *ret_mark, struct varve_error *err);
 void order_tell_lost(const struct node *n, const char *dir, bool writable);
 void order_note(struct order *o, unsigned i, uint64_t value);
 /*
@@ -167,7 +177,7 @@ void order_note(struct order *o, unsigned i, uint64_t value);
 unsigned order_todo(struct order *o, uint64_t a, uint64_t b);
 void order_todo_change(struct order *o, unsigned nr, uint64_t a, uint64_t b);
 void order_todo_done(struct order *o, unsigned nr);
-int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err);
+int order_keep(struct fiber *f, struct order *o, const char *dir, uint64_t mark, struct varve_error *err);
 void order_keep_end(struct fiber *f, struct order *o);
 
 /* Why entries were written out. */

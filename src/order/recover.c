@@ -12,7 +12,8 @@
  * Entries that were written out without that could be durable and lead to data that never became so.
  *
  * The journal is good only as long as nobody else changes the image. The format sees to that: while a journal is kept,
- * the image's header has a mark (an autoclear feature bit) that everybody else has to remove before he writes.
+ * the image's header has a mark (autoclear feature bits) that everybody else has to remove before he writes, and that is another one
+ * for every journal.
  *
  * Owns:    the steps from the dead process's journal to ours.
  * Assumes: fibers of the home queue; the image's file is locked, so nothing of the dead process is on its way to it.
@@ -21,6 +22,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "base/log.h"
 #include "order/journal.h"
@@ -87,7 +89,7 @@ static int check_lengths(const struct journal_search *s, struct node *file, stru
 }
 
 /* All of it is looked at before any of it is believed. */
-static int examine(const struct journal_search *s, bool marked, struct tally *ret, struct varve_error *err)
+static int examine(const struct journal_search *s, struct tally *ret, struct varve_error *err)
 {
 	const char *fault = "a record has an impossible section";
 	int result = journal_replay(s->map, count_record, ret, &fault);
@@ -96,13 +98,40 @@ static int examine(const struct journal_search *s, bool marked, struct tally *re
 		return varve_error_set(err, -EUCLEAN,
 				       "state file %s is damaged: %s. Remove it to open the image as it is on disk",
 				       s->path, fault);
-	if (ret->nr && !marked)
-		return varve_error_set(err, -ESTALE,
-				       "state file %s holds %llu bytes of metadata that were not written before the process "
-				       "that served the image died, but another program has changed the image since. "
-				       "Remove the state file to open the image as it is",
-				       s->path, (unsigned long long)ret->bytes);
 	return 0;
+}
+
+/* The header speaks of this journal: nobody has written to the image since its process died. */
+static bool is_marked(const struct journal_search *s, uint64_t header_bits)
+{
+	const struct journal_header *h = s->map;
+
+	return s->map && (header_bits & ORDER_MARKED) && (header_bits & ORDER_MARK_BITS) == h->owner.mark;
+}
+
+/* May what was queued, of so many records, be written to the image as it is now? */
+static int check_state(const struct journal_search *s, struct node *file, struct node *data, uint64_t header_bits, const struct tally *t)
+{
+	bool marked = is_marked(s, header_bits);
+	int ret = 0;
+
+	/* Before the mark is compared: an older copy may have an older one, and this says what has happened. */
+	if ((t->nr && (header_bits & ORDER_MARKED)) || (marked && journal_nr_todo(s->map)))
+		ret = check_lengths(s, file, data);
+	if (ret < 0 || !t->nr || marked)
+		return ret;
+	if (header_bits & ORDER_MARKED)
+		return varve_error_set(s->err, -ESTALE,
+				       "state file %s holds %llu bytes of metadata that were not written before the process that served the "
+				       "image died, but the image is in another state: a server with another state directory has changed the "
+				       "image since, or an older copy was put back. Start that server again, or put the newer one back; or "
+				       "remove the state file to give up what is in it",
+				       s->path, (unsigned long long)t->bytes);
+	return varve_error_set(s->err, -ESTALE,
+			       "state file %s holds %llu bytes of metadata that were not written before the process "
+			       "that served the image died, but another program has changed the image since. "
+			       "Remove the state file to open the image as it is",
+			       s->path, (unsigned long long)t->bytes);
 }
 
 /* ---- errors of syncs ---- */
@@ -129,6 +158,15 @@ static void inherit_error(struct node *n, _Atomic uint64_t *where)
 
 	if (error && leaf && leaf->drv->inherit_error)
 		leaf->drv->inherit_error(leaf, -error);
+}
+
+/* What stands in the journal is inherited by order_keep(); until then the image's header is changed, and perhaps repaired. */
+static void put_error_aside(struct node *n, _Atomic uint64_t *where)
+{
+	struct node *leaf = n ? leaf_of(n) : NULL;
+
+	if (leaf && leaf->drv->inherit_error && atomic_load_explicit(where, memory_order_acquire))
+		leaf->drv->inherit_error(leaf, 0);
 }
 
 /* ---- writing out ---- */
@@ -214,31 +252,41 @@ void order_tell_lost(const struct node *n, const char *dir, bool writable)
 			    node_name(n), dir ? "is not in state directory " : "is given up, as no state directory is named", dir ? dir : "");
 }
 
-int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked, struct order_left *ret_left,
-		  struct varve_error *err)
+int order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, uint64_t header_bits,
+		  struct order_left *ret_left, struct varve_error *err)
 {
 	struct journal_search s = { .dir = dir, .err = err };
 	struct tally tally = { 0 };
+	bool marked = false;
 	int ret = journal_owner_init(&s.owner, file, data, err);
 
 	memset(ret_left, 0, sizeof(*ret_left));
 	if (ret == 0)
 		ret = fiber_work(f, find_work, &s);
-	if (ret == 0 && !s.map && marked && !s.outdated)
+	if (ret == 0 && s.map) {
+		marked = is_marked(&s, header_bits);
+		ret = examine(&s, &tally, err);
+		if (ret == 0)
+			ret = check_state(&s, file, data, header_bits, &tally);
+	}
+	/* One that is here for its errors only may be of another process than the one that wrote last. */
+	if (ret == 0 && (header_bits & ORDER_MARKED) && !marked && !s.outdated)
 		order_tell_lost(file, dir, true);
-	if (ret < 0 || !s.map)
+	if (!s.map)
 		return ret;
-	ret = examine(&s, marked, &tally, err);
-	if (ret == 0 && (tally.nr || (marked && journal_nr_todo(s.map))))
-		ret = check_lengths(&s, file, data);
-	if (ret == 0 && tally.nr)
+	if (ret == 0 && tally.nr) {
 		ret = write_out(f, file, data, &s, err);
-	else if (ret == 0)
+	} else if (ret == 0) {
+		struct journal_header *h = s.map;
+
 		/*
 		 * Not stable may be the guest's own bytes still. An image that is repaired is synced next, and nobody would note an
 		 * error then. One that is noted here does not keep it from being opened: its flushes fail (order_keep()).
 		 */
-		(void)noting_errors(f, file, data, NULL, s.map);
+		(void)noting_errors(f, file, data, NULL, h);
+		put_error_aside(file, &h->error);
+		put_error_aside(data, &h->data_error);
+	}
 	if (ret >= 0) {
 		if (tally.nr)
 			log_warning("%s: a process that served it died; %llu bytes of metadata that it had queued were "
@@ -256,6 +304,22 @@ int order_recover(struct fiber *f, struct node *file, struct node *data, const c
 }
 
 /* ---- a queue keeps a journal ---- */
+
+/*
+ * Another one than in the header: a journal that has been written out, or given up, is not taken for the image's again by what is written
+ * from now on. All bits zero below ORDER_MARKED is no mark: versions that knew one bit wrote that.
+ */
+int order_new_mark(uint64_t header_bits, uint64_t *ret_mark, struct varve_error *err)
+{
+	uint16_t random;
+
+	do {
+		if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+			return varve_error_errno(err, -errno, "state directory: random bytes for the mark of a journal");
+		*ret_mark = ORDER_MARKED | (uint64_t)random << 48;
+	} while (*ret_mark == ORDER_MARKED || *ret_mark == (header_bits & ORDER_MARK_BITS));
+	return 0;
+}
 
 static void note_lengths(struct order *o)
 {
@@ -289,13 +353,14 @@ static int create_work(void *arg)
 	return journal_create(&w->s, w->j);
 }
 
-int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_error *err)
+int order_keep(struct fiber *f, struct order *o, const char *dir, uint64_t mark, struct varve_error *err)
 {
 	struct create_work w = { .s = { .dir = dir, .err = err } };
 	int ret = journal_owner_init(&w.s.owner, o->file, o->data, err);
 
 	if (ret < 0)
 		return ret;
+	w.s.owner.mark = mark;
 	assert(!o->journal);
 	/* What is queued already is in no journal. */
 	ret = TAILQ_EMPTY(&o->sections) ? 0 : order_flush(f, o);
@@ -313,7 +378,7 @@ int order_keep(struct fiber *f, struct order *o, const char *dir, struct varve_e
 		/* What it inherited goes on to the next, which takes its place. */
 		journal_unmap(w.j->h, w.j->fd, w.j->path, false);
 		free(w.j);
-		return order_keep(f, o, dir, err);
+		return order_keep(f, o, dir, mark, err);
 	}
 	o->journal = w.j;
 	/* From here on flushes fail. Not before: an image that is repaired when it is opened needs syncs that tell the truth. */

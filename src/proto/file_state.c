@@ -54,6 +54,10 @@ void file_inherit_error(struct node *n, int error)
 {
 	struct file *fl = node_state(n);
 
-	if (fl->doubt)
+	uint64_t bytes;
+
+	if (fl->doubt && !error)
+		(void)doubt_acknowledge(fl->doubt, &bytes);
+	else if (fl->doubt)
 		(void)doubt_sync_failed(fl->doubt, error); /* tells what to do, in the log */
 }

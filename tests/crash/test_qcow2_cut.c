@@ -448,20 +448,20 @@ static void a_takeover_without_order_is_noticed(void **state)
 	forget_sections = false;
 }
 
-int __real_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+int __real_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, uint64_t header_bits,
 			 struct order_left *ret_left, struct varve_error *err);
-int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, uint64_t header_bits,
 			 struct order_left *ret_left, struct varve_error *err);
 void __real_order_sync_too(struct order *o, struct node *data);
 void __wrap_order_sync_too(struct order *o, struct node *data);
 
-int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, bool marked,
+int __wrap_order_recover(struct fiber *f, struct node *file, struct node *data, const char *dir, uint64_t header_bits,
 			 struct order_left *ret_left, struct varve_error *err)
 {
 	int ret;
 
 	taking_over = true;
-	ret = __real_order_recover(f, file, data, dir, marked, ret_left, err);
+	ret = __real_order_recover(f, file, data, dir, header_bits, ret_left, err);
 	taking_over = false;
 	return ret;
 }

@@ -73,8 +73,8 @@ static_assert(sizeof(struct qcow2_header_disk) == 112, "see the spec");
 #define QCOW2_AUTOCLEAR_BITMAPS (1ull << 0)
 #define QCOW2_AUTOCLEAR_RAW_DATA (1ull << 1)
 /*
- * Ours, of those that the specification reserves: a journal of queued metadata (order/journal.h) belongs to the image.
- * Every other program clears it before it writes, as it must clear what it does not know.
+ * Ours, of those that the specification reserves: a journal of queued metadata (order/journal.h) belongs to the image, and bits 48 to 62
+ * say which one (ORDER_MARK_BITS). Every other program clears them before it writes, as it must clear what it does not know.
  */
 #define QCOW2_AUTOCLEAR_JOURNAL (1ull << 63)
 

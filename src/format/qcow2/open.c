@@ -130,11 +130,12 @@ static int keep_bitmaps(struct fiber *f, struct qcow2 *q, uint64_t *ret_bits, st
 
 /*
  * Durable first: the mark that a journal belongs to the image. Only then: records in it. The other way round, records
- * would be found in an image without the mark, as if somebody else had changed it since.
+ * would be found in an image without the mark, as if somebody else had changed it since. A dead process's journal goes by its mark, which
+ * is replaced here: order_recover() has made durable what was in it.
  */
 static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
 {
-	uint64_t kept = 0;
+	uint64_t kept = 0, journal_mark;
 	int ret = keep_bitmaps(f, q, &kept, err);
 
 	if (ret < 0)
@@ -143,9 +144,11 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 		kept |= QCOW2_AUTOCLEAR_RAW_DATA;
 	if (!state_dir)
 		return set_autoclear(f, q, kept, err);
-	ret = set_autoclear(f, q, kept | QCOW2_AUTOCLEAR_JOURNAL, err);
+	ret = order_new_mark(q->h.autoclear, &journal_mark, err);
 	if (ret == 0)
-		ret = order_keep(f, q->order, state_dir, err);
+		ret = set_autoclear(f, q, kept | journal_mark, err);
+	if (ret == 0)
+		ret = order_keep(f, q->order, state_dir, journal_mark, err);
 	if (ret == 0) {
 		stock_note(q);
 		alloc_adopt(f, q);
@@ -158,7 +161,7 @@ static void end_journal(struct fiber *f, struct qcow2 *q)
 {
 	order_keep_end(f, q->order);
 	if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
-		(void)set_autoclear(f, q, q->h.autoclear & ~QCOW2_AUTOCLEAR_JOURNAL, NULL);
+		(void)set_autoclear(f, q, q->h.autoclear & ~ORDER_MARK_BITS, NULL);
 }
 
 /* What knows of counts: q->order is there. */
@@ -344,7 +347,7 @@ static int recover(struct fiber *f, struct qcow2 *q, struct opts *o, const char 
 		ret = data_open(f, q, o, err);
 	if (ret < 0)
 		return ret;
-	ret = order_recover(f, q->file, synced_too(q), state_dir, q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL, &q->left, err);
+	ret = order_recover(f, q->file, synced_too(q), state_dir, q->h.autoclear, &q->left, err);
 	return ret > 0 ? read_header(f, q, err) : ret;
 }
 

@@ -189,7 +189,7 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	if (q->node->flags & NODE_REPAIR) /* all of it has been examined, or we were not here */
 		q->h.incompatible &= ~QCOW2_INCOMPAT_CORRUPT;
 	/* Who keeps a journal has been recovered, and sets the mark anew. Left here, an old one would be written over the new counts. */
-	q->h.autoclear &= ~QCOW2_AUTOCLEAR_JOURNAL;
+	q->h.autoclear &= ~ORDER_MARK_BITS;
 	q->h.refcount_order = b->refcount_order;
 	memcpy(&d, sector, sizeof(d));
 	d.refcount_table_off = be64_put(q->h.refcount_table_off);

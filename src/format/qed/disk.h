@@ -22,7 +22,8 @@
 /* docs/spec/qed.md, "Header". Read through qed_header_parse(), which checks every field. */
 /*
  * Ours, an autoclear bit that the specification does not define: a journal of queued metadata (order/journal.h) belongs
- * to the image. Every other program clears it before it writes, as it must clear what it does not know.
+ * to the image, and bits 48 to 62 say which one (ORDER_MARK_BITS). Every other program clears them before it writes, as it must clear
+ * what it does not know.
  */
 #define QED_AUTOCLEAR_JOURNAL (1ull << 63)
 

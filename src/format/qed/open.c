@@ -125,6 +125,7 @@ static int set_autoclear(struct fiber *f, struct qed *q, uint64_t bits, struct v
 /* Durable first: the mark that a journal belongs to the image. Only then: records in it (see qcow2/open.c). */
 static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, struct varve_error *err)
 {
+	uint64_t journal_mark;
 	int ret;
 
 	if (!state_dir) {
@@ -132,8 +133,10 @@ static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, 
 			order_tell_lost(q->node, NULL, true);
 		return set_autoclear(f, q, 0, err);
 	}
-	ret = set_autoclear(f, q, QED_AUTOCLEAR_JOURNAL, err);
-	return ret < 0 ? ret : order_keep(f, q->order, state_dir, err);
+	ret = order_new_mark(q->h.autoclear_features, &journal_mark, err);
+	if (ret == 0)
+		ret = set_autoclear(f, q, journal_mark, err);
+	return ret < 0 ? ret : order_keep(f, q->order, state_dir, journal_mark, err);
 }
 
 /* The queue is empty, so the journal goes; then the mark, which alone says nothing. */
@@ -231,8 +234,7 @@ static int qed_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	q->writable = (n->flags & NODE_WRITABLE) && !q->unmapped;
 	if (ret == 0 && q->writable && set.state_dir) {
 		/* What a process that died had queued, before anything but the header is looked at. */
-		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL, &left,
-				    err);
+		ret = order_recover(f, q->file, NULL, set.state_dir, q->h.autoclear_features, &left, err);
 		free(left.todo); /* neither notes nor things to be done are made */
 		if (ret > 0)
 			ret = read_header(f, q, err);
