@@ -28,7 +28,7 @@
 #define CACHED_WRITE_LEN KiB(128)
 #define RUNS_MAX 32
 #define LANES_MANY 8
-#define LANES_CACHED 2
+#define LANES_CACHED 3
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
 
@@ -59,7 +59,7 @@ struct converter {
 	struct varve_error *err;
 	uint64_t total, piece, granule, write_max;
 	uint64_t below_len; /* over_backing: as far as the target's backing image reaches */
-	bool in_order, one_by_one;
+	bool in_order;
 	unsigned nr_lanes;
 	struct queue *q;
 
@@ -388,10 +388,10 @@ static int convert_piece(struct fiber *f, struct lane *l)
 		ret = submit_writes(f, l);
 	else if (l->kind == KIND_ZERO)
 		lane_submit(l, &l->runs[0], o->target, REQ_ZERO, l->off, NULL, l->len, REQ_MAY_UNMAP);
-	if (l->c->one_by_one && ret == 0)
+	if (o->one_by_one && ret == 0)
 		ret = wrote(f, l);
 	pass_turn(l);
-	return ret < 0 || l->c->one_by_one ? ret : wrote(f, l);
+	return ret < 0 || o->one_by_one ? ret : wrote(f, l);
 }
 
 /* ---- the whole ---- */
@@ -473,20 +473,20 @@ static void geometry(struct converter *c)
 }
 
 /*
- * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: side by side they only get
- * into each other's way. What goes to a disk, or is compressed first, is better under way together.
+ * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: whoever comes first is not
+ * faster, but in the order of the disk the file's space is, too. What goes to a disk, or is compressed first, need not wait.
  */
-static void choose_order(struct converter *c)
+static bool choose_order(const struct converter *c)
 {
 	const struct convert_options *o = c->o;
 
-	c->one_by_one = o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
-	c->in_order = o->in_order || c->one_by_one;
+	return o->in_order || o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
 }
 
 /*
- * Between the page cache and the page cache, one piece is read while another is written: more buffers would only push each
- * other out of the processor's caches. Who waits for a disk or a server, or compresses, wants many.
+ * Between the page cache and the page cache, one piece is read while the kernel writes another, and has a third to go on with
+ * when that is done; more buffers would only push each other out of the processor's caches. Who waits for a disk or a server,
+ * or compresses, wants many.
  */
 static unsigned choose_lanes(const struct converter *c)
 {
@@ -494,7 +494,7 @@ static unsigned choose_lanes(const struct converter *c)
 
 	if (o->parallel)
 		return o->parallel;
-	if (!c->one_by_one)
+	if (o->compress || (leaf_of(o->target)->flags & NODE_DIRECT))
 		return LANES_MANY;
 	for (unsigned i = 0; i < o->nr_sources; i++) {
 		const struct node *leaf = leaf_of(o->sources[i].top);
@@ -521,7 +521,7 @@ int convert(struct fiber *f, const struct convert_options *o, struct varve_error
 		c->total += node_len(o->sources[i].top);
 	}
 	geometry(c);
-	choose_order(c);
+	c->in_order = choose_order(c);
 	c->nr_lanes = choose_lanes(c);
 	ret = lanes_make(c);
 	if (ret < 0)
