@@ -15,7 +15,8 @@
  * back.
  *
  * Owns:    the batches, and the length of the file beyond the frontier.
- * Assumes: fibers of the home queue; a file that grows. On a device there is no stock.
+ * Assumes: fibers of the home queue; a file that grows. On a device there is no stock; nor with cache=unsafe, where there
+ *          are no syncs to save, and a file that is cut when it is closed makes XFS and btrfs write it out there and then.
  * Never:   moves the frontier over what was not handed out: no entry of a crafted image may lead into a
  *          cluster that is made into a table later (see guard_entries() in map.c).
  */
@@ -51,7 +52,7 @@ int stock_open(struct qcow2 *q)
 	q->stock = calloc(1, sizeof(*q->stock));
 	if (!q->stock)
 		return -ENOMEM;
-	q->stock->off = q->leaf->fixed_len;
+	q->stock->off = q->leaf->fixed_len || (q->leaf->flags & NODE_NO_FLUSH);
 	return 0;
 }
 

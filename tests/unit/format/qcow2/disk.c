@@ -50,8 +50,10 @@ static int open_fiber(struct fiber *f, void *arg)
 	struct node *leaf;
 	int ret = sim_node_new(f, d->im->sim, &d->im->af, c->flags & NODE_WRITABLE, &leaf, &d->err);
 
-	if (ret == 0)
+	if (ret == 0) {
 		leaf->fixed_len = d->device;
+		leaf->flags |= c->flags & NODE_NO_FLUSH;
+	}
 	if (ret == 0)
 		ret = image_add_data(f, d->im, leaf, &d->err);
 	if (ret == 0 && d->options)
