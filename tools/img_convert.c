@@ -45,7 +45,7 @@ static const struct option_row options[] = {
 	{ 'c', "compress", NULL, "compress clusters" },
 	{ LONG_LEVEL, "compress-level", LEVEL_WORDS, "with -c: fast (default), or ratio: smaller and slower" },
 	{ 'S', "sparse-size", "SIZE", "zeroes of that many bytes and more are left out (4k); 0: all is written" },
-	{ 'm', "parallel", "COUNT", "pieces under way at once, 1 .. 16 (2 between cached files, else 8)" },
+	{ 'm', "parallel", "COUNT", "pieces under way at once, 1 .. 16 (3 between cached files, else 8)" },
 	{ 'W', "oob-writes", NULL, "writes need not come in order" },
 	{ LONG_CANONICAL, "canonical", NULL, "the same contents give the same file, bit for bit" },
 	{ 'C', "copy-range-offloading", NULL, "the kernel copies where it can; zeroes in the data stay data" },

@@ -289,7 +289,7 @@ typedef void (*varve_report_fn)(void *user_data, const char *line);
 
 struct varve_convert_options {
 	unsigned flags;	   /* VARVE_CONVERT_* */
-	unsigned parallel; /* pieces under way at once, 1 .. 16; 0: 2 between cached files, else 8 */
+	unsigned parallel; /* pieces under way at once, 1 .. 16; 0: 3 between cached files, else 8 */
 	uint64_t sparse;   /* zeroes of that many bytes and more are not written as data; multiple of 512; 0: 4 KiB */
 	uint64_t rate;	   /* bytes a second at most, as an average; 0: no limit */
 	varve_report_fn report; /* with SALVAGE; may be NULL */

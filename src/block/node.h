@@ -153,6 +153,11 @@ struct driver {
 	 */
 	int (*extend)(struct fiber *f, struct node *n, uint64_t len);
 	/*
+	 * Leaf, optional: space for [off, off + len), which stays what it is; the file is at least as long afterwards, as with
+	 * extend(). So that a later write there does not fail for want of space. 0 also where that cannot be asked for.
+	 */
+	int (*allocate)(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
+	/*
 	 * Filter, optional: the format above is about to do that (enum event); may wait. Break points. Both on the home queue,
 	 * see block/event.h. child_key: what the options call the node below, beside "file".
 	 */
@@ -499,6 +504,11 @@ int node_zero(struct fiber *f, struct node *n, uint64_t off, uint64_t len, uint3
 int64_t node_file_len(struct fiber *f, struct node *n); /* leaf below, asked anew */
 /* -ENOTSUP: the leaf cannot. See struct driver. */
 int node_extend(struct fiber *f, struct node *n, uint64_t len);
+/*
+ * For metadata, before anything is answered that needs it: who queues a write to space that is there cannot be told later, by a flush or when
+ * everything is closed, that the disk is full. -ENOSPC and the like; 0 where the leaf cannot promise anything.
+ */
+int node_allocate(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 /*
  * Notes the length that a leaf has now. What is noted is never more than the file has, whenever the process dies: writes count when they
  * have completed, and node_truncate() lowers it before the file becomes shorter.

@@ -165,10 +165,10 @@ int64_t node_file_len(struct fiber *f, struct node *n)
 	return n->drv->get_len ? n->drv->get_len(f, n) : (int64_t)node_len(n);
 }
 
-int node_extend(struct fiber *f, struct node *n, uint64_t len)
+/* The leaf is at least len long now. */
+static int tell_longer(struct node *n, const struct node *leaf, uint64_t len)
 {
-	struct node *leaf = leaf_below(n);
-	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, len) : -ENOTSUP;
+	int ret = 0;
 
 	for (; ret == 0 && n != leaf; n = n->file) {
 		atomic_store(&n->len, node_len(leaf));
@@ -176,6 +176,23 @@ int node_extend(struct fiber *f, struct node *n, uint64_t len)
 			ret = n->drv->length_set(n, len, true);
 	}
 	return ret;
+}
+
+int node_extend(struct fiber *f, struct node *n, uint64_t len)
+{
+	struct node *leaf = leaf_below(n);
+	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, len) : -ENOTSUP;
+
+	return ret < 0 ? ret : tell_longer(n, leaf, len);
+}
+
+int node_allocate(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	struct node *leaf = leaf_below(n);
+	uint64_t before = node_len(leaf);
+	int ret = leaf->drv->allocate ? leaf->drv->allocate(f, leaf, off, len) : 0;
+
+	return ret < 0 || node_len(leaf) == before ? ret : tell_longer(n, leaf, off + len);
 }
 
 void node_watch_len(struct node *n, struct len_watch *w)

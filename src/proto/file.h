@@ -93,6 +93,7 @@ int file_taken(struct fiber *f, struct node *n, uint64_t *ret);
 int file_status(struct fiber *f, struct node *n, uint64_t off, uint64_t len, bool *ret_hole,
 		uint64_t *ret_len);
 int file_extend(struct fiber *f, struct node *n, uint64_t len);
+int file_allocate(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 int file_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc prealloc, struct varve_error *err);
 int file_acknowledge(struct node *n, uint64_t *bytes);
 void file_inherit_error(struct node *n, int error);

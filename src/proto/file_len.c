@@ -338,6 +338,38 @@ int file_extend(struct fiber *f, struct node *n, uint64_t len)
 	return ret;
 }
 
+struct space {
+	int fd;
+	uint64_t off, len;
+};
+
+static int space_work(void *arg)
+{
+	struct space *s = arg;
+	int ret = allocate(s->fd, s->off, s->len);
+
+	/* What else a file system may find wrong with it, the write itself will be told. */
+	return ret == -ENOSPC || ret == -EDQUOT ? ret : 0;
+}
+
+int file_allocate(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	struct file *fl = node_state(n);
+	struct space s = { fl->af.fd, off, len };
+	struct get_len g = { fl->af.fd, false, 0 };
+	int ret;
+
+	if (!fl->writable || fl->af.is_blockdev || !len)
+		return 0;
+	ret = fiber_work(f, space_work, &s);
+	if (ret == 0 && off + len > node_len(n)) {
+		ret = fiber_work(f, get_len_work, &g);
+		if (ret == 0)
+			file_grow(n, g.len);
+	}
+	return ret;
+}
+
 /* ---- info ---- */
 
 struct usage {

@@ -260,10 +260,15 @@ int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 		err = take_fresh(f, q, 1, &cluster, &got);
 	else if (err == 0)
 		err = refcount_extend(f, q, nr, &cluster, &mark);
-	if (err == 0)
-		err = meta_prepare(q, nr); /* others may have used the room while we waited */
 	if (err < 0)
 		return err;
+	err = node_allocate(f, q->file, cluster << q->cluster_bits, nr << q->cluster_bits);
+	if (err == 0)
+		err = meta_prepare(q, nr); /* others may have used the room while we waited */
+	if (err < 0) {
+		alloc_undo(f, q, cluster << q->cluster_bits, nr);
+		return err;
+	}
 	note_counted(q, mark);
 	for (uint64_t i = 0; i < nr; i++)
 		meta_add(q, cluster + i);

@@ -284,6 +284,9 @@ static int prepare_file(struct fiber *f, struct maker *m, bool allocate)
 		if (err < 0)
 			return err;
 	}
+	err = node_allocate(f, m->file, 0, data_off(m->l));
+	if (err < 0)
+		return varve_error_errno(m->err, err, "no space for the tables of the new image");
 	if (m->empty)
 		return 0;
 	/*

@@ -255,7 +255,11 @@ static int extend(struct fiber *f, struct qcow2 *q, struct growth *g)
 
 	rc->reserved = g->start;
 	rc->reserved_end = q->end_cluster = g->start + g->nr;
-	err = count_in_old_blocks(f, q, g);
+	err = node_allocate(f, q->file, g->start << q->cluster_bits, (g->nr_blocks + g->nr_table) << q->cluster_bits);
+	if (err < 0 && q->end_cluster == rc->reserved_end)
+		q->end_cluster = g->start; /* nothing has been done with it, and the next attempt may try again */
+	if (err == 0)
+		err = count_in_old_blocks(f, q, g);
 	rc->reserved = rc->reserved_end = 0;
 	if (err == 0)
 		err = write_blocks(f, q, g);

@@ -110,7 +110,9 @@ int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 	if (ret == 0)
 		ret = node_truncate(f, file, h.cluster_len * (1ull + h.table_clusters), PREALLOC_OFF, err);
 	if (ret == 0) {
-		ret = node_write(f, file, 0, cluster, QED_CLUSTER_LEN_MIN);
+		ret = node_allocate(f, file, 0, h.cluster_len * (1ull + h.table_clusters));
+		if (ret == 0)
+			ret = node_write(f, file, 0, cluster, QED_CLUSTER_LEN_MIN);
 		if (ret == 0)
 			ret = node_flush(f, file);
 		if (ret < 0)

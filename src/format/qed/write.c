@@ -61,8 +61,10 @@ static int make_table(struct fiber *f, struct qed *q, uint32_t table)
 	le64 entry;
 	int err = space_take_table(f, q, &host_off);
 
+	if (err == 0)
+		err = node_allocate(f, q->file, host_off, q->table_len);
 	if (err < 0)
-		return err;
+		return err; /* nothing leads to the table's clusters, should it have got any */
 	entry = le64_put(host_off);
 	err = order_put(f, order_as(q->order, EVENT_L1_UPDATE), q->h.l1_off + table * 8ull, &entry, sizeof(entry),
 			order_max(order_now(q->order), need_check_mark(q)), NULL);
