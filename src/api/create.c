@@ -208,7 +208,10 @@ static int create_backing_opts(struct create *c, const char *backing, const char
 	return ret;
 }
 
-/* Opens the backing chain, takes its length, closes it again. */
+/*
+ * Opens the backing chain, takes its length, closes it again. Somebody may be writing to it: a snapshot of a machine that runs begins with
+ * an overlay of the disk that it has.
+ */
 static int create_backing_open(struct fiber *f, struct create *c, const char *backing, const char *format)
 {
 	struct node *top = NULL;
@@ -219,7 +222,7 @@ static int create_backing_open(struct fiber *f, struct create *c, const char *ba
 		return varve_error_errno(c->err, -ENOMEM, "%s", c->name);
 	ret = create_backing_opts(c, backing, format, o);
 	if (ret == 0)
-		ret = graph_open(f, o, 0, &top, c->err);
+		ret = graph_open(f, o, NODE_FORCE_SHARE, &top, c->err);
 	opts_free(o);
 	if (ret < 0)
 		return varve_error_prefix(c->err, ret, "%s: backing file: ", c->name);
@@ -346,8 +349,11 @@ static int create_backing(struct fiber *f, struct create *c)
 
 	if (!backing && format)
 		return varve_error_set(c->err, -EINVAL, "%s: a backing format is given, but no backing file", c->name);
-	if (!backing || !*backing)
+	if (!backing)
 		return 0;
+	if (!*backing)
+		return varve_error_set(c->err, -EINVAL, "%s: the name of the backing file is empty; leave the option out for an image without one",
+				       c->name);
 	if (!c->drv->alloc)
 		return varve_error_set(c->err, -EINVAL, "%s: images of format %s cannot have a backing file", c->name,
 				       c->drv->name);

@@ -31,20 +31,51 @@ int source_read(struct fiber *f, const struct convert_source *s, uint64_t off, u
 	return node_readv(f, s->top, off, &iov, 1);
 }
 
+struct loss {
+	const struct convert_source *s;
+	uint64_t off, len; /* not told yet */
+	void (*report)(void *user_data, const char *text);
+	void *user_data;
+};
+
+static void tell(struct loss *l)
+{
+	char text[256];
+
+	if (l->len && l->report) {
+		snprintf(text, sizeof(text), "%.100s: cannot be read at offset %llu: %llu zeroes instead", node_name(l->s->top),
+			 (unsigned long long)l->off, (unsigned long long)l->len);
+		l->report(l->user_data, text);
+	}
+	l->len = 0;
+}
+
+static void lose(struct loss *l, uint64_t off, uint8_t *buf, uint64_t len)
+{
+	memset(buf, 0, len);
+	if (l->len && l->off + l->len == off && !is_aligned(off, SALVAGE_LEN)) {
+		l->len += len; /* sectors of one piece are one line */
+		return;
+	}
+	tell(l);
+	l->off = off;
+	l->len = len;
+}
+
 void source_salvage(struct fiber *f, const struct convert_source *s, uint64_t off, uint8_t *buf, uint64_t len,
 		    void (*report)(void *user_data, const char *text), void *user_data)
 {
-	char text[256];
+	struct loss l = { .s = s, .report = report, .user_data = user_data };
 
 	for (uint64_t pos = 0, step; pos < len; pos += step) {
 		step = MIN(SALVAGE_LEN - (off + pos) % SALVAGE_LEN, len - pos);
 		if (source_read(f, s, off + pos, buf + pos, step) == 0)
 			continue;
-		memset(buf + pos, 0, step);
-		if (!report)
-			continue;
-		snprintf(text, sizeof(text), "%.100s: cannot be read at offset %llu: %llu zeroes instead", node_name(s->top),
-			 (unsigned long long)(off + pos), (unsigned long long)step);
-		report(user_data, text);
+		for (uint64_t in = 0, part; in < step; in += part) {
+			part = MIN(SALVAGE_SECTOR_LEN - (off + pos + in) % SALVAGE_SECTOR_LEN, step - in);
+			if (source_read(f, s, off + pos + in, buf + pos + in, part) < 0)
+				lose(&l, off + pos + in, buf + pos + in, part);
+		}
 	}
+	tell(&l);
 }

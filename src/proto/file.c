@@ -180,7 +180,9 @@ static void submit_flush(struct node *n, struct req *r)
 	}
 	/* Also while data is in doubt: what was written again becomes stable by this sync. */
 	r->leaf_state = doubt_sync_begin(fl->doubt);
-	op_submit(fl, r, AIO_FLUSH, 0, flush_done);
+	/* r may have been a write, zeroing or discard of any length, which this makes stable (block/node.c). */
+	r->aio = (struct aio_op){ .file = &fl->af, .opcode = AIO_FLUSH, .done = flush_done };
+	aio_submit(r->q, &r->aio);
 }
 
 static void submit_discard(struct node *n, struct req *r)

@@ -112,6 +112,13 @@ def test_create_needs_the_format_of_a_backing_file(tmp_path, fmt, unsafe):
     assert not disk.exists()
 
 
+@pytest.mark.parametrize("args", [["-b", "", "-F", "raw"], ["-o", "backing_file=,backing_fmt=raw"], ["-b", ""], ["-u", "-b", "", "-F", "raw"]])
+def test_create_says_that_a_backing_file_without_a_name_is_none(tmp_path, args):
+    for tool in (img, qimg):
+        r = tool("create", "-f", "qcow2", *args, tmp_path / "new", "1M")
+        assert r.rc == 1 and r.err.count("\n") == 1 and not (tmp_path / "new").exists(), str(r)
+
+
 def test_create_unsafe_does_not_look_at_the_backing_file(tmp_path):
     ok(img("create", "-q", "-u", "-f", "qcow2", "-b", "later.qcow2", "-F", "qcow2", tmp_path / "top", "1M"))
     assert info(tmp_path / "top")["backing-filename"] == "later.qcow2"

@@ -367,6 +367,19 @@ def test_unreadable_data_is_an_error_or_salvaged(here):
     assert all(not any(got[i:i + 64 * KIB]) for i in lost[1:-1])
 
 
+@pytest.mark.parametrize("bad", [[4101], [4096], [4103, 4104], [0]])
+def test_no_more_than_the_sectors_that_cannot_be_read_is_given_up(here, bad):
+    with open("src", "wb") as f:
+        f.write(random.Random(7).randbytes(4 * MIB))
+    rules = ",".join(f"file.inject-error.{i}.event=read_aio,file.inject-error.{i}.sector={n}" for i, n in enumerate(bad))
+    r = img("convert", "--image-opts", "--salvage", "-O", "raw",
+            f"driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename=src,{rules}", "out")
+    with open("src", "rb") as s, open("out", "rb") as o:
+        want, got = s.read(), o.read()
+    assert r.rc == 0 and r.err.count("zeroes instead") == len({n // 8 for n in bad}), str(r)
+    assert [n for n in range(len(want) // 512) if want[n * 512:n * 512 + 512] != got[n * 512:n * 512 + 512]] == bad
+
+
 def test_an_overwritten_target_is_emptied_when_it_fails(here):
     fill("old", 5, MIB)
     ok(qimg("convert", "-c", "-O", "qcow2", "src.raw", "bad.qcow2"))

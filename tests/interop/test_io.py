@@ -333,3 +333,13 @@ def test_registered_buffers_are_registered(tmp_path):
         assert "exclude each other" in r.out, str(r)
     # Other engines do without.
     ok(io(path, "write -qr -P 3 0 4k", "read -qr -P 3 0 4k", options=("-i", "threads", "-f", "raw")))
+
+
+@pytest.mark.parametrize("cache", ["writethrough", "directsync"])
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_what_is_made_stable_may_be_of_any_length(tmp_path, fmt, cache):
+    """What is longer than the kernel takes at once is cut for it, and the sync behind it has no length."""
+    disk = tmp_path / "disk"
+    ok(img("create", "-q", "-f", fmt, disk, "8T"))
+    ok(io(disk, "write -q -P 1 7T 64k", "aio_write -q -z 7T 1200M", "aio_flush", "read -q -P 0 7T 64k", "write -q -z -u 7T 3000M", "discard -q 7T 1900M",
+          "aio_write -q -z -u 0 1500M", "aio_flush", options=("-f", fmt, "-t", cache)))

@@ -69,6 +69,14 @@ def test_a_writer_keeps_writers_and_readers_out(disk, holder, asker):
 
 
 @BOTH_WAYS
+def test_an_overlay_is_made_of_what_somebody_writes_to(disk, tmp_path, holder, asker):
+    """As a snapshot of a running machine begins. It has a writer, but is only looked at."""
+    fmt, path = disk
+    with held(holder, fmt, path):
+        ok(IMG[asker]("create", "-q", "-f", "qcow2", "-b", path, "-F", fmt, tmp_path / "over"))
+
+
+@BOTH_WAYS
 def test_readers_share_and_keep_writers_out(disk, holder, asker):
     fmt, path = disk
     with held(holder, fmt, path, "-r"):
