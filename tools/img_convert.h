@@ -28,6 +28,8 @@ struct convert_args {
 
 /* The exit status. */
 int convert_run(const struct convert_args *a);
+/* The line that says how a signal left the target. */
+void convert_ended(const struct convert_args *a);
 
 /* Does the target take bytes in one direction only ("-": standard output)? */
 bool convert_is_pipe(const char *name);

@@ -145,6 +145,9 @@ static int make_target(struct conversion *c)
 		unfinished_file(c->made_path ? c->made_path : path, c->existed);
 		c->unfinished = true;
 	}
+	/* A file that is removed takes along what is being written to it; one that is emptied becomes long again by that. */
+	if (c->unfinished && c->existed)
+		stop_watch();
 	return 0;
 }
 
@@ -165,6 +168,12 @@ void convert_report(void *user_data, const char *line)
 
 	if (!a->quiet)
 		complain("convert: warning: %s", line);
+}
+
+void convert_ended(const struct convert_args *a)
+{
+	complain("convert: ended by %s: %s %s", stop_asked(), a->names[a->nr_sources],
+		 a->no_create ? "has a part of the contents" : "is left empty");
 }
 
 static void progress(void *user_data, uint64_t done, uint64_t total)
@@ -196,12 +205,12 @@ static int copy(struct conversion *c)
 		o.flags |= VARVE_CONVERT_TARGET_IS_ZERO;
 	o.report = convert_report;
 	progress_start(a->progress && !a->quiet);
-	if (a->no_create)
+	if (a->no_create || c->existed)
 		stop_image(c->target);
 	ret = varve_convert(c->target, c->sources, c->nr_open, &o, progress, (void *)(uintptr_t)a, &err);
 	stop_image(NULL);
 	if (ret == -ECANCELED && stop_asked())
-		complain("convert: ended by %s: %s has a part of the contents", stop_asked(), a->names[a->nr_sources]);
+		convert_ended(a);
 	else if (ret < 0)
 		complain("convert: %s", err.message);
 	return ret < 0;

@@ -209,7 +209,7 @@ static int fill(struct intake *in, uint8_t *buf, uint64_t *ret_len)
 			len += (uint64_t)n;
 	}
 	if (n == -ECANCELED && stop_asked())
-		complain("convert: ended by %s: %s has a part of the contents", stop_asked(), in->a->names[1]);
+		convert_ended(in->a);
 	else if (n < 0 && !in->error)
 		complain("convert: %s: %s", in->a->names[0], strerror((int)-n));
 	*ret_len = len;

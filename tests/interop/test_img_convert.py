@@ -391,6 +391,30 @@ def test_an_overwritten_target_is_emptied_when_it_fails(here):
     assert os.path.islink("link") and os.stat("old").st_size == 0
 
 
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+def test_ended_an_overwritten_target_is_empty(here, fmt):
+    """Whatever was being written then: what comes behind the end of the emptied file would make it long again."""
+    with open("big.raw", "wb") as f:
+        f.write(random.Random(3).randbytes(MIB) * 512)
+    for n in range(8):
+        with open("out", "w", encoding="ascii") as f:
+            f.write("old" * 1000)
+        with subprocess.Popen([varve_path(), "img", "convert", "-f", "raw", "-O", fmt, "big.raw", "big.raw", "out"], stderr=subprocess.PIPE,
+                              preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)) as p:
+            timer = threading.Timer(TIMEOUT, p.kill)
+            timer.start()
+            try:
+                while os.stat("out").st_blocks < 2048 * (4 + n) and p.poll() is None:
+                    pass
+                p.send_signal(signal.SIGTERM)
+                rc, err = p.wait(), p.stderr.read().decode()
+            finally:
+                timer.cancel()
+                p.kill()
+        assert os.stat("out").st_size == 0 and rc == -signal.SIGTERM, (rc, err)
+        assert err == "varve img: convert: ended by SIGTERM: out is left empty\n"
+
+
 # ---- at random ----
 
 def random_line(rng):
