@@ -309,6 +309,8 @@ QED_DAMAGE = {
     "an entry that leads to a table": (lambda p, l2: poke(p, l2 + 8, struct.pack("<Q", l2)), "in use already", False),
     "a table beyond the end": (lambda p, l2: poke(p, QED_L1 + 8, struct.pack("<Q", 1 << 40)), "no place for an L2 table", True),
     "two tables that share space": (lambda p, l2: poke(p, QED_L1 + 8, struct.pack("<Q", l2)), "share space", False),
+    "a table behind the end of the disk": (lambda p, l2: poke(p, QED_L1 + 8 * 1000, struct.pack("<Q", l2)), "entry 1000 is behind the end", True),
+    "nonsense behind the end of the disk": (lambda p, l2: poke(p, QED_L1 + 8 * 4, struct.pack("<Q", 1 << 40)), "entry 4 is behind the end", True),
     "an L1 table beyond the end": (lambda p, l2: poke(p, 40, struct.pack("<Q", 1 << 40)), "", None),
 }
 

@@ -58,6 +58,24 @@ static int bitmap_table(struct fiber *f, struct checker *k, const struct qcow2_b
 	return err;
 }
 
+/*
+ * What makes others refuse the whole image. Bits are no data of the guest, but only whoever uses them knows whether they can be done
+ * without: `img bitmap --remove` takes them away.
+ */
+static void check_entry(struct checker *k, const struct qcow2_bitmap *b)
+{
+	const uint64_t disk_len = k->q->h.disk_len, bits = (uint64_t)b->table_entries * k->q->cluster_len * 8;
+
+	if (!k->first)
+		return;
+	if (b->type != 1)
+		check_corruption(k, "bitmap '%s': its type %u is unknown", b->name, b->type);
+	if (b->granularity_bits < 9 || b->granularity_bits > 31)
+		check_corruption(k, "bitmap '%s': a granularity of 2^%u bytes is not 512 .. 2G", b->name, b->granularity_bits);
+	else if (!(b->flags & BITMAP_IN_USE) && div_up(disk_len, 1ull << b->granularity_bits) > bits)
+		check_corruption(k, "bitmap '%s': a table of %u entries is too short for the disk", b->name, b->table_entries);
+}
+
 /* False, reported once: the table cannot be where the directory says. */
 static bool table_plausible(struct checker *k, const struct qcow2_bitmap *b)
 {
@@ -83,6 +101,7 @@ int check_bitmaps(struct fiber *f, struct checker *k)
 	for (uint32_t i = 0; i < k->q->h.nr_bitmaps && err == 0; i++) {
 		const struct qcow2_bitmap *b = &k->bitmaps[i];
 
+		check_entry(k, b);
 		if (!table_plausible(k, b))
 			continue;
 		/*

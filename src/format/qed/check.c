@@ -138,6 +138,36 @@ static int by_off(const void *a, const void *b)
 	return x->off != y->off ? (x->off < y->off ? -1 : 1) : (x->index > y->index) - (x->index < y->index);
 }
 
+/*
+ * The part of the L1 table that a longer disk would use: nothing is there (qcow2 can be cut, QED cannot). What leads anywhere would
+ * come into sight with a longer disk, and keeps it from becoming that.
+ */
+static int scan_l1_rest(struct fiber *f, struct scan *s)
+{
+	uint64_t nr = s->q->table_len / 8, i = s->nr_l1;
+
+	while (i < nr) {
+		uint64_t part = MIN(nr - i, CHUNK / 8);
+		int ret = scan_read(f, s, s->q->h.l1_off + i * 8, s->chunk, part * 8);
+
+		if (ret < 0) {
+			not_examined(s, "L1 table from entry %llu on: %s", ull(i), strerror(-ret));
+			return 0;
+		}
+		for (uint64_t j = 0; j < part && ret == 0; j++, i++) {
+			uint64_t entry = le64_get(s->chunk[j]);
+
+			if (!entry)
+				continue;
+			corruption(s, "L1 entry %llu is behind the end of the disk and leads to 0x%llx", ull(i), ull(entry));
+			ret = found_nowhere(f, s, s->q->h.l1_off + i * 8);
+		}
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
 /* L1: which tables there are. */
 static int scan_l1(struct fiber *f, struct scan *s)
 {
@@ -155,6 +185,8 @@ static int scan_l1(struct fiber *f, struct scan *s)
 		corruption(s, "L1 entry %u: 0x%llx is no place for an L2 table", i, ull(s->l1[i]));
 		ret = found_nowhere(f, s, q->h.l1_off + i * 8ull);
 	}
+	if (ret == 0)
+		ret = scan_l1_rest(f, s);
 	qsort(s->tables, s->nr_tables, sizeof(s->tables[0]), by_off);
 	for (uint32_t i = 0; i < s->nr_tables; i++) {
 		if (nr && s->tables[i].off - s->tables[nr - 1].off < q->table_len) {

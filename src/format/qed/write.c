@@ -299,6 +299,8 @@ static int grow(struct fiber *f, struct qed *q, uint64_t len, struct varve_error
 	uint32_t nr = qed_nr_l1(q, len);
 	int ret = nr > q->nr_l1 ? grow_l1(f, q, nr) : 0;
 
+	if (ret < 0)
+		return varve_error_errno(err, ret, "the L1 table cannot be used for %llu bytes (check -r all repairs it)", (unsigned long long)len);
 	if (ret == 0)
 		ret = qed_put_disk_len(f, q, len, ORDER_NONE, NULL);
 	if (ret == 0) {
@@ -324,7 +326,7 @@ int qed_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc pr
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large for the image's tables, at most %llu",
 				       (unsigned long long)len, (unsigned long long)max);
 	len = align_up(len, 512);
-	ret = check_backing(q, err);
+	ret = len > q->h.disk_len ? check_backing(q, err) : 0;
 	if (ret < 0)
 		return ret;
 	fiber_lock(f, &q->l1_mutex);

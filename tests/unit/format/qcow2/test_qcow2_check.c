@@ -429,6 +429,19 @@ static void bitmaps_are_counted_when_they_are_valid(void **state)
 	expect_found(im, 0, 3, 0); /* the autoclear bit is not set: leaked */
 	image_put(im, offsetof(struct qcow2_header_disk, autoclear), 8, QCOW2_AUTOCLEAR_BITMAPS);
 	expect_found(im, 0, 0, 0);
+	/* What others refuse the image for. */
+	image_put(im, dir + 17, 1, 60);
+	expect_found(im, 1, 0, 0);
+	expect_line(im, "bitmap 'bm': a granularity of 2^60");
+	image_put(im, dir + 17, 1, 16);
+	image_put(im, dir + 16, 1, 2);
+	expect_found(im, 1, 0, 0);
+	expect_line(im, "bitmap 'bm': its type 2 is unknown");
+	image_put(im, dir + 16, 1, 1);
+	image_put(im, dir + 8, 4, 0);
+	expect_found(im, 1, 2, 0);
+	expect_line(im, "bitmap 'bm': a table of 0 entries is too short for the disk");
+	image_put(im, dir + 8, 4, 1);
 	image_put(im, table, 8, dir + 200 * CLUSTER);
 	expect_found(im, 1, 1, 0);
 	expect_line(im, "bitmap 'bm', entry 0");
