@@ -13,6 +13,7 @@
 
 #define TABLE_RESERVED 0xff000000000001feull
 #define TABLE_ALL_ONES (1ull << 0)
+#define REMOVE_IT "others refuse the image until it is removed (img bitmap --remove)"
 
 static unsigned long long ull(uint64_t x)
 {
@@ -69,11 +70,11 @@ static void check_entry(struct checker *k, const struct qcow2_bitmap *b)
 	if (!k->first)
 		return;
 	if (b->type != 1)
-		check_corruption(k, "bitmap '%s': its type %u is unknown", b->name, b->type);
+		check_corruption(k, "bitmap '%s': its type %u is unknown; " REMOVE_IT, b->name, b->type);
 	if (b->granularity_bits < 9 || b->granularity_bits > 31)
-		check_corruption(k, "bitmap '%s': a granularity of 2^%u bytes is not 512 .. 2G", b->name, b->granularity_bits);
+		check_corruption(k, "bitmap '%s': a granularity of 2^%u bytes is not 512 .. 2G; " REMOVE_IT, b->name, b->granularity_bits);
 	else if (!(b->flags & BITMAP_IN_USE) && div_up(disk_len, 1ull << b->granularity_bits) > bits)
-		check_corruption(k, "bitmap '%s': a table of %u entries is too short for the disk", b->name, b->table_entries);
+		check_corruption(k, "bitmap '%s': a table of %u entries is too short for the disk; " REMOVE_IT, b->name, b->table_entries);
 }
 
 /* False, reported once: the table cannot be where the directory says. */
