@@ -231,7 +231,7 @@ int parse_unsigned(const char *given, unsigned max, unsigned *ret)
 	if (!isdigit((unsigned char)*text))
 		return -EINVAL;
 	errno = 0;
-	v = strtoul(text, &end, 10);
+	v = strtoul(text, &end, text[0] == '0' && (text[1] | 32) == 'x' ? 16 : 10);
 	if (*end)
 		return -EINVAL;
 	if (errno || v > max)
