@@ -11,8 +11,9 @@ $(BUILD)/build.ninja:
 	scripts/install-packages build
 	meson setup $(BUILD)
 
-# PREFIX is chosen by meson setup (-Dprefix=...); DESTDIR is honoured.
+# PREFIX, where given, is that of the build folder from then on (as with meson configure -Dprefix=...); DESTDIR is honoured.
 install: all
+	$(if $(PREFIX),meson configure $(BUILD) -Dprefix=$(PREFIX) && ninja -C $(BUILD))
 	meson install -C $(BUILD) --no-rebuild
 
 # Links qemu-img, qemu-io and qemu-storage-daemon beside the installed varve; what is there already is not replaced.

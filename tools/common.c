@@ -45,11 +45,22 @@ int parse_errors(const char *form)
 	return 0;
 }
 
-static void print_error_json(const char *text)
+void expect_errors(int argc, char **argv)
+{
+	for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++)
+		errors_json |= strcmp(argv[i], "--errors=json") == 0;
+}
+
+/* Changes text: a name that is no UTF-8 cannot stand in JSON. */
+static void print_error_json(char *text)
 {
 	json_t *what = json_string(text), *o;
 
-	/* A name that is no UTF-8 cannot stand in JSON. */
+	if (!what) {
+		for (char *c = text; *c; c++)
+			*c = (unsigned char)*c < 0x80 ? *c : '?';
+		what = json_string(text);
+	}
 	o = json_pack("{s:s, s:o}", "program", prog, "error", what ? what : json_string("?"));
 	json_dumpf(o, stderr, JSON_COMPACT);
 	fputc('\n', stderr);
@@ -153,6 +164,12 @@ int finish_stdout(void)
 		return 0;
 	complain("standard output: %s", strerror(errno));
 	return 1;
+}
+
+void end_stdout(void)
+{
+	if (fflush(stdout) != 0 || ferror(stdout))
+		complain("warning: standard output: %s; what was asked for is done", strerror(errno));
 }
 
 /* ---- numbers ---- */

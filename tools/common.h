@@ -46,6 +46,8 @@ void complain_help_is(const char *command);
 int complain_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* --errors=text|json: from now on errors are said in that form. 0, or 1 after a message. */
 int parse_errors(const char *form);
+/* Before anything else can be wrong with the line: --errors=json holds for all of it, wherever it stands. */
+void expect_errors(int argc, char **argv);
 /*
  * For log sinks of commands: of what the library says in passing, does this change what a disk holds? They say that as a warning, and
  * fail nothing.
@@ -67,6 +69,8 @@ void print_version(const char *tool);
 
 /* stdout could take everything that was written to it: 0, else a message and 1. */
 int finish_stdout(void);
+/* After a command whose result is the changed image, not the line about it: only a warning, since who tries again would change it twice. */
+void end_stdout(void);
 
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))

@@ -48,8 +48,10 @@ static int amend(const char *name, const struct amend *a)
 		complain("%s", err.message);
 	else
 		progress_end();
-	ret = finish_stdout() || ret < 0;
-	return close_image_after(image, ret);
+	ret = close_image_after(image, ret < 0);
+	if (ret == 0)
+		end_stdout();
+	return ret;
 }
 
 /* The format is the image's. */

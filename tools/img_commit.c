@@ -251,7 +251,8 @@ static int copy_and_tell(struct commit *c, const char *name)
 	progress_end();
 	if (!c->quiet)
 		printf("Image committed.\n");
-	return finish_stdout();
+	end_stdout();
+	return 0;
 }
 
 static int run(struct commit *c, const char *name, const json_t *chain, size_t base)

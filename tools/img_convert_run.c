@@ -232,9 +232,11 @@ static int finish(struct conversion *c, int ret)
 	unfinished_data_file(NULL);
 	free(c->made_path);
 	free(c->data_path);
-	if (ret == 0)
+	if (ret == 0) {
 		progress_end();
-	return ret ? 1 : finish_stdout();
+		end_stdout();
+	}
+	return ret ? 1 : 0;
 }
 
 static int convert_to_file(struct conversion *c)

@@ -115,7 +115,8 @@ static int create(const char *name, uint64_t len, const struct create_args *a)
 	}
 	if (!a->quiet)
 		announce(name, a);
-	return finish_stdout();
+	end_stdout();
+	return 0;
 }
 
 static int img_create(int argc, char **argv)

@@ -240,8 +240,10 @@ static int open_and_rebase(const char *name, struct rebase *r, const json_t *inf
 	if (!r->image)
 		return 1;
 	ret = rebase_image(r, info);
-	ret |= finish_stdout();
-	return close_image_after(r->image, ret);
+	ret = close_image_after(r->image, ret);
+	if (ret == 0)
+		end_stdout();
+	return ret;
 }
 
 /* What can be found wrong is, before the image is opened for writing: that alone may change its header. */

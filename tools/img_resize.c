@@ -107,8 +107,10 @@ static int resize(const char *name, const char *size, const struct resize *r)
 	if (!image)
 		return 1;
 	ret = resize_image(image, name, size, r);
-	ret |= finish_stdout();
-	return close_image_after(image, ret);
+	ret = close_image_after(image, ret);
+	if (ret == 0)
+		end_stdout();
+	return ret;
 }
 
 static int img_resize(int argc, char **argv)

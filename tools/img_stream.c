@@ -57,7 +57,8 @@ static int run_stream(struct varve_image *image, const char *name, const struct 
 	progress_end();
 	if (!a->quiet)
 		printf("%s copied\n", size_text(text, st.copied));
-	return finish_stdout();
+	end_stdout();
+	return 0;
 }
 
 static int stream(const char *name, const struct stream_args *a)

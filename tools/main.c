@@ -98,6 +98,7 @@ int main(int argc, char **argv)
 		complain("a standard stream is closed, and /dev/null cannot be opened in its place");
 		return 1;
 	}
+	expect_errors(argc, argv);
 	/* A reader that goes away is an error of write(), not a reason to die half-way through a change. */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN); /* a write beyond the limit is an error then, after which files are tidied up */

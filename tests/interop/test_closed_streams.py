@@ -6,6 +6,7 @@ Never:   closes streams of the process that runs the tests.
 
 import itertools
 import os
+import shlex
 import subprocess
 
 import pytest
@@ -57,3 +58,20 @@ def test_a_closed_output_takes_no_image(tmp_path):
     for fmt in "raw", "qcow2":
         rc, _, err = closed((1,), "img", "convert", "-f", "raw", "-O", fmt, "disk", "-", cwd=tmp_path)
         assert rc == 1 and b"Bad file descriptor" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("line", ["create -f qcow2 new 1M", "resize disk +1M", "amend -p -o lazy_refcounts=on disk", "convert -p -O qcow2 disk new",
+                                  "rebase -p -b '' disk", "commit -p over"])
+def test_what_is_done_is_done_though_nobody_hears_of_it(tmp_path, line):
+    """Who takes the status for a failure tries again, and the disk is longer by twice as much."""
+    ok(img("create", "-q", "-f", "qcow2", tmp_path / "disk", "1M"))
+    ok(img("create", "-q", "-f", "qcow2", "-b", "disk", "-F", "qcow2", tmp_path / "over"))
+    with open("/dev/full", "w", encoding="ascii") as full:
+        p = subprocess.run([varve_path(), "img", *shlex.split(line)], cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
+                           timeout=TIMEOUT, check=False)
+    assert p.returncode == 0 and p.stderr.count(b"\n") <= 1 and b"Traceback" not in p.stderr, p.stderr
+    if line.startswith("resize"):
+        assert b"warning: standard output: No space left on device" in p.stderr, p.stderr
+        assert info(tmp_path / "disk", "qcow2")["virtual-size"] == 2 << 20
+    rc, _, err = closed((1,), "img", *shlex.split(line), cwd=tmp_path)
+    assert rc == 0, err

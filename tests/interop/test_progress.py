@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tool import MIB, TIMEOUT, img, io, ok, qimg, qio, refused, varve_path
+from tool import MIB, TIMEOUT, img, io, ok, qimg, qio, refused, run, varve_path
 
 SLOW = "throttling.bps-total=24M"
 
@@ -136,3 +136,15 @@ def test_options_and_names_in_any_order(images):
     ok(img("resize", "--", "empty", "+1M"))
     ok(img("resize", "empty", "-q", "+1M", "-f", "qcow2"))
     ok(io("empty", "read 0 64k"))
+
+
+def test_errors_for_machines_wherever_the_option_stands(tmp_path):
+    for line in (["info", "--output=foo", "x", "--errors=json"], ["info", "-z", "x", "--errors=json"], ["foo", "--errors=json"],
+                 ["info", b"n\xff", "--errors=json"], ["info", b"n\xff", "--", "x", "--errors=json"]):
+        r = run(varve_path(), "img", *line, cwd=tmp_path)
+        if "--" in line:
+            assert r.err.startswith("varve img: "), str(r)
+            continue
+        told = json.loads(r.err)
+        assert r.rc == 1 and told["program"] == "varve img" and len(told["error"]) > 20, str(r)
+        assert line[0] == "foo" or line[1] != b"n\xff" or told["error"].startswith("n?: "), str(r)
