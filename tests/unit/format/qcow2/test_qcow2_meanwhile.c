@@ -286,12 +286,102 @@ static void metadata_that_is_given_back_in_part_is_no_damage(void **state)
 	}
 }
 
+/* ---- bits of the header ---- */
+
+#define LAZY "cluster_size=512,lazy_refcounts=on"
+
+static void begins(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(snapshot_dirty_begin(f, q, NULL), meanwhile.fail ? -ENOMEM : 0);
+}
+
+static void ends(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(snapshot_dirty_end(f, q, NULL), 0);
+}
+
+static void writes_no_snapshots(struct fiber *f, struct qcow2 *q)
+{
+	struct snapshots none = { .nr = 0 };
+	order_mark mark;
+
+	assert_int_equal(snapshots_write(f, q, &none, UINT32_MAX, true, &mark, NULL), 0);
+}
+
+/* With lazy refcounts the first count that changes sets the dirty bit. */
+static void counts(struct fiber *f, struct qcow2 *q)
+{
+	given.nr = 0;
+	allocates(f, q);
+}
+
+static void meets_damage(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(qcow2_corrupt(f, q, "so says the test"), -EIO);
+}
+
+#define DIRTY QCOW2_INCOMPAT_DIRTY
+#define CORRUPT QCOW2_INCOMPAT_CORRUPT
+
+static const struct both {
+	const char *what;
+	const char *options;
+	void (*before)(struct fiber *f, struct qcow2 *q);
+	void (*one)(struct fiber *f, struct qcow2 *q); /* puts the header, */
+	void (*other)(struct fiber *f, struct qcow2 *q); /* and before that returns, so does he */
+	uint64_t features; /* then */
+	bool fails;
+} both[] = {
+	{ "a snapshot is begun, damage", SMALL, NULL, begins, meets_damage, DIRTY | CORRUPT, false },
+	{ "a snapshot is begun, a count changes", LAZY, NULL, begins, counts, DIRTY, false },
+	{ "a snapshot is begun in vain, a count changes", LAZY, NULL, begins, counts, DIRTY, true },
+	{ "a snapshot is done, damage", SMALL, begins, ends, meets_damage, CORRUPT, false },
+	{ "a snapshot is done, a count changes", LAZY, begins, ends, counts, DIRTY, false },
+	{ "the list is written, damage", SMALL, begins, writes_no_snapshots, meets_damage, CORRUPT, false },
+	{ "the list is written, a count changes", LAZY, begins, writes_no_snapshots, counts, DIRTY, false },
+	{ "a count changes, damage", LAZY, NULL, counts, meets_damage, DIRTY | CORRUPT, false },
+	{ "damage, a snapshot is begun", SMALL, NULL, meets_damage, begins, DIRTY | CORRUPT, false },
+	{ "damage, a snapshot is done", SMALL, begins, meets_damage, ends, CORRUPT, false },
+};
+
+static const struct both *now;
+
+static int do_both(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+
+	if (now->before)
+		now->before(f, q);
+	comes_by(q, now->other, 1, FEATURES_AT, FEATURES_AT + 8);
+	meanwhile.fail = now->fails;
+	now->one(f, q);
+	assert_int_equal(meanwhile.nr, 1);
+	nobody();
+	assert_int_equal(order_flush(f, q->order), 0);
+	assert_int_equal(q->h.incompatible, now->features);
+	return 0;
+}
+
+static void bits_of_the_header_that_are_set_while_others_are_put_are_kept(void **state)
+{
+	(void)state;
+	for (now = both; now < both + ARRAY_LEN(both); now++) {
+		struct disk *d = disk_made(MiB(4), now->options);
+
+		print_message("# %s\n", now->what);
+		assert_int_equal(disk_call(d, do_both), 0);
+		assert_int_equal(on_disk(d), now->features);
+		disk_free(d);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(who_allocates_while_metadata_is_given_back_marks_no_healthy_image),
 		cmocka_unit_test(a_change_of_counts_is_done_or_undone_or_never_tried_again),
 		cmocka_unit_test(metadata_that_is_given_back_in_part_is_no_damage),
+		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
