@@ -260,20 +260,31 @@ void served_wait_fds(unsigned nr)
 	}
 }
 
-static struct queue *make_queue(const char *name, uint64_t poll_ns)
+static struct queue *make_queue(const char *name, uint64_t poll_ns, bool timeless)
 {
-	struct queue_opts opts = { .name = name, .own_thread = true, .poll_ns = poll_ns };
+	struct queue_opts opts = { .name = name, .own_thread = true, .poll_ns = poll_ns, .virtual_time = timeless };
 	struct queue *q;
 
 	assert_int_equal(queue_new(&q, &opts, NULL), 0);
 	return q;
 }
 
-int served_setup(void **state)
+static int pass(struct fiber *f, void *ns)
+{
+	(void)f;
+	queue_advance(served_control, *(const uint64_t *)ns);
+	return 0;
+}
+
+void served_pass(uint64_t ns)
+{
+	fiber_call(served_control, pass, &ns);
+}
+
+static int setup(bool timeless)
 {
 	struct varve_error err;
 
-	(void)state;
 	fds_before = served_open_fds();
 	log_len = 0;
 	log_text[0] = 0;
@@ -282,9 +293,9 @@ int served_setup(void **state)
 	assert_non_null(mkdtemp(folder));
 	if (!served_poll_ns && getenv("VARVE_POLL_US"))
 		served_poll_ns = strtoull(getenv("VARVE_POLL_US"), NULL, 0) * 1000;
-	served_control = make_queue("control", 0);
-	served_queues[0] = make_queue("queue0", served_poll_ns);
-	served_queues[1] = make_queue("queue1", served_poll_ns);
+	served_control = make_queue("control", 0, timeless);
+	served_queues[0] = make_queue("queue0", served_poll_ns, false);
+	served_queues[1] = make_queue("queue1", served_poll_ns, false);
 	served_opts =
 		(struct varve_vhost_user_blk_options){ .nr_queues = 4, .queue_size = 256, .writable = true };
 	for (unsigned i = 0; i < SERVED_DISKS; i++) {
@@ -294,6 +305,18 @@ int served_setup(void **state)
 			fail_msg("%s", err.message);
 	}
 	return 0;
+}
+
+int served_setup(void **state)
+{
+	(void)state;
+	return setup(false);
+}
+
+int served_setup_timeless(void **state)
+{
+	(void)state;
+	return setup(true);
 }
 
 int served_teardown(void **state)

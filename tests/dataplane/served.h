@@ -37,7 +37,12 @@ extern uint64_t served_poll_ns; /* for served_setup(): how long these two spin (
 
 /* For cmocka: makes queues and disks, starts both servers; stops them and looks for descriptors left open. */
 int served_setup(void **state);
+/* As served_setup(), but for the control queue time passes only by served_pass(). */
+int served_setup_timeless(void **state);
 int served_teardown(void **state);
+
+/* Timeless: ns later. Returns when the control queue has done what it had to do before; what is due then it does next. */
+void served_pass(uint64_t ns);
 
 int served_start(unsigned i, struct varve_error *err);
 void served_stop(unsigned i);

@@ -4,13 +4,15 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import signal
 import socket
 import subprocess
 import time
 
 import pytest
-from test_control import Serve, images
+from test_control import Control, Serve, images
+from test_takeover import Servers
 from test_vublk import SECONDS, VARVE, varve
 
 FIFREEZE, FITHAW = 0xC0045877, 0xC0045878
@@ -73,7 +75,23 @@ def small_file_system(tmp_path):
         with contextlib.suppress(OSError):
             fcntl.ioctl(fd, FITHAW, 0)
         os.close(fd)
-        subprocess.run(["umount", where], check=True)
+        deadline = time.monotonic() + SECONDS
+        # The kernel closes the files of a process that was killed a moment after it has gone (io_uring).
+        while subprocess.run(["umount", where], capture_output=True, check=False).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def thawed_on_failure(process, thaw):
+    """A test that fails meanwhile does not wait for a process that waits for the file system."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            thaw()
+        process.kill()
+        raise
 
 
 def stuck(process):
@@ -95,7 +113,7 @@ def test_a_disk_that_is_stuck_keeps_nobody_from_the_others(tmp_path):
             s.load(0, *load)
             freeze()
             with subprocess.Popen([VARVE, "blkload", "--socket", s.sockets[0], "--rw", "randwrite", "--ops", "64", "--timeout", "100000"],
-                                  stdout=subprocess.DEVNULL) as writer:
+                                  stdout=subprocess.DEVNULL) as writer, thawed_on_failure(writer, thaw):
                 until(lambda: stuck(s.process), writer)
                 waiting = [s.ask() for _ in range(3)]
                 for client, command in zip(waiting, ("stats", "flush", "throttle")):
@@ -115,3 +133,35 @@ def test_a_disk_that_is_stuck_keeps_nobody_from_the_others(tmp_path):
             assert s.process.wait(SECONDS) == 0, s.text()
         for disk in (where / "stuck.qcow2", other):
             varve("img", "check", "-q", disk)
+
+
+def test_a_question_that_is_not_answered_makes_a_disk_busy_and_no_longer_than_that(tmp_path):
+    """Another server asks for the disk, which is not given away under a question about it; nor is whoever asks kept waiting."""
+    with small_file_system(tmp_path) as (where, freeze, thaw), Servers(tmp_path) as servers:
+        disk, sock, control = where / "disk.qcow2", tmp_path / "s.sock", tmp_path / "control"
+        varve("img", "create", "-q", "-f", "qcow2", disk, "64M")
+        argv = ["serve", disk, "-f", "qcow2", "--vhost-user", sock, "--control", control]
+        old = servers.start(argv)
+        servers.wait(lambda: servers.holder() == old.pid)
+        freeze()
+        with subprocess.Popen([VARVE, "blkload", "--socket", sock, "--rw", "randwrite", "--ops", "64", "--timeout", "100000"],
+                              stdout=subprocess.DEVNULL) as writer, thawed_on_failure(writer, thaw):
+            until(lambda: stuck(old), writer)
+            asked = Control(control)
+            asked.socket.sendall(b'{"command":"stats"}\n')
+            assert len(Control(control)("disks")) == 1, "by now the question is asked"
+            new = servers.start(argv)
+            servers.wait_end(new, 1)
+            assert "a command is being carried out; ask again when it is done" in pathlib.Path(new.log.name).read_text(), servers.text()
+            assert old.poll() is None and servers.holder() == old.pid and len(Control(control)("disks")) == 1
+            thaw()
+            assert "image" in json.loads(asked.lines.readline())["return"]
+            assert writer.wait(SECONDS) == 0
+        assert "image" in Control(control)("stats") and Control(control)("flush") == {}
+        new = servers.start(argv)
+        servers.wait_end(old, 0)
+        servers.wait(lambda: servers.holder() == new.pid)
+        assert "image" in Control(control)("stats")
+        new.send_signal(signal.SIGTERM)
+        servers.wait_end(new, 0)
+        varve("img", "check", "-q", disk)

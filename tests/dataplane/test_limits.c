@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -26,6 +27,7 @@
 #define BIT(n) (UINT64_C(1) << (n))
 #define LOG_ALL 26
 #define WCE 32
+#define ACCEPT_PAUSE_NS 500000000ull /* as in export.c */
 #define FEATURES                                                                                             \
 	(BIT(VU_PROTOCOL_F_LOG_SHMFD) | BIT(VU_PROTOCOL_F_INFLIGHT_SHMFD) | BIT(VU_PROTOCOL_F_RESET_DEVICE) | \
 	 BIT(VU_PROTOCOL_F_CONFIGURE_MEM_SLOTS) | BIT(VU_PROTOCOL_F_STATUS))
@@ -412,6 +414,36 @@ static void descriptors_that_we_cannot_take_are_not_the_front_ends_fault(void **
 	vu_front_close(&f);
 }
 
+/* The linker leads accept4() to here (--wrap, see meson.build). */
+static _Atomic unsigned nr_not_accepted;
+
+int __real_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);
+int __wrap_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags);
+
+int __wrap_accept4(int fd, struct sockaddr *addr, socklen_t *len, int flags)
+{
+	int ret = __real_accept4(fd, addr, len, flags);
+
+	if (ret < 0 && errno == EMFILE)
+		atomic_fetch_add(&nr_not_accepted, 1);
+	return ret;
+}
+
+/* One more attempt has been made, and all has been said about it. */
+static void wait_attempt(void)
+{
+	unsigned before = atomic_load(&nr_not_accepted);
+	uint64_t deadline = vu_deadline_ns(SERVED_MS);
+
+	served_pass(ACCEPT_PAUSE_NS);
+	while (atomic_load(&nr_not_accepted) == before) {
+		if (!vu_ms_left(deadline))
+			fail_msg("it is not tried again");
+		usleep(1000);
+	}
+	served_pass(0);
+}
+
 /* Said once, tried again and again; and once more when it happens again. */
 static void who_cannot_be_accepted_is_told_of_once(void **state)
 {
@@ -430,10 +462,12 @@ static void who_cannot_be_accepted_is_told_of_once(void **state)
 		fill_table(&t);
 		assert_int_equal(connect(sock, (struct sockaddr *)&addr, sizeof(addr)), 0);
 		wait_logged("cannot accept a front end: ", i);
-		usleep(1100000); /* two more attempts */
+		wait_attempt();
+		wait_attempt();
 		assert_int_equal(served_logged("cannot accept a front end: "), i);
 		empty_table(&t);
 		close(sock);
+		served_pass(ACCEPT_PAUSE_NS);
 		served_connect(&f, 0, 1); /* behind the other */
 		served_io_works(&f, 0);
 		vu_front_close(&f);
@@ -450,7 +484,7 @@ int main(void)
 		TEST(a_server_stops_at_once),
 		TEST(front_ends_do_not_fill_the_log),
 		TEST(descriptors_that_we_cannot_take_are_not_the_front_ends_fault),
-		TEST(who_cannot_be_accepted_is_told_of_once),
+		cmocka_unit_test_setup_teardown(who_cannot_be_accepted_is_told_of_once, served_setup_timeless, served_teardown),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);

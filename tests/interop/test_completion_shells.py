@@ -11,6 +11,7 @@ import random
 import re
 import select
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -162,6 +163,8 @@ SAME = [
     ("varve img bitmap --remove 'other disk.qcow2' ni", "varve img bitmap --remove 'other disk.qcow2' nightly "),
     ("varve img bitmap --remove other\\ disk.qcow2 ni", "varve img bitmap --remove other\\ disk.qcow2 nightly "),
     ("varve img snapshot disk.qcow2 -d fi", "varve img snapshot disk.qcow2 -d first\\ one "),
+    ("varve img snapshot --image-opts driver=qcow2,file.filename=disk.qcow2 -d fi",
+     "varve img snapshot --image-opts driver=qcow2,file.filename=disk.qcow2 -d first\\ one "),
     ("varve img snapshot disk.qcow2 -d it", "varve img snapshot disk.qcow2 -d it\\'s "),
     ("varve img snapshot -d fi disk.qcow2" + BACK * 11, "varve img snapshot -d first\\ one disk.qcow2"),
     ("varve img info -f q disk.qcow2" + BACK * 11, "varve img info -f q disk.qcow2"),
@@ -220,6 +223,23 @@ def test_the_words_that_are_offered_are_understood():
         for option in offered:
             r = varve("img", command, option, "--no-such-option")
             assert f"'{option}'" not in r.err or "unknown" not in r.err, str(r)
+
+
+IMAGES_OF_SERVERS = ["http://PLACE", "-f qcow2 http://PLACE", *("--image-opts " + o for o in (
+    "driver=qcow2,file.filename=http://PLACE", "driver=qcow2,file.driver=http,file.filename=http://PLACE",
+    "file.driver=https,driver=qcow2,file.filename=https://PLACE"))]
+
+
+@pytest.mark.parametrize("typed", ["varve img snapshot IMAGE -d fi", "varve img bitmap --remove IMAGE ni", "varve vmstate load IMAGE fi"])
+@pytest.mark.parametrize("image", IMAGES_OF_SERVERS)
+def test_no_web_server_is_asked(typed, image):
+    """A key that is pressed sends nothing to anybody: names of what is in an image come out of local files."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        place = f"127.0.0.1:{listener.getsockname()[1]}/disk.qcow2"
+        ok(varve("completion", "line", typed.replace("IMAGE", image.replace("PLACE", place)), "", " \t\n\"'><=;|&(:"))
+        with pytest.raises(BlockingIOError):  # who connects finds a place, though nobody answers
+            listener.accept()
 
 
 def test_no_line_is_too_strange():

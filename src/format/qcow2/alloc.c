@@ -420,25 +420,33 @@ static void punch(struct fiber *f, struct qcow2 *q, const struct pending_free *p
 	}
 }
 
-/* Tables that the disk gives up may be those of a snapshot, and the other way round: one by one, what nobody has any more. */
-static int give_back_guarded(struct fiber *f, struct qcow2 *q, const struct pending_free *p)
+/*
+ * One by one, so that each is both counted and known as what it is: a run that were done by half would leave clusters that are counted as
+ * free and known as metadata, and the next one who is looking for space would take that for damage. -ENOMEM: what is left in p is as it was.
+ *
+ * With guards for snapshots, tables that the disk gives up may be those of a snapshot, and the other way round: only what nobody has any more
+ * is free.
+ */
+static int give_back_each(struct fiber *f, struct qcow2 *q, struct pending_free *p)
 {
 	int ret = 0;
 
-	for (uint64_t cluster = p->cluster; cluster < p->cluster + p->nr; cluster++) {
-		uint64_t count = 1;
-		int err = refcount_add(f, q, cluster, 1, -1, ORDER_NONE, NULL);
+	for (; p->nr; p->cluster++, p->nr--) {
+		uint64_t count = 0;
+		int err = refcount_add(f, q, p->cluster, 1, -1, ORDER_NONE, NULL);
 
+		if (err == -ENOMEM)
+			return err;
 		/* Behind it, with what it has just changed still in memory: two who give up one each must not both see the other's. */
-		if (err == 0)
-			err = refcount_get(f, q, cluster, &count);
+		if (err == 0 && q->guards_inactive)
+			err = refcount_get(f, q, p->cluster, &count);
 		if (err == 0 && count == 0) {
-			meta_remove(q, cluster);
-			note_free(q, cluster);
+			meta_remove(q, p->cluster);
+			note_free(q, p->cluster);
 		}
 		ret = ret ? ret : err;
 	}
-	return ret == -ENOMEM ? -EIO : ret; /* some are free by now: those that are not leak */
+	return ret == -ENOMEM ? -EIO : ret; /* of looking: the count is right */
 }
 
 bool alloc_giving(const struct qcow2 *q)
@@ -456,15 +464,12 @@ static int give_back(struct fiber *f, struct qcow2 *q, struct pending_free *p)
 	p->todo = 0;
 	if (q->discards >> p->why & 1)
 		punch(f, q, p);
-	if (q->guards_inactive)
-		return give_back_guarded(f, q, p);
+	if (p->metadata || q->guards_inactive)
+		return give_back_each(f, q, p);
 	err = refcount_add(f, q, p->cluster, p->nr, -1, ORDER_NONE, NULL);
-	if (err < 0)
-		return err;
-	for (uint64_t i = 0; p->metadata && i < p->nr; i++)
-		meta_remove(q, p->cluster + i);
-	note_free(q, p->cluster);
-	return 0;
+	if (err == 0)
+		note_free(q, p->cluster);
+	return err;
 }
 
 /*

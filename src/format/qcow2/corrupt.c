@@ -57,15 +57,12 @@ int qcow2_damaged(struct qcow2 *q, const char *fmt, ...)
  */
 static int write_mark(struct fiber *f, struct qcow2 *q)
 {
-	uint64_t bits;
+	be64 disk;
 	int err;
 
 	q->h.incompatible |= QCOW2_INCOMPAT_CORRUPT;
-	do { /* a put may wait, and others set bits of theirs meanwhile */
-		be64 disk = be64_put(bits = q->h.incompatible);
-
-		err = order_put(f, q->order, offsetof(struct qcow2_header_disk, incompatible), &disk, sizeof(disk), ORDER_NONE, NULL);
-	} while (err == 0 && bits != q->h.incompatible);
+	disk = be64_put(q->h.incompatible);
+	err = order_put(f, q->order, offsetof(struct qcow2_header_disk, incompatible), &disk, sizeof(disk), ORDER_NONE, NULL);
 	return err < 0 ? err : order_flush(f, q->order);
 }
 

@@ -85,15 +85,12 @@ static int mark_dirty(struct fiber *f, struct qcow2 *q)
 
 	fiber_lock(f, &l->marking);
 	if (!l->marked && !site_off(q, SITE_DIRTY)) {
-		uint64_t before = q->h.incompatible & QCOW2_INCOMPAT_DIRTY, bits;
+		uint64_t before = q->h.incompatible & QCOW2_INCOMPAT_DIRTY;
 
 		/* From now on nobody else clears the bit, and whoever writes the header writes it, too. */
 		l->marked = true;
 		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
-		do { /* a put may wait, and others set bits of theirs meanwhile */
-			bits = q->h.incompatible;
-			err = put_incompatible(f, q, bits, ORDER_NONE, &l->mark);
-		} while (err == 0 && bits != q->h.incompatible);
+		err = put_incompatible(f, q, q->h.incompatible, ORDER_NONE, &l->mark);
 		l->marked = l->queued = err == 0;
 		if (err < 0)
 			q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY | before;

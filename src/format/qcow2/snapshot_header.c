@@ -27,23 +27,19 @@ static_assert(sizeof(struct switch_disk) == 20, "no padding");
 static_assert(offsetof(struct qcow2_header_disk, incompatible) == offsetof(struct qcow2_header_disk, nr_snapshots) + 12,
 	      "side by side");
 
-/* A put may wait before it is queued, and others set bits of theirs meanwhile (lazy.c, corrupt.c): the last one has all of them. */
 static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t off, order_mark after, order_mark *ret_mark)
 {
-	uint64_t bits;
-	int ret;
+	struct switch_disk d = { be32_put(nr), be64_put(off), be64_put(q->h.incompatible) };
 
-	do {
-		struct switch_disk d = { be32_put(nr), be64_put(off), be64_put(bits = q->h.incompatible) };
-
-		/* Version 2 has no features: what stands there is something else. */
-		ret = order_put(f, q->order, offsetof(struct qcow2_header_disk, nr_snapshots), &d,
-				q->h.version < 3 ? sizeof(d) - sizeof(d.incompatible) : sizeof(d), after, ret_mark);
-	} while (ret == 0 && bits != q->h.incompatible);
-	return ret;
+	/* Version 2 has no features: what stands there is something else. */
+	return order_put(f, q->order, offsetof(struct qcow2_header_disk, nr_snapshots), &d,
+			 q->h.version < 3 ? sizeof(d) - sizeof(d.incompatible) : sizeof(d), after, ret_mark);
 }
 
-/* In memory first; back to what it was if that could not be queued. Whoever has set it for himself meanwhile (lazy.c) keeps it. */
+/*
+ * In memory first, and put in the same breath: order_put() queues, and waits only then, and whoever puts bits of his meanwhile (lazy.c, corrupt.c)
+ * puts ours with them. Back to what it was if it could not be queued; whoever has set it for himself meanwhile keeps it.
+ */
 static void set_dirty(struct qcow2 *q, bool dirty)
 {
 	if (dirty || lazy_behind(q))

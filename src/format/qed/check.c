@@ -398,6 +398,24 @@ static int scan_once(struct fiber *f, struct qed *q, bool remove, struct scan *r
  * Durable first: the entries that are removed. Only then: the file without its unused end, which they led to, and the
  * header without the flag. Power lost in between leaves the flag, and the next writer does all this again.
  */
+/*
+ * Durable first: nobody's additions hold any more, and no journal is the image's (who keeps one has been recovered, and sets its mark anew). Only
+ * then: the space goes that only what is in a journal would refer to. Killed in between, a journal that is refused. The other way round, it would
+ * be written into an image that has been repaired.
+ */
+static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *err)
+{
+	order_mark mark;
+	int ret;
+
+	if (!q->h.autoclear_features)
+		return 0;
+	ret = qed_put_autoclear(f, q, 0, &mark);
+	if (ret == 0)
+		ret = order_wait(f, q->order, mark);
+	return ret < 0 ? varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header") : 0;
+}
+
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 {
 	struct scan found;
@@ -408,6 +426,8 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 				      "%llu entries lead to space that is in use already, and nobody can say whose it is; "
 				      "the image can only be read (\"img check\" says where)",
 				      ull(found.shared));
+	if (ret == 0)
+		ret = clear_autoclear(f, q, err);
 	if (ret == 0 && found.nowhere)
 		ret = scan_once(f, q, true, &found, err);
 	if (ret < 0)

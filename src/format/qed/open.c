@@ -128,11 +128,8 @@ static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, 
 	uint64_t journal_mark;
 	int ret;
 
-	if (!state_dir) {
-		if (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL)
-			order_tell_lost(q->node, NULL, true);
+	if (!state_dir)
 		return set_autoclear(f, q, 0, err);
-	}
 	ret = order_new_mark(q->h.autoclear_features, &journal_mark, err);
 	if (ret == 0)
 		ret = set_autoclear(f, q, journal_mark, err);
@@ -147,13 +144,21 @@ static void end_journal(struct fiber *f, struct qed *q)
 		(void)set_autoclear(f, q, 0, NULL);
 }
 
-static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct varve_error *err)
+/* The options of an image that is opened; they are examined even when only its header will be looked at. */
+struct settings {
+	uint64_t cache_len, age_ns;
+	const char *state_dir; /* NULL: none */
+};
+
+static int open_writable(struct fiber *f, struct qed *q, const struct settings *set, struct varve_error *err)
 {
 	int ret = order_new(&q->order, q->file, 0);
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
-	order_set_age(q->order, age_ns);
+	order_set_age(q->order, set->age_ns);
+	if (!set->state_dir && (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL))
+		order_tell_lost(q->node, NULL, true);
 	if ((q->h.features & QED_F_NEED_CHECK) || (q->node->flags & NODE_REPAIR)) {
 		ret = qed_repair_unclean(f, q, err);
 		if (ret == 0)
@@ -165,12 +170,6 @@ static int open_writable(struct fiber *f, struct qed *q, uint64_t age_ns, struct
 		ret = varve_error_set(err, -ENOMEM, "out of memory");
 	return ret;
 }
-
-/* The options of an image that is opened; they are examined even when only its header will be looked at. */
-struct settings {
-	uint64_t cache_len, age_ns;
-	const char *state_dir; /* NULL: none */
-};
 
 static int get_settings(struct opts *o, struct settings *set, struct varve_error *err)
 {
@@ -194,7 +193,7 @@ static int open_tables(struct fiber *f, struct qed *q, const struct settings *se
 	int ret = read_l1(f, q, err);
 
 	if (ret == 0 && q->writable)
-		ret = open_writable(f, q, set->age_ns, err);
+		ret = open_writable(f, q, set, err);
 	if (ret < 0)
 		return ret;
 	ret = qed_map_open(q, set->cache_len);

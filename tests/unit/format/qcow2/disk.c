@@ -286,6 +286,66 @@ struct extent disk_map(struct disk *d, uint64_t off, uint64_t len)
 	return e;
 }
 
+/* ---- power cuts ---- */
+
+static bool in_subset(void *subset, unsigned i)
+{
+	return *(const uint64_t *)subset >> (i % 64) & 1;
+}
+
+void cuts_add(struct cuts *c, uint64_t subset, uint64_t torn)
+{
+	struct cut *cut;
+
+	if (!(c->nr & (c->nr - 1))) { /* room for twice as many */
+		c->all = realloc(c->all, MAX(2 * c->nr, 1u) * sizeof(c->all[0]));
+		assert_non_null(c->all);
+	}
+	cut = &c->all[c->nr++];
+	cut->bytes = sim_power_cut(c->d->im->sim, in_subset, &subset, torn, &cut->len);
+}
+
+static int64_t cut_here(void *arg, uint64_t nr, const struct aio_op *op)
+{
+	struct cuts *c = arg;
+	unsigned unstable = sim_nr_unstable(c->d->im->sim);
+	uint64_t subsets = 1ull << MIN(unstable, 5u);
+
+	(void)nr;
+	(void)op;
+	for (uint64_t i = 0; i < subsets; i++)
+		cuts_add(c, unstable < 6 ? i : i * 0x9e3779b97f4a7c15ull ^ i << 7, i % 4 == 3 ? i : 0);
+	return 0;
+}
+
+void cuts_begin(struct cuts *c, struct disk *d)
+{
+	*c = (struct cuts){ .d = d };
+	sim_set_fault(d->im->sim, cut_here, c);
+}
+
+void cuts_end(struct cuts *c)
+{
+	sim_set_fault(c->d->im->sim, NULL, NULL);
+}
+
+void cuts_free(struct cuts *c)
+{
+	for (unsigned i = 0; i < c->nr; i++)
+		free(c->all[i].bytes);
+	free(c->all);
+}
+
+struct disk *disk_of_cut(const struct cut *cut)
+{
+	struct disk *d = calloc(1, sizeof(*d));
+
+	d->im = image_of(cut->bytes, cut->len);
+	return d;
+}
+
+/* ---- single functions ---- */
+
 struct qcow2 *disk_state(struct disk *d)
 {
 	return node_state(d->n);

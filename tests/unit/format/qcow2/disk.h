@@ -54,6 +54,32 @@ struct disk_op {
 };
 void disk_run(struct disk *d, struct disk_op *ops, unsigned nr);
 
+/* ---- power cuts ---- */
+
+/* What is left of the file. */
+struct cut {
+	uint8_t *bytes;
+	uint64_t len;
+};
+
+struct cuts {
+	struct disk *d;
+	struct cut *all;
+	unsigned nr;
+};
+
+/*
+ * From here to cuts_end(), before each operation that reaches the file: the power is lost, with all subsets of what is not stable, or 32 of them,
+ * some of which tear what they keep.
+ */
+void cuts_begin(struct cuts *c, struct disk *d);
+void cuts_end(struct cuts *c);
+/* One more, now: bit i % 64 of subset keeps the i-th of what is not stable. torn: as of sim_power_cut(). */
+void cuts_add(struct cuts *c, uint64_t subset, uint64_t torn);
+void cuts_free(struct cuts *c);
+/* A disk whose file that is; closed. */
+struct disk *disk_of_cut(const struct cut *cut);
+
 /* The driver's state, for tests of single functions on a fiber. */
 struct qcow2 *disk_state(struct disk *d);
 /* fn on a fiber of the disk's queue. */

@@ -40,15 +40,23 @@ void image_free(struct image *im)
 	free(im);
 }
 
+struct image *image_of(const uint8_t *bytes, uint64_t len)
+{
+	struct image *im = image_new();
+
+	assert_int_equal(sim_truncate(im->sim, len), 0);
+	sim_poke(im->sim, 0, bytes, len);
+	return im;
+}
+
 struct image *image_copy(const struct image *im)
 {
-	struct image *copy = image_new();
 	size_t len = sim_len(im->sim);
 	uint8_t *bytes = malloc(len + 1);
+	struct image *copy;
 
 	sim_peek(im->sim, 0, bytes, len);
-	assert_int_equal(sim_truncate(copy->sim, len), 0);
-	sim_poke(copy->sim, 0, bytes, len);
+	copy = image_of(bytes, len);
 	free(bytes);
 	return copy;
 }

@@ -37,7 +37,8 @@ struct image {
 
 struct image *image_new(void);
 void image_free(struct image *im);
-/* As image_new(), holding the same bytes. */
+/* As image_new(), holding these bytes. */
+struct image *image_of(const uint8_t *bytes, uint64_t len);
 struct image *image_copy(const struct image *im);
 
 int image_create(struct image *im, uint64_t len, const char *options);

@@ -9,7 +9,6 @@
 
 #define CLUSTER KiB(64)
 #define MARK_AT offsetof(struct qcow2_header_disk, incompatible)
-#define CUTS_MAX 400
 
 enum damage { UNALIGNED, UNALIGNED_ZERO, IN_L1, IN_L2, PACKED_IN_L2, RESERVED, BEHIND_END, UNCOUNTED };
 
@@ -253,53 +252,6 @@ static void a_mark_that_cannot_be_written_refuses_all_the_same(void **state)
 
 /* ---- power cuts ---- */
 
-struct cut {
-	uint8_t *bytes;
-	uint64_t len;
-};
-
-struct cutter {
-	struct disk *d;
-	struct cut cuts[CUTS_MAX];
-	unsigned nr;
-	uint64_t subset;
-};
-
-static bool keep(void *arg, unsigned i)
-{
-	struct cutter *c = arg;
-
-	return c->subset >> (i % 64) & 1;
-}
-
-static void cut_once(struct cutter *c, uint64_t subset, uint64_t torn)
-{
-	c->subset = subset;
-	assert_in_range(c->nr, 0, CUTS_MAX - 1);
-	c->cuts[c->nr].bytes = sim_power_cut(c->d->im->sim, keep, c, torn, &c->cuts[c->nr].len);
-	c->nr++;
-}
-
-static int64_t cut_here(void *arg, uint64_t nr, const struct aio_op *op)
-{
-	struct cutter *c = arg;
-	uint64_t most = 1ull << MIN(sim_nr_unstable(c->d->im->sim), 5u);
-
-	for (uint64_t i = 0; i < most; i++)
-		cut_once(c, most < 32 ? i : i * 0x9e3779b97f4a7c15ull ^ i << 7, i % 4 == 3 ? i : 0);
-	return 0;
-}
-
-static struct disk *disk_of_cut(const struct cut *cut)
-{
-	struct disk *d = calloc(1, sizeof(*d));
-
-	d->im = image_new();
-	assert_int_equal(sim_truncate(d->im->sim, cut->len), 0);
-	sim_poke(d->im->sim, 0, cut->bytes, cut->len);
-	return d;
-}
-
 /* With the mark or without: the one damage that was there before, and what was flushed. */
 static bool judge(const struct cut *cut, uint64_t corruptions)
 {
@@ -319,35 +271,32 @@ static bool judge(const struct cut *cut, uint64_t corruptions)
 static void a_cut_leaves_the_mark_or_what_was_there(void **state)
 {
 	struct disk *d = damaged(UNALIGNED, "cluster_size=64k");
-	struct cutter *c = calloc(1, sizeof(*c));
 	unsigned nr_marked = 0;
 	uint64_t corruptions;
+	struct cuts c;
 
 	(void)state;
-	c->d = d;
 	assert_int_equal(image_check(d->im, 0), 0);
 	corruptions = d->im->found.corruptions;
 	assert_int_equal(disk_open(d, NODE_WRITABLE), 0);
 	assert_int_equal(disk_write(d, MiB(1), 3 * CLUSTER, 0x22), 0);
-	sim_set_fault(d->im->sim, cut_here, c);
+	cuts_begin(&c, d);
 	assert_int_equal(writes(d), -EIO);
-	sim_set_fault(d->im->sim, NULL, NULL);
-	for (unsigned i = 0; i < c->nr; i++)
-		nr_marked += judge(&c->cuts[i], corruptions);
-	printf("# %u states, %u with the mark\n", c->nr, nr_marked);
-	assert_in_range(nr_marked, 1, c->nr - 1);
+	cuts_end(&c);
+	for (unsigned i = 0; i < c.nr; i++)
+		nr_marked += judge(&c.all[i], corruptions);
+	printf("# %u states, %u with the mark\n", c.nr, nr_marked);
+	assert_in_range(nr_marked, 1, c.nr - 1);
 	/* When the request has been answered: the mark is there, and what was acknowledged, whatever the cut takes. */
-	cut_once(c, 0, 0);
-	assert_true(judge(&c->cuts[c->nr - 1], corruptions));
+	cuts_add(&c, 0, 0);
+	assert_true(judge(&c.all[c.nr - 1], corruptions));
 	disk_close(d);
 	disk_free(d);
-	d = disk_of_cut(&c->cuts[c->nr - 1]);
+	d = disk_of_cut(&c.all[c.nr - 1]);
 	assert_int_equal(disk_open(d, 0), 0);
 	disk_expect(d, MiB(1), 3 * CLUSTER, 0x22);
 	disk_free(d);
-	for (unsigned i = 0; i < c->nr; i++)
-		free(c->cuts[i].bytes);
-	free(c);
+	cuts_free(&c);
 }
 
 int main(void)

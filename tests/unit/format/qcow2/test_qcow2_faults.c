@@ -285,16 +285,15 @@ static void the_file_system_may_be_full_for_a_while(void **state)
 
 #define CUTS_MAX 64
 
-struct cut {
-	uint8_t *bytes;
-	uint64_t len;
+struct known_cut {
+	struct cut left;
 	struct model *durable; /* may be read */
 };
 
 struct cutter {
 	struct load l;
 	struct model *durable; /* what the last flush covers, and all that was asked for since */
-	struct cut cut[CUTS_MAX];
+	struct known_cut cut[CUTS_MAX];
 	uint64_t random;
 	unsigned nr, percent, one_in;
 };
@@ -311,12 +310,12 @@ static int64_t maybe_cut(void *arg, uint64_t nr, const struct aio_op *op)
 {
 	static const unsigned percents[] = { 0, 30, 50, 70, 90, 100 };
 	struct cutter *c = arg;
-	struct cut *cut = &c->cut[c->nr];
+	struct known_cut *cut = &c->cut[c->nr];
 
 	if (c->nr == CUTS_MAX || below(&c->random, c->one_in))
 		return 0;
 	c->percent = percents[below(&c->random, ARRAY_LEN(percents))];
-	cut->bytes = sim_power_cut(c->l.d->im->sim, keep, c, 1 + nr, &cut->len);
+	cut->left.bytes = sim_power_cut(c->l.d->im->sim, keep, c, 1 + nr, &cut->left.len);
 	cut->durable = model_copy(c->durable);
 	c->nr++;
 	return 0;
@@ -335,14 +334,11 @@ static void cut_step(struct cutter *c)
 	}
 }
 
-static void judge(struct cut *cut, const char *options, unsigned seed, unsigned nr)
+static void judge(struct known_cut *cut, const char *options, unsigned seed, unsigned nr)
 {
-	struct disk *d = calloc(1, sizeof(*d));
+	struct disk *d = disk_of_cut(&cut->left);
 	char wrong[200] = "";
 
-	d->im = image_new();
-	assert_int_equal(sim_truncate(d->im->sim, cut->len), 0);
-	sim_poke(d->im->sim, 0, cut->bytes, cut->len);
 	if (image_check(d->im, 0) < 0)
 		snprintf(wrong, sizeof(wrong), "check: %.150s", d->im->err.message);
 	else if (d->im->found.corruptions || d->im->found.check_errors)
@@ -361,7 +357,7 @@ static void judge(struct cut *cut, const char *options, unsigned seed, unsigned 
 	if (*wrong)
 		fail_msg("%s, seed %u, cut %u: %s", options, seed, nr, wrong);
 	disk_free(d);
-	free(cut->bytes);
+	free(cut->left.bytes);
 	model_free(cut->durable);
 }
 

@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * unit/format/qcow2/test_qcow2_meanwhile.c - what others do to an image while one change of its metadata is being queued
+ *
+ * order_put() queues, and then may wait until there is room. The linker leads it to here (--wrap, see meson.build): where it might wait,
+ * somebody else comes by and does something, on the same fiber, at exactly that moment. Or it fails, as it does when there is no room.
+ *
+ * Clusters of 512 bytes with counts of 64 bits: a refcount block counts 64 clusters, so that a longer run is counted by several puts.
+ */
+#include "disk.h"
+
+#include "format/qcow2/lazy.h"
+#include "format/qcow2/snapshot.h"
+
+#define SMALL "cluster_size=512,refcount_bits=64"
+#define RUN 150 /* clusters, in three or four blocks */
+#define FEATURES_AT offsetof(struct qcow2_header_disk, incompatible)
+
+static struct {
+	void (*fn)(struct fiber *f, struct qcow2 *q); /* NULL: nobody comes by */
+	uint64_t from, end;			      /* where: puts that touch this part of the file */
+	unsigned nr, max;			      /* how often he came, and comes at most */
+	uint64_t fail;				      /* bit i: the i-th of these puts fails */
+	unsigned nr_puts;
+	struct qcow2 *q;
+} meanwhile;
+
+int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark)
+{
+	bool here = off < meanwhile.end && off + len > meanwhile.from, fails = false;
+	int ret;
+
+	if (here)
+		fails = meanwhile.nr_puts < 64 && meanwhile.fail >> meanwhile.nr_puts & 1;
+	meanwhile.nr_puts += here;
+	ret = fails ? -ENOMEM : __real_order_put(f, o, off, bytes, len, after, ret_mark);
+	if (here && meanwhile.fn && meanwhile.nr < meanwhile.max) {
+		void (*fn)(struct fiber *f, struct qcow2 *q) = meanwhile.fn;
+
+		meanwhile.nr++;
+		meanwhile.fn = NULL; /* who comes by is not met by others */
+		fn(f, meanwhile.q);
+		meanwhile.fn = fn;
+	}
+	return ret;
+}
+
+static void nobody(void)
+{
+	memset(&meanwhile, 0, sizeof(meanwhile));
+}
+
+static void comes_by(struct qcow2 *q, void (*fn)(struct fiber *f, struct qcow2 *q), unsigned max, uint64_t from, uint64_t end)
+{
+	nobody();
+	meanwhile.q = q;
+	meanwhile.fn = fn;
+	meanwhile.max = max;
+	meanwhile.from = from;
+	meanwhile.end = end;
+}
+
+static uint64_t on_disk(struct disk *d)
+{
+	return image_get(d->im, FEATURES_AT, 8);
+}
+
+/* ---- metadata is given back, and somebody allocates ---- */
+
+static struct {
+	uint64_t run;	       /* host offset of what is given back */
+	uint64_t host_off[3 * RUN]; /* what was allocated meanwhile */
+	unsigned nr;
+} given;
+
+static void allocates(struct fiber *f, struct qcow2 *q)
+{
+	order_mark mark;
+	uint64_t nr;
+	bool fresh;
+
+	assert_in_range(given.nr, 0, ARRAY_LEN(given.host_off) - 1);
+	assert_int_equal(alloc_clusters(f, q, 1, &given.host_off[given.nr++], &nr, &fresh, &mark), 0);
+}
+
+/* As long as they find none, allocations look at one block each: so many look at all of them. */
+static void allocates_everywhere(struct fiber *f, struct qcow2 *q)
+{
+	for (unsigned i = 0; i < 8; i++)
+		allocates(f, q);
+}
+
+/* A run that nothing refers to any more, on disk either; and its counts are all that will be put. */
+static void make_run(struct fiber *f, struct qcow2 *q, bool metadata)
+{
+	uint8_t bytes[512] = { 0 };
+	order_mark mark;
+	bool zero;
+
+	assert_int_equal(alloc_metadata(f, q, RUN, &given.run, &zero, &mark), 0);
+	assert_int_equal(node_write(f, q->file, given.run + (RUN - 1) * 512, bytes, 512), 0); /* the file is that long */
+	for (unsigned i = 0; i < RUN && !metadata; i++)
+		meta_remove(q, given.run / 512 + i);
+	assert_int_equal(order_flush(f, q->order), 0);
+	if (metadata)
+		alloc_free_metadata(q, given.run, RUN, order_now(q->order));
+	else
+		alloc_free(q, given.run, RUN, order_now(q->order), FREED_OTHER);
+	assert_int_equal(order_flush(f, q->order), 0);
+}
+
+static bool in_run(uint64_t host_off)
+{
+	return host_off >= given.run && host_off < given.run + RUN * 512;
+}
+
+static void free_given(struct qcow2 *q)
+{
+	while (given.nr)
+		alloc_free(q, given.host_off[--given.nr], 1, ORDER_NONE, FREED_OTHER);
+}
+
+static int allocate_while_metadata_is_given_back(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+
+	given.nr = 0;
+	make_run(f, q, true);
+	comes_by(q, allocates_everywhere, 10, 0, UINT64_MAX);
+	assert_int_equal(alloc_settle(f, q), 0);
+	assert_in_range(meanwhile.nr, 2, 10); /* some counts were lower already, others not yet */
+	nobody();
+	assert_int_equal(q->unmapped, 0);
+	/* Now it is space like any other. */
+	free_given(q);
+	assert_int_equal(alloc_settle(f, q), 0);
+	allocates(f, q);
+	for (unsigned i = 0; i < 30 && !in_run(given.host_off[given.nr - 1]); i++)
+		allocates(f, q);
+	assert_true(in_run(given.host_off[given.nr - 1]));
+	free_given(q);
+	return 0;
+}
+
+static const char *const guards[] = { NULL, "overlap-check=all" };
+
+/* Counts that are 0 already, of clusters that are known as metadata still, are no damage. */
+static void who_allocates_while_metadata_is_given_back_marks_no_healthy_image(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(guards); i++) {
+		struct disk *d = disk_made(MiB(4), SMALL);
+
+		d->options = guards[i];
+		disk_reopen(d);
+		assert_int_equal(disk_state(d)->guards_inactive, i);
+		assert_int_equal(disk_call(d, allocate_while_metadata_is_given_back), 0);
+		assert_int_equal(on_disk(d), 0);
+		disk_free_clean(d);
+	}
+}
+
+/* ---- a change of counts that fails half way ---- */
+
+static unsigned nr_free(struct fiber *f, struct qcow2 *q)
+{
+	unsigned nr = 0;
+
+	for (uint64_t i = 0, count; i < RUN; i++) {
+		assert_int_equal(refcount_get(f, q, given.run / 512 + i, &count), 0);
+		assert_in_range(count, 0, 1);
+		nr += !count;
+	}
+	return nr;
+}
+
+/* The second put fails, and what the first one did is undone: tried again later, all of it is done. */
+static int undone_it_is_done_later(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+
+	make_run(f, q, false);
+	comes_by(q, NULL, 0, 0, UINT64_MAX);
+	meanwhile.fail = 2;
+	assert_int_equal(alloc_settle(f, q), -ENOMEM);
+	assert_int_equal(meanwhile.nr_puts, 3);
+	assert_false(alloc_idle(q));
+	assert_int_equal(nr_free(f, q), 0);
+	assert_int_equal(alloc_settle(f, q), 0);
+	assert_int_equal(nr_free(f, q), RUN);
+	nobody();
+	return 0;
+}
+
+/* Somebody is given all that is free of the run. */
+static void take_run(struct fiber *f, struct qcow2 *q, uint64_t below)
+{
+	unsigned nr = nr_free(f, q);
+
+	alloc_undo(f, q, below, 1); /* from there on space is looked for */
+	for (unsigned i = 0; i < 3 * RUN && nr_free(f, q); i++)
+		allocates(f, q);
+	assert_int_equal(q->unmapped, 0);
+	assert_int_equal(nr_free(f, q), 0);
+	assert_in_range(given.nr, nr, 3 * RUN);
+}
+
+/* So does what would undo it. The space of the first part is free now; tried again, it would be taken from those who have been given it. */
+static int half_done_it_is_not_tried_again(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint64_t below;
+	unsigned nr;
+
+	given.nr = 0;
+	allocates(f, q);
+	below = given.host_off[--given.nr];
+	make_run(f, q, false);
+	comes_by(q, NULL, 0, 0, UINT64_MAX);
+	meanwhile.fail = 6;
+	assert_int_equal(alloc_settle(f, q), -EIO);
+	nobody();
+	assert_true(alloc_idle(q));
+	nr = nr_free(f, q);
+	assert_in_range(nr, 1, RUN - 1);
+	take_run(f, q, below);
+	assert_int_equal(alloc_settle(f, q), 0);
+	assert_int_equal(nr_free(f, q), 0);
+	free_given(q);
+	return (int)nr;
+}
+
+static void a_change_of_counts_is_done_or_undone_or_never_tried_again(void **state)
+{
+	struct disk *d = disk_made(MiB(4), SMALL);
+	int nr;
+
+	(void)state;
+	assert_int_equal(disk_call(d, undone_it_is_done_later), 0);
+	disk_free_clean(d);
+	d = disk_made(MiB(4), SMALL);
+	nr = disk_call(d, half_done_it_is_not_tried_again);
+	assert_int_equal(disk_close(d), 0);
+	expect_found(d->im, 0, RUN - (unsigned)nr, 0); /* the other part has leaked */
+	disk_free(d);
+}
+
+/* All puts but the first fail. What is free is free, and who takes it before the rest is given back, too, meets no damage. */
+static int metadata_is_given_back_in_two_goes(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint64_t below;
+	unsigned nr;
+
+	given.nr = 0;
+	allocates(f, q);
+	below = given.host_off[--given.nr];
+	make_run(f, q, true);
+	comes_by(q, NULL, 0, 0, UINT64_MAX);
+	meanwhile.fail = ~0ull << 1;
+	assert_true(alloc_settle(f, q) < 0);
+	nobody();
+	nr = nr_free(f, q);
+	assert_in_range(nr, 1, RUN - 1);
+	take_run(f, q, below);
+	assert_int_equal(alloc_settle(f, q), 0);
+	assert_true(alloc_idle(q));
+	assert_int_equal(nr_free(f, q), RUN - nr);
+	free_given(q);
+	return 0;
+}
+
+static void metadata_that_is_given_back_in_part_is_no_damage(void **state)
+{
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(guards); i++) {
+		struct disk *d = disk_made(MiB(4), SMALL);
+
+		d->options = guards[i];
+		disk_reopen(d);
+		assert_int_equal(disk_call(d, metadata_is_given_back_in_two_goes), 0);
+		disk_free_clean(d);
+	}
+}
+
+/* ---- bits of the header ---- */
+
+#define LAZY "cluster_size=512,lazy_refcounts=on"
+
+static void begins(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(snapshot_dirty_begin(f, q, NULL), meanwhile.fail ? -ENOMEM : 0);
+}
+
+static void ends(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(snapshot_dirty_end(f, q, NULL), 0);
+}
+
+static void writes_no_snapshots(struct fiber *f, struct qcow2 *q)
+{
+	struct snapshots none = { .nr = 0 };
+	order_mark mark;
+
+	assert_int_equal(snapshots_write(f, q, &none, UINT32_MAX, true, &mark, NULL), 0);
+}
+
+/* With lazy refcounts the first count that changes sets the dirty bit. */
+static void counts(struct fiber *f, struct qcow2 *q)
+{
+	given.nr = 0;
+	allocates(f, q);
+}
+
+static void meets_damage(struct fiber *f, struct qcow2 *q)
+{
+	assert_int_equal(qcow2_corrupt(f, q, "so says the test"), -EIO);
+}
+
+#define DIRTY QCOW2_INCOMPAT_DIRTY
+#define CORRUPT QCOW2_INCOMPAT_CORRUPT
+
+static const struct both {
+	const char *what;
+	const char *options;
+	void (*before)(struct fiber *f, struct qcow2 *q);
+	void (*one)(struct fiber *f, struct qcow2 *q); /* puts the header, */
+	void (*other)(struct fiber *f, struct qcow2 *q); /* and before that returns, so does he */
+	uint64_t features; /* then */
+	bool fails;
+} both[] = {
+	{ "a snapshot is begun, damage", SMALL, NULL, begins, meets_damage, DIRTY | CORRUPT, false },
+	{ "a snapshot is begun, a count changes", LAZY, NULL, begins, counts, DIRTY, false },
+	{ "a snapshot is begun in vain, a count changes", LAZY, NULL, begins, counts, DIRTY, true },
+	{ "a snapshot is done, damage", SMALL, begins, ends, meets_damage, CORRUPT, false },
+	{ "a snapshot is done, a count changes", LAZY, begins, ends, counts, DIRTY, false },
+	{ "the list is written, damage", SMALL, begins, writes_no_snapshots, meets_damage, CORRUPT, false },
+	{ "the list is written, a count changes", LAZY, begins, writes_no_snapshots, counts, DIRTY, false },
+	{ "a count changes, damage", LAZY, NULL, counts, meets_damage, DIRTY | CORRUPT, false },
+	{ "damage, a snapshot is begun", SMALL, NULL, meets_damage, begins, DIRTY | CORRUPT, false },
+	{ "damage, a snapshot is done", SMALL, begins, meets_damage, ends, CORRUPT, false },
+};
+
+static const struct both *now;
+
+static int do_both(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+
+	if (now->before)
+		now->before(f, q);
+	comes_by(q, now->other, 1, FEATURES_AT, FEATURES_AT + 8);
+	meanwhile.fail = now->fails;
+	now->one(f, q);
+	assert_int_equal(meanwhile.nr, 1);
+	nobody();
+	assert_int_equal(order_flush(f, q->order), 0);
+	assert_int_equal(q->h.incompatible, now->features);
+	return 0;
+}
+
+static void bits_of_the_header_that_are_set_while_others_are_put_are_kept(void **state)
+{
+	(void)state;
+	for (now = both; now < both + ARRAY_LEN(both); now++) {
+		struct disk *d = disk_made(MiB(4), now->options);
+
+		print_message("# %s\n", now->what);
+		assert_int_equal(disk_call(d, do_both), 0);
+		assert_int_equal(on_disk(d), now->features);
+		disk_free(d);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(who_allocates_while_metadata_is_given_back_marks_no_healthy_image),
+		cmocka_unit_test(a_change_of_counts_is_done_or_undone_or_never_tried_again),
+		cmocka_unit_test(metadata_that_is_given_back_in_part_is_no_damage),
+		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
