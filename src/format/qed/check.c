@@ -395,10 +395,6 @@ static int scan_once(struct fiber *f, struct qed *q, bool remove, struct scan *r
 }
 
 /*
- * Durable first: the entries that are removed. Only then: the file without its unused end, which they led to, and the
- * header without the flag. Power lost in between leaves the flag, and the next writer does all this again.
- */
-/*
  * Durable first: nobody's additions hold any more, and no journal is the image's (who keeps one has been recovered, and sets its mark anew). Only
  * then: the space goes that only what is in a journal would refer to. Killed in between, a journal that is refused. The other way round, it would
  * be written into an image that has been repaired.
@@ -416,6 +412,10 @@ static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *e
 	return ret < 0 ? varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header") : 0;
 }
 
+/*
+ * Durable first: the entries that are removed. Only then: the file without its unused end, which they led to, and the
+ * header without the flag. Power lost in between leaves the flag, and the next writer does all this again.
+ */
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 {
 	struct scan found;
