@@ -107,7 +107,7 @@ BAD = {
         ("q.qcow2 +9E", ""), ("q.qcow2 8E", ""), ("--preallocation=full q.qcow2 4M", "longer"),
     ],
     "snapshot": [
-        ("", "file name"), ("none", "none"), ("-c", "value"), ("-a none q.qcow2", "none"), ("-d none q.qcow2", "none"), ("-c a -d b q.qcow2", ""), ("-c one snap.qcow2", "one"),
+        ("", "file name"), ("none", "none"), ("-c", "value"), ("-a none q.qcow2", "none"), ("-d none q.qcow2", "none"), ("-c a -d b q.qcow2", ""),
         ("-c x r.raw", "raw"), ("-c x e.qed", "qed"), ("--graph=frob q.qcow2", "frob"), ("-c " + "n" * 300 + " q.qcow2", ""), ("-U -c x q.qcow2", ""),
     ],
     "stream": [

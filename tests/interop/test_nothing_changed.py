@@ -69,7 +69,7 @@ create -f qcow2 -o '' keep 1M | option
 convert -O qcow2 -o '' s keep | option
 amend -o '' q | option
 measure -O qcow2 -o '' s | option
-snapshot -c sn q2 | already
+snapshot -c NAME450 q2 | 255
 snapshot -a nosuch q2 | nosuch
 bitmap --add --merge nosuch q b7 | nosuch
 bitmap --clear --merge nosuch q b0 | nosuch
