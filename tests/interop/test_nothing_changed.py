@@ -42,8 +42,6 @@ convert -n -O qcow2 q small | small fit
 convert -l nosuch -O raw q2 keep | nosuch
 convert --image-opts HUGE keep | keep large
 convert --image-opts HUGE HUGE HUGE keep | long
-convert -O qcow2 -o size=2M s keep | size=2M 1048576
-convert -O raw -o size=512k s keep | size=512k 1048576
 convert -O qcow2 -o size=x s keep | size=x
 create -f raw keep 7E | keep large
 create -f raw s 7E | s large
