@@ -174,7 +174,8 @@ static int take_request_option(int id, const char *value, struct bench_args *a)
 {
 	switch (id) {
 	case 'c':
-		return parse_count("-c", value, 1, INT_MAX, &a->count);
+		a->has_count = true;
+		return parse_count("-c", value, 0, INT_MAX, &a->count);
 	case 'd':
 		return parse_count("-d", value, 1, BENCH_DEPTH_MAX, &a->depth);
 	case 's':
@@ -241,8 +242,10 @@ static int img_bench(int argc, char **argv)
 	if (p.nr_args != 1)
 		return complain_usage("bench: one file name is needed");
 	a.name = p.args[0];
-	if (!a.count && !a.seconds)
+	if (!a.has_count && !a.seconds) {
+		a.has_count = true;
 		a.count = 75000;
+	}
 	return check_arguments(&a) || bench(&a);
 }
 

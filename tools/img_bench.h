@@ -20,7 +20,8 @@
 struct bench_args {
 	const char *name;
 	struct open_args open;
-	unsigned count; /* 0: no limit, the time decides */
+	bool has_count; /* else no limit, the time decides */
+	unsigned count;
 	unsigned depth;
 	uint64_t size, step; /* of a request; from one to the next */
 	uint64_t offset;     /* of the first */

@@ -26,7 +26,7 @@ void bench_announce(const struct bench_args *a)
 	if (a->quiet || a->output == OUTPUT_JSON)
 		return;
 	printf("Sending ");
-	if (a->count)
+	if (a->has_count)
 		printf("%u ", a->count);
 	printf("%s requests, %" PRIu64 " bytes each, %u in parallel (starting at offset %" PRIu64
 	       ", step size %" PRIu64 ")\n",
@@ -78,7 +78,7 @@ static json_t *parameters_json(const struct bench_args *a, struct varve_image *i
 	json_object_set_new(o, "format", json_string(varve_image_format(image)));
 	json_object_set_new(o, "virtual-size", json_integer((json_int_t)varve_image_length(image)));
 	json_object_set_new(o, "operation", json_string(a->write ? "write" : "read"));
-	json_object_set_new(o, "count", a->count ? json_integer(a->count) : json_null());
+	json_object_set_new(o, "count", a->has_count ? json_integer(a->count) : json_null());
 	json_object_set_new(o, "duration", a->seconds ? json_integer(a->seconds) : json_null());
 	json_object_set_new(o, "depth", json_integer(a->depth));
 	json_object_set_new(o, "buffer-size", json_integer((json_int_t)a->size));

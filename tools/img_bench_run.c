@@ -151,12 +151,12 @@ static void send_one(struct bench *b)
 	else
 		sent(b, s, varve_submit_readv(b->queue, b->image, &s->iov, 1, s->off, s));
 	if (a->flush_interval)
-		b->flush_due = (a->count ? a->count - b->submitted : b->submitted) % a->flush_interval == 0;
+		b->flush_due = (a->has_count ? a->count - b->submitted : b->submitted) % a->flush_interval == 0;
 }
 
 static bool finished(const struct bench *b)
 {
-	return b->stop || (b->a->count && b->submitted == b->a->count) || b->now_ns >= b->end_ns;
+	return b->stop || (b->a->has_count && b->submitted == b->a->count) || b->now_ns >= b->end_ns;
 }
 
 /* Fills the queue, as far as flushes let it. */
@@ -210,7 +210,7 @@ static void loop(struct bench *b)
 		for (int i = 0; i < n; i++)
 			completed(b, b->done[i].user_data, b->done[i].result);
 		refill(b);
-		if (b->a->count)
+		if (b->a->has_count)
 			progress_update(NULL, b->submitted, b->a->count);
 		else
 			progress_update(NULL, b->a->seconds * NS - MIN(b->now_ns < b->end_ns ? b->end_ns - b->now_ns : 0, b->a->seconds * NS), b->a->seconds * NS);

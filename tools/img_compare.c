@@ -115,6 +115,11 @@ static int compare_piece(struct compare *c, uint64_t off, size_t len)
 	return COMPARE_DIFFER;
 }
 
+static bool same_kind(const struct varve_extent *a, const struct varve_extent *b)
+{
+	return a->present == b->present && a->data == b->data && a->zero == b->zero && a->has_offset == b->has_offset;
+}
+
 static int compare_all(struct compare *c)
 {
 	struct side *a = &c->side[0], *b = &c->side[1];
@@ -132,8 +137,8 @@ static int compare_all(struct compare *c)
 			ret = side_map(b, off, end);
 		if (ret)
 			break;
-		if (c->strict && a->extent.present != b->extent.present) {
-			tell(c, "Strict mode: Offset %" PRIu64 " allocation mismatch!\n", off);
+		if (c->strict && !same_kind(&a->extent, &b->extent)) {
+			tell(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", off);
 			return COMPARE_DIFFER;
 		}
 		len = MIN(side_left(a, off), side_left(b, off));

@@ -196,6 +196,10 @@ static int open_new(struct rebase *r, const char *image_name)
 	free(path);
 	if (!r->backing_image)
 		return 1;
+	if (varve_image_stands_on(r->backing_image, image_name)) { /* locks would refuse it, but not say why, nor with -U */
+		complain("rebase: %s: its new backing file %s reads from it: the chain would have no end", image_name, r->backing);
+		return 1;
+	}
 	r->backing_len = varve_image_length(r->backing_image);
 	return 0;
 }

@@ -42,60 +42,55 @@ static int list(struct varve_image *image)
 	return finish_stdout();
 }
 
-/* A name, or else an id. One that is the name of one and the id of another is refused. */
-static int pick(struct varve_image *image, const char *what, const char **ret_id, const char **ret_name)
+/*
+ * As qemu-img picks: -a an id or else a name, -d a name or else an id (which qemu-img would not take), of several of a name the
+ * first. NULL: there is none.
+ */
+static const struct varve_snapshot_info *pick(const struct varve_snapshot_info *all, unsigned nr, const char *what, bool id_first)
 {
+	const struct varve_snapshot_info *at_id = NULL, *at_name = NULL;
+
+	for (unsigned i = nr; i-- > 0;) {
+		if (strcmp(all[i].id, what) == 0)
+			at_id = &all[i];
+		if (strcmp(all[i].name, what) == 0)
+			at_name = &all[i];
+	}
+	return at_id && (id_first || !at_name) ? at_id : at_name;
+}
+
+static int apply_or_delete(struct varve_image *image, const struct snapshot_args *a)
+{
+	bool apply = a->action == 'a';
+	const struct varve_snapshot_info *s;
 	struct varve_snapshot_info *all;
-	bool is_id = false, is_name = false;
 	struct varve_error err;
-	unsigned nr, at_id = 0, at_name = 0;
+	unsigned nr;
+	int ret;
 
 	if (varve_snapshot_list(image, &all, &nr, &err) < 0) {
 		complain("%s", err.message);
 		return 1;
 	}
-	for (unsigned i = 0; i < nr; i++) {
-		if (strcmp(all[i].id, what) == 0) {
-			is_id = true;
-			at_id = i;
-		}
-		if (strcmp(all[i].name, what) == 0) {
-			is_name = true;
-			at_name = i;
-		}
-	}
+	s = pick(all, nr, a->what, apply);
+	ret = (apply ? varve_snapshot_apply : varve_snapshot_delete)(image, s ? s->id : NULL, s ? s->name : a->what, &err);
+	if (ret < 0)
+		complain("%s", err.message);
 	varve_snapshot_list_free(all, nr);
-	if (is_id && is_name && at_id != at_name) {
-		complain("'%s' is the name of one snapshot and the id of another; use the other one's name", what);
-		return 1;
-	}
-	*ret_name = is_name || !is_id ? what : NULL;
-	*ret_id = *ret_name ? NULL : what;
-	return 0;
+	return ret < 0;
 }
 
 static int change(struct varve_image *image, const struct snapshot_args *a)
 {
-	struct varve_snapshot_options so = { .name = a->what };
-	const char *id = NULL, *name = NULL;
+	struct varve_snapshot_options so = { .name = a->what, .flags = VARVE_SNAPSHOT_REPEAT };
 	struct varve_error err;
-	int ret;
 
-	if (a->action != 'c' && pick(image, a->what, &id, &name))
-		return 1;
-	switch (a->action) {
-	case 'c':
-		ret = varve_snapshot_create(image, &so, NULL, &err);
-		break;
-	case 'a':
-		ret = varve_snapshot_apply(image, id, name, &err);
-		break;
-	default:
-		ret = varve_snapshot_delete(image, id, name, &err);
-	}
-	if (ret < 0)
-		complain("%s", err.message);
-	return ret < 0;
+	if (a->action != 'c')
+		return apply_or_delete(image, a);
+	if (varve_snapshot_create(image, &so, NULL, &err) == 0)
+		return 0;
+	complain("%s", err.message);
+	return 1;
 }
 
 static int run(const char *file, const struct snapshot_args *a)

@@ -156,7 +156,7 @@ static int cmd_readv(struct io *io, int argc, char **argv)
 struct write_args {
 	bool machine, quiet, zero;
 	bool area; /* -b: behind the end of the disk */
-	bool has_pattern, registered;
+	bool has_pattern, registered, vectored;
 	const char *source; /* -s: file whose bytes are written over and over */
 	int pattern;
 	unsigned flags;
@@ -235,8 +235,6 @@ static int write_conflicts(const struct write_args *a)
 
 	if (a->zero + a->has_pattern + !!a->source > 1)
 		text = "-z, -P and -s exclude each other";
-	else if ((a->flags & VARVE_REQ_COMPRESS) && a->zero)
-		text = "-c and -z exclude each other";
 	else if ((a->flags & VARVE_REQ_COMPRESS) && (a->flags & VARVE_REQ_FUA))
 		text = "-c and -f exclude each other";
 	else if ((a->flags & VARVE_REQ_MAY_UNMAP) && !a->zero)
@@ -245,8 +243,8 @@ static int write_conflicts(const struct write_args *a)
 		text = "-n needs -z";
 	else if (a->registered && a->zero)
 		text = "-r and -z exclude each other: zeroes have no buffer";
-	else if (a->area && (a->zero || a->flags))
-		text = "-b takes none of -c, -f, -z";
+	else if (a->area && (a->zero || (a->flags & VARVE_REQ_FUA)))
+		text = "-b takes none of -f, -z";
 	if (text)
 		printf("%s\n", text);
 	return text ? -1 : 0;
@@ -264,7 +262,11 @@ static int write_options(int argc, char **argv, bool vectored, struct write_args
 	}
 	if (id < 0 || p->nr_args < 2 || (!vectored && p->nr_args != 2))
 		return io_usage(argv[0]);
-	return write_conflicts(a);
+	if (write_conflicts(a) < 0)
+		return -1;
+	if (a->zero || a->area) /* nothing there can be compressed: as for qemu-io, -c says nothing then */
+		a->flags &= ~VARVE_REQ_COMPRESS;
+	return 0;
 }
 
 /* Compressed are whole clusters only, the last one of the disk may be shorter. 0, or the error of what is not that. */
@@ -325,7 +327,7 @@ static int write_data(struct io *io, const struct write_args *a, uint64_t off, i
 		ret = a->area ? varve_state_area_write(io->image, off, v.buf, v.len, &err) :
 				varve_image_write(io->image, off, v.buf, v.len, a->flags, &err);
 	io_vector_free(&v);
-	return ret < 0 ? io_failed("write", ret) : 0;
+	return ret < 0 ? io_failed(a->vectored ? "writev" : "write", ret) : 0;
 }
 
 static int write_zeroes(struct io *io, const struct write_args *a, uint64_t off, const char *len_text,
@@ -353,6 +355,7 @@ static int write_common(struct io *io, int argc, char **argv, bool vectored)
 
 	if (write_options(argc, argv, vectored, &a, &p) < 0 || io_size(p.args[0], &off) < 0)
 		return -1;
+	a.vectored = vectored;
 	report.quiet = a.quiet;
 	report.machine = a.machine;
 	report.off = off;

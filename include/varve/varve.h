@@ -534,7 +534,8 @@ VARVE_API int varve_bitmap_merge(struct varve_image *image, const char *name, st
 /*
  * A snapshot is the disk as it was, kept inside the same image (qcow2), perhaps with the state of a virtual machine. It is
  * there completely or not at all, whenever power fails. Ids are numbers given by the library, names are the caller's; both
- * are unique. To read one, open the image with the option snapshot.name= or snapshot.id=.
+ * are unique, unless the caller says VARVE_SNAPSHOT_REPEAT. To read one, open the image with the option snapshot.name=
+ * (the first of that name) or snapshot.id=.
  */
 struct varve_snapshot_info {
 	const char *id, *name;
@@ -561,6 +562,8 @@ struct varve_snapshot_options {
 
 /* varve_vmstate_write_open(): the disk is kept as it is at that call, and not at varve_vmstate_write_close(). */
 #define VARVE_SNAPSHOT_NOW (1u << 0)
+/* The name may be taken: there are two of that name then, which their ids tell apart. */
+#define VARVE_SNAPSHOT_REPEAT (1u << 1)
 
 /*
  * Makes one of the disk as it is now: all writes that were acknowledged are in it. The image may be in use: requests wait
@@ -570,8 +573,8 @@ struct varve_snapshot_options {
 VARVE_API int varve_snapshot_create(struct varve_image *image, const struct varve_snapshot_options *opts, char **ret_id,
 				    struct varve_error *err);
 /*
- * Which snapshot is meant: of id and name those that are not NULL must match. -ENOENT: none does; -EEXIST: several (other
- * programs allow a name twice).
+ * Which snapshot is meant: of id and name those that are not NULL must match. -ENOENT: none does; -EEXIST: several (of
+ * that name).
  */
 VARVE_API int varve_snapshot_delete(struct varve_image *image, const char *id, const char *name, struct varve_error *err);
 /*

@@ -113,12 +113,59 @@ static json_t *info_limits(const struct node *n)
 	return o;
 }
 
+/* Without the prefix that says that it is a path. */
+static const char *path_of(const char *name)
+{
+	static const char *const prefixes[] = { "file:", "host_device:" };
+
+	for (unsigned i = 0; i < ARRAY_LEN(prefixes); i++) {
+		if (strncmp(name, prefixes[i], strlen(prefixes[i])) == 0)
+			return name + strlen(prefixes[i]);
+	}
+	return name;
+}
+
+static json_t *describe(struct node *n)
+{
+	json_t *o = json_object();
+
+	if (n->drv->describe)
+		n->drv->describe(n, o);
+	json_object_set_new(o, "driver", json_bytes(n->drv->name));
+	if (n->file)
+		json_object_set_new(o, n->drv->child_key ? n->drv->child_key : "file", describe(n->file));
+	else
+		json_object_set_new(o, "filename", json_bytes(path_of(n->name)));
+	return o;
+}
+
+/*
+ * By which the same disk can be opened again: the path of its file, or a description if options have made another disk of it.
+ * Of the layers below that may be, too; but relative names in an image are relative to a path.
+ */
+static json_t *full_name(struct node *n)
+{
+	json_t *own = json_object(), *o = NULL, *name;
+	char *text;
+
+	if (n->drv->describe)
+		n->drv->describe(n, own);
+	if (json_object_size(own))
+		o = describe(n);
+	text = o ? json_dumps(o, 0) : NULL;
+	name = text ? json_sprintf("json:%s", text) : json_bytes(path_of(n->name));
+	free(text);
+	json_decref(o);
+	json_decref(own);
+	return name;
+}
+
 /* What every layer has, and what the drivers from it down say: the place on disk is told by the last. */
 static int info_node(struct fiber *f, struct node *n, json_t *o, struct varve_error *err)
 {
 	int ret = 0;
 
-	json_object_set_new(o, "filename", json_bytes(n->name));
+	json_object_set_new(o, "filename", full_name(n));
 	json_object_set_new(o, "format", json_bytes(n->drv->name));
 	/* Lengths of disks are whole sectors; that of a file is told in them, too. */
 	json_object_set_new(o, "virtual-size", json_integer((json_int_t)align_up(node_len(n), 512)));

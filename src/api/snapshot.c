@@ -170,7 +170,7 @@ int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_opt
 
 	if (!so || !so->name || !*so->name)
 		return varve_error_set(err, -EINVAL, "%s: a snapshot needs a name", node_name(image->top));
-	if (so->flags & ~VARVE_SNAPSHOT_NOW)
+	if (so->flags & ~(VARVE_SNAPSHOT_NOW | VARVE_SNAPSHOT_REPEAT))
 		return varve_error_set(err, -EINVAL, "unknown snapshot flags 0x%x", so->flags);
 	if (!api_format_node(image)->drv->snapshot_create)
 		return api_no_snapshots(image, err);
@@ -181,7 +181,8 @@ int api_snapshot_want(struct varve_image *image, const struct varve_snapshot_opt
 				       .vm_clock_ns = so->vm_clock_ns,
 				       .icount = so->icount ? so->icount : UINT64_MAX,
 				       .door = image->top,
-				       .now = so->flags & VARVE_SNAPSHOT_NOW };
+				       .now = so->flags & VARVE_SNAPSHOT_NOW,
+				       .repeat = so->flags & VARVE_SNAPSHOT_REPEAT };
 	if (!so->date_s && !so->date_ns) {
 		clock_gettime(CLOCK_REALTIME, &now);
 		ret->date_s = (uint32_t)now.tv_sec;
@@ -230,7 +231,7 @@ static int delete_fiber(struct fiber *f, void *arg)
 int varve_snapshot_delete(struct varve_image *image, const char *id, const char *name, struct varve_error *err)
 {
 	struct snapshot_call c = {
-		.image = image, .n = api_format_node(image), .pick = { id, name }, .err = err
+		.image = image, .n = api_format_node(image), .pick = { .id = id, .name = name }, .err = err
 	};
 	int ret = check_pick(image, &c, err);
 
@@ -253,7 +254,7 @@ static int apply_fiber(struct fiber *f, void *arg)
 int varve_snapshot_apply(struct varve_image *image, const char *id, const char *name, struct varve_error *err)
 {
 	struct snapshot_call c = {
-		.image = image, .n = api_format_node(image), .pick = { id, name }, .err = err
+		.image = image, .n = api_format_node(image), .pick = { .id = id, .name = name }, .err = err
 	};
 	int ret = check_pick(image, &c, err);
 

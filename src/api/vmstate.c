@@ -196,7 +196,7 @@ static int read_open_fiber(struct fiber *f, void *arg)
 int varve_vmstate_read_open(struct varve_vmstate_reader **ret_reader, struct varve_image *image, const char *id,
 			    const char *name, unsigned depth, uint64_t *ret_length, struct varve_error *err)
 {
-	struct vmstate_call c = { .image = image, .pick = { id, name }, .depth = depth, .err = err };
+	struct vmstate_call c = { .image = image, .pick = { .id = id, .name = name }, .depth = depth, .err = err };
 	struct varve_vmstate_reader *reader;
 	int ret = check_depth(image, &c.depth, err);
 

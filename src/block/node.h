@@ -236,6 +236,8 @@ struct driver {
 		     struct varve_error *err);
 	/* Adds to the ImageInfo object (a json_t of jansson) what the format knows, "format-specific" included. */
 	int (*info)(struct fiber *f, struct node *n, void *json_image_info, struct varve_error *err);
+	/* Format, optional: adds to a json_t the options without which its file would be another disk. */
+	void (*describe)(struct node *n, void *json_options);
 	/*
 	 * Leaf, optional, home queue: copies from the other leaf, which has the same copy_range(), without moving the bytes
 	 * through this process. *ret_len: so many from the start, 1 .. len. -ENOTSUP: not these two, or not this range.

@@ -40,11 +40,13 @@ struct snapshot_want {
 	uint64_t vm_clock_ns, icount;
 	struct node *door; /* where requests for the disk come in: drained for a moment */
 	bool now;	   /* the disk of the moment when the draft is made, not of the commit */
+	bool repeat;	   /* the name may be another one's, too */
 };
 
 /* Which one is meant: the fields that are not NULL must match. */
 struct snapshot_pick {
 	const char *id, *name;
+	bool first; /* of several the first; else they are refused */
 };
 
 /* What a snapshot takes; the last of a list is the disk as it is now. */

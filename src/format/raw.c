@@ -9,6 +9,7 @@
  */
 #include "format/raw.h"
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -85,6 +86,16 @@ static int raw_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	n->through = true;
 	n->through_off = raw->host_off;
 	return 0;
+}
+
+static void raw_describe(struct node *n, void *json_options)
+{
+	const struct raw *raw = node_state(n);
+
+	if (raw->host_off)
+		json_object_set_new(json_options, "offset", json_integer((json_int_t)raw->host_off));
+	if (raw->fixed_len)
+		json_object_set_new(json_options, "size", json_integer((json_int_t)node_len(n)));
 }
 
 static void raw_close(struct fiber *f, struct node *n)
@@ -258,6 +269,7 @@ const struct driver driver_raw = {
 	.truncate = raw_truncate,
 	.options = raw_options,
 	.open_options = open_options,
+	.describe = raw_describe,
 	.create = raw_create,
 	.emit = &raw_emit,
 	.measure = raw_measure,

@@ -28,7 +28,7 @@ BAD = {
         ("-o encrypt.key-secret=x q.qcow2", "encrypt"),
     ],
     "bench": [
-        ("", "file name"), ("none", "none"), ("-c 0 q.qcow2", ""), ("-c x q.qcow2", "x"), ("-d 0 q.qcow2", ""), ("-d 5000 q.qcow2", "5000"),
+        ("", "file name"), ("none", "none"), ("-c -1 q.qcow2", "-1"), ("-c x q.qcow2", "x"), ("-d 0 q.qcow2", ""), ("-d 5000 q.qcow2", "5000"),
         ("-s 0 q.qcow2", ""), ("-s 3G q.qcow2", ""), ("-S x q.qcow2", "x"), ("-o 99G q.qcow2", ""), ("--pattern 256 -w q.qcow2", "256"),
         ("--flush-interval 1 -d 64 -w q.qcow2", ""), ("-i frob q.qcow2", "frob"), ("-t x q.qcow2", "x"),
         ("-w -U q.qcow2", "-U"), ("--duration 0 q.qcow2", ""),
@@ -107,7 +107,7 @@ BAD = {
         ("q.qcow2 +9E", ""), ("q.qcow2 8E", ""), ("--preallocation=full q.qcow2 4M", "longer"),
     ],
     "snapshot": [
-        ("", "file name"), ("none", "none"), ("-c", "value"), ("-a none q.qcow2", "none"), ("-d none q.qcow2", "none"), ("-c a -d b q.qcow2", ""), ("-c one snap.qcow2", "one"),
+        ("", "file name"), ("none", "none"), ("-c", "value"), ("-a none q.qcow2", "none"), ("-d none q.qcow2", "none"), ("-c a -d b q.qcow2", ""),
         ("-c x r.raw", "raw"), ("-c x e.qed", "qed"), ("--graph=frob q.qcow2", "frob"), ("-c " + "n" * 300 + " q.qcow2", ""), ("-U -c x q.qcow2", ""),
     ],
     "stream": [

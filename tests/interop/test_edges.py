@@ -56,6 +56,8 @@ amend -o cluster_size=4k a.qcow2
 amend -o backing_file=x a.qcow2
 amend -o data_file=x a.qcow2
 amend --force -o size=30M a.qcow2
+amend -o size=20M a.qcow2 = 0 1  what is behind would be lost, and nobody said --shrink
+resize -q --shrink a.qcow2 30M
 amend a.qcow2
 info --output=json a.qcow2
 bitmap --add -g 64k a.qcow2 b0
@@ -112,6 +114,11 @@ convert -l snapshot.id=1 -O raw a.qcow2 s2.raw
 compare -f raw -F raw s1.raw s2.raw
 measure -l s1 -O qcow2 --output=json a.qcow2
 snapshot -d s1 a.qcow2
+snapshot -c s2 a.qcow2
+snapshot -c s2 a.qcow2
+snapshot -d s2 a.qcow2
+snapshot -d 2 a.qcow2 = 1 0  an id that is no name: how else to name the second of two
+snapshot -c "" a.qcow2 = 0 1  a name that was forgotten
 """
 
 CHAIN = """
@@ -141,6 +148,7 @@ commit a.qcow2
 commit r.raw
 commit -r abc o.qcow2
 commit -t nosuch o.qcow2
+rebase -u -b o.qcow2 -F qcow2 o.qcow2 = 0 1  no chain begins with itself
 rebase -u -b none.raw -F raw o.qcow2
 info --output=json -U o.qcow2
 rebase -u -b a.qcow2 -F qcow2 o.qcow2
@@ -158,6 +166,11 @@ COPY = """
 create -q -f qcow2 a.qcow2 10M
 create -q -f qcow2 -b a.qcow2 -F qcow2 b.qcow2
 convert -O raw b.qcow2 b.raw
+convert -O raw -o size=5M a.qcow2 z.raw
+info --output=json -f raw z.raw
+convert -O qcow2 -o size=20M a.qcow2 z.qcow2
+info --output=json z.qcow2
+convert -O qcow2 -o size=x a.qcow2 z.qcow2
 convert -O raw a.qcow2
 convert
 convert -O raw none x
@@ -200,6 +213,8 @@ dd if=a.qcow2 of=x bs=0
 dd if=a.qcow2 of=x bs=abc
 dd if=a.qcow2 of=x foo=1
 bench -c 10 -d 2 a.qcow2
+bench -c 0 a.qcow2
+bench -c -1 a.qcow2
 bench -c 10 -w --pattern 300 a.qcow2
 bench -c 10 --flush-interval 2 a.qcow2
 bench -c 10 --no-drain a.qcow2

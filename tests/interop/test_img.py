@@ -418,3 +418,21 @@ def test_compare_exit_status_2_when_not_opened(tmp_path, disk):
 def test_compare_shows_progress(disk):
     out = ok(img("compare", "-p", disk, disk)).out
     assert re.match(r"    \(\d+\.\d\d/100%\)\r", out) and "(100.00/100%)" in out, repr(out)
+
+
+def test_strict_compare_tells_kinds_apart(tmp_path):
+    """Nothing, a zero cluster, zeroes as data, packed, preallocated, and what is read from below: the same exit status for all pairs."""
+    kinds = {"nothing": [], "zero": ["write -q -z 0 64k"], "data": ["write -q -P 0 0 64k"], "packed": ["write -q -c -P 0 0 64k"],
+             "bytes": ["write -q -P 1 0 64k"], "two": ["write -q -P 0 0 64k", "write -q -P 0 64k 64k"]}
+    for name, commands in kinds.items():
+        ok(qimg("create", "-q", "-f", "qcow2", tmp_path / name, "192k"))
+        ok(qio(tmp_path / name, *commands))
+    ok(qimg("create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", tmp_path / "reserved", "192k"))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "data", "-F", "qcow2", tmp_path / "over"))
+    names, results = [*kinds, "reserved", "over"], []
+    for one in names:
+        for other in names:
+            a, b = (tool("compare", "-s", one, other, cwd=tmp_path) for tool in (img, qimg))
+            assert a.rc == b.rc and a.err == b.err == "", f"{a}\n{b}"
+            results.append(a.rc)
+    assert results.count(0) == len(names) + 2  # with itself, and what an overlay shows

@@ -26,7 +26,7 @@ def make_disk(tmp_path, request):
 @pytest.mark.parametrize("options", [
     ["-c", "100"], ["-c", "100", "-d", "7", "-s", "512"], ["-c", "50", "-S", "64k", "-o", "1M"],
     ["-c", "64", "-w", "--pattern", "0x5a"], ["-c", "64", "-w", "-d", "4", "--flush-interval", "8"],
-    ["-c", "64", "-w", "-d", "4", "--flush-interval", "8", "--no-drain"], ["-c", "5", "-d", "200"],
+    ["-c", "64", "-w", "-d", "4", "--flush-interval", "8", "--no-drain"], ["-c", "5", "-d", "200"], ["-c", "0"], ["-c", "0", "-w", "-t", "none"],
     ["-c", "20", "-t", "none", "-n"], ["-c", "20", "-i", "threads"], ["-U", "-c", "5"],
 ])
 def test_lines_are_the_peers(disk, options):
@@ -93,7 +93,7 @@ def test_duration_ends_it(disk):
 
 
 @pytest.mark.parametrize("options, says, peer_fails", [
-    (["-c", "0"], "-c '0'", False), (["-c", "x"], "-c 'x'", True), (["-d", "0"], "-d '0'", False),
+    (["-c", "-1"], "-c '-1'", True), (["-c", "x"], "-c 'x'", True), (["-d", "0"], "-d '0'", False),
     (["-s", "0"], "-s '0'", False), (["-d", "8", "-w", "--flush-interval", "4"], "smaller than the depth", True),
     (["--flush-interval", "64"], "needs -w", True), (["--pattern", "300"], "no byte", True),
     (["-t", "soon"], "soon", True), (["-i", "magic"], "magic", True), (["-n"], "native", True),

@@ -234,10 +234,12 @@ def test_what_is_wrong_changes_nothing(tmp_path):
     ok(qimg("create", "-q", "-f", "raw", tmp_path / "base", "1M"))
     top = tmp_path / "top"
     ok(qimg("create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", top))
+    ok(qimg("create", "-q", "-f", "qcow2", "-b", "top", "-F", "qcow2", tmp_path / "over"))
     before = top.read_bytes()
     for words, args in ((["-b"], []), (["-F"], ["-b", "base"]), (["what"], ["-b", "base", "-F", "what"]),
                         (["what"], ["-u", "-b", "base", "-F", "what"]), (["none"], ["-b", "none", "-F", "raw"]),
-                        (["lock"], ["-b", "top", "-F", "qcow2"]), (["-c", "-u"], ["-c", "-u", "-b", "base", "-F", "raw"]),
+                        (["reads from it"], ["-b", "top", "-F", "qcow2"]), (["over", "reads from it"], ["-b", "over", "-F", "qcow2"]),
+                        (["over", "reads from it"], ["-U", "-b", "over", "-F", "qcow2"]), (["-c", "-u"], ["-c", "-u", "-b", "base", "-F", "raw"]),
                         (["cache"], ["-t", "fast", "-b", "base", "-F", "raw"])):
         refused(img("rebase", *args, top), *words)
         assert top.read_bytes() == before

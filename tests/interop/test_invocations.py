@@ -270,7 +270,9 @@ def same_output(words, a, b):
         if words[0] == "map":
             x, y = joined(x), joined(y)
         if "json:{" in words[-1] and words[0] == "info":
-            x.pop("filename"), y.pop("filename")  # how such a name is written again is everyone's own
+            for told in (x, y):  # a description is the same in any order
+                if told["filename"].startswith("json:"):
+                    told["filename"] = json.loads(told["filename"][5:])
         assert strip(x) == strip(y), f"{a}\n{b}"
     elif words[0] == "info" and a.rc == 0:
         assert fields(a.out) == fields(b.out), f"{a}\n{b}"

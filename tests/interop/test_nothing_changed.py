@@ -42,8 +42,6 @@ convert -n -O qcow2 q small | small fit
 convert -l nosuch -O raw q2 keep | nosuch
 convert --image-opts HUGE keep | keep large
 convert --image-opts HUGE HUGE HUGE keep | long
-convert -O qcow2 -o size=2M s keep | size=2M 1048576
-convert -O raw -o size=512k s keep | size=512k 1048576
 convert -O qcow2 -o size=x s keep | size=x
 create -f raw keep 7E | keep large
 create -f raw s 7E | s large
@@ -69,7 +67,7 @@ create -f qcow2 -o '' keep 1M | option
 convert -O qcow2 -o '' s keep | option
 amend -o '' q | option
 measure -O qcow2 -o '' s | option
-snapshot -c sn q2 | already
+snapshot -c NAME450 q2 | 255
 snapshot -a nosuch q2 | nosuch
 bitmap --add --merge nosuch q b7 | nosuch
 bitmap --clear --merge nosuch q b0 | nosuch

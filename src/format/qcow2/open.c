@@ -284,6 +284,7 @@ static void set_geometry(struct qcow2 *q)
 /* The disk as it was: its L1 table and length stand for those of the header. */
 static int use_snapshot(struct fiber *f, struct qcow2 *q, const struct snapshot_pick *pick, struct varve_error *err)
 {
+	struct snapshot_pick first = { pick->id, pick->name, .first = true }; /* as other programs read an image with two of a name */
 	struct snapshots all = { 0 };
 	struct l1_copy l1 = { 0 };
 	uint32_t i = 0;
@@ -294,7 +295,7 @@ static int use_snapshot(struct fiber *f, struct qcow2 *q, const struct snapshot_
 				       "a snapshot can be read only: it is neither opened for writing nor checked by itself");
 	ret = snapshots_open(f, q, &all, err);
 	if (ret == 0)
-		ret = snapshots_find(&all, pick, &i, err);
+		ret = snapshots_find(&all, &first, &i, err);
 	if (ret == 0)
 		ret = tables_read_l1(f, q, &all.list[i], &l1, err);
 	if (ret == 0) {

@@ -148,7 +148,7 @@ static int check_names(const struct snapshots *s, const struct snapshot_want *wa
 	if (want->id && (!*want->id || strlen(want->id) > SNAPSHOT_NAME_MAX))
 		return varve_error_set(err, -EINVAL, "the id of a snapshot has 1 to %d bytes", SNAPSHOT_NAME_MAX);
 	for (uint32_t i = 0; i < s->nr; i++) {
-		if (strcmp(s->list[i].name, want->name) == 0)
+		if (!want->repeat && strcmp(s->list[i].name, want->name) == 0)
 			return varve_error_set(err, -EEXIST, "there is a snapshot called '%s' already (id %s)", want->name,
 					       s->list[i].id);
 		if (want->id && strcmp(s->list[i].id, want->id) == 0)

@@ -107,7 +107,7 @@ int snapshots_find(const struct snapshots *s, const struct snapshot_pick *pick, 
 	uint32_t nr = 0;
 
 	for (uint32_t i = 0; i < s->nr; i++) {
-		if (!snapshot_matches(pick, s->list[i].id, s->list[i].name))
+		if ((nr && pick->first) || !snapshot_matches(pick, s->list[i].id, s->list[i].name))
 			continue;
 		*ret = i;
 		nr++;

@@ -198,6 +198,13 @@ static void lists_tell_what_was_asked_for(void **state)
 	expect_ok(varve_snapshot_create(image, &so, &id, &err));
 	assert_string_equal(id, "78");
 	free(id);
+	assert_int_equal(varve_snapshot_create(image, &so, NULL, &err), -EEXIST);
+	so.flags = VARVE_SNAPSHOT_REPEAT;
+	expect_ok(varve_snapshot_create(image, &so, &id, &err));
+	assert_string_equal(id, "79");
+	free(id);
+	assert_int_equal(varve_snapshot_delete(image, NULL, "third", &err), -EEXIST);
+	expect_ok(varve_snapshot_delete(image, "79", "third", &err));
 	expect_ok(varve_snapshot_list(image, &list, &nr, &err));
 	assert_int_equal(nr, 3);
 	assert_string_equal(list[0].name, "first");
