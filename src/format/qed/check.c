@@ -363,7 +363,12 @@ static int scan_once(struct fiber *f, struct qed *q, bool remove, struct scan *r
 }
 
 /*
- * Durable first: the entries that are removed. Only then: the file without its unused end, which they led to, and the
+ * Durable first: our mark in the header, or that there is none. Only then: any change. Another server's journal may be waiting for its next
+ * start, and fits as long as its mark is there; what it has queued leads to space that the repair takes away, or gives to others. Who is
+ * killed in between leaves an image as that server left it, and a journal that is refused: nothing is lost silently. An image that
+ * cannot be repaired keeps the mark, and that server can be started.
+ *
+ * Durable next: the entries that are removed. Only then: the file without its unused end, which they led to, and the
  * header without the flag. Power lost in between leaves the flag, and the next writer does all this again.
  */
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
@@ -376,6 +381,8 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 				      "%llu entries lead to space that is in use already, and nobody can say whose it is; "
 				      "the image can only be read (\"img check\" says where)",
 				      ull(found.shared));
+	if (ret == 0)
+		ret = qed_begin_changes(f, q, err);
 	if (ret == 0 && found.nowhere)
 		ret = scan_once(f, q, true, &found, err);
 	if (ret < 0)

@@ -23,6 +23,7 @@
 static struct varve_error err;
 static const char *format;
 static int steps_left = -1; /* < 0: nobody counts */
+static bool flushes;	    /* in the middle of its writes; so that QED's header says that a check is needed, and the queue is not all */
 
 /* Calls that change the image's header or the state directory. A process is killed instead of making one of them. */
 static void step(void)
@@ -41,6 +42,12 @@ int unlink(const char *path)
 {
 	step();
 	return (int)syscall(SYS_unlink, path);
+}
+
+int ftruncate(int fd, off_t len)
+{
+	step();
+	return (int)syscall(SYS_ftruncate, fd, len);
 }
 
 int flock(int fd, int how)
@@ -65,7 +72,8 @@ static int open_with(const char *state_dir, struct varve_image **ret)
 	char options[1024], disk[256];
 
 	snprintf(disk, sizeof(disk), "%s", path_of("disk"));
-	snprintf(options, sizeof(options), "driver=%s,file.filename=%s,metadata-write-out=0,state-dir=%s", format, disk, path_of(state_dir));
+	snprintf(options, sizeof(options), "driver=%s,file.filename=%s,metadata-write-out=0%s%s", format, disk, state_dir ? ",state-dir=" : "",
+		 state_dir ? path_of(state_dir) : "");
 	return varve_image_open(ret, options, &oo, &err);
 }
 
@@ -87,7 +95,8 @@ static bool serve_and_die(const char *state_dir, unsigned first, uint8_t byte, i
 		if (at >= 0)
 			_exit(0);
 		for (unsigned i = first; i < first + 16; i++)
-			if (varve_image_write(image, (uint64_t)i * PART, bytes, PART, 0, &err) < 0)
+			if (varve_image_write(image, (uint64_t)i * PART, bytes, PART, 0, &err) < 0 ||
+			    (flushes && i == first + 8 && varve_image_flush(image, &err) < 0))
 				_exit(3);
 		raise(SIGKILL);
 	}
@@ -175,37 +184,65 @@ static void the_older_journal_of_two_is_refused(void **state)
 	the_older_journal_is_refused();
 }
 
-/* The first one's journal is used as long as the header has its mark, and refused from the moment on at which it has another. */
-static void is_used_or_refused_at_every_step(void)
+/* Of a QED image: what its header says of the journal that it has. */
+static uint64_t mark_of_disk(void)
 {
-	unsigned nr_used = 0, nr_refused = 0;
+	int fd = open(path_of("disk"), O_RDONLY | O_CLOEXEC);
+	uint64_t mark;
+
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &mark, sizeof(mark), 32), sizeof(mark));
+	close(fd);
+	return mark;
+}
+
+/* The first one's journal is used as long as the header has its mark, and refused from the moment on at which it has another, or none. */
+static void is_used_or_refused_at_every_step(const char *second_dir)
+{
+	unsigned nr_used = 0, nr_refused = 0, nr_older = 0;
 	bool killed = true;
 
 	for (int at = 0; killed; at++) {
 		struct varve_image *image;
+		uint64_t sum, mark;
 
 		begin();
 		serve_and_die("s1", 0, 1, -1);
-		killed = serve_and_die("s2", 0, 0, at);
+		sum = sum_of_disk();
+		mark = mark_of_disk();
+		killed = serve_and_die(second_dir, 0, 0, at);
+		if (flushes && sum_of_disk() != sum)
+			assert_true(mark_of_disk() != mark); /* not one byte before it */
 		if (open_with("s1", &image) == 0) {
 			assert_int_equal(nr_refused, 0);
 			nr_used++;
 			holds(image, 0, 1);
 		} else {
 			nr_refused++;
-			refused("s1", "has changed the image since");
+			nr_older += strstr(err.message, "older than its journal") != NULL; /* a repair has cut the file off */
+			refused("s1", flushes ? "" : "has changed the image since");
 		}
 	}
-	printf("# %s: used %u times, refused %u times\n", format, nr_used, nr_refused);
-	assert_true(nr_used >= 1 && nr_refused >= 4);
+	printf("# %s: used %u times, refused %u times, as it is shorter %u times\n", format, nr_used, nr_refused, nr_older);
+	assert_true(nr_used >= 1 && nr_refused >= (second_dir ? 4 : 2) && (!flushes || !second_dir || nr_older));
 }
 
 static void a_second_server_killed_on_its_way_leaves_no_doubt(void **state)
 {
 	format = "qcow2";
-	is_used_or_refused_at_every_step();
+	is_used_or_refused_at_every_step("s2");
 	format = "qed";
-	is_used_or_refused_at_every_step();
+	is_used_or_refused_at_every_step("s2");
+}
+
+/* A second one that repairs the image when it opens it must not have begun with that while the first one's journal fits. */
+static void a_repair_begins_after_the_mark(void **state)
+{
+	format = "qed";
+	flushes = true;
+	is_used_or_refused_at_every_step("s2");
+	is_used_or_refused_at_every_step(NULL);
+	flushes = false;
 }
 
 /* Each finds what the one before it left, though the mark is another one each time. */
@@ -230,6 +267,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_older_journal_of_two_is_refused),
 		cmocka_unit_test(a_second_server_killed_on_its_way_leaves_no_doubt),
+		cmocka_unit_test(a_repair_begins_after_the_mark),
 		cmocka_unit_test(one_directory_is_enough_for_many_deaths),
 	};
 
