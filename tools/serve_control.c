@@ -202,7 +202,7 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 
 	if (kind == SERVE_RESUME && d->job)
 		varve_image_resume(d->lend.image); /* that is what it may be waiting for */
-	if (kind != SERVE_AT_ONCE && *job)
+	if (kind != SERVE_AT_ONCE && (*job || lend_moves(&d->lend)))
 		return false;
 	if (kind == SERVE_JOB || kind == SERVE_LOOK) {
 		ret = serve_job_start(c->s, job, cl->in, len);
@@ -321,9 +321,19 @@ static void jobs_done(struct serve_control *c)
 		job_done(c, &c->s->disk[i].job);
 		job_done(c, &c->s->disk[i].look);
 	}
+	serve_settle(c->s); /* who wants the image itself comes before the next command */
 	for (unsigned k = 0; k < CLIENTS_MAX; k++) {
 		if (c->client[k].fd >= 0)
 			run_lines(c, &c->client[k]);
+	}
+}
+
+/* Those who had to wait for an image that was on its way. */
+static void images_arrived(struct serve_control *c)
+{
+	for (unsigned i = 0; c && i < CLIENTS_MAX; i++) {
+		if (c->client[i].fd >= 0 && c->client[i].queues)
+			run_lines(c, &c->client[i]);
 	}
 }
 
@@ -333,9 +343,15 @@ void serve_control_run(struct serve *s)
 	struct pollfd p[CLIENTS_MAX + 5];
 
 	for (;;) {
-		struct serve_control *c = s->asked; /* another one after a takeover that failed */
 		int timeout = serve_settle(s);
+		struct serve_control *c;
+		bool over;
 
+		timeout = sooner(timeout, takeover_settle(s->answers, s->signal_fd, &over));
+		if (over)
+			return;
+		c = s->asked; /* another one after a takeover that failed */
+		images_arrived(c);
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 			const struct client *cl = c ? &c->client[i] : &nobody;
 
@@ -373,8 +389,7 @@ void serve_control_run(struct serve *s)
 			jobs_done(c);
 		if (p[CLIENTS_MAX].revents)
 			accept_one(c);
-		/* The last: the control socket may be another one afterwards. */
-		if (p[CLIENTS_MAX + 4].revents && takeover_turn(s->answers, s->signal_fd))
-			return;
+		if (p[CLIENTS_MAX + 4].revents)
+			takeover_turn(s->answers, s->signal_fd);
 	}
 }
