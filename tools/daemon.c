@@ -188,6 +188,8 @@ static int stop(struct daemon *d, bool served)
 	int failed;
 
 	takeover_free(d->answers);
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l))
+		lend_end(l);
 	failed = exports_stop(d);
 
 	failed |= nodes_close(d, served);
@@ -207,8 +209,12 @@ static void run(struct daemon *d)
 	struct pollfd p[3] = { { .fd = d->signal_fd, .events = POLLIN }, { .fd = d->wake_fd, .events = POLLIN } };
 
 	for (;;) {
+		bool over;
 		int timeout = nodes_settle(d);
 
+		timeout = sooner(timeout, takeover_settle(d->answers, d->signal_fd, &over));
+		if (over)
+			return;
 		p[2] = (struct pollfd){ .fd = takeover_fd(d->answers), .events = POLLIN };
 		if (poll(p, 3, timeout) < 0) {
 			if (errno == EINTR)
@@ -216,8 +222,10 @@ static void run(struct daemon *d)
 			complain("poll: %s", strerror(errno));
 			return;
 		}
-		if (p[0].revents || (p[2].revents && takeover_turn(d->answers, d->signal_fd)))
+		if (p[0].revents)
 			return;
+		if (p[2].revents)
+			takeover_turn(d->answers, d->signal_fd);
 	}
 }
 

@@ -300,12 +300,8 @@ int nodes_settle(struct daemon *d)
 	int timeout = -1;
 
 	lend_woken(d->wake_fd);
-	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l)) {
-		int wait = lend_settle(l);
-
-		if (wait >= 0)
-			timeout = timeout < 0 ? wait : MIN(timeout, wait);
-	}
+	for (struct lend *l = nodes_next(d, NULL); l; l = nodes_next(d, l))
+		timeout = sooner(timeout, lend_settle(l));
 	return timeout;
 }
 

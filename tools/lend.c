@@ -13,13 +13,18 @@
  * In LENT all exports of the image are paused over a stand-in: its header, read without a lock, for its length. What front ends
  * offer waits. Opening the image anew in HELD reads all that the other server has written.
  *
- * Owns:    which of the two images a disk has open.
- * Assumes: the main thread, but for demanded().
+ * Whatever may wait for the disk (opening, flushing, closing an image; requests in flight) is a job, on a thread of its own, one at a
+ * time for each disk: a disk that is stuck in the kernel keeps the main thread from nothing. Only the main thread starts jobs, and
+ * sees their ends, in lend_settle(); an end wakes it.
+ *
+ * Owns:    which of the two images a disk has open, and the jobs.
+ * Assumes: the main thread, but for demanded(), and what jobs do.
  * Never:   lets go of an image that could not be flushed: whoever had it next would miss what the guest was told is there.
  */
 #include "lend.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -30,15 +35,34 @@
 #define RETRY_MS 100
 #define RETRY_FLUSH_MS 5000
 
+/* lend->image of all of them, while it becomes another one. */
+static pthread_mutex_t images_lock = PTHREAD_MUTEX_INITIALIZER;
+
+struct lend_job {
+	pthread_t thread;
+	struct lend *l;
+	int (*run)(struct lend *l, char why[VARVE_ERROR_MAX]);
+	int retry_ms;
+	int result; /* of run; like why set before done is */
+	char why[VARVE_ERROR_MAX];
+	_Atomic bool done;
+};
+
+static void wake(const struct lend *l)
+{
+	uint64_t one = 1;
+
+	if (write(l->wake_fd, &one, sizeof(one)) < 0)
+		return; /* it cannot: the counter is read by the main thread */
+}
+
 /* The control queue's thread. */
 static void demanded(void *user_data, bool wanted)
 {
 	struct lend_export *e = user_data;
-	uint64_t one = 1;
 
 	atomic_store(&e->wanted, wanted);
-	if (write(e->of->wake_fd, &one, sizeof(one)) < 0)
-		return; /* it cannot: the counter is read by the main thread */
+	wake(e->of);
 }
 
 void lend_woken(int wake_fd)
@@ -200,16 +224,29 @@ static void swap(struct lend *l, struct varve_image *image)
 		close_image(image);
 		return;
 	}
+	pthread_mutex_lock(&images_lock);
 	l->image = image;
+	pthread_mutex_unlock(&images_lock);
 	close_image(old);
 }
 
+void lend_tell(struct lend *l, const char **ret_format, uint64_t *ret_length)
+{
+	pthread_mutex_lock(&images_lock);
+	*ret_format = varve_image_format(l->image);
+	*ret_length = varve_image_length(l->image);
+	pthread_mutex_unlock(&images_lock);
+}
+
+/* ---- jobs ---- */
+
 /* 1: somebody else has the image, or there is another trouble, of which one line was said. */
-static int take(struct lend *l)
+static int take(struct lend *l, char why[VARVE_ERROR_MAX])
 {
 	struct varve_error err;
 	struct varve_image *image = l->ops->open(l->disk, false, &err);
 
+	(void)why;
 	if (!image) {
 		tell_trouble(l, "the guest waits until the image can be had", &err);
 		return 1;
@@ -231,43 +268,32 @@ static int take(struct lend *l)
 }
 
 /*
- * The machine runs, and is to hear of no error that its disk stops for (werror=stop): if that happens to a request in flight, nobody but
- * us can send it again, whose image it is. 1: it has, and all goes on.
+ * What was in flight is done, and nothing more is taken. The image is let go of when all is flushed, and only if it is still to be: whoever
+ * asked for it may have lost his patience while we waited for the disk. 1: not now, and why, if there is a reason.
+ *
+ * One owner, whatever the moment: the image is closed (and its lock is gone) when swap() is over, that is before this job is done;
+ * another process is told to open it after it has been seen to be done (takeover_answer.c), and nobody here opens it again but
+ * a job that begins after that process was given up, or is gone. Is it not wanted any more just when it was closed, the next job takes
+ * it again.
  */
-static int pause_running(struct lend *l)
-{
-	struct varve_error err;
-
-	l->paused = true; /* lend_settle() resumes those that are */
-	for (struct lend_export *e = l->exports; e; e = e->next) {
-		if (varve_export_pause_unless_stopped(e->exp, &err) < 0)
-			return 1;
-	}
-	return 0;
-}
-
-/* 1: not now. */
-static int give(struct lend *l)
+static int let_go(struct lend *l, char why[VARVE_ERROR_MAX])
 {
 	struct varve_image *stand_in;
 	struct varve_error err;
 	bool failed;
 
-	if (l->given && pause_running(l))
-		return 1;
 	/* Nobody would resume a disk that stops here for an error: the machine runs no more, or waits for us. */
 	varve_image_set_waiting(l->image, false);
 	pause_all(l);
 	failed = varve_image_writable(l->image) && varve_image_flush(l->image, &err) < 0;
 	varve_image_set_waiting(l->image, true);
-	if (failed) {
-		tell_trouble(l, "the image is not handed over", &err);
+	if (wanted(l))
 		return 1;
-	}
-	stand_in = l->ops->open(l->disk, true, &err);
+	stand_in = failed ? NULL : l->ops->open(l->disk, true, &err);
 	if (!stand_in) {
 		if (*err.message)
 			tell_trouble(l, "the image is not handed over", &err);
+		snprintf(why, VARVE_ERROR_MAX, "%s cannot be closed: %.*s", l->name, VARVE_ERROR_MAX / 2, err.message);
 		return 1;
 	}
 	*l->trouble = 0;
@@ -278,29 +304,8 @@ static int give(struct lend *l)
 	return l->held;
 }
 
-int lend_settle(struct lend *l)
-{
-	bool want = wanted(l), resumes = want && l->held && l->paused && !l->stopped;
-
-	if (want == l->held && !resumes)
-		return -1;
-	if (l->ops->busy && l->ops->busy(l->disk))
-		return RETRY_FLUSH_MS;
-	if (want && !l->held)
-		return take(l) ? RETRY_MS : -1;
-	if (!want && l->held)
-		return give(l) ? RETRY_FLUSH_MS : -1;
-	resume_all(l); /* it was wanted again before it could be given away */
-	return -1;
-}
-
-int lend_give(struct lend *l)
-{
-	l->given = true;
-	return l->held && give(l);
-}
-
-bool lend_is_stopped(const struct lend *l)
+/* An error has stopped the image (werror=stop), and what waits would fail if it were given away. */
+static bool is_stopped(const struct lend *l, char why[VARVE_ERROR_MAX])
 {
 	struct varve_error err;
 	json_t *stats;
@@ -313,5 +318,176 @@ bool lend_is_stopped(const struct lend *l)
 	free(text);
 	stopped = json_integer_value(json_object_get(json_object_get(stats, "errors"), "errno")) != 0;
 	json_decref(stats);
+	if (stopped)
+		snprintf(why, VARVE_ERROR_MAX, "%s: an error has stopped it; ask again when it has been resumed", l->name);
 	return stopped;
+}
+
+/*
+ * The machine runs, and is to hear of no error that its disk stops for (werror=stop): if that happens to a request in flight, nobody but
+ * us can send it again, whose image it is. 1: it has, or they do not end, and all goes on.
+ */
+static int let_go_running(struct lend *l, char why[VARVE_ERROR_MAX])
+{
+	struct varve_error err;
+
+	if (is_stopped(l, why))
+		return 1;
+	if (l->ops->leave)
+		l->ops->leave(l->disk);
+	l->paused = true; /* lend_settle() resumes those that are */
+	for (struct lend_export *e = l->exports; e; e = e->next) {
+		if (varve_export_pause_unless_stopped(e->exp, &err) < 0) {
+			/* While we waited for those of another export, perhaps. */
+			if (!is_stopped(l, why))
+				snprintf(why, VARVE_ERROR_MAX, "%.*s; ask again later", VARVE_ERROR_MAX - 20, err.message);
+			return 1;
+		}
+	}
+	return let_go(l, why);
+}
+
+/* It was wanted again before it could be given away. */
+static int go_on(struct lend *l, char why[VARVE_ERROR_MAX])
+{
+	(void)why;
+	resume_all(l);
+	if (l->ops->changed)
+		l->ops->changed(l->disk, true);
+	return 0;
+}
+
+/*
+ * What is not stable yet takes the longest to become so, and meanwhile the guest may go on. Its errors stop nothing, and are no less the
+ * guest's: the file keeps them for its next flush, too.
+ */
+static int probe(struct lend *l, char why[VARVE_ERROR_MAX])
+{
+	struct varve_error err;
+
+	if (is_stopped(l, why))
+		return 1;
+	if (!varve_image_writable(l->image) || varve_image_try_flush(l->image, &err) == 0)
+		return 0;
+	tell_trouble(l, "the image is not handed over", &err);
+	snprintf(why, VARVE_ERROR_MAX, "%s cannot be closed: %.*s", l->name, VARVE_ERROR_MAX / 2, err.message);
+	return 1;
+}
+
+static void *job_main(void *arg)
+{
+	struct lend_job *j = arg;
+	const struct lend *l = j->l;
+
+	j->result = j->run(j->l, j->why);
+	atomic_store(&j->done, true); /* pairs with the loads in lend_result() and join() */
+	wake(l);
+	return NULL;
+}
+
+static bool start(struct lend *l, int (*run)(struct lend *, char *), int retry_ms)
+{
+	struct lend_job *j = calloc(1, sizeof(*j));
+	struct varve_error err;
+	int error = j ? 0 : ENOMEM;
+
+	l->failed = false;
+	if (j) {
+		j->l = l;
+		j->run = run;
+		j->retry_ms = retry_ms;
+		l->job = j;
+		error = pthread_create(&j->thread, NULL, job_main, j);
+	}
+	if (!error)
+		return true;
+	l->job = NULL;
+	free(j);
+	snprintf(err.message, sizeof(err.message), "%s", strerror(error));
+	tell_trouble(l, "no thread for its image", &err);
+	return false;
+}
+
+/* Milliseconds until another attempt; -1: it was not in vain. */
+static int join(struct lend *l)
+{
+	struct lend_job *j = l->job;
+	int retry_ms;
+
+	l->job = NULL;
+	pthread_join(j->thread, NULL);
+	l->failed = j->result != 0;
+	memcpy(l->why, j->why, sizeof(l->why));
+	retry_ms = j->result ? j->retry_ms : -1;
+	free(j);
+	return retry_ms;
+}
+
+static bool is_under_way(const struct lend *l)
+{
+	return l->job && !atomic_load(&l->job->done);
+}
+
+bool lend_moves(const struct lend *l)
+{
+	return l->job && l->job->run != probe;
+}
+
+void lend_end(struct lend *l)
+{
+	if (l->job)
+		join(l);
+}
+
+int lend_settle(struct lend *l)
+{
+	bool want, resumes;
+	int wait = -1;
+
+	if (is_under_way(l))
+		return -1;
+	if (l->job)
+		wait = join(l);
+	want = wanted(l);
+	resumes = want && l->held && l->paused && !l->stopped;
+	if (want == l->held && !resumes)
+		return -1;
+	if (wait >= 0 && !resumes)
+		return wait;
+	if (l->ops->busy && l->ops->busy(l->disk, false))
+		return RETRY_FLUSH_MS;
+	if (want && !l->held)
+		return start(l, take, RETRY_MS) ? -1 : RETRY_FLUSH_MS;
+	if (!want && l->held)
+		return start(l, let_go, RETRY_FLUSH_MS) ? -1 : RETRY_FLUSH_MS;
+	return start(l, go_on, RETRY_FLUSH_MS) ? -1 : RETRY_FLUSH_MS;
+}
+
+/* On a thread of its own, unless the image is not here. */
+static bool do_for_another(struct lend *l, int (*run)(struct lend *, char *))
+{
+	if (is_under_way(l))
+		return false;
+	lend_end(l);
+	l->failed = false;
+	return !l->held || start(l, run, -1);
+}
+
+bool lend_probe(struct lend *l)
+{
+	return do_for_another(l, probe);
+}
+
+bool lend_give(struct lend *l)
+{
+	l->given = true;
+	return do_for_another(l, let_go_running);
+}
+
+enum lend_result lend_result(const struct lend *l, const char **ret_why)
+{
+	if (is_under_way(l))
+		return LEND_UNDER_WAY;
+	*ret_why = l->job ? l->job->why : l->why;
+	return (l->job ? l->job->result != 0 : l->failed) ? LEND_FAILED : LEND_DONE;
 }

@@ -123,12 +123,12 @@ static struct varve_image *open_disk(void *disk, bool stand_in, struct varve_err
 			      err);
 }
 
-static bool disk_is_busy(void *disk)
+static bool disk_is_busy(void *disk, bool patient)
 {
 	const struct serve_disk *d = disk;
 
-	/* It answers in a moment, or waits for a disk that is stuck, as whoever asks will. */
-	return d->job || serve_state_busy(d) || !serve_job_wait(d->look);
+	/* A look answers in a moment, or waits for a disk that is stuck, as whoever asks will. */
+	return d->job || serve_state_busy(d) || (patient ? !serve_job_wait(d->look) : d->look != NULL);
 }
 
 static int start_stream(struct serve_disk *d)
@@ -149,9 +149,19 @@ static void disk_changed(void *disk, bool held)
 		start_stream(d); /* it went on without one after a message */
 }
 
+/* It goes on with the next one. */
+static void leave_disk(void *disk)
+{
+	struct serve_disk *d = disk;
+
+	varve_stream_free(d->stream);
+	d->stream = NULL;
+}
+
 static const struct lend_ops disk_ops = {
 	.open = open_disk,
 	.busy = disk_is_busy,
+	.leave = leave_disk,
 	.changed = disk_changed,
 };
 
@@ -186,12 +196,8 @@ int serve_settle(struct serve *s)
 	int timeout = -1;
 
 	lend_woken(s->wake_fd);
-	for (unsigned i = 0; i < s->nr_disks; i++) {
-		int wait = lend_settle(&s->disk[i].lend);
-
-		if (wait >= 0)
-			timeout = timeout < 0 ? wait : MIN(timeout, wait);
-	}
+	for (unsigned i = 0; i < s->nr_disks; i++)
+		timeout = sooner(timeout, lend_settle(&s->disk[i].lend));
 	return timeout;
 }
 
@@ -214,15 +220,11 @@ static void end_jobs(struct serve *s)
 	s->job_fd = -1;
 }
 
-/* Streams go on with the next one, who wants the name of the control socket for itself, too. */
+/* The next one wants the name of the control socket for itself. */
 static void leave(void *program)
 {
 	struct serve *s = program;
 
-	for (unsigned i = 0; i < s->nr_disks; i++) {
-		varve_stream_free(s->disk[i].stream);
-		s->disk[i].stream = NULL;
-	}
 	serve_control_free(s->asked);
 	s->asked = NULL;
 	end_jobs(s); /* there are none */
@@ -232,11 +234,6 @@ static void back(void *program)
 {
 	struct serve *s = program;
 
-	for (unsigned i = 0; i < s->nr_disks; i++) {
-		/* The others start when they have their images again. */
-		if (s->disk[i].lend.held && !s->disk[i].stream)
-			start_stream(&s->disk[i]);
-	}
 	if (s->control_path)
 		s->asked = serve_control_new(s); /* without it after a message */
 }
@@ -293,6 +290,7 @@ static int stop_disk(struct serve_disk *d, bool served)
 	int failed = 0;
 
 	serve_jobs_end(d);
+	lend_end(&d->lend);
 	if (varve_export_stop(d->served.exp, &err) < 0) {
 		complain("%s", err.message);
 		failed = 1;

@@ -41,9 +41,13 @@ static json_t *cmd_disks(struct call *c)
 	json_t *list = json_array();
 
 	for (unsigned i = 0; i < c->s->nr_disks; i++) {
-		const struct serve_disk *d = &c->s->disk[i];
-		json_t *o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", varve_image_format(d->lend.image), "length",
-				      (json_int_t)varve_image_length(d->lend.image), "read-only", d->read_only, "paused",
+		struct serve_disk *d = &c->s->disk[i];
+		const char *format;
+		uint64_t length;
+		json_t *o;
+
+		lend_tell(&d->lend, &format, &length);
+		o = json_pack("{s:s, s:I, s:b, s:b, s:b, s:i}", "format", format, "length", (json_int_t)length, "read-only", d->read_only, "paused",
 				      d->lend.stopped, "held", d->lend.held, "queues",
 				      (int)d->export.nr_queues);
 

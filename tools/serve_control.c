@@ -5,6 +5,8 @@
  * Owns:    the listening socket and its name, the connections.
  * Assumes: the main thread. Commands of one connection are carried out one after the other; who asks for one that may wait
  *          waits, and so do those who want something else of that kind of the same disk.
+ *          What a client has said is done, in order, also when it has gone by then: who sends "pause", "snapshot-create" and
+ *          "resume" in one go and leaves (or dies) leaves no disk behind that is paused. Only its answers are lost.
  * Never:   waits for somebody who does not read its answers, or keeps more than a line of anybody.
  */
 #include "serve.h"
@@ -23,6 +25,9 @@
 #define BACKLOG 128 /* a connection that does not wait is refused beyond that */
 #define LINE_MAX_LEN 65536u
 
+/* After accept() failed for want of descriptors or memory, the socket stays readable: do not spin over it. */
+#define ACCEPT_PAUSE_MS 500
+
 struct client {
 	int fd;	       /* -1: nobody */
 	uint64_t turn; /* of the last sign of life */
@@ -32,12 +37,15 @@ struct client {
 	size_t out_len, out_sent;
 	struct serve_job **asked; /* its command is a disk's job; NULL: none */
 	bool queues;		  /* the next one has to wait for somebody else's job */
+	bool gone;		  /* it has left; there are lines of it to be carried out */
 };
 
 struct serve_control {
 	struct serve *s;
 	uint64_t turn; /* counts connections and what comes from them */
 	int fd;
+	bool cannot_accept; /* the last time; it was told */
+	bool resting;	    /* from that, until the next turn that comes by time */
 	dev_t dev; /* of the socket's file, to know it again */
 	ino_t ino;
 	struct client client[CLIENTS_MAX];
@@ -132,7 +140,7 @@ static void drop(struct client *cl)
 	cl->out = NULL;
 	cl->have = 0;
 	cl->asked = NULL; /* the job goes on; nobody gets its answer */
-	cl->queues = false;
+	cl->queues = cl->gone = false;
 }
 
 void serve_control_free(struct serve_control *c)
@@ -156,13 +164,11 @@ static void send_more(struct client *cl)
 {
 	ssize_t n = send(cl->fd, cl->out + cl->out_sent, cl->out_len - cl->out_sent, MSG_NOSIGNAL | MSG_DONTWAIT);
 
-	if (n < 0) {
-		if (errno != EAGAIN && errno != EINTR)
-			drop(cl);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
-	}
-	cl->out_sent += (size_t)n;
-	if (cl->out_sent == cl->out_len) {
+	cl->gone = n < 0;
+	cl->out_sent += n < 0 ? 0 : (size_t)n;
+	if (cl->gone || cl->out_sent == cl->out_len) {
 		free(cl->out);
 		cl->out = NULL;
 	}
@@ -174,6 +180,10 @@ static void answer(struct client *cl, char *text)
 
 	if (!text) {
 		drop(cl);
+		return;
+	}
+	if (cl->gone) {
+		free(text);
 		return;
 	}
 	text[len] = '\n'; /* in place of the NUL: the length says where it ends */
@@ -202,7 +212,7 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 
 	if (kind == SERVE_RESUME && d->job)
 		varve_image_resume(d->lend.image); /* that is what it may be waiting for */
-	if (kind != SERVE_AT_ONCE && *job)
+	if (kind != SERVE_AT_ONCE && (*job || lend_moves(&d->lend)))
 		return false;
 	if (kind == SERVE_JOB || kind == SERVE_LOOK) {
 		ret = serve_job_start(c->s, job, cl->in, len);
@@ -216,66 +226,95 @@ static bool run_line(struct serve_control *c, struct client *cl, size_t len)
 	return true;
 }
 
-/* Carries out the lines that are there, as long as answers go out. */
-static void run_lines(struct serve_control *c, struct client *cl)
-{
-	char *end;
-
-	cl->queues = false;
-	while (cl->fd >= 0 && !cl->out && !cl->asked && (end = memchr(cl->in, '\n', cl->have))) {
-		size_t len = (size_t)(end - cl->in);
-
-		if (!run_line(c, cl, len)) {
-			cl->queues = true;
-			return;
-		}
-		if (cl->fd < 0)
-			return; /* it has left without its answer, and its lines are gone */
-		cl->have -= len + 1;
-		memmove(cl->in, end + 1, cl->have);
-	}
-}
-
-static void read_more(struct serve_control *c, struct client *cl)
-{
-	ssize_t n = recv(cl->fd, cl->in + cl->have, sizeof(cl->in) - cl->have, MSG_DONTWAIT);
-
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
-		drop(cl);
-		return;
-	}
-	cl->have += (size_t)n;
-	cl->turn = ++c->turn;
-	run_lines(c, cl);
-	if (cl->have == sizeof(cl->in) && !cl->out && !cl->asked && !cl->queues) {
-		complain("%s: a command of more than %u bytes; the connection is closed", c->s->control_path,
-			 LINE_MAX_LEN);
-		drop(cl);
-	}
-}
-
 /* Of a client that waits for a job nothing is wanted but to know that it has gone. */
 static bool waits(const struct client *cl)
 {
 	return !cl->out && (cl->asked || cl->queues);
 }
 
-/* A place for one more: free, or of the one that has been silent longest, with nothing to come to it. NULL: all are busy. */
+/* More of what it has said, for which there is room. 1; 0: nothing now; -1: that was all. */
+static int receive(struct client *cl)
+{
+	ssize_t n = recv(cl->fd, cl->in + cl->have, sizeof(cl->in) - cl->have, MSG_DONTWAIT);
+
+	if (n > 0)
+		cl->have += (size_t)n;
+	return n > 0 ? 1 : n < 0 && (errno == EAGAIN || errno == EINTR) ? 0 : -1;
+}
+
+static void lines_end(struct serve_control *c, struct client *cl)
+{
+	if (cl->have == sizeof(cl->in))
+		complain("%s: a command of more than %u bytes; the connection is closed", c->s->control_path, LINE_MAX_LEN);
+	if (cl->gone || cl->have == sizeof(cl->in))
+		drop(cl);
+}
+
+/* Carries out the lines that are there, as long as answers go out; of who has gone, also those that the kernel still has. */
+static void run_lines(struct serve_control *c, struct client *cl)
+{
+	char *end;
+
+	cl->queues = false;
+	do {
+		while (cl->fd >= 0 && !cl->out && !cl->asked && (end = memchr(cl->in, '\n', cl->have))) {
+			size_t len = (size_t)(end - cl->in);
+
+			if (!run_line(c, cl, len)) {
+				cl->queues = true;
+				return;
+			}
+			if (cl->fd < 0)
+				return; /* no memory for its answer */
+			cl->have -= len + 1;
+			memmove(cl->in, end + 1, cl->have);
+		}
+	} while (cl->fd >= 0 && cl->gone && !cl->asked && cl->have < sizeof(cl->in) && receive(cl) > 0);
+	if (cl->fd >= 0 && !cl->out && !cl->asked)
+		lines_end(c, cl);
+}
+
+static void read_more(struct serve_control *c, struct client *cl)
+{
+	int ret = receive(cl);
+
+	if (ret < 0)
+		drop(cl);
+	if (ret <= 0)
+		return;
+	cl->turn = ++c->turn;
+	run_lines(c, cl);
+}
+
+/* It has gone while it waited. It stays as long as it has something to be done; the job that it asked for goes on without it. */
+static void has_gone(struct client *cl)
+{
+	cl->gone = true;
+	while (cl->have < sizeof(cl->in) && receive(cl) > 0)
+		;
+	if (!memchr(cl->in, '\n', cl->have))
+		drop(cl);
+}
+
+/*
+ * A place for one more: free, or of the one that has been silent longest, with nothing to come to it. Then of one that has gone and left
+ * commands: clients that come and go must not lock everybody out, beside a disk that is stuck. NULL: all are busy.
+ */
 static struct client *place(struct serve_control *c)
 {
-	struct client *ret = NULL;
+	struct client *ret = NULL, *left = NULL;
 
 	for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 		struct client *cl = &c->client[i];
 
 		if (cl->fd < 0)
 			return cl;
-		if (!cl->out && !waits(cl) && (!ret || cl->turn < ret->turn))
+		if (cl->gone)
+			left = !left || cl->turn < left->turn ? cl : left;
+		else if (!cl->out && !waits(cl) && (!ret || cl->turn < ret->turn))
 			ret = cl;
 	}
-	return ret;
+	return ret ? ret : left;
 }
 
 static void accept_one(struct serve_control *c)
@@ -283,7 +322,17 @@ static void accept_one(struct serve_control *c)
 	int fd = accept4(c->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	struct client *cl = place(c);
 
+	if (fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+		if (!c->cannot_accept)
+			complain("warning: %s: cannot accept a client: %s; it waits until that works%s", c->s->control_path, strerror(errno),
+				 errno == EMFILE ? " (ulimit -n)" : "");
+		c->cannot_accept = c->resting = true;
+	}
+	if (fd >= 0)
+		c->cannot_accept = false;
 	if (fd >= 0 && cl) {
+		if (cl->gone)
+			complain("warning: %s: commands of a client that has left are given up: others want its place", c->s->control_path);
 		drop(cl);
 		cl->fd = fd;
 		cl->turn = ++c->turn;
@@ -321,10 +370,29 @@ static void jobs_done(struct serve_control *c)
 		job_done(c, &c->s->disk[i].job);
 		job_done(c, &c->s->disk[i].look);
 	}
+	serve_settle(c->s); /* who wants the image itself comes before the next command */
 	for (unsigned k = 0; k < CLIENTS_MAX; k++) {
 		if (c->client[k].fd >= 0)
 			run_lines(c, &c->client[k]);
 	}
+}
+
+/* Those who had to wait for an image that was on its way. */
+static void images_arrived(struct serve_control *c)
+{
+	for (unsigned i = 0; c && i < CLIENTS_MAX; i++) {
+		if (c->client[i].fd >= 0 && c->client[i].queues)
+			run_lines(c, &c->client[i]);
+	}
+}
+
+static bool listens(struct serve_control *c)
+{
+	bool rests = c && c->resting;
+
+	if (c)
+		c->resting = false;
+	return c && !rests && place(c); /* who finds no place waits in the backlog */
 }
 
 void serve_control_run(struct serve *s)
@@ -333,16 +401,23 @@ void serve_control_run(struct serve *s)
 	struct pollfd p[CLIENTS_MAX + 5];
 
 	for (;;) {
-		struct serve_control *c = s->asked; /* another one after a takeover that failed */
 		int timeout = serve_settle(s);
+		struct serve_control *c;
+		bool over;
 
+		timeout = sooner(timeout, takeover_settle(s->answers, s->signal_fd, &over));
+		if (over)
+			return;
+		c = s->asked; /* another one after a takeover that failed */
+		images_arrived(c);
+		if (c && c->resting)
+			timeout = sooner(timeout, ACCEPT_PAUSE_MS);
 		for (unsigned i = 0; i < CLIENTS_MAX; i++) {
 			const struct client *cl = c ? &c->client[i] : &nobody;
 
-			p[i] = (struct pollfd){ .fd = cl->fd, .events = cl->out ? POLLOUT : waits(cl) ? 0 : POLLIN };
+			p[i] = (struct pollfd){ .fd = cl->gone ? -1 : cl->fd, .events = cl->out ? POLLOUT : waits(cl) ? 0 : POLLIN };
 		}
-		/* Who finds no place waits in the backlog. */
-		p[CLIENTS_MAX] = (struct pollfd){ .fd = c && place(c) ? c->fd : -1, .events = POLLIN };
+		p[CLIENTS_MAX] = (struct pollfd){ .fd = listens(c) ? c->fd : -1, .events = POLLIN };
 		p[CLIENTS_MAX + 1] = (struct pollfd){ .fd = s->signal_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 2] = (struct pollfd){ .fd = s->wake_fd, .events = POLLIN };
 		p[CLIENTS_MAX + 3] = (struct pollfd){ .fd = s->job_fd, .events = POLLIN };
@@ -359,7 +434,7 @@ void serve_control_run(struct serve *s)
 			if (!p[i].revents)
 				continue;
 			if (waits(cl)) {
-				drop(cl); /* it has gone: nothing else is asked for */
+				has_gone(cl);
 				continue;
 			}
 			if (cl->out)
@@ -373,8 +448,7 @@ void serve_control_run(struct serve *s)
 			jobs_done(c);
 		if (p[CLIENTS_MAX].revents)
 			accept_one(c);
-		/* The last: the control socket may be another one afterwards. */
-		if (p[CLIENTS_MAX + 4].revents && takeover_turn(s->answers, s->signal_fd))
-			return;
+		if (p[CLIENTS_MAX + 4].revents)
+			takeover_turn(s->answers, s->signal_fd);
 	}
 }

@@ -5,6 +5,7 @@
  *   new                                       old
  *   opens stand-ins of its images
  *   what it would serve, and where    ──▶     compares that with what it serves
+ *                                             looks whether its disks answer
  *                                     ◀──     "refused", why: it goes on; or
  *                                             pauses its exports, flushes and closes its images
  *                                     ◀──     "given", with what was set at run time, the listening sockets and the locked pidfile
@@ -53,11 +54,13 @@ struct takeover *takeover_new(const struct takeover_ops *ops, void *program, str
 void takeover_free(struct takeover *t);
 /* What to wait for (POLLIN) before takeover_turn() is called; -1 for NULL. */
 int takeover_fd(const struct takeover *t);
+/* Hears whoever asks. signal_fd: readable when the process is told to end. */
+void takeover_turn(struct takeover *t, int signal_fd);
 /*
- * Goes on with whoever asks. True: another process serves now, and ours is to end; the names of sockets and pidfile are its own.
- * signal_fd: readable when the process is told to end.
+ * Goes on with whoever has asked; after the lends have been settled, which is what it waits for. Milliseconds until it wants to be called
+ * again; -1: no need. *ret_over: another process serves now, and ours is to end; the names of sockets and pidfile are its own. Takes NULL.
  */
-bool takeover_turn(struct takeover *t, int signal_fd);
+int takeover_settle(struct takeover *t, int signal_fd, bool *ret_over);
 
 /* ---- the new one ---- */
 

@@ -216,6 +216,11 @@ VARVE_API int varve_image_write(struct varve_image *image, uint64_t offset, cons
 				unsigned flags, struct varve_error *err);
 VARVE_API int varve_image_flush(struct varve_image *image, struct varve_error *err);
 /*
+ * The same, whatever werror= says: if it fails that is reported and does not stop the image, and an image that is stopped does not keep it
+ * waiting (what waits there is not part of it). For who wants to know whether a flush would succeed, beside a guest that is not to notice.
+ */
+VARVE_API int varve_image_try_flush(struct varve_image *image, struct varve_error *err);
+/*
  * After a flush has failed, the kernel may have dropped data that it could not write, although it was acknowledged to
  * whoever wrote it. So every later flush and FUA write of the image fails too, until all data in doubt has been written
  * again and flushed, or until this call, by which the embedder says that it knows: what is lost is seen to elsewhere
@@ -711,7 +716,8 @@ VARVE_API void varve_export_pause(struct varve_export *exp);
 VARVE_API void varve_export_resume(struct varve_export *exp);
 /*
  * The same for an image with werror=stop (enospc), whose requests may wait until it is resumed: if an error has stopped it, or does while
- * those in flight are waited for, the export is as before the call, and the result is that negative errno; else 0.
+ * those in flight are waited for, the export is as before the call, and the result is that negative errno; else 0. If those in flight are
+ * not done after ten seconds (their storage is stuck): as before the call, too, and -ETIMEDOUT.
  */
 VARVE_API int varve_export_pause_unless_stopped(struct varve_export *exp, struct varve_error *err);
 

@@ -99,6 +99,9 @@ int varve_export_pause_unless_stopped(struct varve_export *e, struct varve_error
 {
 	int ret = vublk_pause_unless_stopped(e->vublk);
 
+	if (ret == -ETIMEDOUT)
+		return varve_error_set(err, ret, "%s: requests in flight are not done after ten seconds: its storage does not answer",
+				       node_name(e->image->top));
 	if (ret < 0)
 		return varve_error_errno(err, ret, "%s: an error has stopped it", node_name(e->image->top));
 	e->paused = true;

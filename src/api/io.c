@@ -136,6 +136,13 @@ int varve_image_flush(struct varve_image *image, struct varve_error *err)
 	return io_call(image, &a, err);
 }
 
+int varve_image_try_flush(struct varve_image *image, struct varve_error *err)
+{
+	struct io_args a = { .op = REQ_FLUSH, .flags = REQ_NO_STOP };
+
+	return io_call(image, &a, err);
+}
+
 int varve_image_discard(struct varve_image *image, uint64_t off, uint64_t len, struct varve_error *err)
 {
 	struct io_args a = { .op = REQ_DISCARD, .off = off, .len = len };

@@ -118,7 +118,7 @@ bool policy_enter(struct node *n, struct node_slot *s, struct req *r)
 {
 	struct policy *p = n->policy;
 
-	if (unlikely(atomic_load(&p->error)) && r->op != REQ_READ) {
+	if (unlikely(atomic_load(&p->error)) && r->op != REQ_READ && !(r->flags & REQ_NO_STOP)) {
 		park(p, s, r);
 		return false;
 	}
@@ -140,7 +140,7 @@ bool policy_takes(struct node *n, struct req *r, int ret)
 	enum req_op op = (enum req_op)(came & 0xff);
 	int running = 0;
 
-	if (!is_for(p, op, ret))
+	if (!is_for(p, op, ret) || ((uint32_t)(came >> 8) & REQ_NO_STOP))
 		return false;
 	r->op = op;
 	r->flags = (uint32_t)(came >> 8);

@@ -30,6 +30,7 @@ enum req_op {
 #define REQ_MAY_UNMAP (1u << 1) /* zero: space may be given back */
 #define REQ_COMPRESS (1u << 2)	/* write: whole clusters may be stored compressed */
 #define REQ_NO_FALLBACK (1u << 3) /* zero: -ENOTSUP, rather than written as bytes */
+#define REQ_NO_STOP (1u << 4)	/* flush: werror= has no say; it neither waits nor makes others wait */
 /* internal to block/ */
 #define REQ_SUB (1u << 16)	/* a piece of a split request, from the queue's pool */
 #define REQ_REPAIRED (1u << 17) /* has been through the cold path once */

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -39,6 +40,53 @@ def test_a_client_that_leaves_before_its_answer_is_forgotten(tmp_path, lines):
             s.process.send_signal(signal.SIGCONT)
             ask = s.ask()
             assert len(ask("disks")) == 1 and "image" in ask("stats") and ask("flush") == {}
+
+
+@pytest.mark.parametrize("between", [b"", b'{"command":"disks"}\n' * 5000])
+def test_what_a_client_has_said_is_done_when_it_has_left(tmp_path, between):
+    """A pause that waits for requests, and whoever asked for it does not; more than is read at once may follow."""
+    (disk,) = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2")) as s:
+        s.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, s.process.pid, os.WSTOPPED | os.WNOWAIT)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(s.control))
+            client.sendall(b'{"command":"pause"}\n' + between + b'{"command":"snapshot-create","name":"x"}\n{"command":"resume"}\n')
+        s.process.send_signal(signal.SIGCONT)
+        ask = s.ask()
+        until(lambda: [x["name"] for x in ask("snapshots")] == ["x"] and not ask("disks")[0]["paused"], s.process)
+        s.load(0, "--rw", "randwrite", "--ops", "100")
+
+
+@pytest.mark.parametrize("asked", ["control", "takeover"])
+def test_without_descriptors_it_does_not_spin_and_recovers(tmp_path, asked):
+    def ticks():
+        fields = pathlib.Path(f"/proc/{s.process.pid}/task/{s.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    (disk,) = images(tmp_path, 1)
+    with Serve(tmp_path, (disk, "-f", "qcow2"), options=["--pidfile", tmp_path / "pid"]) as s:
+        until((tmp_path / "pid").exists, s.process)
+        # Not so few that poll() itself is refused; and none below the limit is free.
+        others = [s.ask() for _ in range(8)]
+        assert all(len(other("disks")) == 1 for other in others)
+        used = {int(name) for name in os.listdir(f"/proc/{s.process.pid}/fd")}
+        lowest = min(set(range(len(used) + 1)) - used)
+        before = resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM if asked == "control" else socket.SOCK_SEQPACKET)
+        with client:
+            client.connect(str(s.control) if asked == "control" else f"\0varve-takeover-{s.process.pid}")
+            client.sendall(b'{"command":"disks"}\n')
+            until(lambda: "(ulimit -n)" in s.text(), s.process)
+            spent = ticks()
+            client.settimeout(2)
+            with pytest.raises(TimeoutError):
+                client.recv(1)  # so long it may not be busy
+            assert ticks() - spent < os.sysconf("SC_CLK_TCK") / 2 and s.text().count("(ulimit -n)") == 1
+            resource.prlimit(s.process.pid, resource.RLIMIT_NOFILE, before)
+            client.settimeout(SECONDS)
+            assert b"{" in client.recv(1000)
 
 
 def test_clients_that_say_nothing_keep_nobody_out(tmp_path):

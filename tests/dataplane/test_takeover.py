@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """test_takeover - --takeover of varve serve and varve daemon: the old one lets go of nothing before the new one has it
 
-Two disks under verified load all the time. Kills are at system calls of the main thread, which carries the conversation: what has
-been done by then is known, and no clock has a say.
+Two disks under verified load all the time. Kills are at system calls of the main thread, which carries the conversation, and of those that
+let go of the disks: what has been done by then is known, and no clock has a say.
 
 Never: leaves a process behind.
 """
@@ -257,8 +257,10 @@ def test_with_few_descriptors_one_of_them_serves(tmp_path):
 # What the main thread does on its way, in order; of calls that it makes often, the one of that number.
 NEW_DOES = [("connect", 1), ("getsockopt", 1), ("sendmsg", 1), ("poll", 1), ("recvmsg", 1), ("futex", 20), ("futex", 30), ("futex", 40),
             ("futex", 50), ("bind", 1), ("listen", 1), ("pwrite64", 1), ("ftruncate", 1), ("sendmsg", 2)]
-OLD_DOES = [("accept4", 1), ("recvmsg", 1), ("futex", 1), ("futex", 5), ("futex", 9), ("futex", 14), ("futex", 20), ("sendmsg", 1),
-            ("recvmsg", 2), ("futex", 26)]
+# It probes and closes each of two disks on a thread of its own.
+OLD_DOES = [("accept4", 1), ("recvmsg", 1), ("clone3", 1), ("clone3", 2), ("clone3", 3), ("clone3", 4), ("sendmsg", 1), ("recvmsg", 2)]
+# Any thread, whoever is the first to come to it: the images are let go of.
+OLD_THREADS_DO = [("futex", 2), ("futex", 4), ("futex", 8), ("openat", 1), ("openat", 2), ("close", 1)]
 
 
 def strace(call, number, *more):
@@ -293,13 +295,13 @@ def test_either_side_is_killed_at_any_step_and_the_other_goes_on(tmp_path):
         with Loads(servers) as loads:
             servers.wait_serving(old)
             loads.wait_work(tmp_path)
-            for side, step in [("new", n) for n in NEW_DOES] + [("old", o) for o in OLD_DOES]:
+            for side, step in [("new", n) for n in NEW_DOES] + [("old", o) for o in OLD_DOES] + [("old -f", o) for o in OLD_THREADS_DO]:
                 watcher = None
                 if side == "new":
                     # -D: the process that was started is the server, and strace its grandchild.
                     new = servers.start(kinds[0](tmp_path), *strace(*step, "-D"))
                 else:
-                    watcher = subprocess.Popen(strace(*step, "-p", str(old.pid)), stderr=subprocess.PIPE, text=True)
+                    watcher = subprocess.Popen(strace(*step, *side.split()[1:], "-p", str(old.pid)), stderr=subprocess.PIPE, text=True)
                     assert "attached" in watcher.stderr.readline()
                     new = servers.start(kinds[0](tmp_path))
                 # One of them ends; the other serves, or (if it was to be killed at a call that it made only then) has ended, too.

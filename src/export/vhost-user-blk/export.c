@@ -34,6 +34,9 @@
 /* How often somebody who waits for requests in flight looks whether they may wait for him. */
 #define LOOK_NS 10000000ull
 
+/* How long he waits: what takes longer does not come back, for all he knows, and the machine is to go on. */
+#define IN_FLIGHT_NS 10000000000ull
+
 struct vublk {
 	/* set at start */
 	char *path;
@@ -444,15 +447,18 @@ static int pause_while_running(struct fiber *f, void *arg)
 	struct look look = { .v = v, .timer = { .fire = look_fired } };
 	struct policy_state state = { .error = 0 };
 	bool was = v->session.paused;
+	uint64_t until = queue_now(v->control) + IN_FLIGHT_NS;
+	int ret;
 
 	session_pause(&v->session);
 	look_fired(&look.timer);
-	while (!(policy_get_state(v->disk.top, &state) && state.error) && !session_is_quiet(&v->session))
+	while (!(policy_get_state(v->disk.top, &state) && state.error) && !session_is_quiet(&v->session) && queue_now(v->control) < until)
 		waitlist_wait(f, &v->turned);
 	timer_cancel(v->control, &look.timer);
-	if (state.error && !was)
+	ret = state.error ? state.error : session_is_quiet(&v->session) ? 0 : -ETIMEDOUT;
+	if (ret < 0 && !was)
 		session_resume(&v->session);
-	return state.error;
+	return ret;
 }
 
 int vublk_pause_unless_stopped(struct vublk *v)

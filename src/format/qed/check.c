@@ -395,25 +395,12 @@ static int scan_once(struct fiber *f, struct qed *q, bool remove, struct scan *r
 }
 
 /*
- * Durable first: nobody's additions hold any more, and no journal is the image's (who keeps one has been recovered, and sets its mark anew). Only
- * then: the space goes that only what is in a journal would refer to. Killed in between, a journal that is refused. The other way round, it would
- * be written into an image that has been repaired.
- */
-static int clear_autoclear(struct fiber *f, struct qed *q, struct varve_error *err)
-{
-	order_mark mark;
-	int ret;
-
-	if (!q->h.autoclear_features)
-		return 0;
-	ret = qed_put_autoclear(f, q, 0, &mark);
-	if (ret == 0)
-		ret = order_wait(f, q->order, mark);
-	return ret < 0 ? varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header") : 0;
-}
-
-/*
- * Durable first: the entries that are removed. Only then: the file without its unused end, which they led to, and the
+ * Durable first: our mark in the header, or that there is none. Only then: any change. Another server's journal may be waiting for its next
+ * start, and fits as long as its mark is there; what it has queued leads to space that the repair takes away, or gives to others. Who is
+ * killed in between leaves an image as that server left it, and a journal that is refused: nothing is lost silently. An image that
+ * cannot be repaired keeps the mark, and that server can be started.
+ *
+ * Durable next: the entries that are removed. Only then: the file without its unused end, which they led to, and the
  * header without the flag. Power lost in between leaves the flag, and the next writer does all this again.
  */
 int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
@@ -427,7 +414,7 @@ int qed_repair_unclean(struct fiber *f, struct qed *q, struct varve_error *err)
 				      "the image can only be read (\"img check\" says where)",
 				      ull(found.shared));
 	if (ret == 0)
-		ret = clear_autoclear(f, q, err);
+		ret = qed_begin_changes(f, q, err);
 	if (ret == 0 && found.nowhere)
 		ret = scan_once(f, q, true, &found, err);
 	if (ret < 0)

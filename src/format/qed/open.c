@@ -122,18 +122,19 @@ static int set_autoclear(struct fiber *f, struct qed *q, uint64_t bits, struct v
 	return ret < 0 ? varve_error_errno(err, ret, "cannot change the autoclear feature bits in the header") : 0;
 }
 
-/* Durable first: the mark that a journal belongs to the image. Only then: records in it (see qcow2/open.c). */
-static int begin_changes(struct fiber *f, struct qed *q, const char *state_dir, struct varve_error *err)
+int qed_begin_changes(struct fiber *f, struct qed *q, struct varve_error *err)
 {
-	uint64_t journal_mark;
-	int ret;
+	if (!q->mark && (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL))
+		order_tell_lost(q->node, NULL, true);
+	return set_autoclear(f, q, q->mark, err);
+}
 
-	if (!state_dir)
-		return set_autoclear(f, q, 0, err);
-	ret = order_new_mark(q->h.autoclear_features, &journal_mark, err);
-	if (ret == 0)
-		ret = set_autoclear(f, q, journal_mark, err);
-	return ret < 0 ? ret : order_keep(f, q->order, state_dir, journal_mark, err);
+/* Durable first: the mark that a journal belongs to the image. Only then: records in it (see qcow2/open.c). */
+static int begin_journal(struct fiber *f, struct qed *q, const char *state_dir, struct varve_error *err)
+{
+	int ret = qed_begin_changes(f, q, err);
+
+	return ret < 0 || !state_dir ? ret : order_keep(f, q->order, state_dir, q->mark, err);
 }
 
 /* The queue is empty, so the journal goes; then the mark, which alone says nothing. */
@@ -157,8 +158,11 @@ static int open_writable(struct fiber *f, struct qed *q, const struct settings *
 	if (ret < 0)
 		return varve_error_errno(err, ret, "queue for metadata");
 	order_set_age(q->order, set->age_ns);
-	if (!set->state_dir && (q->h.autoclear_features & QED_AUTOCLEAR_JOURNAL))
-		order_tell_lost(q->node, NULL, true);
+	q->mark = 0;
+	if (set->state_dir)
+		ret = order_new_mark(q->h.autoclear_features, &q->mark, err);
+	if (ret < 0)
+		return ret;
 	if ((q->h.features & QED_F_NEED_CHECK) || (q->node->flags & NODE_REPAIR)) {
 		ret = qed_repair_unclean(f, q, err);
 		if (ret == 0)
@@ -199,7 +203,7 @@ static int open_tables(struct fiber *f, struct qed *q, const struct settings *se
 	ret = qed_map_open(q, set->cache_len);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
-	return q->writable ? begin_changes(f, q, set->state_dir, err) : 0;
+	return q->writable ? begin_journal(f, q, set->state_dir, err) : 0;
 }
 
 static void free_all(struct fiber *f, struct qed *q, bool trim)

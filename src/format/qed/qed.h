@@ -46,6 +46,7 @@ struct qed {
 	unsigned piece_bits;	/* log2 of the entries in one piece of the cache */
 	uint64_t header_end;	/* host offset of the first regular cluster */
 	bool writable;
+	uint64_t mark; /* writable: what the header says from the first change on: the mark of our journal; 0: we keep none */
 	bool unmapped;		/* opened for info or check of what cannot be read: map() answers with an error */
 
 	/* home queue only */
@@ -153,6 +154,9 @@ int qed_truncate(struct fiber *f, struct node *n, uint64_t len, enum prealloc pr
 /* check.c, create.c ------------------------------------------------------------------------------------ */
 
 int qed_check(struct fiber *f, struct node *n, struct check *c, struct varve_error *err);
+/* Before the first change of any kind: the header has q->mark. Any number of times. */
+int qed_begin_changes(struct fiber *f, struct qed *q, struct varve_error *err);
+
 /*
  * An image whose flag is set, before it is written: entries that lead nowhere are removed, what lies behind the last
  * cluster in use is cut off. -EIO: damage of another kind, which no crash explains; nothing was changed then.

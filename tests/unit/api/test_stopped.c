@@ -43,6 +43,17 @@ static void expect_stats(struct varve_image *image, const char *what)
 	free(json);
 }
 
+static bool is_stopped(struct varve_image *image)
+{
+	char *json;
+	bool stopped;
+
+	expect_ok(varve_image_stats(image, &json, &err));
+	stopped = strstr(json, "\"state\":\"stopped\"");
+	free(json);
+	return stopped;
+}
+
 static uint8_t buf[4096];
 static struct iovec iov = { buf, sizeof(buf) };
 
@@ -134,6 +145,43 @@ static void nobody_waits_while_waiting_is_off(void **state)
 	expect_ok(varve_image_close(image, &err));
 }
 
+/* It would have stopped the image for an error, and waited for one that is stopped. */
+static void a_flush_that_is_only_tried_neither_stops_nor_waits(void **state)
+{
+	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
+	struct varve_queue_options qo = { .flags = VARVE_QUEUE_THREAD, .name = "home" };
+	struct varve_queue *home;
+	struct varve_image *image;
+	struct varve_error e;
+	pthread_t thread;
+	char name[512];
+	void *ret;
+
+	(void)state;
+	make_image("disk", "raw", MIB, NULL);
+	snprintf(name, sizeof(name),
+		 "driver=raw,werror=stop,file.driver=fault,file.file.driver=file,file.file.filename=%s,"
+		 "file.rule.0.event=flush,file.rule.0.errno=EIO,file.rule.0.once=on",
+		 path_of("disk"));
+	expect_ok(varve_image_open(&image, name, &oo, &err));
+	assert_int_equal(varve_image_try_flush(image, &e), -EIO);
+	expect_stats(image, "\"state\":\"running\"");
+	expect_ok(varve_image_close(image, &err));
+
+	expect_ok(varve_queue_new(&home, &qo, &err));
+	image = open_failing(home, "stop", true);
+	assert_int_equal(pthread_create(&thread, NULL, write_and_wait, image), 0);
+	while (!is_stopped(image))
+		sched_yield();
+	expect_ok(varve_image_try_flush(image, &err));
+	assert_true(is_stopped(image));
+	assert_int_equal(varve_image_resume(image), -ENOSPC);
+	pthread_join(thread, &ret);
+	assert_int_equal((intptr_t)ret, 0);
+	expect_ok(varve_image_close(image, &err));
+	varve_queue_free(home);
+}
+
 static void unknown_policies_are_refused(void **state)
 {
 	struct varve_open_options oo = { .flags = VARVE_OPEN_WRITABLE | VARVE_OPEN_IMAGE_OPTS };
@@ -154,6 +202,7 @@ int main(void)
 		cmocka_unit_test(closing_a_stopped_image_fails_what_waits_and_says_what_is_at_stake),
 		cmocka_unit_test(a_synchronous_write_is_resumed_by_another_thread),
 		cmocka_unit_test(nobody_waits_while_waiting_is_off),
+		cmocka_unit_test(a_flush_that_is_only_tried_neither_stops_nor_waits),
 		cmocka_unit_test(unknown_policies_are_refused),
 	};
 
