@@ -93,7 +93,9 @@ static int make_table(struct fiber *f, struct qcow2 *q, uint32_t table)
 
 	if (err < 0)
 		return err;
-	if (old_off || !zero)
+	/* Others make images whose L1 table is a hole. */
+	err = node_allocate(f, q->file, q->h.l1_off + table * sizeof(entry), sizeof(entry));
+	if (err == 0 && (old_off || !zero))
 		err = write_table(f, q, host_off, old_off, &content);
 	entry = be64_put(host_off | QCOW2_COPIED);
 	if (err == 0)
