@@ -29,6 +29,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Until the next attempt, while somebody else has the image, or ours cannot be flushed. */
@@ -47,6 +48,14 @@ struct lend_job {
 	char why[VARVE_ERROR_MAX];
 	_Atomic bool done;
 };
+
+static int64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
 
 static void wake(const struct lend *l)
 {
@@ -299,6 +308,8 @@ static int let_go(struct lend *l, char why[VARVE_ERROR_MAX])
 	*l->trouble = 0;
 	swap(l, stand_in);
 	l->held = l->image != stand_in;
+	if (l->held)
+		snprintf(why, VARVE_ERROR_MAX, "%s: its exports cannot let go of the image", l->name);
 	if (!l->held && l->ops->changed)
 		l->ops->changed(l->disk, false);
 	return l->held;
@@ -391,7 +402,7 @@ static bool start(struct lend *l, int (*run)(struct lend *, char *), int retry_m
 	struct varve_error err;
 	int error = j ? 0 : ENOMEM;
 
-	l->failed = false;
+	l->retry_want = wanted(l);
 	if (j) {
 		j->l = l;
 		j->run = run;
@@ -403,24 +414,30 @@ static bool start(struct lend *l, int (*run)(struct lend *, char *), int retry_m
 		return true;
 	l->job = NULL;
 	free(j);
+	l->retry_at_ms = now_ms() + RETRY_FLUSH_MS;
 	snprintf(err.message, sizeof(err.message), "%s", strerror(error));
 	tell_trouble(l, "no thread for its image", &err);
 	return false;
 }
 
-/* Milliseconds until another attempt; -1: it was not in vain. */
-static int join(struct lend *l)
+/* Somebody has asked for it who is told what it came to. */
+static bool is_for_another(const struct lend_job *j)
+{
+	return j->run == probe || j->run == let_go_running;
+}
+
+static void join(struct lend *l)
 {
 	struct lend_job *j = l->job;
-	int retry_ms;
 
 	l->job = NULL;
 	pthread_join(j->thread, NULL);
-	l->failed = j->result != 0;
-	memcpy(l->why, j->why, sizeof(l->why));
-	retry_ms = j->result ? j->retry_ms : -1;
+	if (is_for_another(j)) {
+		l->failed = j->result != 0;
+		memcpy(l->why, j->why, sizeof(l->why));
+	}
+	l->retry_at_ms = j->result && j->retry_ms >= 0 ? now_ms() + j->retry_ms : 0;
 	free(j);
-	return retry_ms;
 }
 
 static bool is_under_way(const struct lend *l)
@@ -442,18 +459,20 @@ void lend_end(struct lend *l)
 int lend_settle(struct lend *l)
 {
 	bool want, resumes;
-	int wait = -1;
+	int64_t left;
 
 	if (is_under_way(l))
 		return -1;
 	if (l->job)
-		wait = join(l);
+		join(l);
 	want = wanted(l);
 	resumes = want && l->held && l->paused && !l->stopped;
 	if (want == l->held && !resumes)
 		return -1;
-	if (wait >= 0 && !resumes)
-		return wait;
+	/* We are called for every reason that there is, the attempts of other disks among them. */
+	left = l->retry_at_ms - now_ms();
+	if (left > 0 && want == l->retry_want && !resumes)
+		return (int)left;
 	if (l->ops->busy && l->ops->busy(l->disk, false))
 		return RETRY_FLUSH_MS;
 	if (want && !l->held)
@@ -486,8 +505,11 @@ bool lend_give(struct lend *l)
 
 enum lend_result lend_result(const struct lend *l, const char **ret_why)
 {
+	const struct lend_job *j;
+
 	if (is_under_way(l))
 		return LEND_UNDER_WAY;
-	*ret_why = l->job ? l->job->why : l->why;
-	return (l->job ? l->job->result != 0 : l->failed) ? LEND_FAILED : LEND_DONE;
+	j = l->job && is_for_another(l->job) ? l->job : NULL;
+	*ret_why = j ? j->why : l->why;
+	return (j ? j->result != 0 : l->failed) ? LEND_FAILED : LEND_DONE;
 }

@@ -63,9 +63,12 @@ struct lend {
 	_Atomic bool given; /* to another process: nobody here may take it */
 	char trouble[VARVE_ERROR_MAX]; /* what is in the way, as it was told; empty: nothing */
 
-	/* what the last job came to */
+	/* what the last job for another process came to: lend_result() */
 	bool failed;
 	char why[VARVE_ERROR_MAX];
+
+	int64_t retry_at_ms; /* before that, nothing is tried again, unless something else is wanted; 0: at once */
+	bool retry_want;     /* what was wanted then */
 
 	struct lend_job *job; /* NULL: none. It alone uses trouble, and if lend_moves(), image and paused */
 };

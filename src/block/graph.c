@@ -37,6 +37,23 @@ static void close_node(struct fiber *f, struct node *n)
 	node_free(n);
 }
 
+/*
+ * An image that allocates makes its file longer, and what is a part of a file with a length of its own has somebody else behind its
+ * end. Reading it is well, and so is writing to what is all in place (raw).
+ */
+static int check_room(const struct driver *drv, const struct node *file, uint32_t flags, const char *name, struct varve_error *err)
+{
+	if (drv->kind != DRIVER_FORMAT || !drv->alloc || !(flags & NODE_WRITABLE))
+		return 0;
+	for (; file && file->file; file = file->file) {
+		if (file->fixed_len)
+			return varve_error_set(err, -ENOTSUP,
+					       "%s: a %s image in a part of a file (raw, size=%llu) cannot grow, and is only read; leave size out, or open it read-only",
+					       name, drv->name, (unsigned long long)node_len(file));
+	}
+	return 0;
+}
+
 /* One node above `file` (which may be NULL for a leaf). On failure file stays the caller's. */
 static int open_node(struct fiber *f, const struct driver *drv, const char *name, struct node *file, struct opts *o,
 		     uint32_t flags, const char *aio, struct node **ret, struct varve_error *err)
@@ -46,6 +63,9 @@ static int open_node(struct fiber *f, const struct driver *drv, const char *name
 
 	if (file && file->level + 1 >= FIBER_LEVEL_JOB)
 		return varve_error_set(err, -EINVAL, "%s: too many layers above one file", name);
+	r = check_room(drv, file, flags, name, err);
+	if (r < 0)
+		return r;
 	n = node_new(drv, name, file, flags, fiber_queue(f));
 	if (!n)
 		return varve_error_errno(err, -ENOMEM, "%s", name);

@@ -17,19 +17,23 @@ static struct node *without_filters(struct node *n)
 /*
  * A format without tables (raw) knows no holes; the file below may. A format with tables knows what is data, but where they were
  * filled beforehand (preallocation=metadata) nothing was ever written behind them. Most images are not like that, and each question
- * costs: the file is asked only if the format says that much of it is only reserved. holder: whose data it is.
+ * costs: the file is asked only if the format says that much of it is only reserved: of its own file, that with the tables, as
+ * everybody decides it. holder: whose data it is.
  */
 static int worth_asking(struct fiber *f, struct node *holder, struct node *leaf, bool *ret)
 {
 	const struct driver *drv = holder->drv;
+	struct node *own = holder;
 
 	*ret = leaf->drv->status && !drv->load;
-	if (!leaf->drv->status || !leaf->drv->taken || !drv->reserved)
+	while (own->file)
+		own = own->file;
+	if (!leaf->drv->status || !own->drv->taken || !drv->reserved)
 		return 0;
 	if (holder->holes == HOLES_UNKNOWN) {
 		bool reserved = false;
 		uint64_t taken;
-		int error = leaf->drv->taken(f, leaf, &taken);
+		int error = own->drv->taken(f, own, &taken);
 
 		if (error == 0)
 			error = drv->reserved(f, holder, taken, &reserved);

@@ -421,7 +421,7 @@ struct node {
 	uint32_t mem_align;	  /* leaf: and memory addresses of this */
 	bool kept_above;	  /* leaf: what is read is kept by copy-on-read, which reads ahead itself */
 	bool fua_waits;		  /* leaf: stable writes wait for one another; a flush that several share serves them sooner */
-	bool fixed_len;		  /* leaf: a write beyond the end does not make it longer (a block device) */
+	bool fixed_len;		  /* a write beyond the end does not make it longer: a block device, a part of a file (raw, size=) */
 	uint32_t cluster_len;	  /* format: unit of allocation; 0: none (raw) */
 	uint32_t part_len;	  /* format: clusters are mapped in parts of so many bytes; 0: as wholes */
 	/*

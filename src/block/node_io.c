@@ -165,15 +165,26 @@ int64_t node_file_len(struct fiber *f, struct node *n)
 	return n->drv->get_len ? n->drv->get_len(f, n) : (int64_t)node_len(n);
 }
 
-/* The leaf is at least len long now. */
+/* Where n begins in its leaf. */
+static uint64_t begins_at(const struct node *n)
+{
+	uint64_t off = 0;
+
+	for (; n->drv->kind != DRIVER_LEAF; n = n->file)
+		off += n->through_off;
+	return off;
+}
+
+/* The leaf is longer now, so that n is at least len long. */
 static int tell_longer(struct node *n, const struct node *leaf, uint64_t len)
 {
 	int ret = 0;
 
 	for (; ret == 0 && n != leaf; n = n->file) {
-		atomic_store(&n->len, node_len(leaf));
+		atomic_store(&n->len, node_len(leaf) - begins_at(n));
 		if (n->drv->length_set)
 			ret = n->drv->length_set(n, len, true);
+		len += n->through_off;
 	}
 	return ret;
 }
@@ -181,7 +192,7 @@ static int tell_longer(struct node *n, const struct node *leaf, uint64_t len)
 int node_extend(struct fiber *f, struct node *n, uint64_t len)
 {
 	struct node *leaf = leaf_below(n);
-	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, len) : -ENOTSUP;
+	int ret = leaf->drv->extend ? leaf->drv->extend(f, leaf, begins_at(n) + len) : -ENOTSUP;
 
 	return ret < 0 ? ret : tell_longer(n, leaf, len);
 }
@@ -190,7 +201,7 @@ int node_allocate(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
 {
 	struct node *leaf = leaf_below(n);
 	uint64_t before = node_len(leaf);
-	int ret = leaf->drv->allocate ? leaf->drv->allocate(f, leaf, off, len) : 0;
+	int ret = leaf->drv->allocate ? leaf->drv->allocate(f, leaf, begins_at(n) + off, len) : 0;
 
 	return ret < 0 || node_len(leaf) == before ? ret : tell_longer(n, leaf, off + len);
 }

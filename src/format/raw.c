@@ -85,6 +85,7 @@ static int raw_open(struct fiber *f, struct node *n, struct opts *o, struct varv
 	atomic_store_explicit(&n->len, len, memory_order_relaxed);
 	n->through = true;
 	n->through_off = raw->host_off;
+	n->fixed_len = raw->fixed_len;
 	return 0;
 }
 

@@ -59,7 +59,7 @@ struct converter {
 	struct varve_error *err;
 	uint64_t total, piece, granule, write_max;
 	uint64_t below_len; /* over_backing: as far as the target's backing image reaches */
-	bool in_order;
+	bool in_order, one_by_one;
 	unsigned nr_lanes;
 	struct queue *q;
 
@@ -388,10 +388,16 @@ static int convert_piece(struct fiber *f, struct lane *l)
 		ret = submit_writes(f, l);
 	else if (l->kind == KIND_ZERO)
 		lane_submit(l, &l->runs[0], o->target, REQ_ZERO, l->off, NULL, l->len, REQ_MAY_UNMAP);
-	if (o->one_by_one && ret == 0)
+	if (!l->c->one_by_one) {
+		pass_turn(l);
+		return ret < 0 ? ret : wrote(f, l);
+	}
+	if (ret == 0)
 		ret = wrote(f, l);
 	pass_turn(l);
-	return ret < 0 || o->one_by_one ? ret : wrote(f, l);
+	/* A cached read is made where it is handed over, and would hold up the writes of who has the turn now: behind them. */
+	fiber_sleep_until(f, queue_now(l->c->q));
+	return ret;
 }
 
 /* ---- the whole ---- */
@@ -469,24 +475,24 @@ static void geometry(struct converter *c)
 	 * The page cache takes memory in blocks as long as the write. Long ones are what a hypervisor takes back from an idle
 	 * machine, and gives again page by page: a new file by shorter writes costs a third.
 	 */
-	c->write_max = leaf_of(n)->flags & NODE_DIRECT ? c->piece : MAX(CACHED_WRITE_LEN, cluster);
+	c->write_max = (leaf_of(n)->flags & NODE_DIRECT) && !o->one_by_one ? c->piece : MAX(CACHED_WRITE_LEN, cluster);
 }
 
 /*
- * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: whoever comes first is not
- * faster, but in the order of the disk the file's space is, too. What goes to a disk, or is compressed first, need not wait.
+ * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: side by side they are no faster, and
+ * one by one the same source gives the same file. What goes to a disk, or is compressed first, is better under way together.
  */
-static bool choose_order(const struct converter *c)
+static void choose_order(struct converter *c)
 {
 	const struct convert_options *o = c->o;
 
-	return o->in_order || o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
+	c->one_by_one = o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
+	c->in_order = o->in_order || c->one_by_one;
 }
 
 /*
- * Between the page cache and the page cache, one piece is read while the kernel writes another, and has a third to go on with
- * when that is done; more buffers would only push each other out of the processor's caches. Who waits for a disk or a server,
- * or compresses, wants many.
+ * Between the page cache and the page cache, one piece is read while the kernel writes another, and a third is there when that is
+ * done; more buffers would only push each other out of the processor's caches. Who waits for a disk or a server, or compresses, wants many.
  */
 static unsigned choose_lanes(const struct converter *c)
 {
@@ -494,7 +500,7 @@ static unsigned choose_lanes(const struct converter *c)
 
 	if (o->parallel)
 		return o->parallel;
-	if (o->compress || (leaf_of(o->target)->flags & NODE_DIRECT))
+	if (!c->one_by_one)
 		return LANES_MANY;
 	for (unsigned i = 0; i < o->nr_sources; i++) {
 		const struct node *leaf = leaf_of(o->sources[i].top);
@@ -521,7 +527,7 @@ int convert(struct fiber *f, const struct convert_options *o, struct varve_error
 		c->total += node_len(o->sources[i].top);
 	}
 	geometry(c);
-	c->in_order = choose_order(c);
+	choose_order(c);
 	c->nr_lanes = choose_lanes(c);
 	ret = lanes_make(c);
 	if (ret < 0)

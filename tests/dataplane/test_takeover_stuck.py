@@ -7,6 +7,7 @@ Never: leaves a process or a mount behind.
 """
 import pathlib
 import signal
+import subprocess
 
 import pytest
 from faultfs import Faultfs
@@ -15,6 +16,7 @@ from test_control_trouble import small_file_system, stuck
 from test_hand_over import Server
 from test_restart import Load, make_disk, varve
 from test_takeover import Servers
+from tool import varve_path
 
 # No flushes: one that is held would keep the load's own waiting, before anybody asks for the disk.
 WRITES = ["--rw", "randwrite", "--depth", 4, "--block-size", "4k"]
@@ -126,3 +128,37 @@ def test_a_disk_that_is_stuck_when_its_machine_ends_keeps_nobody_waiting(tmp_pat
             faults.tell("release")
             a.wait_held(False)
             a.stop()
+
+
+def test_a_disk_that_waits_for_its_image_keeps_nobody_from_a_takeover(tmp_path):
+    """--hand-over, and somebody else has the image: nothing is to be given away of it, whatever its own attempts come to."""
+    disk = tmp_path / "first"
+    varve("img", "create", "-q", "-f", "raw", disk, "16M")
+    with subprocess.Popen([varve_path(), "io", "-f", "raw", disk], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            holder.stdin.write("length\n")
+            holder.stdin.flush()
+            assert holder.stdout.readline()
+            with Waiting(tmp_path, disk) as servers:
+                old = servers.start(servers.serve())
+                servers.wait(lambda: servers.holder() == old.pid)
+                with Load(servers.sockets[0], *WRITES) as first, Load(servers.sockets[1], *WRITES) as second:
+                    servers.wait_requests(1)
+                    servers.wait(lambda: "the guest waits until the image can be had" in servers.text())
+                    new = servers.start(servers.serve())
+                    servers.wait_end(old, 0)
+                    servers.wait_requests(1)
+                    assert servers.requests(0) == 0
+                    holder.communicate()
+                    servers.wait_requests(0)
+                    assert first.end()["reconnects"] == 1 and second.end()["reconnects"] == 1
+                    new.send_signal(signal.SIGTERM)
+                    servers.wait_end(new, 0)
+        finally:
+            holder.kill()
+
+
+class Waiting(Two):
+    def serve(self):
+        args = super().serve()
+        return [*args[:6], "--hand-over", *args[6:]]

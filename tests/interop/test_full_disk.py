@@ -166,6 +166,21 @@ def test_what_is_written_survives_a_later_write_that_finds_no_space(tmp_path, fm
         ok(io(disk, "read -P 1 0 5M", options=("-f", fmt)))
 
 
+@pytest.mark.parametrize("fmt, options", FORMATS[1:])
+def test_trying_again_on_a_full_disk_takes_nothing(tmp_path, fmt, options):
+    """A guest tries again for as long as it runs, also where a new table is needed first."""
+    with small_file_system("tmpfs", tmp_path, 2 * MIB) as where:
+        disk = where / "disk"
+        ok(img("create", "-q", "-f", fmt, *(["-o", options] if options else []), disk, "1G"))
+        fill(where, 0)
+        lengths = []
+        for n in (1, 200):
+            r = io(disk, *["write -q 700M 4k"] * n, f"sleep {n}", options=("-f", fmt, "-t", "writeback"))
+            assert r.rc == 1 and (r.out + r.err).count(FULL) >= n, str(r)
+            lengths.append(disk.stat().st_size)
+        assert lengths[1] <= lengths[0] + 64 * KIB, lengths
+
+
 @pytest.mark.parametrize("how", [[], ["-W", "-m", "16"], ["-c"]])
 def test_a_conversion_that_finds_no_space_leaves_no_clusters_behind(tmp_path, how):
     source = tmp_path / "source"

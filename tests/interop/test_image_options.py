@@ -11,7 +11,7 @@ import subprocess
 
 import pytest
 
-from tool import KIB, MIB, TIMEOUT, img, io, run, varve_path
+from tool import KIB, MIB, TIMEOUT, img, io, ok, qimg, qio, run, varve_path
 
 IMAGE = "driver=qcow2,file.driver=file,file.filename=disk,"
 
@@ -365,3 +365,24 @@ def test_the_grammar_lists_what_the_parser_knows():
         if not key.startswith(("snapshot.", "state-dir")):
             r = io(IMAGE + f"{key}=?", "read 0 4k", options=["--image-opts"])
             assert r.rc == 1 and key in r.err and "not known" not in r.err, str(r)
+
+
+def test_an_image_in_a_part_of_a_file_does_not_write_behind_its_part(tmp_path):
+    """With a size, somebody else has what is behind it; with an offset alone it may become longer, and its tables get their space where they are."""
+    inner, disk = tmp_path / "inner", tmp_path / "disk"
+    ok(img("create", "-q", "-f", "qcow2", inner, "16M"))
+    before = b"a" * MIB + inner.read_bytes()
+    disk.write_bytes(before + b"z" * MIB)
+    part = f"driver=qcow2,file.driver=raw,file.offset={MIB},file.size={inner.stat().st_size},file.file.filename={disk}"
+    r = io(part, "write 0 64k", options=("--image-opts",))
+    assert r.rc == 1 and "cannot grow" in r.err and r.err.count("\n") == 1, str(r)
+    assert disk.read_bytes() == before + b"z" * MIB
+    ok(io(part, "read -P 0 0 64k", options=("-r", "--image-opts")))
+    disk.write_bytes(before)
+    ok(io(f"driver=qcow2,file.driver=raw,file.offset={MIB},file.file.filename={disk}", *[f"write -q -P {i} {i}M 700k" for i in range(1, 9)],
+          options=("--image-opts",)))
+    after = disk.read_bytes()
+    assert after[:MIB] == b"a" * MIB
+    inner.write_bytes(after[MIB:])
+    ok(qimg("check", "-q", inner))
+    ok(qio(inner, *[f"read -q -P {i} {i}M 700k" for i in range(1, 9)], options=("-f", "qcow2")))

@@ -251,7 +251,7 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 	if (fresh)
 		limit = q->end_cluster == cluster && !stock_nr(q) ? pl.nr : 0; /* 0: not as it was before we waited */
 	else
-		limit = MIN(pl.nr, q->end_cluster - cluster);
+		limit = cluster < q->end_cluster ? MIN(pl.nr, q->end_cluster - cluster) : 0;
 	if (!fresh && rc->reserved_end > cluster)
 		limit = rc->reserved > cluster ? MIN(limit, rc->reserved - cluster) : 0;
 	while (err == 0 && i < limit && !run) {

@@ -83,6 +83,8 @@ static int make_header(const struct wish *w, uint64_t len, struct qed_header *h,
 	return 0;
 }
 
+#define L1_ALLOCATE_MAX MiB(1) /* a longer one keeps its holes */
+
 int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o, varve_progress_fn progress,
 	       void *user_data, struct varve_error *err)
 {
@@ -110,7 +112,7 @@ int qed_create(struct fiber *f, struct node *file, uint64_t len, struct opts *o,
 	if (ret == 0)
 		ret = node_truncate(f, file, h.cluster_len * (1ull + h.table_clusters), PREALLOC_OFF, err);
 	if (ret == 0) {
-		ret = node_allocate(f, file, 0, h.cluster_len * (1ull + h.table_clusters));
+		ret = node_allocate(f, file, h.l1_off, MIN(h.cluster_len * (uint64_t)h.table_clusters, L1_ALLOCATE_MAX));
 		if (ret == 0)
 			ret = node_write(f, file, 0, cluster, QED_CLUSTER_LEN_MIN);
 		if (ret == 0)

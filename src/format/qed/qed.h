@@ -125,6 +125,7 @@ int space_take_table(struct fiber *f, struct qed *q, uint64_t *ret_host_off);
 uint64_t space_take_used(struct qed *q);
 /* nr clusters that nothing refers to after all. */
 void space_undo(struct qed *q, uint64_t host_off, uint64_t nr);
+void space_undo_table(struct qed *q, uint64_t host_off);
 /* Does a table, or the header, lie in the cluster at host_off? */
 bool space_holds_metadata(const struct qed *q, uint64_t host_off);
 /* First host offset that was never given to anybody. */

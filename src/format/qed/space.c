@@ -178,6 +178,18 @@ void space_undo(struct qed *q, uint64_t host_off, uint64_t nr)
 		s->used[s->nr_used++] = host_off + (i << q->cluster_bits);
 }
 
+/* The last one that was taken, still under l1_mutex; nothing was written to it. Others may have taken what is behind it meanwhile. */
+void space_undo_table(struct qed *q, uint64_t host_off)
+{
+	struct space *s = q->space;
+
+	s->nr_tables--;
+	if (s->end == host_off + q->table_len)
+		s->end = host_off;
+	else
+		space_undo(q, host_off, q->h.table_clusters);
+}
+
 /* ---- asking ---- */
 
 bool space_holds_metadata(const struct qed *q, uint64_t host_off)

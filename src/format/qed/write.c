@@ -48,6 +48,9 @@ static bool has_backing(const struct qed *q)
 	return q->node->backing || q->node->backing_name;
 }
 
+/* Longer ones, of which a disk needs little, keep their holes. */
+#define TABLE_ALLOCATE_MAX MiB(1)
+
 /*
  * A table for an L1 entry that has none. Under l1_mutex.
  *
@@ -61,10 +64,13 @@ static int make_table(struct fiber *f, struct qed *q, uint32_t table)
 	le64 entry;
 	int err = space_take_table(f, q, &host_off);
 
-	if (err == 0)
-		err = node_allocate(f, q->file, host_off, q->table_len);
 	if (err < 0)
-		return err; /* nothing leads to the table's clusters, should it have got any */
+		return err;
+	err = q->table_len > TABLE_ALLOCATE_MAX ? 0 : node_allocate(f, q->file, host_off, q->table_len);
+	if (err < 0) {
+		space_undo_table(q, host_off);
+		return err;
+	}
 	entry = le64_put(host_off);
 	err = order_put(f, order_as(q->order, EVENT_L1_UPDATE), q->h.l1_off + table * 8ull, &entry, sizeof(entry),
 			order_max(order_now(q->order), need_check_mark(q)), NULL);
