@@ -29,6 +29,7 @@
 #define RUNS_MAX 32
 #define LANES_MANY 8
 #define LANES_CACHED 3
+#define TURNS_BEHIND 3
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
 
@@ -395,8 +396,12 @@ static int convert_piece(struct fiber *f, struct lane *l)
 	if (ret == 0)
 		ret = wrote(f, l);
 	pass_turn(l);
-	/* A cached read is made where it is handed over, and would hold up the writes of who has the turn now: behind them. */
-	fiber_sleep_until(f, queue_now(l->c->q));
+	/*
+	 * A cached read is made where it is handed over, and would hold up the writes of who has the turn now: behind them. Space for
+	 * them may have to be found first, which takes another turn of the queue or two.
+	 */
+	for (unsigned i = 0; i < TURNS_BEHIND; i++)
+		fiber_sleep_until(f, queue_now(l->c->q));
 	return ret;
 }
 
