@@ -60,7 +60,7 @@ struct converter {
 	struct varve_error *err;
 	uint64_t total, piece, granule, write_max;
 	uint64_t below_len; /* over_backing: as far as the target's backing image reaches */
-	bool in_order, one_by_one;
+	bool in_order, one_by_one, cached;
 	unsigned nr_lanes;
 	struct queue *q;
 
@@ -484,15 +484,16 @@ static void geometry(struct converter *c)
 }
 
 /*
- * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: side by side they are no faster, and
- * one by one the same source gives the same file. What goes to a disk, or is compressed first, is better under way together.
+ * Writes into the page cache are copies of memory, and those of one file take turns in the kernel: in the order of the disk they are
+ * no slower, and lie in it. What goes to a disk, or is compressed first, need not wait.
  */
 static void choose_order(struct converter *c)
 {
 	const struct convert_options *o = c->o;
 
-	c->one_by_one = o->one_by_one || (!o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT));
-	c->in_order = o->in_order || c->one_by_one;
+	c->one_by_one = o->one_by_one;
+	c->cached = !o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT);
+	c->in_order = o->in_order || c->one_by_one || c->cached;
 }
 
 /*
@@ -505,7 +506,7 @@ static unsigned choose_lanes(const struct converter *c)
 
 	if (o->parallel)
 		return o->parallel;
-	if (!c->one_by_one)
+	if (!c->cached)
 		return LANES_MANY;
 	for (unsigned i = 0; i < o->nr_sources; i++) {
 		const struct node *leaf = leaf_of(o->sources[i].top);
