@@ -29,7 +29,6 @@
 #define RUNS_MAX 32
 #define LANES_MANY 8
 #define LANES_CACHED 3
-#define TURNS_BEHIND 3
 #define PROGRESS_NS 100000000ull
 #define SLEEP_NS 10000000ull
 
@@ -60,7 +59,7 @@ struct converter {
 	struct varve_error *err;
 	uint64_t total, piece, granule, write_max;
 	uint64_t below_len; /* over_backing: as far as the target's backing image reaches */
-	bool in_order, one_by_one, cached;
+	bool in_order, cached;
 	unsigned nr_lanes;
 	struct queue *q;
 
@@ -389,20 +388,10 @@ static int convert_piece(struct fiber *f, struct lane *l)
 		ret = submit_writes(f, l);
 	else if (l->kind == KIND_ZERO)
 		lane_submit(l, &l->runs[0], o->target, REQ_ZERO, l->off, NULL, l->len, REQ_MAY_UNMAP);
-	if (!l->c->one_by_one) {
-		pass_turn(l);
-		return ret < 0 ? ret : wrote(f, l);
-	}
-	if (ret == 0)
+	if (o->one_by_one && ret == 0)
 		ret = wrote(f, l);
 	pass_turn(l);
-	/*
-	 * A cached read is made where it is handed over, and would hold up the writes of who has the turn now: behind them. Space for
-	 * them may have to be found first, which takes another turn of the queue or two.
-	 */
-	for (unsigned i = 0; i < TURNS_BEHIND; i++)
-		fiber_sleep_until(f, queue_now(l->c->q));
-	return ret;
+	return ret < 0 || o->one_by_one ? ret : wrote(f, l);
 }
 
 /* ---- the whole ---- */
@@ -491,9 +480,8 @@ static void choose_order(struct converter *c)
 {
 	const struct convert_options *o = c->o;
 
-	c->one_by_one = o->one_by_one;
 	c->cached = !o->compress && !(leaf_of(o->target)->flags & NODE_DIRECT);
-	c->in_order = o->in_order || c->one_by_one || c->cached;
+	c->in_order = o->in_order || o->one_by_one || c->cached;
 }
 
 /*
