@@ -112,6 +112,24 @@ static int try_existing(const struct conversion *c)
 	return image ? close_image(image) : 1;
 }
 
+/* -n: what is too short is left as it is. Only files: a server may take one client, and no second. */
+static int look_at_target(const struct conversion *c, const char *name)
+{
+	struct varve_image *image;
+	struct stat st;
+	uint64_t len;
+
+	if (stat(img_local_path(name), &st) < 0)
+		return 0;
+	image = open_image(name, &c->a->target, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, c->queue);
+	if (!image)
+		return 1;
+	len = varve_image_length(image);
+	if (c->len > len)
+		complain("convert: %s: %" PRIu64 " bytes do not fit the image of %" PRIu64 " bytes", name, c->len, len);
+	return close_image_after(image, c->len > len);
+}
+
 static int make_target(struct conversion *c)
 {
 	const struct convert_args *a = c->a;
@@ -122,7 +140,7 @@ static int make_target(struct conversion *c)
 	c->existed = stat(path, &st) == 0;
 	c->is_device = c->existed && S_ISBLK(st.st_mode);
 	if (a->no_create)
-		return 0;
+		return look_at_target(c, name);
 	if (img_would_overwrite(c->sources, c->nr_open, name) || look_at_data_file(c, path))
 		return 1;
 	if (c->existed && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) && try_existing(c))

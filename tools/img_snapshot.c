@@ -5,6 +5,7 @@
 #include "img.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #define GRAPH_WORDS "text|svg"
 
@@ -93,6 +94,35 @@ static int change(struct varve_image *image, const struct snapshot_args *a)
 	return 1;
 }
 
+/*
+ * Going back changes the disk, and what is opened for that loses marks at once (bits of others; a dead server's journal): a look first.
+ * Only at files: a server may take one client, and no second.
+ */
+static int must_have(const char *file, const struct snapshot_args *a)
+{
+	struct varve_snapshot_info *all;
+	struct varve_image *image;
+	struct varve_error err;
+	struct stat st;
+	unsigned nr;
+	int ret;
+
+	if (stat(img_local_path(file), &st) < 0)
+		return 0;
+	image = open_image(file, &a->open, VARVE_OPEN_NO_BACKING | VARVE_OPEN_NO_IO, NULL);
+	if (!image)
+		return 1;
+	if (varve_snapshot_list(image, &all, &nr, &err) < 0) {
+		complain("%s", err.message);
+		return close_image_after(image, 1);
+	}
+	ret = !pick(all, nr, a->what, true);
+	if (ret)
+		complain("%s: snapshot '%s': the image has none such", file, a->what);
+	varve_snapshot_list_free(all, nr);
+	return close_image_after(image, ret);
+}
+
 static int run(const char *file, const struct snapshot_args *a)
 {
 	bool changes = a->action && a->action != 'l';
@@ -103,8 +133,9 @@ static int run(const char *file, const struct snapshot_args *a)
 
 	if (a->graph)
 		return img_snapshot_graph(file, &a->open, a->svg);
+	if (a->action == 'a' && must_have(file, a))
+		return 1;
 	image = open_image(file, &a->open, flags, NULL);
-
 	if (!image)
 		return 1;
 	ret = changes ? change(image, a) : list(image);

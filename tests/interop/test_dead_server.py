@@ -48,7 +48,8 @@ def told(text, disk):
 CHANGES = [
     ("img", "snapshot", "-c", "x", "DISK"), ("img", "resize", "DISK", "128M"), ("img", "bitmap", "--add", "DISK", "b"),
     ("img", "rebase", "-u", "-f", "qcow2", "-b", "", "DISK"), ("img", "rebase", "-f", "qcow2", "-b", "", "DISK"),
-    ("img", "amend", "-f", "qcow2", "-o", "lazy_refcounts=on", "DISK"), 
+    ("img", "amend", "-f", "qcow2", "-o", "lazy_refcounts=on", "DISK"),
+    ("img", "amend", "-f", "qcow2", "-o", "refcount_bits=32", "DISK"),
     ("img", "commit", "-q", "-f", "qcow2", "DISK"), ("img", "stream", "DISK"),
     ("img", "convert", "-n", "-O", "qcow2", "OTHER", "DISK"), ("img", "bench", "-w", "-c", "1", "DISK"),
     ("io", "-c", "write 8M 4k", "DISK"), ("io", "-c", "discard 0 64k", "DISK"),
@@ -66,6 +67,72 @@ def test_who_gives_the_journal_up_says_so(tmp_path, args):
     assert not marked(disk), did
     again = io(disk, "write 16M 4k")
     assert again.rc == 0 and again.err == "", again
+
+
+REFUSED = [
+    ("img", "snapshot", "-c", "", "DISK"), ("img", "snapshot", "-a", "nope", "DISK"), ("img", "snapshot", "-d", "nope", "DISK"),
+    ("img", "resize", "DISK", "1M"), ("img", "resize", "DISK", "1E"), ("img", "resize", "--shrink", "DISK", "-64M"),
+    ("img", "bitmap", "--clear", "DISK", "nope"), ("img", "bitmap", "--add", "-g", "512", "DISK", "x" * 1024),
+    ("img", "bitmap", "--add", "--merge", "nope", "DISK", "b"), ("img", "amend", "-o", "refcount_bits=3", "DISK"),
+    ("img", "amend", "-o", "nope=1", "DISK"), ("img", "amend", "-o", "compat=0.9", "DISK"), ("img", "amend", "-o", "data_file=x", "DISK"),
+    ("img", "rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", "x" * 1024, "DISK"), ("img", "rebase", "-b", "nope", "-F", "raw", "DISK"),
+    ("img", "commit", "-b", "nope", "DISK"), ("img", "convert", "-n", "-O", "qcow2", "OTHER", "DISK"),
+]
+
+
+@pytest.mark.parametrize("args", REFUSED, ids=lambda args: " ".join(args[:4]))
+def test_who_is_refused_changes_nothing_and_gives_nothing_up(tmp_path, args):
+    disk, state = killed(tmp_path)
+    before = disk.read_bytes()
+    img("create", "-q", "-f", "raw", tmp_path / "other.raw", "65M", check=True)
+    names = {"DISK": disk, "OTHER": tmp_path / "other.raw"}
+    did = varve(*[names.get(a, a) for a in args])
+    assert did.rc == 1 and len(did.err.splitlines()) == 1 and TOLD not in did.err, did
+    assert disk.read_bytes() == before, did
+    found = varve("io", "--image-opts", "-c", "read -P 7 0 1M", f"driver=qcow2,file.filename={disk},state-dir={state}")
+    assert found.rc == 0 and "Pattern" not in found.out and TOLD not in found.err, found
+
+
+def test_who_is_refused_leaves_the_bits_of_others(tmp_path):
+    """Autoclear bits that nobody here knows go with the first change, not before."""
+    disk = tmp_path / "disk.qcow2"
+    img("create", "-q", "-f", "qcow2", disk, "4M", check=True)
+    with open(disk, "r+b") as f:
+        f.seek(MARK["qcow2"][0])
+        f.write((1 << 20).to_bytes(8, "big"))
+    before = disk.read_bytes()
+    for args in REFUSED:
+        if "convert" not in args and "commit" not in args:
+            did = varve(*[disk if a == "DISK" else a for a in args])
+            assert did.rc == 1 and disk.read_bytes() == before, did
+    img("bitmap", "--add", disk, "b", check=True)
+    assert disk.read_bytes()[88:96] == (1).to_bytes(8, "big")
+
+
+@pytest.mark.parametrize("args", [
+    ("bitmap", "--add", "DISK", "c"), ("bitmap", "--remove", "DISK", "b"), ("bitmap", "--clear", "DISK", "b"),
+    ("bitmap", "--disable", "DISK", "b"), ("bitmap", "--merge", "b", "DISK", "a"), ("snapshot", "-c", "t", "DISK"),
+    ("snapshot", "-d", "s", "DISK"), ("snapshot", "-a", "s", "DISK"), ("resize", "DISK", "8M"), ("resize", "--shrink", "DISK", "2M"),
+    ("rebase", "-u", "-b", "", "DISK"), ("rebase", "-u", "-b", "x", "-F", "raw", "DISK"), ("amend", "-o", "lazy_refcounts=on", "DISK"),
+    ("amend", "-o", "refcount_bits=64", "DISK")], ids=" ".join)
+def test_who_changes_anything_clears_the_bits_of_others(tmp_path, args):
+    disk = tmp_path / "disk.qcow2"
+    img("create", "-q", "-f", "qcow2", disk, "4M", check=True)
+    io(disk, "write -P 1 0 1M", check=True)
+    img("snapshot", "-c", "s", disk, check=True)
+    for name in "ab":
+        img("bitmap", "--add", disk, name, check=True)
+    io(disk, "write -P 2 512k 1M", check=True)
+    if args[0] == "rebase":
+        img("snapshot", "-d", "s", disk, check=True)
+    with open(disk, "r+b") as f:
+        f.seek(MARK["qcow2"][0])
+        f.write((1 << 20 | 1).to_bytes(8, "big"))
+    img(*[disk if a == "DISK" else a for a in args], check=True)
+    assert disk.read_bytes()[88:96] == (1).to_bytes(8, "big")
+    img("rebase", "-u", "-b", "", disk, check=True)
+    img("check", "-q", disk, check=True)
+    assert len(img("info", "--output=json", disk).json["format-specific"]["data"]["bitmaps"]) == 2 + ("c" in args) - ("--remove" in args)
 
 
 @pytest.mark.parametrize("args, warns", [

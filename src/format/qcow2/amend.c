@@ -338,12 +338,14 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 	if (ret == 0)
 		ret = q->writable ? get_wish(&a, o) : varve_error_set(err, -EACCES, "open read-only, its options cannot change");
 
-	if (ret == 0 && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
+	if (ret == 0 && q->begun && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
 		ret = varve_error_set(err, -EBUSY, "in use with a state directory, whose journal knows the image as it is");
 	if (ret == 0)
 		ret = check_wish(&a);
 	if (ret == 0)
 		ret = check_image(f, &a);
+	if (ret == 0)
+		ret = qcow2_begin_changes(f, q, err);
 	if (ret == 0)
 		ret = end_lazy(f, &a);
 	if (ret == 0 && a.version > q->h.version)

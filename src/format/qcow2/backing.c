@@ -44,16 +44,19 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 	/* Who changes the header's other fields holds one of these, too. */
 	fiber_lock(f, &q->snapshot_mutex);
 	fiber_lock(f, &q->l1_mutex);
-	*want = q->h;
-	snprintf(want->backing_name, sizeof(want->backing_name), "%s", name ? name : "");
-	snprintf(want->backing_format, sizeof(want->backing_format), "%s", name && format ? format : "");
-	if (!snapshots_too && q->h.nr_snapshots && strcmp(want->backing_name, q->h.backing_name) != 0)
+	if (!snapshots_too && q->h.nr_snapshots && strcmp(name ? name : "", q->h.backing_name) != 0)
 		ret = varve_error_set(err, -ENOTSUP,
 				      "the image has %u internal snapshots, which read from the backing file too: it stays "
 				      "until they are deleted",
 				      q->h.nr_snapshots);
 	else
+		ret = qcow2_begin_changes(f, q, err);
+	if (ret == 0) {
+		*want = q->h;
+		snprintf(want->backing_name, sizeof(want->backing_name), "%s", name ? name : "");
+		snprintf(want->backing_format, sizeof(want->backing_format), "%s", name && format ? format : "");
 		ret = qcow2_header_change(f, q, want, err);
+	}
 	fiber_unlock(&q->l1_mutex);
 	fiber_unlock(&q->snapshot_mutex);
 	free(want);

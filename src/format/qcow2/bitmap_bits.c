@@ -234,7 +234,10 @@ int bits_alloc(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_off)
 {
 	order_mark mark;
 	bool zero;
-	int ret = alloc_metadata(f, q, nr, ret_off, &zero, &mark);
+	int ret = qcow2_begin_changes(f, q, NULL);
+
+	if (ret == 0)
+		ret = alloc_metadata(f, q, nr, ret_off, &zero, &mark);
 
 	for (uint64_t i = 0; ret == 0 && i < nr; i++)
 		meta_remove(q, (*ret_off >> q->cluster_bits) + i);

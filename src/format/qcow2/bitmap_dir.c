@@ -245,6 +245,8 @@ int bitmap_dir_commit(struct fiber *f, struct qcow2 *q, const struct bitmap_dir 
 	uint64_t off = 0;
 	int ret = bitmap_dir_fits(f, q, d, err);
 
+	if (ret == 0)
+		ret = qcow2_begin_changes(f, q, err);
 	if (ret == 0 && d->nr)
 		ret = bitmap_dir_put(f, q, d, &off, err);
 	return ret < 0 ? ret : bitmap_dir_switch(f, q, d, off, NULL, NULL, err);

@@ -3,7 +3,9 @@
  * qcow2/open.c - an image from open to close, and the driver's table of calls
  *
  * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read:
- * those look at the rest themselves, and expect damage. Never:   changes an image that it then refuses.
+ *          those look at the rest themselves, and expect damage.
+ * Never:   changes an image that it then refuses. With NODE_BITMAPS, the marks in the header that every change clears stay until
+ *          the first one: a command that is refused for what it finds in the image leaves it, and a dead server's journal, as it was.
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
@@ -136,7 +138,11 @@ static int keep_bitmaps(struct fiber *f, struct qcow2 *q, uint64_t *ret_bits, st
 static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir, struct varve_error *err)
 {
 	uint64_t kept = 0, journal_mark;
-	int ret = keep_bitmaps(f, q, &kept, err);
+	int ret;
+
+	if (!state_dir && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
+		order_tell_lost(q->node, NULL, true);
+	ret = keep_bitmaps(f, q, &kept, err);
 
 	if (ret < 0)
 		return ret;
@@ -156,11 +162,20 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 	return ret;
 }
 
+int qcow2_begin_changes(struct fiber *f, struct qcow2 *q, struct varve_error *err)
+{
+	int ret = q->begun ? 0 : begin_changes(f, q, NULL, err);
+
+	if (ret == 0)
+		q->begun = true;
+	return ret;
+}
+
 /* The queue is empty, so the journal goes; then the mark, which alone says nothing. */
 static void end_journal(struct fiber *f, struct qcow2 *q)
 {
 	order_keep_end(f, q->order);
-	if (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
+	if (q->begun && q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)
 		(void)set_autoclear(f, q, q->h.autoclear & ~ORDER_MARK_BITS, NULL);
 }
 
@@ -212,7 +227,7 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 	q->discards = set->discards;
 	q->guards_inactive = set->guards_inactive;
 	q->refcount_cache_len = set->refcount_cache_len;
-	if (!set->state_dir && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
+	if (rebuild && !set->state_dir && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL)) /* it goes with the old counts */
 		order_tell_lost(q->node, NULL, true);
 	ret = rebuild ? qcow2_rebuild_refcounts(f, q, err) : 0;
 	if (ret < 0)
@@ -236,6 +251,7 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,
 		       struct varve_error *err)
 {
+	bool later = (q->node->flags & NODE_BITMAPS) && !set->state_dir;
 	int ret = read_l1(f, q, err);
 
 	if (ret < 0)
@@ -254,7 +270,11 @@ static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *
 	if (ret < 0)
 		return varve_error_errno(err, ret, "L2 cache");
 	cache_cleaner_watch(q->cleaner, 0, q->l2);
-	return q->writable ? begin_changes(f, q, set->state_dir, err) : 0;
+	if (!q->writable || later)
+		return 0;
+	ret = begin_changes(f, q, set->state_dir, err);
+	q->begun = ret == 0;
+	return ret;
 }
 
 static int set_names(struct qcow2 *q, struct varve_error *err)

@@ -72,7 +72,12 @@ struct qcow2_header {
 /* open.c. What bitmaps say of the disk is not worth anything any more, durably; nothing if there are none. */
 struct qcow2;
 int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err);
-/* bitmap_ops.c. The same, and their space is given back. */
+/*
+ * Before the first change of an image that was opened with NODE_BITMAPS, durably: autoclear bits that we do not know, and the mark of a
+ * dead server's journal, are cleared. Does nothing afterwards, nor in any other image: those have it when they are opened.
+ */
+int qcow2_begin_changes(struct fiber *f, struct qcow2 *q, struct varve_error *err);
+/* bitmap_ops.c. Bitmaps are given up, and their space is given back. */
 int qcow2_remove_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 
 struct cache;
@@ -98,6 +103,7 @@ struct qcow2 {
 	unsigned l2_bits;	  /* log2 of that */
 	unsigned l2_piece_bits;	  /* log2 of the entries in one piece of the cache */
 	bool writable;
+	bool begun;		  /* the header's marks are those of somebody who changes it (qcow2_begin_changes()) */
 	uint32_t discards;	  /* 1 << enum freed: such clusters are discarded in the file when they become free */
 	bool guards_inactive;	  /* meta.c knows the L2 tables of snapshots, too */
 	bool keeps_space;	  /* discard-no-unref: what is unmapped keeps its place in the file */

@@ -428,6 +428,10 @@ static int set_new_len(struct fiber *f, struct qcow2 *q, uint64_t len, enum prea
 		return 0;
 	ret = len > q->h.disk_len ? check_tables(q, len, err) : 0;
 	if (ret == 0)
+		ret = bitmap_resize_fits(f, q, len, err);
+	if (ret == 0)
+		ret = qcow2_begin_changes(f, q, err);
+	if (ret == 0)
 		ret = bitmap_resize_begin(f, q, len, &bitmaps, err);
 	if (ret < 0)
 		return ret;

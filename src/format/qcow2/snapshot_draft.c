@@ -181,6 +181,8 @@ int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot
 	r = snapshots_open(f, q, &s, err);
 	if (r == 0)
 		r = check_names(&s, want, err);
+	if (r == 0)
+		r = qcow2_begin_changes(f, q, err);
 	snapshots_close(&s);
 	fiber_unlock(&q->snapshot_mutex);
 	if (r < 0)

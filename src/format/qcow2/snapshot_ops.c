@@ -135,6 +135,8 @@ int qcow2_snapshot_delete(struct fiber *f, struct node *n, const struct snapshot
 	fiber_lock(f, &q->snapshot_mutex);
 	ret = find(f, q, pick, &fd, err);
 	if (ret == 0)
+		ret = qcow2_begin_changes(f, q, err);
+	if (ret == 0)
 		ret = settle(f, q, drop(f, q, &fd, err), err);
 	found_free(&fd);
 	fiber_unlock(&q->snapshot_mutex);
