@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * unit/format/qcow2/test_qcow2_beside.c - what another fiber does beside a change of the image that waits
+ *
+ * order_put() queues, and may wait then. The linker leads it to here (--wrap, see meson.build): behind a put that a test names, another fiber
+ * begins, and goes on until it has ended, or waits for what the first one has. (test_qcow2_meanwhile.c is the same on one fiber.)
+ *
+ * Clusters of 512 bytes: an L2 table maps 32 KiB.
+ */
+#include "disk.h"
+
+#include "block/copy_on_read.h"
+#include "format/cache.h"
+
+#define SMALL "cluster_size=512,refcount_bits=64"
+#define TABLE KiB(32)
+#define TURNS 1000 /* that the other fiber gets before the first goes on */
+
+static struct other {
+	struct fiber_job job;
+	struct disk *d;
+	void (*fn)(struct fiber *f, struct disk *d);
+	bool (*until)(struct disk *d); /* so far, and no farther; NULL: as far as it comes */
+	uint64_t from, end;	       /* where: behind the first put that touches this part of the file */
+	bool begun, ended;
+} other;
+
+int __real_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark);
+
+static void other_run(struct fiber *f, struct fiber_job *job)
+{
+	(void)job;
+	other.fn(f, other.d);
+	other.ended = true;
+}
+
+int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark)
+{
+	int ret = __real_order_put(f, o, off, bytes, len, after, ret_mark);
+
+	if (!other.fn || other.begun || off >= other.end || off + len <= other.from)
+		return ret;
+	other.begun = true;
+	other.job.run = other_run;
+	fiber_start(other.d->im->q, &other.job, other.d->n->level);
+	for (unsigned i = 0; i < TURNS && !other.ended && !(other.until && other.until(other.d)); i++)
+		fiber_yield(f);
+	return ret;
+}
+
+static void beside(struct disk *d, void (*fn)(struct fiber *f, struct disk *d), bool (*until)(struct disk *d), uint64_t from, uint64_t end)
+{
+	other = (struct other){ .d = d, .fn = fn, .until = until, .from = from, .end = end };
+}
+
+static int wait_for_other(struct fiber *f, struct disk *d)
+{
+	(void)d;
+	while (other.begun && !other.ended)
+		fiber_yield(f);
+	return 0;
+}
+
+/* Both have ended, and the other one did begin. */
+static void both_end(struct disk *d)
+{
+	assert_int_equal(disk_call(d, wait_for_other), 0);
+	assert_true(other.begun);
+	other.fn = NULL;
+}
+
+static int sound(struct disk *d)
+{
+	return disk_state(d)->unmapped;
+}
+
+/* ---- the disk becomes shorter, and somebody fetches ---- */
+
+#define LEN (8 * TABLE)
+#define SHORTER (TABLE + KiB(16))
+#define DISK_LEN_AT offsetof(struct qcow2_header_disk, disk_len)
+
+static uint64_t fetch_at;
+
+/* As copy-on-read does ahead of a reader, and streams do; they do not come in by the door, and nobody drains them. */
+static void fetches(struct fiber *f, struct disk *d)
+{
+	struct cor_stats stats = { 0 };
+
+	(void)cor_populate(f, d->n, fetch_at, KiB(4), COR_BOTTOM_ALL, false, &stats);
+}
+
+static int make_shorter(struct fiber *f, struct disk *d)
+{
+	int ret;
+
+	node_drain_begin(f, d->n);
+	ret = node_truncate(f, d->n, SHORTER, PREALLOC_OFF, &d->err);
+	node_drain_end(d->n);
+	return ret;
+}
+
+/* In the table that the shorter disk goes on to have, and in one that goes. */
+static void nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter(void **state)
+{
+	static const uint64_t places[] = { SHORTER, SHORTER + TABLE };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(places); i++) {
+		struct disk *d = disk_made(LEN, SMALL);
+
+		d->backing_len = LEN;
+		disk_reopen(d);
+		assert_int_equal(disk_write(d, 0, 512, 0x11), 0);
+		fetch_at = places[i];
+		beside(d, fetches, NULL, DISK_LEN_AT, DISK_LEN_AT + 8);
+		assert_int_equal(disk_call(d, make_shorter), 0);
+		both_end(d);
+		for (uint64_t off = SHORTER; off < LEN; off += 512)
+			assert_int_equal(disk_map(d, off, 512).kind, EXTENT_ABSENT);
+		disk_expect(d, 512, SHORTER - 512, 0xba);
+		disk_free_clean(d);
+	}
+}
+
+static bool loads_a_table(struct disk *d)
+{
+	return !TAILQ_EMPTY(&disk_state(d)->l2->loading);
+}
+
+/* Tables that go are no damage to who is just reading them. */
+static void tables_that_go_while_they_are_read_are_no_damage(void **state)
+{
+	struct disk *d = disk_made(LEN, SMALL);
+
+	(void)state;
+	d->options = "l2-cache-size=2k,l2-cache-entry-size=512"; /* four tables */
+	disk_reopen(d);
+	assert_int_equal(disk_write(d, 0, LEN, 0x11), 0);
+	assert_int_equal(disk_flush(d), 0);
+	fetch_at = 2 * TABLE;
+	beside(d, fetches, loads_a_table, disk_state(d)->h.l1_off + 2 * 8, disk_state(d)->h.l1_off + 3 * 8);
+	assert_int_equal(disk_call(d, make_shorter), 0);
+	both_end(d);
+	assert_int_equal(sound(d), 0);
+	disk_expect(d, 0, SHORTER, 0x11);
+	disk_free_clean(d);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
+		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
+	};
+
+	cmocka_set_message_output(CM_OUTPUT_TAP);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
