@@ -125,6 +125,11 @@ struct qcow2 {
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before locks of clusters, those before l1_mutex */
 	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
+	/*
+	 * Who queues fields of the header and has them in h only when that is done, and who queues all of h; taken last. (Bits of the
+	 * features do without: they are in h before they are queued.)
+	 */
+	struct fiber_mutex header_mutex;
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	struct cache_cleaner *cleaner; /* NULL: nothing is cached */

@@ -229,18 +229,24 @@ static int link_table(struct fiber *f, struct qcow2 *q, struct growth *g)
 
 	node_event(f, q->file, EVENT_REFTABLE_GROW);
 	err = write_new_table(f, q, g, host_off);
+	if (err < 0)
+		return err;
 	header.host_off = be64_put(host_off);
 	header.clusters = be32_put((uint32_t)g->nr_table);
-	if (err == 0)
-		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_SWITCH_TABLE),
-				offsetof(struct qcow2_header_disk, refcount_table_off), &header,
-				12, site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
+	/* Who writes all of the header meanwhile would put the old place over the new one. */
+	fiber_lock(f, &q->header_mutex);
+	err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_SWITCH_TABLE),
+			offsetof(struct qcow2_header_disk, refcount_table_off), &header, 12,
+			site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
+	if (err == 0) {
+		q->h.refcount_table_off = host_off;
+		q->h.refcount_table_clusters = (uint32_t)g->nr_table;
+	}
+	fiber_unlock(&q->header_mutex);
 	if (err < 0)
 		return err;
 	q->refcounts->linked = order_max(q->refcounts->linked, linked);
 	adopt_blocks(q, g);
-	q->h.refcount_table_off = host_off;
-	q->h.refcount_table_clusters = (uint32_t)g->nr_table;
 	free(q->refcount_table);
 	q->refcount_table = g->table;
 	q->refcount_table_entries = g->entries;

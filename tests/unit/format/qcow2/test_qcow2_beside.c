@@ -148,9 +148,49 @@ static void tables_that_go_while_they_are_read_are_no_damage(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- the refcount table moves, and somebody changes the header ---- */
+
+#define REFCOUNT_TABLE_AT offsetof(struct qcow2_header_disk, refcount_table_off)
+
+static void changes_the_header(struct fiber *f, struct disk *d)
+{
+	assert_int_equal(qcow2_set_backing(f, d->n, NULL, NULL, true, &d->err), 0);
+}
+
+static int move_refcount_table(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint64_t old = q->h.refcount_table_off, first;
+	order_mark mark;
+
+	assert_int_equal(refcount_extend(f, q, 64 * 64, &first, &mark), 0); /* more than one cluster of table has entries for */
+	assert_int_not_equal(q->h.refcount_table_off, old);
+	alloc_undo(f, q, first << q->cluster_bits, 64 * 64);
+	return 0;
+}
+
+static void whoever_changes_the_header_leaves_the_refcount_table_where_it_is(void **state)
+{
+	struct disk *d = disk_made(KiB(64), SMALL);
+	uint64_t there;
+
+	(void)state;
+	assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+	beside(d, changes_the_header, NULL, REFCOUNT_TABLE_AT, REFCOUNT_TABLE_AT + 8);
+	assert_int_equal(disk_call(d, move_refcount_table), 0);
+	both_end(d);
+	there = disk_state(d)->h.refcount_table_off;
+	assert_int_equal(disk_close(d), 0);
+	assert_int_equal(image_get(d->im, REFCOUNT_TABLE_AT, 8), there);
+	disk_reopen(d);
+	disk_expect(d, 0, KiB(64), 0x11);
+	disk_free_clean(d);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
 	};
