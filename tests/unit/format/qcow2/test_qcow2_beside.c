@@ -11,6 +11,7 @@
 
 #include "block/copy_on_read.h"
 #include "format/cache.h"
+#include "format/qcow2/refcount.h"
 
 #define SMALL "cluster_size=512,refcount_bits=64"
 #define TABLE KiB(32)
@@ -21,7 +22,8 @@ static struct other {
 	struct disk *d;
 	void (*fn)(struct fiber *f, struct disk *d);
 	bool (*until)(struct disk *d); /* so far, and no farther; NULL: as far as it comes */
-	uint64_t from, end;	       /* where: behind the first put that touches this part of the file */
+	uint64_t from, end;	       /* where: behind a put that touches this part of the file */
+	unsigned skip;		       /* but not the first so many of them */
 	bool begun, ended;
 } other;
 
@@ -41,6 +43,10 @@ int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void 
 
 	if (!other.fn || other.begun || off >= other.end || off + len <= other.from)
 		return ret;
+	if (other.skip) {
+		other.skip--;
+		return ret;
+	}
 	other.begun = true;
 	other.job.run = other_run;
 	fiber_start(other.d->im->q, &other.job, other.d->n->level);
@@ -165,7 +171,7 @@ static int move_refcount_table(struct fiber *f, struct disk *d)
 
 	assert_int_equal(refcount_extend(f, q, 64 * 64, &first, &mark), 0); /* more than one cluster of table has entries for */
 	assert_int_not_equal(q->h.refcount_table_off, old);
-	alloc_undo(f, q, first << q->cluster_bits, 64 * 64);
+	alloc_free_metadata(q, first << q->cluster_bits, 64 * 64, ORDER_NONE);
 	return 0;
 }
 
@@ -187,10 +193,92 @@ static void whoever_changes_the_header_leaves_the_refcount_table_where_it_is(voi
 	disk_free_clean(d);
 }
 
+/* ---- metadata is made, and somebody reads entries that lead there ---- */
+
+#define CRAFTED 5 /* guest cluster */
+#define REGION 12 /* clusters behind the end that are looked at, and the longest region */
+
+static uint64_t wanted;	    /* clusters */
+static struct extent found; /* what the entry says, when the file is so long that it has what it leads to */
+
+static void reads_the_entry(struct fiber *f, struct disk *d)
+{
+	assert_int_equal(l2_load(f, d->n, CRAFTED * 512), 0);
+}
+
+static int makes_metadata(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint8_t bytes[512] = { 0 };
+	uint64_t host_off;
+	order_mark mark;
+	bool zero;
+
+	assert_int_equal(alloc_metadata(f, q, wanted, &host_off, &zero, &mark), 0);
+	wait_for_other(f, d);
+	assert_int_equal(node_write(f, q->file, (q->end_cluster + REGION) * 512, bytes, 512), 0);
+	l2_map(d->n, CRAFTED * 512, 512, &found);
+	alloc_free_metadata(q, host_off, wanted, order_all(q->order));
+	return 0;
+}
+
+/*
+ * An image whose entry for a guest cluster leads behind the end of the file, by so many clusters, and the end is so far from the next one that a
+ * refcount block counts. The entry is read behind the put with number `skip`, if there are so many: true.
+ */
+static bool entry_is_safe(unsigned to_boundary, uint64_t target, unsigned skip)
+{
+	struct disk *d = disk_made(KiB(64), SMALL);
+	uint64_t end, entry;
+	struct qcow2 *q;
+	bool read;
+
+	assert_int_equal(disk_write(d, 0, 512, 0x11), 0);
+	for (uint64_t off = TABLE; (disk_state(d)->end_cluster + to_boundary) % 64; off += 512)
+		assert_int_equal(disk_write(d, off, 512, 0x11), 0);
+	assert_int_equal(disk_close(d), 0);
+	end = sim_len(d->im->sim) / 512;
+	entry = image_l2_entry(d->im, CRAFTED);
+	image_put(d->im, entry, 8, (end + target) * 512 | QCOW2_COPIED);
+	disk_reopen(d);
+	q = disk_state(d);
+	assert_int_equal(q->end_cluster, end);
+	beside(d, reads_the_entry, NULL, 0, UINT64_MAX);
+	other.skip = skip;
+	assert_int_equal(disk_call(d, makes_metadata), 0);
+	read = other.begun;
+	other.fn = NULL;
+	if (read && meta_holds(q, end + target) && found.kind != EXTENT_ERROR)
+		fail_msg("%llu clusters, block boundary behind %u: an entry that leads to the %llu-th, read behind put %u, is kind %d",
+			 (unsigned long long)wanted, to_boundary, (unsigned long long)target, skip, (int)found.kind);
+	disk_free(d);
+	return read;
+}
+
+/* Whenever it is read: of one cluster, of several, with a refcount block before them and without. The guest could write to tables else. */
+static void no_entry_leads_into_metadata_that_is_being_made(void **state)
+{
+	static const uint64_t amounts[] = { 1, 7 };
+	static const unsigned boundaries[] = { 0, 4, 32 };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(amounts) * ARRAY_LEN(boundaries); i++) {
+		unsigned nr = 0;
+
+		wanted = amounts[i % 2];
+		for (uint64_t target = 0; target < REGION; target++) {
+			for (unsigned skip = 0; entry_is_safe(boundaries[i / 2], target, skip); skip++)
+				nr++;
+		}
+		assert_true(nr >= REGION);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
+		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
 	};

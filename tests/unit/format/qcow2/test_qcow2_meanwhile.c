@@ -313,6 +313,15 @@ static void removes(struct qcow2 *q)
 	}
 }
 
+static void gives_back(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr)
+{
+	for (uint64_t i = 0; i < nr; i++) {
+		assert_true(meta_holds(q, first + i));
+		meta_remove(q, first + i);
+	}
+	alloc_undo(f, q, first << q->cluster_bits, nr);
+}
+
 static int blocks_are_added(struct fiber *f, struct qcow2 *q, uint64_t nr)
 {
 	uint64_t first, old = q->h.refcount_table_off;
@@ -327,7 +336,7 @@ static int blocks_are_added(struct fiber *f, struct qcow2 *q, uint64_t nr)
 		assert_true(!q->refcount_table[i] || meta_holds(q, q->refcount_table[i] >> q->cluster_bits));
 	moved = q->refcount_table_entries != entries;
 	assert_int_equal(moved, q->h.refcount_table_off != old);
-	alloc_undo(f, q, first << q->cluster_bits, nr);
+	gives_back(f, q, first, nr);
 	return moved;
 }
 
