@@ -52,6 +52,9 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 				      "the image has %u internal snapshots, which read from the backing file too: it stays "
 				      "until they are deleted",
 				      q->h.nr_snapshots);
+	else if (!snapshots_too && q->nr_frozen && strcmp(want->backing_name, q->h.backing_name) != 0)
+		ret = varve_error_set(err, -ENOTSUP, "a snapshot is being made, which reads from the backing file too: it stays until that "
+						     "is deleted");
 	else
 		ret = qcow2_header_change(f, q, want, err);
 	fiber_unlock(&q->l1_mutex);

@@ -130,6 +130,8 @@ struct qcow2 {
 	 * features do without: they are in h before they are queued.)
 	 */
 	struct fiber_mutex header_mutex;
+	unsigned nr_drafts;	  /* snapshots in the making: what they have, no table leads to */
+	unsigned nr_frozen;	  /* of these: that are of a disk of before */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	struct cache_cleaner *cleaner; /* NULL: nothing is cached */

@@ -410,7 +410,7 @@ static int check_len(const struct qcow2 *q, unsigned version, uint64_t len, enum
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
 	if (len > VARVE_LEN_MAX - 512)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large", (unsigned long long)len);
-	if (version < 3 && q->h.nr_snapshots)
+	if (version < 3 && (q->h.nr_snapshots || q->nr_frozen))
 		return varve_error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot change its length: its "
 						      "snapshots do not know theirs");
 	if (len > q->h.disk_len && n->backing_name && !n->backing)

@@ -12,6 +12,7 @@
 #include "block/copy_on_read.h"
 #include "format/cache.h"
 #include "format/qcow2/refcount.h"
+#include "format/qcow2/snapshot.h"
 
 #define SMALL "cluster_size=512,refcount_bits=64"
 #define TABLE KiB(32)
@@ -193,6 +194,74 @@ static void whoever_changes_the_header_leaves_the_refcount_table_where_it_is(voi
 	disk_free_clean(d);
 }
 
+/* ---- a snapshot is being made, and somebody takes away what it reads from ---- */
+
+static struct snapshot_draft *draft;
+
+static int begins_a_snapshot(struct fiber *f, struct disk *d)
+{
+	struct snapshot_want want = { .name = "then", .door = d->n, .icount = UINT64_MAX, .date_s = 1, .now = true };
+
+	return qcow2_snapshot_create(f, d->n, &want, &draft, &d->err);
+}
+
+static int makes_it(struct fiber *f, struct disk *d)
+{
+	return qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err);
+}
+
+static int gives_it_up(struct fiber *f, struct disk *d)
+{
+	qcow2_snapshot_abort(f, d->n, draft);
+	return 0;
+}
+
+static int names_a_backing_file(struct fiber *f, struct disk *d)
+{
+	return qcow2_set_backing(f, d->n, "base", "raw", true, &d->err);
+}
+
+/* As a stream does at its end. */
+static int takes_it_away(struct fiber *f, struct disk *d)
+{
+	return qcow2_set_backing(f, d->n, NULL, NULL, false, &d->err);
+}
+
+static int changes_counts(struct fiber *f, struct disk *d)
+{
+	struct opts *o = opts_new();
+	int ret;
+
+	assert_int_equal(opts_parse(o, "refcount_bits=16", NULL), 0);
+	ret = qcow2_amend(f, d->n, o, NULL, NULL, &d->err);
+	opts_free(o);
+	return ret;
+}
+
+static void what_a_snapshot_in_the_making_needs_stays(void **state)
+{
+	struct disk *d = disk_made(KiB(64), SMALL);
+
+	(void)state;
+	assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+	assert_int_equal(disk_call(d, names_a_backing_file), 0);
+	assert_int_equal(disk_call(d, begins_a_snapshot), 0);
+	assert_int_equal(disk_call(d, takes_it_away), -ENOTSUP);
+	assert_int_equal(disk_call(d, changes_counts), -EBUSY);
+	assert_int_equal(disk_call(d, makes_it), 0);
+	assert_int_equal(disk_call(d, takes_it_away), -ENOTSUP);
+	assert_string_equal(disk_state(d)->h.backing_name, "base");
+	disk_free_clean(d);
+
+	d = disk_made(KiB(64), SMALL);
+	assert_int_equal(disk_call(d, names_a_backing_file), 0);
+	assert_int_equal(disk_call(d, begins_a_snapshot), 0);
+	assert_int_equal(disk_call(d, gives_it_up), 0);
+	assert_int_equal(disk_call(d, takes_it_away), 0);
+	assert_int_equal(disk_call(d, changes_counts), 0);
+	disk_free_clean(d);
+}
+
 /* ---- metadata is made, and somebody reads entries that lead there ---- */
 
 #define CRAFTED 5 /* guest cluster */
@@ -278,6 +347,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
+		cmocka_unit_test(what_a_snapshot_in_the_making_needs_stays),
 		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
