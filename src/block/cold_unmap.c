@@ -117,13 +117,18 @@ static int discard_locked(struct fiber *f, struct node *n, uint64_t off, uint64_
 	return ret == -ENOTSUP ? 0 : ret;
 }
 
+int zero_range_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
+{
+	return zero_locked(f, n, off, len, true, true);
+}
+
 int zero_range(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
 {
 	struct range range;
 	int ret;
 
 	clusters_lock(f, n, &range, off, len);
-	ret = zero_locked(f, n, off, len, true, true);
+	ret = zero_range_locked(f, n, off, len);
 	range_unlock(&n->ranges, &range);
 	return ret;
 }

@@ -362,7 +362,7 @@ static void node_enter(struct node *n, struct node_slot *s, struct req *r)
 	enter(n, s, r, done);
 }
 
-void node_admitted(struct node *n, struct node_slot *s, struct req *r)
+static void admit(struct node *n, struct node_slot *s, struct req *r)
 {
 	if (unlikely(s->quiesced)) {
 		r->at = n;
@@ -370,6 +370,17 @@ void node_admitted(struct node *n, struct node_slot *s, struct req *r)
 		return;
 	}
 	node_enter(n, s, r);
+}
+
+/* It has waited since somebody looked at it, and the disk may be shorter now. */
+void node_admitted(struct node *n, struct node_slot *s, struct req *r)
+{
+	int ret = entry_check(n, r);
+
+	if (unlikely(ret < 0))
+		req_done(r, ret);
+	else
+		admit(n, s, r);
 }
 
 /* All that there can be about a request at the door, one after the other. */
@@ -389,7 +400,7 @@ static __attribute__((noinline)) void submit_checked(struct node *n, struct node
 	throttle = atomic_load_explicit(&n->throttle, memory_order_acquire);
 	if (unlikely(throttle != NULL) && !throttle_admit(throttle, s, r))
 		return;
-	node_admitted(n, s, r);
+	admit(n, s, r);
 }
 
 /* A read or write that nothing is to be done about: not empty, in bounds, allowed, and stable whenever it likes. */
@@ -474,7 +485,7 @@ static void drain_ended(struct msg *m)
 	s->quiesced = false;
 	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) {
 		TAILQ_REMOVE(&s->parked, r, parked);
-		node_enter(s->node, s, r);
+		node_admitted(s->node, s, r);
 	}
 }
 

@@ -33,6 +33,7 @@
 #define RUN_LEN_MIN KiB(256) /* and four clusters: shorter runs are none */
 #define WINDOWS_MAX 16	     /* that are looked at when the image closes */
 #define TRIM_MAX 4096	     /* clusters that the frontier moves back when it closes */
+#define BUSY_MAX 1024	     /* clusters that others are at work on: farther on no window begins */
 
 struct window {
 	uint64_t guest_off, len;
@@ -72,12 +73,15 @@ void ahead_note_alloc(struct qcow2 *q, uint64_t guest_off, uint64_t len)
 	a->next = guest_off + len;
 }
 
-/* Behind what others are at work on. false: the disk ends there. */
+/* Behind what others are at work on. false: the disk ends there, or they have all of it. */
 static bool window_begin(const struct qcow2 *q, uint64_t *guest_off)
 {
-	while (*guest_off < q->h.disk_len && ranges_overlap(&q->node->ranges, *guest_off, q->cluster_len))
+	for (unsigned i = 0; i < BUSY_MAX && *guest_off < q->h.disk_len; i++) {
+		if (!ranges_overlap(&q->node->ranges, *guest_off, q->cluster_len))
+			return true;
 		*guest_off += q->cluster_len;
-	return *guest_off < q->h.disk_len;
+	}
+	return false;
 }
 
 static uint64_t window_len(const struct qcow2 *q, uint64_t guest_off)

@@ -172,7 +172,7 @@ static int take_freed(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 		a->hint = (from / block_counts(q) + 1) * block_counts(q);
 		return 0;
 	}
-	err = refcount_take(f, q, from, nr, false, ret_cluster, ret_nr, &next, &mark);
+	err = refcount_take(f, q, from, nr, TAKE_FREED, ret_cluster, ret_nr, &next, &mark);
 	if (err < 0)
 		return err;
 	if (a->hint == from) /* else clusters were freed below, or another fiber was here */
@@ -182,7 +182,7 @@ static int take_freed(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 	return 0;
 }
 
-static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, uint64_t *ret_nr)
+static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, enum take how, uint64_t *ret_cluster, uint64_t *ret_nr)
 {
 	uint64_t next, room;
 	order_mark mark = ORDER_NONE;
@@ -194,6 +194,8 @@ static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 	do {
 		*ret_nr = stock_take(q, nr, ret_cluster);
 		stocked = *ret_nr;
+		for (uint64_t i = 0; how == TAKE_TABLE && i < *ret_nr; i++)
+			meta_add(q, *ret_cluster + i);
 		if (stocked)
 			break;
 		err = alloc_room(q, nr, &room);
@@ -203,7 +205,7 @@ static int take_fresh(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *r
 				err = alloc_room(q, nr, &room);
 		}
 		if (err == 0)
-			err = refcount_take(f, q, q->end_cluster, room, true, ret_cluster, ret_nr, &next,
+			err = refcount_take(f, q, q->end_cluster, room, how, ret_cluster, ret_nr, &next,
 					    &mark);
 		if (err < 0)
 			return err;
@@ -239,7 +241,7 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	}
 	*ret_fresh = false;
 	if (err == 0 && !*ret_nr) {
-		err = take_fresh(f, q, nr, &cluster, ret_nr);
+		err = take_fresh(f, q, nr, TAKE_FRESH, &cluster, ret_nr);
 		*ret_fresh = err == 0 && cluster << q->cluster_bits >= q->zero_from;
 	}
 	if (err < 0)
@@ -249,28 +251,40 @@ int alloc_clusters(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 	return 0;
 }
 
-int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
-		   order_mark *ret_mark)
+/* One cluster, known as metadata. */
+static int take_table(struct fiber *f, struct qcow2 *q, uint64_t *ret_cluster)
 {
-	uint64_t cluster, got = nr;
-	order_mark mark = ORDER_NONE;
-	int err = q->unmapped ? q->unmapped : meta_reserve(q, nr);
+	uint64_t nr;
+	int err = meta_reserve(q, 1);
 
 	if (err < 0)
 		return err;
-	err = nr == 1 ? take_fresh(f, q, 1, &cluster, &got) : refcount_extend(f, q, nr, &cluster, &mark);
-	if (err == 0) {
-		err = node_allocate(f, q->file, cluster << q->cluster_bits, nr << q->cluster_bits);
-		if (err < 0)
-			alloc_undo(f, q, cluster << q->cluster_bits, nr);
-	}
+	err = take_fresh(f, q, 1, TAKE_TABLE, ret_cluster, &nr);
+	if (err < 0)
+		meta_unreserve(q, 1);
+	return err;
+}
+
+int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_host_off, bool *ret_zero,
+		   order_mark *ret_mark)
+{
+	order_mark mark = ORDER_NONE;
+	uint64_t cluster;
+	int err = q->unmapped;
+
+	if (err == 0)
+		err = nr == 1 ? take_table(f, q, &cluster) : refcount_extend(f, q, nr, &cluster, &mark);
+	if (err < 0)
+		return err;
+	err = node_allocate(f, q->file, cluster << q->cluster_bits, nr << q->cluster_bits);
 	if (err < 0) {
-		meta_unreserve(q, nr);
+		/* First this: what is counted 0 and known as metadata is damage, to who looks for space. */
+		for (uint64_t i = 0; i < nr; i++)
+			meta_remove(q, cluster + i);
+		alloc_undo(f, q, cluster << q->cluster_bits, nr);
 		return err;
 	}
 	note_counted(q, mark);
-	for (uint64_t i = 0; i < nr; i++)
-		meta_add(q, cluster + i);
 	*ret_host_off = cluster << q->cluster_bits;
 	mark = nr == 1 ? stock_mark(q, cluster, 1, ORDER_NONE) : ORDER_NONE;
 	*ret_zero = mark != ORDER_NONE;

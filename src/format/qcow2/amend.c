@@ -338,6 +338,8 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 	if (ret == 0)
 		ret = q->writable ? get_wish(&a, o) : varve_error_set(err, -EACCES, "open read-only, its options cannot change");
 
+	if (ret == 0 && q->nr_drafts)
+		ret = varve_error_set(err, -EBUSY, "a snapshot is being made: no option changes meanwhile");
 	if (ret == 0 && q->begun && (q->h.autoclear & QCOW2_AUTOCLEAR_JOURNAL))
 		ret = varve_error_set(err, -EBUSY, "in use with a state directory, whose journal knows the image as it is");
 	if (ret == 0)

@@ -32,6 +32,7 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 {
 	struct qcow2 *q = node_state(n);
 	struct qcow2_header *want;
+	bool other;
 	int ret = qcow2_whole(q, err);
 
 	if (ret == 0)
@@ -44,11 +45,15 @@ int qcow2_set_backing(struct fiber *f, struct node *n, const char *name, const c
 	/* Who changes the header's other fields holds one of these, too. */
 	fiber_lock(f, &q->snapshot_mutex);
 	fiber_lock(f, &q->l1_mutex);
-	if (!snapshots_too && q->h.nr_snapshots && strcmp(name ? name : "", q->h.backing_name) != 0)
+	other = strcmp(name ? name : "", q->h.backing_name) != 0;
+	if (!snapshots_too && other && q->h.nr_snapshots)
 		ret = varve_error_set(err, -ENOTSUP,
 				      "the image has %u internal snapshots, which read from the backing file too: it stays "
 				      "until they are deleted",
 				      q->h.nr_snapshots);
+	else if (!snapshots_too && other && q->nr_frozen)
+		ret = varve_error_set(err, -ENOTSUP, "a snapshot is being made, which reads from the backing file too: it stays until that "
+						     "is deleted");
 	else
 		ret = qcow2_begin_changes(f, q, err);
 	if (ret == 0) {

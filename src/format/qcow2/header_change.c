@@ -186,9 +186,12 @@ static int write_out(struct fiber *f, struct qcow2 *q, struct new_header *n, con
 		ret = order_put(f, q->order, n->name_at, want->backing_name, n->name_len, ORDER_NONE, &written);
 	if (ret < 0)
 		return ret;
+	fiber_lock(f, &q->header_mutex);
 	fill_fields(n, q, want);
-	return order_put(f, q->order, 0, n->sector, SECTOR,
-			 site_after(q, SITE_HEADER_CHANGE, order_max(written, order_all(q->order))), ret_mark);
+	ret = order_put(f, q->order, 0, n->sector, SECTOR,
+			site_after(q, SITE_HEADER_CHANGE, order_max(written, order_all(q->order))), ret_mark);
+	fiber_unlock(&q->header_mutex);
+	return ret;
 }
 
 static void adopt(struct qcow2 *q, const struct qcow2_header *want)

@@ -9,6 +9,8 @@
  * Owns:    a set of the single clusters (L2 tables, refcount blocks, the bitmap directory), and the ranges of snapshots.
  *          Room in it is reserved before it is needed: between the two the fiber may wait, and others reserve and add, too.
  * Assumes: home queue. The header, L1 and refcount table are where struct qcow2_header says.
+ *          What becomes metadata is in it before the frontier (alloc.c) is behind it: whoever looks at an entry in between must not
+ *          find a cluster that is behind the end no more, and not metadata yet.
  * Never:   knows the L2 tables that only snapshots have, unless it is asked to (overlap-check=all: finding them costs reading
  *          the L1 tables of all snapshots at open); their clusters are counted, like data.
  */
@@ -122,6 +124,12 @@ void meta_remove(struct qcow2 *q, uint64_t cluster)
 	}
 	m->slots[hole] = 0;
 	m->nr--;
+}
+
+void meta_undo(struct qcow2 *q, uint64_t cluster)
+{
+	meta_remove(q, cluster);
+	q->meta->nr_reserved++;
 }
 
 void meta_leave(struct qcow2 *q, uint64_t cluster)

@@ -131,6 +131,13 @@ struct qcow2 {
 	struct fiber_mutex l1_mutex; /* who changes L1 entries, or moves the table */
 	struct fiber_mutex snapshot_mutex; /* who changes the snapshot table; taken before locks of clusters, those before l1_mutex */
 	struct fiber_mutex resize_mutex; /* who changes the length of the disk; taken before l1_mutex */
+	/*
+	 * Who queues fields of the header and has them in h only when that is done, and who queues all of h; taken last. (Bits of the
+	 * features do without: they are in h before they are queued.)
+	 */
+	struct fiber_mutex header_mutex;
+	unsigned nr_drafts;	  /* snapshots in the making: what they have, no table leads to */
+	unsigned nr_frozen;	  /* of these: that are of a disk of before */
 	unsigned nr_told;	  /* lines about damage that went to the log */
 
 	struct cache_cleaner *cleaner; /* NULL: nothing is cached */
@@ -238,18 +245,26 @@ int refcount_get(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t *r
 int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, int delta, order_mark after,
 		 order_mark *ret_mark);
 /*
- * A run of free clusters, counted 1 at once: nothing waits between the look and the count. fresh: from the frontier on,
- * which is `cluster` and moves; otherwise below it. Looks at one piece of one refcount block only, from cluster on as far
- * as *ret_next; *ret_nr: 0 (none there) .. nr. -EIO: the counts say that metadata is free space. The cluster is covered.
+ * A run of free clusters, counted 1 at once: nothing waits between the look and the count. Looks at one piece of one refcount block only, from
+ * cluster on as far as *ret_next; *ret_nr: 0 (none there) .. nr. -EIO: the counts say that metadata is free space. The cluster is covered.
  */
-int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh, uint64_t *ret_cluster,
+enum take {
+	TAKE_FREED, /* below the frontier */
+	TAKE_FRESH, /* from the frontier on, which is `cluster` and moves */
+	TAKE_TABLE, /* the same, and they are known as metadata (meta_reserve() was called) before the frontier is behind them */
+};
+
+int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, enum take how, uint64_t *ret_cluster,
 		  uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark);
 /*
  * Counts up to nr clusters from first on, at or behind the frontier and covered, as far as they are free and in one
  * piece. *ret_nr 0: the first is counted already.
  */
 int refcount_stock(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr, uint64_t *ret_nr, order_mark *ret_mark);
-/* nr contiguous clusters at the frontier, counted 1, with all blocks and the longer refcount table that they need. */
+/*
+ * nr contiguous clusters at the frontier, counted 1 and known as metadata, with all blocks and the longer refcount table that they
+ * need.
+ */
 int refcount_extend(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_cluster, order_mark *ret_mark);
 /* Makes a refcount block for the cluster at the frontier if it has none; the frontier moves then. */
 int refcount_cover(struct fiber *f, struct qcow2 *q);
@@ -339,6 +354,8 @@ uint64_t meta_reserved(const struct qcow2 *q);
 void meta_add(struct qcow2 *q, uint64_t cluster);
 /* It is free. */
 void meta_remove(struct qcow2 *q, uint64_t cluster);
+/* It does not become metadata after all: the room for it is reserved again. */
+void meta_undo(struct qcow2 *q, uint64_t cluster);
 /* It is no table of the disk any more; a snapshot may have it: then it goes from here when it is free. */
 void meta_leave(struct qcow2 *q, uint64_t cluster);
 struct qcow2_snapshot;

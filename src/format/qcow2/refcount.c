@@ -237,7 +237,7 @@ static int free_run(struct fiber *f, struct qcow2 *q, struct place *pl, uint64_t
 	return 0;
 }
 
-int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, bool fresh,
+int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr, enum take how,
 		  uint64_t *ret_cluster, uint64_t *ret_nr, uint64_t *ret_next, order_mark *ret_mark)
 {
 	struct refcounts *rc = q->refcounts;
@@ -248,11 +248,11 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 	if (err < 0)
 		return err;
 	/* From here to the queueing of the counts nothing waits. */
-	if (fresh)
+	if (how != TAKE_FREED)
 		limit = q->end_cluster == cluster && !stock_nr(q) ? pl.nr : 0; /* 0: not as it was before we waited */
 	else
 		limit = cluster < q->end_cluster ? MIN(pl.nr, q->end_cluster - cluster) : 0;
-	if (!fresh && rc->reserved_end > cluster)
+	if (how == TAKE_FREED && rc->reserved_end > cluster)
 		limit = rc->reserved > cluster ? MIN(limit, rc->reserved - cluster) : 0;
 	while (err == 0 && i < limit && !run) {
 		err = free_run(f, q, &pl, pl.index + i, MIN(nr, limit - i), cluster + i, &run);
@@ -263,10 +263,14 @@ int refcount_take(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t n
 		*ret_cluster = cluster + i;
 		*ret_nr = run;
 		*ret_next = cluster + i + run;
-		if (fresh)
+		if (how != TAKE_FREED)
 			q->end_cluster = MAX(q->end_cluster, *ret_next);
+		for (uint64_t k = 0; how == TAKE_TABLE && k < run; k++)
+			meta_add(q, *ret_cluster + k);
 		if (run)
 			err = place_add(f, q, &pl, pl.index + i, run, 1, ORDER_NONE, ret_mark);
+		for (uint64_t k = 0; err < 0 && how == TAKE_TABLE && k < run; k++)
+			meta_undo(q, *ret_cluster + k);
 	}
 	place_close(q, &pl);
 	return err;

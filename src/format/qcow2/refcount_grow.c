@@ -22,7 +22,6 @@
 struct growth {
 	uint64_t start, nr;			 /* of the region, clusters */
 	uint64_t nr_blocks, nr_table, nr_caller; /* what it is for */
-	uint64_t nr_reserved;			 /* blocks that the set of metadata has room for, until they are in it */
 	uint64_t first_block, last_block;	 /* refcount blocks whose range it touches */
 	uint32_t entries;			 /* of the new refcount table; 0: the old one stays */
 	uint64_t *table;			 /* the new one, for memory */
@@ -76,22 +75,33 @@ static int plan(const struct qcow2 *q, uint64_t nr_caller, struct growth *g)
 	return 0;
 }
 
-/* Memory for everything, so that nothing but the queue can fail afterwards. */
+/* Memory for everything, so that nothing but the queue can fail afterwards; the last of it, room in the set of metadata, is for know(). */
 static int prepare(struct fiber *f, struct qcow2 *q, struct growth *g)
 {
-	int err = meta_reserve(q, g->nr_blocks);
+	int err = 0;
 
-	if (err < 0)
-		return err;
-	g->nr_reserved = g->nr_blocks;
-	if (!g->entries)
-		return 0;
-	g->table = calloc(g->entries, sizeof(g->table[0]));
-	if (!g->table)
-		return -ENOMEM;
-	memcpy(g->table, q->refcount_table, q->refcount_table_entries * sizeof(g->table[0]));
-	return cache_grow(f, q->refcounts->cache, g->entries,
-			  false); /* does not wait: only home looks there */
+	if (g->entries) {
+		g->table = calloc(g->entries, sizeof(g->table[0]));
+		if (!g->table)
+			return -ENOMEM;
+		memcpy(g->table, q->refcount_table, q->refcount_table_entries * sizeof(g->table[0]));
+		err = cache_grow(f, q->refcounts->cache, g->entries,
+				 false); /* does not wait: only home looks there */
+	}
+	return err < 0 ? err : meta_reserve(q, g->nr);
+}
+
+/* All of the region is metadata: see meta.c. Counts of 0 in it are no damage as long as nobody looks for space there (reserved). */
+static void know(struct qcow2 *q, const struct growth *g)
+{
+	for (uint64_t i = 0; i < g->nr; i++)
+		meta_add(q, g->start + i);
+}
+
+static void forget(struct qcow2 *q, uint64_t first, uint64_t nr)
+{
+	for (uint64_t i = 0; i < nr; i++)
+		meta_remove(q, first + i);
 }
 
 /* Clusters of the region that blocks of old count. */
@@ -154,8 +164,6 @@ static void adopt_blocks(struct qcow2 *q, struct growth *g)
 	for (uint64_t b = g->first_block; b <= g->last_block; b++) {
 		if (refcount_covered(q, b * block_counts(q)))
 			continue;
-		meta_add(q, cluster);
-		g->nr_reserved--;
 		if (!g->table)
 			q->refcount_table[b] = cluster << q->cluster_bits;
 		cluster++;
@@ -229,18 +237,25 @@ static int link_table(struct fiber *f, struct qcow2 *q, struct growth *g)
 
 	node_event(f, q->file, EVENT_REFTABLE_GROW);
 	err = write_new_table(f, q, g, host_off);
+	if (err < 0)
+		return err;
 	header.host_off = be64_put(host_off);
 	header.clusters = be32_put((uint32_t)g->nr_table);
-	if (err == 0)
-		err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_SWITCH_TABLE),
-				offsetof(struct qcow2_header_disk, refcount_table_off), &header,
-				12, site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
+	/* Who writes all of the header meanwhile would put the old place over the new one. */
+	fiber_lock(f, &q->header_mutex);
+	err = order_put(f, order_as(q->order, EVENT_REFBLOCK_ALLOC_SWITCH_TABLE),
+			offsetof(struct qcow2_header_disk, refcount_table_off), &header, 12,
+			site_after(q, SITE_REFCOUNT_TABLE, g->before), &linked);
+	if (err == 0) {
+		q->h.refcount_table_off = host_off;
+		q->h.refcount_table_clusters = (uint32_t)g->nr_table;
+		forget(q, g->start + g->nr_blocks, g->nr_table); /* from here on it is the header's */
+	}
+	fiber_unlock(&q->header_mutex);
 	if (err < 0)
 		return err;
 	q->refcounts->linked = order_max(q->refcounts->linked, linked);
 	adopt_blocks(q, g);
-	q->h.refcount_table_off = host_off;
-	q->h.refcount_table_clusters = (uint32_t)g->nr_table;
 	free(q->refcount_table);
 	q->refcount_table = g->table;
 	q->refcount_table_entries = g->entries;
@@ -258,6 +273,7 @@ static int extend(struct fiber *f, struct qcow2 *q, struct growth *g)
 	struct refcounts *rc = q->refcounts;
 	int err;
 
+	know(q, g);
 	rc->reserved = g->start;
 	rc->reserved_end = q->end_cluster = g->start + g->nr;
 	err = node_allocate(f, q->file, g->start << q->cluster_bits, (g->nr_blocks + g->nr_table) << q->cluster_bits);
@@ -265,11 +281,16 @@ static int extend(struct fiber *f, struct qcow2 *q, struct growth *g)
 		q->end_cluster = g->start; /* nothing has been done with it, and the next attempt may try again */
 	if (err == 0)
 		err = count_in_old_blocks(f, q, g);
+	if (err < 0)
+		forget(q, g->start, g->nr);
 	rc->reserved = rc->reserved_end = 0;
-	if (err == 0)
-		err = write_blocks(f, q, g);
+	if (err < 0)
+		return err;
+	err = write_blocks(f, q, g);
 	if (err == 0)
 		err = g->table ? link_table(f, q, g) : link_blocks(f, q, g);
+	if (err < 0)
+		forget(q, g->start, g->nr);
 	return err;
 }
 
@@ -289,7 +310,6 @@ static int extend_locked(struct fiber *f, struct qcow2 *q, uint64_t nr, struct g
 	err = prepare(f, q, g);
 	if (err == 0)
 		err = extend(f, q, g);
-	meta_unreserve(q, g->nr_reserved);
 	free(g->table);
 	return err;
 }

@@ -292,7 +292,7 @@ static int grow(struct fiber *f, struct qcow2 *q, uint64_t len, enum prealloc pr
 
 /* ---- shorter ---- */
 
-/* The part of the last cluster that is cut off becomes zeroes: who makes the disk longer again need not know of us. */
+/* The part of the last cluster that is cut off becomes zeroes: who makes the disk longer again need not know of us. It is locked. */
 static int clear_tail(struct fiber *f, struct qcow2 *q, uint64_t len)
 {
 	uint64_t end = MIN(align_up(len, q->cluster_len), q->h.disk_len);
@@ -308,7 +308,7 @@ static int clear_tail(struct fiber *f, struct qcow2 *q, uint64_t len)
 	} while (ret == 0 && e.kind == EXTENT_UNLOADED);
 	if (ret < 0 || e.kind == EXTENT_ABSENT || e.kind == EXTENT_ZERO)
 		return ret;
-	return zero_range(f, q->node, len, end - len);
+	return zero_range_locked(f, q->node, len, end - len);
 }
 
 /* The tables of [first, end) become the disk's own, so that their entries change in place. What the disk reads stays. */
@@ -339,14 +339,8 @@ static int own_tables(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t
  */
 static int prepare_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, uint64_t first, uint64_t end)
 {
-	struct range range;
-	int ret = 0;
+	int ret = own_tables(f, q, first, end);
 
-	if (first < end) {
-		range_lock(f, &q->node->ranges, &range, first, end - first);
-		ret = own_tables(f, q, first, end);
-		range_unlock(&q->node->ranges, &range);
-	}
 	if (ret == 0 && !order_clean(q->order))
 		ret = order_flush(f, q->order);
 	if (ret == 0)
@@ -360,17 +354,13 @@ static int prepare_shrink(struct fiber *f, struct qcow2 *q, uint64_t len, uint64
  * end, which was to go. The other way round, the data would be there again when somebody makes the disk longer. The space is
  * freed when the entries are durably gone, as with any discard; a table after that. Bitmaps that do not know of it have been marked.
  */
-static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize *bitmaps, struct varve_error *err)
+static int shrink_locked(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize *bitmaps, struct varve_error *err)
 {
 	uint64_t first = align_up(len, q->cluster_len), end = align_up(q->h.disk_len, q->cluster_len);
-	struct range range;
 	int ret = prepare_shrink(f, q, len, first, end);
 
-	if (ret == 0 && first < end) {
-		range_lock(f, &q->node->ranges, &range, first, end - first);
+	if (ret == 0 && first < end)
 		ret = l2_unlink(f, q->node, first, end - first, UNLINK_ABSENT);
-		range_unlock(&q->node->ranges, &range);
-	}
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot cut off what lies behind %llu", (unsigned long long)len);
 	ret = set_len(f, q, len, bitmaps, err);
@@ -383,6 +373,22 @@ static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_
 	if (order_flush(f, q->order) == 0)
 		(void)alloc_settle(f, q);
 	return q->external ? data_shrink(f, q, len, err) : 0;
+}
+
+/*
+ * All that is cut off is locked until it has gone: not all who make clusters there come in by the door (streams, copy-on-read ahead of
+ * readers), and a snapshot would be of half of it. They find a shorter disk.
+ */
+static int shrink(struct fiber *f, struct qcow2 *q, uint64_t len, struct bitmap_resize *bitmaps, struct varve_error *err)
+{
+	uint64_t from = align_down(len, q->cluster_len);
+	struct range range;
+	int ret;
+
+	range_lock(f, &q->node->ranges, &range, from, UINT64_MAX - from);
+	ret = shrink_locked(f, q, len, bitmaps, err);
+	range_unlock(&q->node->ranges, &range);
+	return ret;
 }
 
 /* ---- both ---- */
@@ -404,7 +410,7 @@ static int check_len(const struct qcow2 *q, unsigned version, uint64_t len, enum
 		return varve_error_set(err, -EACCES, "open read-only, the length cannot change");
 	if (len > VARVE_LEN_MAX - 512)
 		return varve_error_set(err, -EFBIG, "a disk of %llu bytes is too large", (unsigned long long)len);
-	if (version < 3 && q->h.nr_snapshots)
+	if (version < 3 && (q->h.nr_snapshots || q->nr_frozen))
 		return varve_error_set(err, -ENOTSUP, "a version 2 image with snapshots cannot change its length: its "
 						      "snapshots do not know theirs");
 	if (len > q->h.disk_len && n->backing_name && !n->backing)

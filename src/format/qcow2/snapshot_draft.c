@@ -99,6 +99,7 @@ static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft
 		return ret;
 	}
 	d->frozen = true; /* from here on there is something to take back */
+	q->nr_frozen++;
 	ret = tables_clear_copied(f, q, &d->l1, true, err);
 	if (ret == 0) {
 		ret = share_l1(f, q, &d->l1);
@@ -108,8 +109,10 @@ static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft
 	return ret;
 }
 
-static void draft_free(struct snapshot_draft *d)
+static void draft_free(struct qcow2 *q, struct snapshot_draft *d)
 {
+	q->nr_drafts--;
+	q->nr_frozen -= d->frozen;
 	free(d->name);
 	free(d->id);
 	free(d->l1.entries);
@@ -189,6 +192,7 @@ int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot
 		return r;
 	d = calloc(1, sizeof(*d));
 	if (d) {
+		q->nr_drafts++;
 		d->want = *want;
 		d->words = q->l2_entry_len / 8;
 		d->name = strdup(want->name);
@@ -197,7 +201,7 @@ int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot
 	}
 	if (!d || !d->name || (want->id && !d->id) || !d->table) {
 		if (d)
-			draft_free(d);
+			draft_free(q, d);
 		return varve_error_set(err, -ENOMEM, "snapshot '%s': out of memory", want->name);
 	}
 	d->want.name = d->name;
@@ -331,7 +335,7 @@ void qcow2_snapshot_abort(struct fiber *f, struct node *n, struct snapshot_draft
 	}
 	if (order_flush(f, q->order) == 0)
 		(void)alloc_settle(f, q);
-	draft_free(d);
+	draft_free(q, d);
 }
 
 /* ---- commit ---- */
@@ -456,6 +460,6 @@ int qcow2_snapshot_commit(struct fiber *f, struct node *n, struct snapshot_draft
 	(void)alloc_settle(f, q);
 	fiber_unlock(&q->snapshot_mutex);
 	snapshots_close(&s);
-	draft_free(d);
+	draft_free(q, d);
 	return ret;
 }

@@ -199,6 +199,9 @@ static int add_batch(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t 
 	s->end = first + got;
 	s->batches[s->next_batch++ % BATCHES_MAX] = (struct batch){ first, first + got, mark };
 	stock_note(q);
+	/* While they were being counted, others took more than there was in stock, and the frontier went on over these. */
+	if (q->end_cluster > first)
+		alloc_undo(f, q, first << q->cluster_bits, MIN(got, q->end_cluster - first));
 	return 0;
 }
 

@@ -4,6 +4,8 @@
  */
 #include "fake.h"
 
+#include <errno.h>
+
 #define CL KiB(4)
 
 /* A fiber that does one thing and says when it has. */
@@ -115,6 +117,35 @@ static void drain_waits_for_what_is_in_flight_and_parks_the_rest(void **state)
 	node_drain_end(img.l.n);
 	assert_int_equal(io_wait(&b), 0);
 	assert_int_equal(io_wait(&c), 0);
+	image_close(&img);
+}
+
+/* Whoever drains the disk may make it shorter: what waited at the door is looked at again. */
+static void what_waits_for_the_end_of_a_drain_keeps_within_the_disk_of_then(void **state)
+{
+	static uint8_t buf[CL];
+	struct io inside, across, behind, flush;
+	struct image img;
+	struct task t;
+
+	(void)state;
+	mapped_open(&img);
+	hold_of(img.hold)->writes = false;
+	task_start(&t, &img, node_drain_begin);
+	assert_true(t.ended);
+	io_start(&inside, img.l.n, img.l.q, REQ_WRITE, 7 * CL, buf, CL, 0);
+	io_start(&across, img.l.n, img.l.q, REQ_WRITE, 8 * CL - 512, buf, CL, 0);
+	io_start(&behind, img.l.n, img.l.q, REQ_READ, 9 * CL, buf, CL, 0);
+	io_start(&flush, img.l.n, img.l.q, REQ_FLUSH, 0, NULL, 0, 0);
+	turns(img.l.q, 10);
+	assert_false(inside.done || across.done || behind.done || flush.done);
+	atomic_store(&img.l.n->len, 8 * CL);
+	node_drain_end(img.l.n);
+	assert_int_equal(io_wait(&inside), 0);
+	assert_int_equal(io_wait(&across), -EINVAL);
+	assert_int_equal(io_wait(&behind), -EINVAL);
+	assert_int_equal(io_wait(&flush), 0);
+	assert_int_equal(hold_of(img.hold)->nr_writes, 1);
 	image_close(&img);
 }
 
@@ -291,6 +322,7 @@ int main(void)
 		cmocka_unit_test(a_hot_write_in_flight_holds_the_grace_period),
 		cmocka_unit_test(grace_periods_take_turns),
 		cmocka_unit_test(drain_waits_for_what_is_in_flight_and_parks_the_rest),
+		cmocka_unit_test(what_waits_for_the_end_of_a_drain_keeps_within_the_disk_of_then),
 		cmocka_unit_test(drain_waits_for_the_cold_path),
 		cmocka_unit_test(no_write_reaches_space_that_was_given_back),
 	};

@@ -261,6 +261,26 @@ static void a_drained_disk_lets_nobody_in(void **state)
 	image_close(&img);
 }
 
+/* A turn may come when the disk has become shorter. */
+static void who_comes_late_keeps_within_the_disk_of_then(void **state)
+{
+	struct throttle_config c = none();
+	struct image img;
+
+	(void)state;
+	c.limit[THROTTLE_IOPS_TOTAL].avg = 100;
+	open_with(&img, &c);
+	start(&img, 0, 40, REQ_WRITE, 512);
+	for (unsigned i = 40; i < 50; i++)
+		io_start(&ios[i], img.l.n, img.l.q, REQ_WRITE, 8 * CL - (i < 45 ? 512 : 0), buf, 512, 0);
+	assert_int_equal(done(40, 50), 0);
+	atomic_store(&img.l.n->len, 8 * CL);
+	ms_until(&img, 0, 50, 50);
+	for (unsigned i = 0; i < 50; i++)
+		assert_int_equal(ios[i].ret, i < 45 ? 0 : -EINVAL);
+	image_close(&img);
+}
+
 static void limits_that_cannot_be_are_refused(void **state)
 {
 	static const struct {
@@ -323,6 +343,7 @@ int main(void)
 		cmocka_unit_test(nobody_waits_while_it_passes),
 		cmocka_unit_test(what_is_hurried_is_paid_for),
 		cmocka_unit_test(a_drained_disk_lets_nobody_in),
+		cmocka_unit_test(who_comes_late_keeps_within_the_disk_of_then),
 		cmocka_unit_test(limits_that_cannot_be_are_refused),
 	};
 

@@ -12,6 +12,7 @@
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/refcount.h"
 #include "format/qcow2/snapshot.h"
+#include "format/qcow2/stock.h"
 
 #define SMALL "cluster_size=512,refcount_bits=64"
 #define RUN 150 /* clusters, in three or four blocks */
@@ -287,6 +288,42 @@ static void metadata_that_is_given_back_in_part_is_no_damage(void **state)
 	}
 }
 
+/* ---- clusters are counted ahead of use, and somebody takes more than there are ---- */
+
+static void takes_on(struct fiber *f, struct qcow2 *q)
+{
+	for (unsigned i = 0, more = 4; i < RUN && (stock_nr(q) || more--); i++)
+		allocates(f, q);
+}
+
+static int stock_is_passed(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint8_t bytes[512] = { 0 };
+
+	given.nr = 0;
+	assert_int_equal(node_write(f, q->file, MiB(1), bytes, 512), 0); /* the file is that long: there can be a stock */
+	for (unsigned i = 0; i < RUN && !stock_low(q); i++)
+		allocates(f, q);
+	assert_true(stock_low(q));
+	comes_by(q, takes_on, 1, 0, UINT64_MAX);
+	assert_int_equal(stock_refill(f, q), 0);
+	assert_int_equal(meanwhile.nr, 1);
+	nobody();
+	free_given(q);
+	return 0;
+}
+
+/* The frontier goes on over what was being counted: nobody has it then, and it is space like any other. */
+static void stock_that_the_frontier_has_passed_is_given_back(void **state)
+{
+	struct disk *d = disk_made(MiB(4), "cluster_size=512"); /* one refcount block is enough: another would wait for the refill */
+
+	(void)state;
+	assert_int_equal(disk_call(d, stock_is_passed), 0);
+	disk_free_clean(d);
+}
+
 /* ---- room among the metadata that is known ---- */
 
 #define ANYWHERE (1ull << 40) /* clusters that no file here has */
@@ -313,6 +350,15 @@ static void removes(struct qcow2 *q)
 	}
 }
 
+static void gives_back(struct fiber *f, struct qcow2 *q, uint64_t first, uint64_t nr)
+{
+	for (uint64_t i = 0; i < nr; i++) {
+		assert_true(meta_holds(q, first + i));
+		meta_remove(q, first + i);
+	}
+	alloc_undo(f, q, first << q->cluster_bits, nr);
+}
+
 static int blocks_are_added(struct fiber *f, struct qcow2 *q, uint64_t nr)
 {
 	uint64_t first, old = q->h.refcount_table_off;
@@ -327,7 +373,7 @@ static int blocks_are_added(struct fiber *f, struct qcow2 *q, uint64_t nr)
 		assert_true(!q->refcount_table[i] || meta_holds(q, q->refcount_table[i] >> q->cluster_bits));
 	moved = q->refcount_table_entries != entries;
 	assert_int_equal(moved, q->h.refcount_table_off != old);
-	alloc_undo(f, q, first << q->cluster_bits, nr);
+	gives_back(f, q, first, nr);
 	return moved;
 }
 
@@ -522,6 +568,7 @@ int main(void)
 		cmocka_unit_test(who_allocates_while_metadata_is_given_back_marks_no_healthy_image),
 		cmocka_unit_test(a_change_of_counts_is_done_or_undone_or_never_tried_again),
 		cmocka_unit_test(metadata_that_is_given_back_in_part_is_no_damage),
+		cmocka_unit_test(stock_that_the_frontier_has_passed_is_given_back),
 		cmocka_unit_test(room_that_is_reserved_is_left_to_who_reserved_it),
 		cmocka_unit_test(room_that_is_not_used_is_given_back),
 		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
