@@ -254,19 +254,18 @@ int alloc_metadata(struct fiber *f, struct qcow2 *q, uint64_t nr, uint64_t *ret_
 {
 	uint64_t cluster, got = nr;
 	order_mark mark = ORDER_NONE;
-	int err = q->unmapped ? q->unmapped : meta_prepare(q, nr);
+	int err = q->unmapped ? q->unmapped : meta_reserve(q, nr);
 
-	if (err == 0 && nr == 1)
-		err = take_fresh(f, q, 1, &cluster, &got);
-	else if (err == 0)
-		err = refcount_extend(f, q, nr, &cluster, &mark);
 	if (err < 0)
 		return err;
-	err = node_allocate(f, q->file, cluster << q->cluster_bits, nr << q->cluster_bits);
-	if (err == 0)
-		err = meta_prepare(q, nr); /* others may have used the room while we waited */
+	err = nr == 1 ? take_fresh(f, q, 1, &cluster, &got) : refcount_extend(f, q, nr, &cluster, &mark);
+	if (err == 0) {
+		err = node_allocate(f, q->file, cluster << q->cluster_bits, nr << q->cluster_bits);
+		if (err < 0)
+			alloc_undo(f, q, cluster << q->cluster_bits, nr);
+	}
 	if (err < 0) {
-		alloc_undo(f, q, cluster << q->cluster_bits, nr);
+		meta_unreserve(q, nr);
 		return err;
 	}
 	note_counted(q, mark);

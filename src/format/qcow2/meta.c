@@ -7,6 +7,7 @@
  * L2 entry that is read.
  *
  * Owns:    a set of the single clusters (L2 tables, refcount blocks, the bitmap directory), and the ranges of snapshots.
+ *          Room in it is reserved before it is needed: between the two the fiber may wait, and others reserve and add, too.
  * Assumes: home queue. The header, L1 and refcount table are where struct qcow2_header says.
  * Never:   knows the L2 tables that only snapshots have, unless it is asked to (overlap-check=all: finding them costs reading
  *          the L1 tables of all snapshots at open); their clusters are counted, like data.
@@ -30,7 +31,8 @@ struct meta_ranges {
 
 struct meta {
 	uint64_t *slots;	    /* cluster, 0: free (cluster 0 is the header's) */
-	uint64_t nr_slots, nr;	    /* nr_slots: a power of two, at least twice nr */
+	uint64_t nr, nr_reserved;   /* in it; that somebody is going to add */
+	uint64_t nr_slots;	    /* a power of two, at least twice as many as both */
 	struct meta_ranges *ranges; /* NULL: no snapshots */
 };
 
@@ -50,11 +52,12 @@ static uint64_t find_slot(const struct meta *m, uint64_t cluster)
 	return i;
 }
 
-int meta_prepare(struct qcow2 *q, uint64_t nr)
+/* Room for nr in all. */
+static int make_room(struct meta *m, uint64_t nr)
 {
-	struct meta *m = q->meta, bigger = { .nr_slots = MAX(m->nr_slots, SLOTS_MIN) };
+	struct meta bigger = { .nr_slots = MAX(m->nr_slots, SLOTS_MIN) };
 
-	while (bigger.nr_slots < 2 * (m->nr + nr))
+	while (bigger.nr_slots < 2 * nr)
 		bigger.nr_slots *= 2;
 	if (bigger.nr_slots == m->nr_slots)
 		return 0;
@@ -71,12 +74,34 @@ int meta_prepare(struct qcow2 *q, uint64_t nr)
 	return 0;
 }
 
+int meta_reserve(struct qcow2 *q, uint64_t nr)
+{
+	struct meta *m = q->meta;
+	int err = make_room(m, m->nr + m->nr_reserved + nr);
+
+	if (err == 0)
+		m->nr_reserved += nr;
+	return err;
+}
+
+void meta_unreserve(struct qcow2 *q, uint64_t nr)
+{
+	assert(nr <= q->meta->nr_reserved);
+	q->meta->nr_reserved -= nr;
+}
+
+uint64_t meta_reserved(const struct qcow2 *q)
+{
+	return q->meta->nr_reserved;
+}
+
 void meta_add(struct qcow2 *q, uint64_t cluster)
 {
 	struct meta *m = q->meta;
 	uint64_t i = find_slot(m, cluster);
 
-	assert(cluster && 2 * m->nr < m->nr_slots);
+	assert(cluster && m->nr_reserved);
+	m->nr_reserved--;
 	m->nr += !m->slots[i];
 	m->slots[i] = cluster;
 }
@@ -225,7 +250,7 @@ static int add_checked(struct qcow2 *q, const char *what, uint32_t nr, uint64_t 
 			"%s %u leads to host offset 0x%llx, which holds other metadata: the image is "
 			"damaged; open it read-only, or repair it first",
 			what, nr, (unsigned long long)host_off);
-	if (meta_prepare(q, 1) < 0)
+	if (meta_reserve(q, 1) < 0)
 		return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
 	meta_add(q, cluster);
 	return 0;
@@ -273,7 +298,7 @@ static int add_tables_of(struct qcow2 *q, const struct l1_copy *l1, struct varve
 
 		if (!host_off || !is_aligned(host_off, q->cluster_len) || host_off >> q->cluster_bits >= q->end_cluster)
 			continue;
-		if (meta_prepare(q, 1) < 0)
+		if (meta_reserve(q, 1) < 0)
 			return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
 		meta_add(q, host_off >> q->cluster_bits);
 	}
@@ -314,7 +339,7 @@ int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 	int ret;
 
 	q->meta = calloc(1, sizeof(*q->meta));
-	if (!q->meta || meta_prepare(q, 1) < 0)
+	if (!q->meta || make_room(q->meta, 1) < 0)
 		return varve_error_set(err, -ENOMEM, "metadata map: out of memory");
 	if (q->h.l1_entries && in_table(q, q->h.l1_off >> q->cluster_bits, q->h.refcount_table_off,
 					(uint64_t)q->h.refcount_table_clusters << q->cluster_bits))
@@ -338,6 +363,7 @@ int meta_open(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 void meta_close(struct qcow2 *q)
 {
 	if (q->meta) {
+		assert(!q->meta->nr_reserved);
 		free(q->meta->slots);
 		free(q->meta->ranges);
 	}

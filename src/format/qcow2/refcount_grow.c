@@ -22,6 +22,7 @@
 struct growth {
 	uint64_t start, nr;			 /* of the region, clusters */
 	uint64_t nr_blocks, nr_table, nr_caller; /* what it is for */
+	uint64_t nr_reserved;			 /* blocks that the set of metadata has room for, until they are in it */
 	uint64_t first_block, last_block;	 /* refcount blocks whose range it touches */
 	uint32_t entries;			 /* of the new refcount table; 0: the old one stays */
 	uint64_t *table;			 /* the new one, for memory */
@@ -78,10 +79,13 @@ static int plan(const struct qcow2 *q, uint64_t nr_caller, struct growth *g)
 /* Memory for everything, so that nothing but the queue can fail afterwards. */
 static int prepare(struct fiber *f, struct qcow2 *q, struct growth *g)
 {
-	int err = meta_prepare(q, g->nr_blocks);
+	int err = meta_reserve(q, g->nr_blocks);
 
-	if (err < 0 || !g->entries)
+	if (err < 0)
 		return err;
+	g->nr_reserved = g->nr_blocks;
+	if (!g->entries)
+		return 0;
 	g->table = calloc(g->entries, sizeof(g->table[0]));
 	if (!g->table)
 		return -ENOMEM;
@@ -151,6 +155,7 @@ static void adopt_blocks(struct qcow2 *q, struct growth *g)
 		if (refcount_covered(q, b * block_counts(q)))
 			continue;
 		meta_add(q, cluster);
+		g->nr_reserved--;
 		if (!g->table)
 			q->refcount_table[b] = cluster << q->cluster_bits;
 		cluster++;
@@ -284,6 +289,7 @@ static int extend_locked(struct fiber *f, struct qcow2 *q, uint64_t nr, struct g
 	err = prepare(f, q, g);
 	if (err == 0)
 		err = extend(f, q, g);
+	meta_unreserve(q, g->nr_reserved);
 	free(g->table);
 	return err;
 }

@@ -240,7 +240,7 @@ static int put_table(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d)
 		alloc_undo(f, q, host_off, nr);
 		return ret;
 	}
-	if (q->guards_inactive && meta_prepare(q, 1) == 0) /* no memory now: this one is guarded from the next open on */
+	if (q->guards_inactive && meta_reserve(q, 1) == 0) /* no memory now: this one is guarded from the next open on */
 		meta_add(q, host_off >> q->cluster_bits);
 	d->tables[d->nr_tables++] = host_off;
 	memset(d->table, 0, q->cluster_len);

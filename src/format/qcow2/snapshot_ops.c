@@ -143,7 +143,7 @@ int qcow2_snapshot_delete(struct fiber *f, struct node *n, const struct snapshot
 
 /* ---- apply ---- */
 
-/* From one L1 table to another, in memory: no wait in here, so nobody sees half of it. */
+/* From one L1 table to another, in memory: no wait in here, so nobody sees half of it. Room for nr is reserved among the metadata. */
 static void swap_l1(struct qcow2 *q, uint64_t *l1, uint32_t nr, uint64_t l1_off, uint64_t disk_len)
 {
 	for (uint32_t i = 0; i < q->h.l1_entries; i++) {
@@ -153,6 +153,8 @@ static void swap_l1(struct qcow2 *q, uint64_t *l1, uint32_t nr, uint64_t l1_off,
 	for (uint32_t i = 0; i < nr; i++) {
 		if (l1[i])
 			meta_add(q, l1[i] >> q->cluster_bits);
+		else
+			meta_unreserve(q, 1);
 	}
 	free(q->l1);
 	q->l1 = l1;
@@ -211,26 +213,27 @@ static int switch_disk(struct fiber *f, struct qcow2 *q, const struct found *fd,
 	uint64_t *l1 = calloc(clusters, q->cluster_len);
 	order_mark counted;
 	bool zero;
-	int ret = l1 ? meta_prepare(q, nr) : -ENOMEM;
+	int ret = l1 ? meta_reserve(q, nr) : -ENOMEM;
+	bool reserved = ret == 0;
 
 	if (ret == 0 && nr > nr_before)
 		ret = cache_grow(f, q->l2, nr, true);
 	if (ret == 0)
 		ret = alloc_metadata(f, q, clusters, &host_off, &zero, &counted);
 	if (ret < 0) {
+		meta_unreserve(q, reserved ? nr : 0);
 		free(l1);
 		return varve_error_errno(err, ret, "cannot make a new L1 table");
 	}
 	memcpy(l1, fd->l1.entries, fd->l1.nr * sizeof(l1[0]));
 	ret = l1_write(f, q, host_off, l1, (clusters << q->cluster_bits) / 8, NULL);
-	if (ret == 0)
-		ret = meta_prepare(q, nr);
 	if (ret < 0)
 		varve_error_errno(err, ret, "cannot write the new L1 table");
 	else
 		ret = put_header(f, q, bitmaps, &(struct new_l1){ host_off, nr }, disk_len, ret_mark, err);
 	if (ret < 0) {
 		alloc_free_metadata(q, host_off, clusters, order_all(q->order));
+		meta_unreserve(q, nr);
 		free(l1);
 		return ret;
 	}

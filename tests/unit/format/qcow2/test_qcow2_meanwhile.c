@@ -10,6 +10,7 @@
 #include "disk.h"
 
 #include "format/qcow2/lazy.h"
+#include "format/qcow2/refcount.h"
 #include "format/qcow2/snapshot.h"
 
 #define SMALL "cluster_size=512,refcount_bits=64"
@@ -286,6 +287,146 @@ static void metadata_that_is_given_back_in_part_is_no_damage(void **state)
 	}
 }
 
+/* ---- room among the metadata that is known ---- */
+
+#define ANYWHERE (1ull << 40) /* clusters that no file here has */
+#define ROOMS 40	      /* more than a small disk has room for at first, so that one of these is exactly what is left */
+
+static uint64_t nr_added;
+
+static void adds(struct fiber *f, struct qcow2 *q)
+{
+	(void)f;
+	for (uint64_t i = 0; i < nr_added; i++) {
+		assert_int_equal(meta_reserve(q, 1), 0);
+		meta_add(q, ANYWHERE + i);
+	}
+}
+
+static void removes(struct qcow2 *q)
+{
+	assert_int_equal(meanwhile.nr, 1);
+	nobody();
+	for (uint64_t i = 0; i < nr_added; i++) {
+		assert_true(meta_holds(q, ANYWHERE + i));
+		meta_remove(q, ANYWHERE + i);
+	}
+}
+
+static int blocks_are_added(struct fiber *f, struct qcow2 *q, uint64_t nr)
+{
+	uint64_t first, old = q->h.refcount_table_off;
+	uint32_t entries = q->refcount_table_entries;
+	order_mark mark;
+	int moved;
+
+	comes_by(q, adds, 1, 0, UINT64_MAX);
+	assert_int_equal(refcount_extend(f, q, nr, &first, &mark), 0);
+	removes(q);
+	for (uint32_t i = 0; i < q->refcount_table_entries; i++)
+		assert_true(!q->refcount_table[i] || meta_holds(q, q->refcount_table[i] >> q->cluster_bits));
+	moved = q->refcount_table_entries != entries;
+	assert_int_equal(moved, q->h.refcount_table_off != old);
+	alloc_undo(f, q, first << q->cluster_bits, nr);
+	return moved;
+}
+
+static int grows(struct fiber *f, struct disk *d)
+{
+	return blocks_are_added(f, disk_state(d), RUN);
+}
+
+static int grows_and_moves(struct fiber *f, struct disk *d)
+{
+	return !blocks_are_added(f, disk_state(d), 64 * 64); /* more than one cluster of table has entries for */
+}
+
+static void snaps(struct fiber *f, struct disk *d, const char *name)
+{
+	struct snapshot_want want = { .name = name, .door = d->n, .icount = UINT64_MAX, .date_s = 1 };
+	struct snapshot_draft *draft;
+
+	assert_int_equal(qcow2_snapshot_create(f, d->n, &want, &draft, &d->err), 0);
+	assert_int_equal(qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err), 0);
+}
+
+static void goes_back(struct fiber *f, struct disk *d, const char *name)
+{
+	struct snapshot_pick pick = { .name = name };
+
+	node_drain_begin(f, d->n);
+	assert_int_equal(qcow2_snapshot_apply(f, d->n, &pick, &d->err), 0);
+	node_drain_end(d->n);
+}
+
+/* The disk has no tables, and is given those of the snapshot. */
+static int applies(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	unsigned nr = 0;
+
+	snaps(f, d, "full");
+	goes_back(f, d, "empty");
+	comes_by(q, adds, 1, offsetof(struct qcow2_header_disk, l1_off), offsetof(struct qcow2_header_disk, l1_off) + 8);
+	goes_back(f, d, "full");
+	removes(q);
+	for (uint32_t i = 0; i < q->h.l1_entries; i++) {
+		nr += !!q->l1[i];
+		assert_true(!q->l1[i] || meta_holds(q, (q->l1[i] & QCOW2_OFF_MASK) >> q->cluster_bits));
+	}
+	assert_int_equal(nr, 2);
+	return 0;
+}
+
+static int snap_empty(struct fiber *f, struct disk *d)
+{
+	snaps(f, d, "empty");
+	return 0;
+}
+
+/* Reserved before a wait, it is there after it, however many others came by. */
+static void room_that_is_reserved_is_left_to_who_reserved_it(void **state)
+{
+	static int (*const ways[])(struct fiber *f, struct disk *d) = { grows, grows_and_moves, applies };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(ways); i++) {
+		for (nr_added = 0; nr_added < ROOMS; nr_added++) {
+			struct disk *d = disk_made(KiB(64), SMALL);
+
+			assert_int_equal(disk_call(d, snap_empty), 0);
+			assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+			assert_int_equal(disk_call(d, ways[i]), 0);
+			disk_free_clean(d);
+		}
+	}
+}
+
+/* What was reserved and not used is given back: growth that fails leaves no room behind that nobody uses. */
+static int fails_to_grow(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	uint64_t first, off;
+	order_mark mark;
+	bool zero;
+
+	comes_by(q, NULL, 0, 0, UINT64_MAX);
+	meanwhile.fail = ~0ull;
+	assert_int_equal(refcount_extend(f, q, RUN, &first, &mark), -ENOMEM);
+	assert_int_equal(alloc_metadata(f, q, RUN, &off, &zero, &mark), -ENOMEM);
+	nobody();
+	return meta_reserved(q) ? -EIO : 0;
+}
+
+static void room_that_is_not_used_is_given_back(void **state)
+{
+	struct disk *d = disk_made(KiB(64), SMALL);
+
+	(void)state;
+	assert_int_equal(disk_call(d, fails_to_grow), 0);
+	disk_free(d);
+}
+
 /* ---- bits of the header ---- */
 
 #define LAZY "cluster_size=512,lazy_refcounts=on"
@@ -381,6 +522,8 @@ int main(void)
 		cmocka_unit_test(who_allocates_while_metadata_is_given_back_marks_no_healthy_image),
 		cmocka_unit_test(a_change_of_counts_is_done_or_undone_or_never_tried_again),
 		cmocka_unit_test(metadata_that_is_given_back_in_part_is_no_damage),
+		cmocka_unit_test(room_that_is_reserved_is_left_to_who_reserved_it),
+		cmocka_unit_test(room_that_is_not_used_is_given_back),
 		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
 	};
 
