@@ -3,7 +3,7 @@
  * tools/pidfile.c - the file that says which process serves, and holds a lock for it
  *
  * A number alone may be that of another process by now. The lock (flock) is given up by the kernel when the process is
- * gone, so a locked pidfile names a process that lives, and that is one of ours.
+ * gone, so a locked pidfile names a process that lives, or is about to be gone, and that is one of ours.
  *
  * Owns:    the file, from pidfile_write() to pidfile_remove().
  * Never:   sends a signal to a process that does not hold the lock.
@@ -24,6 +24,7 @@
 #include "pidfile.h"
 
 #define END_MS 120000
+#define PROCESS_EXITING 4u /* PF_EXITING of the kernel, see proc(5) */
 
 static int fail(const char *path, const char *what)
 {
@@ -135,10 +136,51 @@ static int has_open(long pid, int fd)
 	return found;
 }
 
-/* The process whose number is in the file, and a descriptor of it, if it is one that can hold the lock. 0: it is gone; else as has_open(). */
-static int watch_holder(int fd, long pid, int *ret_pidfd)
+/* Until the process is gone. Not 0: it is not, which was told, or a signal has come. */
+static int wait_end(long pid, int pidfd, int signal_fd, const char *since)
 {
-	int found;
+	struct pollfd p[2] = { { .fd = pidfd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
+	int n;
+
+	do {
+		n = poll(p, 2, END_MS);
+	} while (n < 0 && errno == EINTR);
+	if (n > 0)
+		return !p[0].revents;
+	complain("--takeover: process %ld has not ended within %d seconds%s", pid, END_MS / 1000, since);
+	return 1;
+}
+
+/*
+ * Whether a process is on its way out. What it had open is not to be seen any more when its first thread has gone, but is there, and
+ * with it the lock, until the last one has: for a moment, where it was killed in the middle of its work.
+ */
+static bool is_ending(long pid)
+{
+	char path[32], text[512] = "";
+	unsigned flags = 0;
+	const char *rest;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%ld/stat", pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return false;
+	/* Behind the name, which may hold anything: state, four numbers, terminal, flags. */
+	rest = read(fd, text, sizeof(text) - 1) > 0 ? strrchr(text, ')') : NULL;
+	close(fd);
+	return rest && sscanf(rest + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & PROCESS_EXITING;
+}
+
+#define ENDED_WAITING (-2)
+
+/*
+ * The process whose number is in the file, and a descriptor of it, if it is one that can hold the lock. 0: it is gone, or does not have
+ * the file; ENDED_WAITING: it is ending, and we were told to end before it had, or have said that it takes too long; else as has_open().
+ */
+static int watch_holder(int fd, long pid, int *ret_pidfd, int signal_fd)
+{
+	int found, error;
 
 	*ret_pidfd = (int)syscall(SYS_pidfd_open, (pid_t)pid, 0);
 	if (*ret_pidfd < 0)
@@ -146,12 +188,17 @@ static int watch_holder(int fd, long pid, int *ret_pidfd)
 	found = has_open(pid, fd);
 	if (found > 0)
 		return found;
+	error = errno;
+	/* May it not be looked at (its owner is root then), or is there nothing to be seen? When it is gone the lock is nobody's, or the next one's. */
+	if (is_ending(pid))
+		found = wait_end(pid, *ret_pidfd, signal_fd, "") ? ENDED_WAITING : 0;
 	close(*ret_pidfd);
 	*ret_pidfd = -1;
+	errno = error;
 	return found;
 }
 
-int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
+int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd, int signal_fd)
 {
 	int fd, found = 0;
 	long pid = 0;
@@ -163,16 +210,16 @@ int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
 	fd = open_file(path, O_RDONLY, "cannot read it");
 	if (fd < 0)
 		return 1;
-	/* Twice: the number may be of one that has just handed the file over. */
-	for (unsigned i = 0; i < 2 && found == 0; i++) {
+	/* Again: the number may be of one that has just handed the file over; and whose is there then may be ending. */
+	for (unsigned i = 0; i < 3 && found == 0; i++) {
 		if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
 			close(fd); /* nobody's, whatever number is in it */
 			return 0;
 		}
 		pid = errno == EWOULDBLOCK ? read_number(fd) : -1;
-		found = pid < 0 ? -1 : watch_holder(fd, pid, ret_pidfd);
+		found = pid < 0 ? -1 : watch_holder(fd, pid, ret_pidfd, signal_fd);
 	}
-	if (found < 0)
+	if (found == -1)
 		fail(path, "cannot tell whose it is");
 	else if (!found)
 		complain("--pidfile %s: it is locked, but not by process %ld, whose number it holds: nothing is done to that one", path, pid);
@@ -189,16 +236,7 @@ int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd)
 
 int pidfile_end(const char *path, long pid, int pidfd, int signal_fd)
 {
-	struct pollfd p[2] = { { .fd = pidfd, .events = POLLIN }, { .fd = signal_fd, .events = POLLIN } };
-	int n;
-
 	if (syscall(SYS_pidfd_send_signal, pidfd, SIGTERM, NULL, 0) < 0 && errno != ESRCH)
 		return fail(path, "cannot send SIGTERM to its process");
-	do {
-		n = poll(p, 2, END_MS);
-	} while (n < 0 && errno == EINTR);
-	if (n > 0)
-		return !p[0].revents;
-	complain("--takeover: process %ld has not ended within %d seconds of SIGTERM", pid, END_MS / 1000);
-	return 1;
+	return wait_end(pid, pidfd, signal_fd, " of SIGTERM");
 }

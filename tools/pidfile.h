@@ -22,9 +22,10 @@ int pidfile_rewrite(struct pidfile *p);
 void pidfile_leave(struct pidfile *p);
 /*
  * The process that holds the file: *ret_pid (0: none does) and a descriptor of it, to be closed by the caller, which still was its
- * own when the lock was looked at. 0, or 1 after a message.
+ * own when the lock was looked at. One that is ending (it was killed) is waited for. 0, or 1 after a message.
+ * signal_fd: readable when we are told to end ourselves, which is 1 without one.
  */
-int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd);
+int pidfile_find(const char *path, long *ret_pid, int *ret_pidfd, int signal_fd);
 
 /*
  * Asks the process to end (SIGTERM: it finishes what is in flight, flushes, closes) and waits until it has. 0, or 1 after a message.

@@ -152,7 +152,7 @@ int takeover_ask(struct takeover_from *t, const char *pidfile, const struct take
 	int ret;
 
 	*t = (struct takeover_from){ .fd = -1, .pidfd = -1, .pid_fd = -1 };
-	if (pidfile_find(pidfile, &t->pid, &t->pidfd))
+	if (pidfile_find(pidfile, &t->pid, &t->pidfd, signal_fd))
 		return 1;
 	if (!t->pid)
 		return 0;

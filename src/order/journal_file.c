@@ -292,7 +292,7 @@ static int fill(struct journal_search *s, const char *temporary, struct journal 
 
 /*
  * Gives the new one its name: that of an old one that is kept for its errors (journal_settle()), which the new one has then. Whoever
- * is killed here leaves one of the two, and never none. old->map NULL: there is no old one.
+ * is killed here leaves one of the two, and never none. old->map NULL: there is no old one. -ENOENT: the new one has been removed.
  */
 static int put_in_place(const struct journal_search *s, const char *temporary, const struct journal_search *old)
 {
@@ -311,6 +311,8 @@ static int put_in_place(const struct journal_search *s, const char *temporary, c
 		if (ret == 0)
 			unlink(temporary);
 	}
+	if (ret < 0 && errno == ENOENT)
+		return -ENOENT; /* make() says what that means */
 	return ret < 0 ? varve_error_errno(s->err, -errno, "state file %s: cannot make it", s->path) : 0;
 }
 
@@ -337,19 +339,30 @@ static int make_locked(struct journal_search *s, const char *temporary)
 	}
 }
 
+/*
+ * Removed it may be with its lock, too: who sweeps has seen an older one of ours under this name, whose second name it was, and removes
+ * it only now. Where the directory is gone, none can be made again, and that is the end.
+ */
 static int make(struct journal_search *s, const char *temporary, struct journal *j, const struct journal_search *old)
 {
-	int ret = make_locked(s, temporary);
+	for (;;) {
+		int ret = make_locked(s, temporary);
 
-	if (s->fd < 0)
-		return ret;
-	if (ret == 0)
-		ret = fill(s, temporary, j);
-	if (ret == 0)
-		ret = put_in_place(s, temporary, old);
-	if (ret < 0)
+		if (s->fd < 0)
+			return ret;
+		if (ret == 0)
+			ret = fill(s, temporary, j);
+		if (ret == 0)
+			ret = put_in_place(s, temporary, old);
+		if (ret == 0)
+			return 0;
 		unlink(temporary);
-	return ret;
+		if (ret != -ENOENT)
+			return ret;
+		journal_unmap(s->map, s->fd, NULL, false);
+		s->map = NULL;
+		s->fd = -1;
+	}
 }
 
 static int any_record(void *arg, uint64_t section, uint64_t off, const void *bytes, size_t len)

@@ -6,7 +6,8 @@
  * dead process has left of it would take its memory until the next boot.
  *
  * Whether its maker lives is not asked by its number, which may be another process's by now, or mean nothing here (namespaces): a
- * maker has a lock on the file from its second call on, and begins anew if the file is gone by then.
+ * maker has a lock on the file from its second call on, and begins anew if the file is gone by then. Or later: a name that is looked at
+ * may be that of its maker's next file when it is removed.
  *
  * Assumes: a directory that only we can write to; worker threads.
  * Never:   removes a file that somebody has a lock on, or one of another user.

@@ -130,9 +130,9 @@ def test_proxies_of_the_environment_are_used():
 def test_no_server():
     with socket.socket() as s:  # nobody else listens there, and we do not
         s.bind(("127.0.0.1", 0))
-        begun = time.monotonic()
-        done = img("info", f"http://127.0.0.1:{s.getsockname()[1]}/x")
-    assert done.rc == 1 and "onnect" in done.err and time.monotonic() - begun < 20
+        # Who tried again would go on until the test is out of time.
+        done = img("info", "--image-opts", f"driver=raw,file.driver=http,file.filename=http://127.0.0.1:{s.getsockname()[1]}/x,file.deadline=3600")
+    assert done.rc == 1 and "onnect" in done.err, str(done)
 
 
 @pytest.mark.parametrize("options, says", [
@@ -232,7 +232,7 @@ def always_busy(h, first, last):
 
 
 def silent(h, first, last):
-    h.connection.settimeout(30)
+    h.connection.settimeout(240)
     h.connection.recv(1)  # until the client hangs up
     h.close_connection = True
     return True

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 from faultfs import Faultfs
-from tool import img, io, ok, varve_path
+from tool import TIMEOUT, img, io, ok, varve_path
 
 KINDS = [("qcow2", None), ("qcow2", "lazy_refcounts=on"), ("qcow2", "cluster_size=4k"), ("qcow2", "extended_l2=on"), ("qed", None)]
 
@@ -18,7 +18,7 @@ KINDS = [("qcow2", None), ("qcow2", "lazy_refcounts=on"), ("qcow2", "cluster_siz
 def run(disk, state, fmt, *commands):
     options = f"driver={fmt},file.filename={disk},state-dir={state},metadata-write-out=0"
     return subprocess.run([varve_path(), "io", "-t", "writeback", "--image-opts", *[a for c in commands for a in ("-c", c)], options],
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=TIMEOUT)
 
 
 # ask_first: the guest flushes before it reads, and again afterwards.
@@ -99,7 +99,7 @@ def test_a_start_that_fails_leaves_the_error_to_the_next(tmp_path, program):
         argv = {"serve": ["serve", "--image-opts", disk, "--vhost-user", nowhere],
                 "daemon": ["daemon", "--blockdev", f"node-name=d,{disk.replace('file.filename', 'file.driver=file,file.filename')}", "--export",
                            f"type=vhost-user-blk,id=e,node-name=d,addr.type=unix,addr.path={nowhere},writable=on"]}[program]
-        failed = subprocess.run([varve_path(), *argv], capture_output=True, text=True, timeout=60)
+        failed = subprocess.run([varve_path(), *argv], capture_output=True, text=True, timeout=TIMEOUT)
         assert failed.returncode == 1 and "nowhere" in failed.stderr and "a flush failed" in failed.stderr, failed
         missing = run(faults.disk, f"{state},backing.driver=raw,backing.file.filename={nowhere}", "qcow2", "read 0 4k")
         assert missing.returncode == 1 and "nowhere" in missing.stderr, missing

@@ -15,7 +15,7 @@ import pytest
 import seeds
 from serving import Server
 from test_img_bitmap import bitmaps, clean, dirty, increment_is_enough, killed, within
-from tool import KIB, MIB, img, info, io, ok, qimg, qio, refused
+from tool import KIB, MIB, TIMEOUT, img, info, io, ok, qimg, qio, refused
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_disk_that_is_served(here):
     load = ("--rw", "randwrite", "--ops", "200", "--seed", "5")
     with Server("a", "qcow2", "sock-s", "pid", "--control", "control") as server:
         with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(60)
+            control.settimeout(TIMEOUT)
             control.connect("control")
             answers = control.makefile("r")
             for length in "16M", "48M", "9M", "20M":

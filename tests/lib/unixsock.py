@@ -19,12 +19,12 @@ def _sockets(pid):
     folder = f"/proc/{pid}/fd"
     try:
         names = os.listdir(folder)
-    except (FileNotFoundError, PermissionError):  # it has ended; what waits for its parent has files no more
+    except OSError:  # it has ended; what waits for its parent has files no more
         return found
     for name in names:
         try:
             link = os.readlink(f"{folder}/{name}")
-        except FileNotFoundError:  # closed meanwhile
+        except OSError:  # closed meanwhile, or the process has ended meanwhile
             continue
         if link.startswith("socket:["):
             found.add(link[8:-1])

@@ -35,7 +35,7 @@ class Nginx:
             key = os.path.join(folder, "key.pem")
             subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", self.ca,
                             "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-                           check=True, capture_output=True, timeout=60)
+                           check=True, capture_output=True, timeout=240)
             certs = f"ssl_certificate {self.ca}; ssl_certificate_key {key};"
         auth = os.path.join(folder, "passwd")
         with open(auth, "w") as f:

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -649,6 +650,53 @@ static void *sweep_on(void *over)
 	return NULL;
 }
 
+static bool sweeps_late;
+
+/* Both are the C library's; here a sweep may come between the lock and the name. */
+int link(const char *from, const char *to)
+{
+	if (sweeps_late)
+		unlink(from);
+	sweeps_late = false;
+	return (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+int rename(const char *from, const char *to)
+{
+	if (sweeps_late)
+		unlink(from);
+	sweeps_late = false;
+	return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+/* Who sweeps has seen the one before under that name, which had two, and is slow to remove it. */
+static void a_maker_whose_file_is_swept_away_late_begins_anew(void **state)
+{
+	struct varve_error err;
+	struct journal j, k;
+	struct stat st;
+
+	(void)state;
+	for (unsigned inherits = 0; inherits < 2; inherits++) {
+		struct journal_search s = search(&err);
+
+		sweeps_late = true;
+		if (journal_create(&s, inherits ? &k : &j) < 0)
+			fail_msg("%s", err.message);
+		assert_false(sweeps_late);
+		assert_int_equal(fstat(inherits ? k.fd : j.fd, &st), 0);
+		assert_int_equal(st.st_nlink, 1);
+		if (!inherits) { /* the next one takes its name */
+			put(&j, 1, 0, 16, 'z');
+			atomic_store(&j.h->error, EIO);
+			journal_settle(j.h);
+			journal_unmap(j.h, j.fd, j.path, false);
+		}
+	}
+	assert_int_equal(atomic_load(&k.h->error), EIO);
+	journal_unmap(k.h, k.fd, k.path, true);
+}
+
 /* Between its first two calls a maker has no lock yet. */
 static void a_maker_whose_file_is_swept_away_begins_anew(void **state)
 {
@@ -705,6 +753,7 @@ int main(void)
 		cmocka_unit_test(two_cannot_use_it),
 		cmocka_unit_test(one_takes_the_place_of_another_only_if_that_holds_nothing_but_errors),
 		cmocka_unit_test(what_a_killed_maker_has_left_is_removed_by_the_next_and_nothing_else),
+		cmocka_unit_test(a_maker_whose_file_is_swept_away_late_begins_anew),
 		cmocka_unit_test(a_maker_whose_file_is_swept_away_begins_anew),
 		cmocka_unit_test(a_directory_of_others_is_refused),
 	};

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "block/bitmap.h"
+#include "../../../lib/patience.h"
 #include "disk.h"
 #include "format/qcow2/bitmap_note.h"
 
@@ -73,7 +74,7 @@ static struct disk *disk_with_bitmap(const char *options, uint64_t granularity)
 {
 	struct disk *d = disk_made(LEN, options);
 
-	alarm(60); /* a hang is a failure */
+	alarm(PROGRAM_S); /* a hang is a failure */
 	assert_int_equal(disk_close(d), 0);
 	change(d, BITMAP_ADD, "b", granularity);
 	return d;
