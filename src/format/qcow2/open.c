@@ -112,7 +112,12 @@ static int set_autoclear(struct fiber *f, struct qcow2 *q, uint64_t bits, struct
 
 int qcow2_give_up_bitmaps(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
-	return set_autoclear(f, q, q->h.autoclear & ~QCOW2_AUTOCLEAR_BITMAPS, err);
+	int ret;
+
+	fiber_lock(f, &q->header_mutex);
+	ret = set_autoclear(f, q, q->h.autoclear & ~QCOW2_AUTOCLEAR_BITMAPS, err);
+	fiber_unlock(&q->header_mutex);
+	return ret;
 }
 
 /* The bit of bitmaps that stays: they are all that will be changed, or they say themselves which of them are not to be trusted. */
@@ -164,10 +169,13 @@ static int begin_changes(struct fiber *f, struct qcow2 *q, const char *state_dir
 
 int qcow2_begin_changes(struct fiber *f, struct qcow2 *q, struct varve_error *err)
 {
-	int ret = q->begun ? 0 : begin_changes(f, q, NULL, err);
+	int ret = 0;
 
-	if (ret == 0)
-		q->begun = true;
+	fiber_lock(f, &q->header_mutex); /* who comes second waits until the first one's are durable */
+	if (!q->begun)
+		ret = begin_changes(f, q, NULL, err);
+	q->begun = ret == 0;
+	fiber_unlock(&q->header_mutex);
 	return ret;
 }
 
