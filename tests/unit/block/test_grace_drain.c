@@ -5,6 +5,7 @@
 #include "fake.h"
 
 #include <errno.h>
+#include <sched.h>
 
 #define CL KiB(4)
 
@@ -316,6 +317,56 @@ static void no_write_reaches_space_that_was_given_back(void **state)
 	image_close(&img);
 }
 
+/* ---- who leaves ---- */
+
+#define LEAVES 200
+
+struct leaver {
+	struct image img;
+	struct queue *q;
+	unsigned nr; /* yields before it leaves: from "has not heard of it" to "has been told long ago" */
+};
+
+static int comes(struct fiber *f, void *arg)
+{
+	struct leaver *l = arg;
+	struct varve_error err;
+
+	(void)f;
+	return node_attach(l->img.l.n, l->q, &err);
+}
+
+static int drains_and_leaves(struct fiber *f, void *arg)
+{
+	struct leaver *l = arg;
+
+	node_drain_begin(f, l->img.l.n);
+	node_drain_end(l->img.l.n);
+	for (unsigned i = 0; i < l->nr; i++)
+		sched_yield();
+	node_detach(f, l->img.l.n, l->q);
+	return 0;
+}
+
+/* The end of a drain is told without waiting for an answer: what the queue has of the node is there until it has heard, and looked. ThreadSanitizer judges. */
+static void a_queue_may_leave_while_it_hears_of_the_end_of_a_drain(void **state)
+{
+	struct queue_opts own = { .own_thread = true, .name = "leaver" };
+	struct varve_error err;
+	struct leaver l = { .nr = 0 };
+
+	(void)state;
+	mapped_open(&l.img);
+	assert_int_equal(queue_new(&l.q, &own, &err), 0);
+	for (; l.nr < LEAVES; l.nr++) {
+		assert_int_equal(fiber_call(l.q, comes, &l), 0);
+		assert_int_equal(fiber_call(l.img.l.q, drains_and_leaves, &l), 0);
+		assert_null(l.img.l.n->slots[queue_id(l.q)]);
+	}
+	queue_free(l.q);
+	image_close(&l.img);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -325,6 +376,7 @@ int main(void)
 		cmocka_unit_test(what_waits_for_the_end_of_a_drain_keeps_within_the_disk_of_then),
 		cmocka_unit_test(drain_waits_for_the_cold_path),
 		cmocka_unit_test(no_write_reaches_space_that_was_given_back),
+		cmocka_unit_test(a_queue_may_leave_while_it_hears_of_the_end_of_a_drain),
 	};
 
 	cmocka_set_message_output(CM_OUTPUT_TAP);
