@@ -34,9 +34,9 @@ static int change_fiber(struct fiber *f, void *arg)
 	struct change *c = arg;
 	int ret;
 
-	node_drain_begin(f, c->top);
+	node_change_begin(f, c->top);
 	ret = c->fn(f, c);
-	node_drain_end(c->top);
+	node_change_end(c->top);
 	return ret;
 }
 

@@ -38,6 +38,15 @@ static void other_run(struct fiber *f, struct fiber_job *job)
 	other.ended = true;
 }
 
+static void other_begins(struct fiber *f)
+{
+	other.begun = true;
+	other.job.run = other_run;
+	fiber_start(other.d->im->q, &other.job, other.d->n->level + 1); /* streams end on a fiber above the disk's */
+	for (unsigned i = 0; i < TURNS && !other.ended && !(other.until && other.until(other.d)); i++)
+		fiber_yield(f);
+}
+
 int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark)
 {
 	int ret = __real_order_put(f, o, off, bytes, len, after, ret_mark);
@@ -48,11 +57,7 @@ int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void 
 		other.skip--;
 		return ret;
 	}
-	other.begun = true;
-	other.job.run = other_run;
-	fiber_start(other.d->im->q, &other.job, other.d->n->level);
-	for (unsigned i = 0; i < TURNS && !other.ended && !(other.until && other.until(other.d)); i++)
-		fiber_yield(f);
+	other_begins(f);
 	return ret;
 }
 
@@ -262,6 +267,42 @@ static void what_a_snapshot_in_the_making_needs_stays(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- the disk is changed, and a stream takes away the backing chain ---- */
+
+static void takes_the_chain_away(struct fiber *f, struct disk *d)
+{
+	assert_int_equal(graph_cut_backing(f, d->n, NULL, &d->err), 0);
+}
+
+static int changes_the_disk(struct fiber *f, struct disk *d)
+{
+	struct node *backing = d->n->backing;
+
+	beside(d, takes_the_chain_away, NULL, 0, 0);
+	node_change_begin(f, d->n);
+	other_begins(f);
+	assert_false(other.ended);
+	assert_ptr_equal(d->n->backing, backing);
+	assert_int_equal(node_truncate(f, d->n, LEN + KiB(64), PREALLOC_OFF, &d->err), 0); /* reads from there */
+	assert_false(other.ended);
+	node_change_end(d->n);
+	return 0;
+}
+
+static void who_changes_a_disk_has_its_chain_to_the_end(void **state)
+{
+	struct disk *d = disk_made(LEN - 512 - KiB(1), "cluster_size=4096");
+
+	(void)state;
+	d->backing_len = LEN;
+	disk_reopen(d);
+	assert_int_equal(disk_call(d, changes_the_disk), 0);
+	both_end(d);
+	assert_null(d->n->backing);
+	disk_expect(d, LEN, KiB(64), 0);
+	disk_free_clean(d);
+}
+
 /* ---- metadata is made, and somebody reads entries that lead there ---- */
 
 #define CRAFTED 5 /* guest cluster */
@@ -348,6 +389,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
 		cmocka_unit_test(what_a_snapshot_in_the_making_needs_stays),
+		cmocka_unit_test(who_changes_a_disk_has_its_chain_to_the_end),
 		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
