@@ -267,6 +267,54 @@ static void what_a_snapshot_in_the_making_needs_stays(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- a snapshot is made, and somebody reads the list of them ---- */
+
+#define SNAPSHOTS_AT offsetof(struct qcow2_header_disk, nr_snapshots)
+
+static json_t *listed;
+static const char *snapshot_name;
+
+static void reads_the_list(struct fiber *f, struct disk *d)
+{
+	listed = json_object();
+	assert_int_equal(qcow2_info(f, d->n, listed, &d->err), 0);
+}
+
+static bool reads(struct disk *d)
+{
+	return sim_pending(d->im->sim);
+}
+
+static int makes_a_snapshot(struct fiber *f, struct disk *d)
+{
+	struct snapshot_want want = { .name = snapshot_name, .door = d->n, .icount = UINT64_MAX, .date_s = 1 };
+
+	assert_int_equal(qcow2_snapshot_create(f, d->n, &want, &draft, &d->err), 0);
+	return qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err);
+}
+
+static void the_list_of_snapshots_is_that_of_one_moment(void **state)
+{
+	static const char *const names[] = { "one", "two" };
+	struct disk *d = disk_made(KiB(64), SMALL);
+	json_t *all;
+
+	(void)state;
+	snapshot_name = names[0];
+	assert_int_equal(disk_call(d, makes_a_snapshot), 0);
+	snapshot_name = names[1];
+	beside(d, reads_the_list, reads, SNAPSHOTS_AT, SNAPSHOTS_AT + 4);
+	other.skip = 1; /* the first is that of the dirty bit */
+	assert_int_equal(disk_call(d, makes_a_snapshot), 0);
+	both_end(d);
+	all = json_object_get(listed, "snapshots");
+	assert_in_range(json_array_size(all), 1, 2);
+	for (size_t i = 0; i < json_array_size(all); i++)
+		assert_string_equal(json_string_value(json_object_get(json_array_get(all, i), "name")), names[i]);
+	json_decref(listed);
+	disk_free_clean(d);
+}
+
 /* ---- the disk is changed, and a stream takes away the backing chain ---- */
 
 static void takes_the_chain_away(struct fiber *f, struct disk *d)
@@ -390,6 +438,7 @@ int main(void)
 		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
 		cmocka_unit_test(what_a_snapshot_in_the_making_needs_stays),
 		cmocka_unit_test(who_changes_a_disk_has_its_chain_to_the_end),
+		cmocka_unit_test(the_list_of_snapshots_is_that_of_one_moment),
 		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
