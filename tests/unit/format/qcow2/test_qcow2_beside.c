@@ -3,12 +3,13 @@
  * unit/format/qcow2/test_qcow2_beside.c - what another fiber does beside a change of the image that waits
  *
  * order_put() queues, and may wait then. The linker leads it to here (--wrap, see meson.build): behind a put that a test names, another fiber
- * begins, and goes on until it has ended, or waits for what the first one has. (test_qcow2_meanwhile.c is the same on one fiber.)
+ * begins, and goes on until it has ended, or waits for what the first one has; or behind a grace period, likewise. (test_qcow2_meanwhile.c is the same on one fiber.)
  *
  * Clusters of 512 bytes: an L2 table maps 32 KiB.
  */
 #include "disk.h"
 
+#include "block/block.h"
 #include "block/copy_on_read.h"
 #include "format/cache.h"
 #include "format/qcow2/refcount.h"
@@ -25,6 +26,7 @@ static struct other {
 	bool (*until)(struct disk *d); /* so far, and no farther; NULL: as far as it comes */
 	uint64_t from, end;	       /* where: behind a put that touches this part of the file */
 	unsigned skip;		       /* but not the first so many of them */
+	bool at_grace;		       /* instead: behind the next grace period */
 	bool begun, ended;
 } other;
 
@@ -51,7 +53,7 @@ int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void 
 {
 	int ret = __real_order_put(f, o, off, bytes, len, after, ret_mark);
 
-	if (!other.fn || other.begun || off >= other.end || off + len <= other.from)
+	if (!other.fn || other.begun || other.at_grace || off >= other.end || off + len <= other.from)
 		return ret;
 	if (other.skip) {
 		other.skip--;
@@ -59,6 +61,16 @@ int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void 
 	}
 	other_begins(f);
 	return ret;
+}
+
+void __real_node_grace(struct fiber *f, struct node *n);
+void __wrap_node_grace(struct fiber *f, struct node *n);
+
+void __wrap_node_grace(struct fiber *f, struct node *n)
+{
+	__real_node_grace(f, n);
+	if (other.fn && !other.begun && other.at_grace)
+		other_begins(f);
 }
 
 static void beside(struct disk *d, void (*fn)(struct fiber *f, struct disk *d), bool (*until)(struct disk *d), uint64_t from, uint64_t end)
@@ -267,6 +279,36 @@ static void what_a_snapshot_in_the_making_needs_stays(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- all that the disk holds goes, and somebody fetches ---- */
+
+static int loses_all(struct fiber *f, struct disk *d)
+{
+	int ret;
+
+	node_change_begin(f, d->n);
+	ret = make_empty(f, d->n);
+	node_change_end(d->n);
+	return ret;
+}
+
+/* What is fetched meanwhile is there afterwards, in memory and in the file; or is not, in both. */
+static void what_is_fetched_while_a_disk_is_emptied_is_there_or_is_not(void **state)
+{
+	struct disk *d = disk_made(LEN, SMALL);
+
+	(void)state;
+	d->backing_len = LEN;
+	disk_reopen(d);
+	assert_int_equal(disk_write(d, 0, 512, 0x11), 0);
+	fetch_at = KiB(4);
+	beside(d, fetches, NULL, 0, 0);
+	other.at_grace = true;
+	assert_int_equal(disk_call(d, loses_all), 0);
+	both_end(d);
+	disk_expect(d, 0, LEN, 0xba);
+	disk_free_clean(d);
+}
+
 /* ---- a snapshot is made, and somebody reads the list of them ---- */
 
 #define SNAPSHOTS_AT offsetof(struct qcow2_header_disk, nr_snapshots)
@@ -439,6 +481,7 @@ int main(void)
 		cmocka_unit_test(what_a_snapshot_in_the_making_needs_stays),
 		cmocka_unit_test(who_changes_a_disk_has_its_chain_to_the_end),
 		cmocka_unit_test(the_list_of_snapshots_is_that_of_one_moment),
+		cmocka_unit_test(what_is_fetched_while_a_disk_is_emptied_is_there_or_is_not),
 		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
