@@ -490,7 +490,7 @@ struct varve_stream_status {
  * image's home queue: when that has no thread, only while the queue is run (varve_stream_wait() runs it for an image
  * with a private one). One stream for an image at a time; it holds the image open: free it before closing. -ENOTSUP: the image
  * has internal snapshots, which would lose what they read from the backing files (not with VARVE_STREAM_KEEP_LINK); those
- * that are made meanwhile make it end so.
+ * that are made meanwhile make it end so, also one of VARVE_SNAPSHOT_NOW whose state is still being written.
  */
 VARVE_API int varve_stream_start(struct varve_stream **ret_stream, struct varve_image *image,
 				 const struct varve_stream_options *opts, struct varve_error *err);

@@ -5,6 +5,7 @@
  * Assumes: formats make each change durable, or leave the image as it was. No request is under way meanwhile.
  */
 #include "api/api.h"
+#include "block/block.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +35,9 @@ static int change_fiber(struct fiber *f, void *arg)
 	struct change *c = arg;
 	int ret;
 
-	node_drain_begin(f, c->top);
+	node_change_begin(f, c->top);
 	ret = c->fn(f, c);
-	node_drain_end(c->top);
+	node_change_end(c->top);
 	return ret;
 }
 
@@ -168,11 +169,8 @@ int varve_image_amend(struct varve_image *image, const char *options, varve_prog
 static int make_empty_fiber(struct fiber *f, struct change *c)
 {
 	struct node *disk = disk_of(c->top);
-	uint64_t len = align_up(node_len(disk), disk->cluster_len);
-	int ret = len ? disk->drv->unlink(f, disk, 0, len, UNLINK_ABSENT) : 0;
+	int ret = make_empty(f, disk);
 
-	if (ret == 0)
-		ret = disk->drv->sync(f, disk);
 	if (ret == -ENOTSUP)
 		return varve_error_set(c->err, ret, "an image of format %s cannot be emptied", disk->drv->name);
 	return ret < 0 ? varve_error_errno(c->err, ret, "the image cannot be emptied") : 0;

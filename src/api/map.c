@@ -17,8 +17,12 @@ struct map_args {
 static int map_fiber(struct fiber *f, void *arg)
 {
 	struct map_args *a = arg;
+	int ret;
 
-	return graph_map(f, a->top, a->off, a->len, &a->extent, &a->depth, &a->present);
+	fiber_lock(f, &a->top->change_mutex);
+	ret = graph_map(f, a->top, a->off, a->len, &a->extent, &a->depth, &a->present);
+	fiber_unlock(&a->top->change_mutex);
+	return ret;
 }
 
 int varve_image_map(struct varve_image *image, uint64_t off, uint64_t len, struct varve_extent *ret_extent,

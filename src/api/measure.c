@@ -28,8 +28,11 @@ static int count_fiber(struct fiber *f, void *arg)
 		struct extent e;
 		unsigned depth;
 		bool present;
-		int ret = graph_map(f, m->top, off, m->len - off, &e, &depth, &present);
+		int ret;
 
+		fiber_lock(f, &m->top->change_mutex);
+		ret = graph_map(f, m->top, off, m->len - off, &e, &depth, &present);
+		fiber_unlock(&m->top->change_mutex);
 		if (ret == 0 && e.kind == EXTENT_ERROR)
 			ret = e.error;
 		if (ret < 0)

@@ -243,11 +243,11 @@ static int apply_fiber(struct fiber *f, void *arg)
 	struct snapshot_call *c = arg;
 	int ret;
 
-	node_drain_begin(f, c->image->top);
+	node_change_begin(f, c->image->top);
 	ret = c->n->drv->snapshot_apply(f, c->n, &c->pick, c->err);
 	for (struct node *n = c->image->top; n != c->n; n = n->file) /* filters above have the format's length */
 		atomic_store(&n->len, node_len(c->n));
-	node_drain_end(c->image->top);
+	node_change_end(c->image->top);
 	return ret;
 }
 

@@ -3,7 +3,7 @@
  * block/backing.c - a disk loses the upper part of its backing chain, or all of it, while it is in use
  *
  * Assumes: a fiber of the home queue; everything that the disk needs from the images that go is its own already.
- * Never:   changes the chain in memory before the image's header says so durably, or while a request is on its way.
+ * Never:   changes the chain in memory before the image's header says so durably, or while a request or another change is on its way.
  */
 #include <errno.h>
 #include <limits.h>
@@ -79,8 +79,8 @@ int graph_cut_backing(struct fiber *f, struct node *top, struct node *base, stru
 
 	while (disk->drv->kind == DRIVER_FILTER)
 		disk = disk->file;
+	node_change_begin(f, top);
 	cor_stop(f, disk);
-	node_drain_begin(f, top);
 	old = disk->backing;
 	ret = change_header(f, disk, base, err);
 	if (ret == 0) {
@@ -91,7 +91,7 @@ int graph_cut_backing(struct fiber *f, struct node *top, struct node *base, stru
 		if (base && base->backing)
 			disk->chain = chain_cache_new(disk);
 	}
-	node_drain_end(top);
+	node_change_end(top);
 	while (ret == 0 && old != base) {
 		struct node *next = old->backing;
 

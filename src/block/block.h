@@ -94,6 +94,8 @@ int write_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len, co
 int zero_range(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
 /* The same with the clusters concerned locked by the caller. */
 int zero_range_locked(struct fiber *f, struct node *n, uint64_t off, uint64_t len);
+/* The disk, which is drained, holds nothing any more, durably: what it reads is its backing image's, or zeroes. */
+int make_empty(struct fiber *f, struct node *n);
 /* chain_map() after all tables it needs are in memory. */
 int chain_map_loaded(struct fiber *f, struct node *n, uint64_t off, uint64_t len, struct extent *e);
 /* The clusters that [off, off + len) touches, locked. */

@@ -133,6 +133,18 @@ int zero_range(struct fiber *f, struct node *n, uint64_t off, uint64_t len)
 	return ret;
 }
 
+int make_empty(struct fiber *f, struct node *n)
+{
+	uint64_t len = align_up(node_len(n), n->cluster_len);
+	struct range range;
+	int ret;
+
+	clusters_lock(f, n, &range, 0, len);
+	ret = len ? n->drv->unlink(f, n, 0, len, UNLINK_ABSENT) : 0;
+	range_unlock(&n->ranges, &range);
+	return ret == 0 ? n->drv->sync(f, n) : ret;
+}
+
 int cold_unmap(struct fiber *f, struct node *n, struct req *r)
 {
 	struct range range;

@@ -514,3 +514,15 @@ void node_drain_end(struct node *n)
 		queue_post(s->q, &s->drain_end);
 	}
 }
+
+void node_change_begin(struct fiber *f, struct node *top)
+{
+	fiber_lock(f, &top->change_mutex);
+	node_drain_begin(f, top);
+}
+
+void node_change_end(struct node *top)
+{
+	node_drain_end(top);
+	fiber_unlock(&top->change_mutex);
+}

@@ -23,10 +23,14 @@ int qcow2_bitmap_list(struct fiber *f, struct node *n, struct bitmap_info **ret_
 {
 	struct qcow2 *q = node_state(n);
 	struct qcow2_bitmap *list = NULL;
-	uint32_t nr = bitmaps_valid(&q->h) ? q->h.nr_bitmaps : 0;
 	struct bitmap_info *out;
-	int ret = nr ? bitmaps_read(f, q->file, &q->h, &list, err) : 0;
+	uint32_t nr;
+	int ret;
 
+	fiber_lock(f, &q->snapshot_mutex);
+	nr = bitmaps_valid(&q->h) ? q->h.nr_bitmaps : 0;
+	ret = nr ? bitmaps_read(f, q->file, &q->h, &list, err) : 0;
+	fiber_unlock(&q->snapshot_mutex);
 	if (ret < 0)
 		return ret;
 	out = calloc(nr + 1ull, sizeof(*out));

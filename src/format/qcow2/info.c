@@ -205,8 +205,10 @@ int qcow2_info(struct fiber *f, struct node *n, void *json_image_info, struct va
 	add(image, "dirty-flag", json_boolean(q->h.incompatible & QCOW2_INCOMPAT_DIRTY), &ret);
 	if (ret < 0)
 		return varve_error_set(err, ret, "%s: out of memory", node_name(n));
+	fiber_lock(f, &q->snapshot_mutex); /* the tables that are read stay where they are, and as long */
 	if ((ret = add_features(&q->h, data, err)) < 0 || (ret = add_bitmaps(f, q, data, err)) < 0 ||
 	    (ret = add_encryption(f, q, image, data, err)) < 0 || (ret = add_snapshots(f, q, image, err)) < 0)
-		return varve_error_prefix(err, ret, "%s: ", node_name(n));
-	return 0;
+		varve_error_prefix(err, ret, "%s: ", node_name(n));
+	fiber_unlock(&q->snapshot_mutex);
+	return ret;
 }

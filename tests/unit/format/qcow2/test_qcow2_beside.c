@@ -3,12 +3,13 @@
  * unit/format/qcow2/test_qcow2_beside.c - what another fiber does beside a change of the image that waits
  *
  * order_put() queues, and may wait then. The linker leads it to here (--wrap, see meson.build): behind a put that a test names, another fiber
- * begins, and goes on until it has ended, or waits for what the first one has. (test_qcow2_meanwhile.c is the same on one fiber.)
+ * begins, and goes on until it has ended, or waits for what the first one has; or behind a grace period, likewise. (test_qcow2_meanwhile.c is the same on one fiber.)
  *
  * Clusters of 512 bytes: an L2 table maps 32 KiB.
  */
 #include "disk.h"
 
+#include "block/block.h"
 #include "block/copy_on_read.h"
 #include "format/cache.h"
 #include "format/qcow2/refcount.h"
@@ -25,6 +26,7 @@ static struct other {
 	bool (*until)(struct disk *d); /* so far, and no farther; NULL: as far as it comes */
 	uint64_t from, end;	       /* where: behind a put that touches this part of the file */
 	unsigned skip;		       /* but not the first so many of them */
+	bool at_grace;		       /* instead: behind the next grace period */
 	bool begun, ended;
 } other;
 
@@ -38,22 +40,37 @@ static void other_run(struct fiber *f, struct fiber_job *job)
 	other.ended = true;
 }
 
+static void other_begins(struct fiber *f)
+{
+	other.begun = true;
+	other.job.run = other_run;
+	fiber_start(other.d->im->q, &other.job, other.d->n->level + 1); /* streams end on a fiber above the disk's */
+	for (unsigned i = 0; i < TURNS && !other.ended && !(other.until && other.until(other.d)); i++)
+		fiber_yield(f);
+}
+
 int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes, size_t len, order_mark after, order_mark *ret_mark)
 {
 	int ret = __real_order_put(f, o, off, bytes, len, after, ret_mark);
 
-	if (!other.fn || other.begun || off >= other.end || off + len <= other.from)
+	if (!other.fn || other.begun || other.at_grace || off >= other.end || off + len <= other.from)
 		return ret;
 	if (other.skip) {
 		other.skip--;
 		return ret;
 	}
-	other.begun = true;
-	other.job.run = other_run;
-	fiber_start(other.d->im->q, &other.job, other.d->n->level);
-	for (unsigned i = 0; i < TURNS && !other.ended && !(other.until && other.until(other.d)); i++)
-		fiber_yield(f);
+	other_begins(f);
 	return ret;
+}
+
+void __real_node_grace(struct fiber *f, struct node *n);
+void __wrap_node_grace(struct fiber *f, struct node *n);
+
+void __wrap_node_grace(struct fiber *f, struct node *n)
+{
+	__real_node_grace(f, n);
+	if (other.fn && !other.begun && other.at_grace)
+		other_begins(f);
 }
 
 static void beside(struct disk *d, void (*fn)(struct fiber *f, struct disk *d), bool (*until)(struct disk *d), uint64_t from, uint64_t end)
@@ -262,6 +279,120 @@ static void what_a_snapshot_in_the_making_needs_stays(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- all that the disk holds goes, and somebody fetches ---- */
+
+static int loses_all(struct fiber *f, struct disk *d)
+{
+	int ret;
+
+	node_change_begin(f, d->n);
+	ret = make_empty(f, d->n);
+	node_change_end(d->n);
+	return ret;
+}
+
+/* What is fetched meanwhile is there afterwards, in memory and in the file; or is not, in both. */
+static void what_is_fetched_while_a_disk_is_emptied_is_there_or_is_not(void **state)
+{
+	struct disk *d = disk_made(LEN, SMALL);
+
+	(void)state;
+	d->backing_len = LEN;
+	disk_reopen(d);
+	assert_int_equal(disk_write(d, 0, 512, 0x11), 0);
+	fetch_at = KiB(4);
+	beside(d, fetches, NULL, 0, 0);
+	other.at_grace = true;
+	assert_int_equal(disk_call(d, loses_all), 0);
+	both_end(d);
+	disk_expect(d, 0, LEN, 0xba);
+	disk_free_clean(d);
+}
+
+/* ---- a snapshot is made, and somebody reads the list of them ---- */
+
+#define SNAPSHOTS_AT offsetof(struct qcow2_header_disk, nr_snapshots)
+
+static json_t *listed;
+static const char *snapshot_name;
+
+static void reads_the_list(struct fiber *f, struct disk *d)
+{
+	listed = json_object();
+	assert_int_equal(qcow2_info(f, d->n, listed, &d->err), 0);
+}
+
+static bool reads(struct disk *d)
+{
+	return sim_pending(d->im->sim);
+}
+
+static int makes_a_snapshot(struct fiber *f, struct disk *d)
+{
+	struct snapshot_want want = { .name = snapshot_name, .door = d->n, .icount = UINT64_MAX, .date_s = 1 };
+
+	assert_int_equal(qcow2_snapshot_create(f, d->n, &want, &draft, &d->err), 0);
+	return qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err);
+}
+
+static void the_list_of_snapshots_is_that_of_one_moment(void **state)
+{
+	static const char *const names[] = { "one", "two" };
+	struct disk *d = disk_made(KiB(64), SMALL);
+	json_t *all;
+
+	(void)state;
+	snapshot_name = names[0];
+	assert_int_equal(disk_call(d, makes_a_snapshot), 0);
+	snapshot_name = names[1];
+	beside(d, reads_the_list, reads, SNAPSHOTS_AT, SNAPSHOTS_AT + 4);
+	other.skip = 1; /* the first is that of the dirty bit */
+	assert_int_equal(disk_call(d, makes_a_snapshot), 0);
+	both_end(d);
+	all = json_object_get(listed, "snapshots");
+	assert_in_range(json_array_size(all), 1, 2);
+	for (size_t i = 0; i < json_array_size(all); i++)
+		assert_string_equal(json_string_value(json_object_get(json_array_get(all, i), "name")), names[i]);
+	json_decref(listed);
+	disk_free_clean(d);
+}
+
+/* ---- the disk is changed, and a stream takes away the backing chain ---- */
+
+static void takes_the_chain_away(struct fiber *f, struct disk *d)
+{
+	assert_int_equal(graph_cut_backing(f, d->n, NULL, &d->err), 0);
+}
+
+static int changes_the_disk(struct fiber *f, struct disk *d)
+{
+	struct node *backing = d->n->backing;
+
+	beside(d, takes_the_chain_away, NULL, 0, 0);
+	node_change_begin(f, d->n);
+	other_begins(f);
+	assert_false(other.ended);
+	assert_ptr_equal(d->n->backing, backing);
+	assert_int_equal(node_truncate(f, d->n, LEN + KiB(64), PREALLOC_OFF, &d->err), 0); /* reads from there */
+	assert_false(other.ended);
+	node_change_end(d->n);
+	return 0;
+}
+
+static void who_changes_a_disk_has_its_chain_to_the_end(void **state)
+{
+	struct disk *d = disk_made(LEN - 512 - KiB(1), "cluster_size=4096");
+
+	(void)state;
+	d->backing_len = LEN;
+	disk_reopen(d);
+	assert_int_equal(disk_call(d, changes_the_disk), 0);
+	both_end(d);
+	assert_null(d->n->backing);
+	disk_expect(d, LEN, KiB(64), 0);
+	disk_free_clean(d);
+}
+
 /* ---- metadata is made, and somebody reads entries that lead there ---- */
 
 #define CRAFTED 5 /* guest cluster */
@@ -348,6 +479,9 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(whoever_changes_the_header_leaves_the_refcount_table_where_it_is),
 		cmocka_unit_test(what_a_snapshot_in_the_making_needs_stays),
+		cmocka_unit_test(who_changes_a_disk_has_its_chain_to_the_end),
+		cmocka_unit_test(the_list_of_snapshots_is_that_of_one_moment),
+		cmocka_unit_test(what_is_fetched_while_a_disk_is_emptied_is_there_or_is_not),
 		cmocka_unit_test(no_entry_leads_into_metadata_that_is_being_made),
 		cmocka_unit_test(nothing_is_fetched_behind_the_end_of_a_disk_that_becomes_shorter),
 		cmocka_unit_test(tables_that_go_while_they_are_read_are_no_damage),
