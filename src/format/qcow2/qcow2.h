@@ -329,6 +329,8 @@ void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
 int alloc_settle(struct fiber *f, struct qcow2 *q);
+/* The same; and what others have begun to give back is given back, too: for who looks at the counts next. */
+int alloc_settle_all(struct fiber *f, struct qcow2 *q);
 /*
  * Some are being given back just now: the counts of metadata may be 0 already, and its places still known as metadata, because writing the
  * lower counts waits. That is no damage.

@@ -106,7 +106,7 @@ static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve
 	ret = tables_release(f, q, &fd->l1, mark, err);
 	if (s->l1_entries) /* a disk of 0 bytes has none, and what stands for its place is that of something else, as of the header */
 		alloc_free_metadata(q, s->l1_off, div_up(s->l1_entries * 8ull, q->cluster_len), mark);
-	(void)alloc_settle(f, q); /* what is damaged stays counted, and was logged */
+	(void)alloc_settle_all(f, q); /* what is damaged stays counted, and was logged */
 	if (ret == 0)
 		ret = tables_restore_copied(f, q, err);
 	if (ret == 0)
@@ -120,7 +120,7 @@ static int settle(struct fiber *f, struct qcow2 *q, int ret, struct varve_error 
 	int flushed = order_flush(f, q->order);
 
 	if (flushed == 0)
-		(void)alloc_settle(f, q);
+		(void)alloc_settle_all(f, q);
 	if (ret < 0)
 		return ret;
 	return flushed < 0 ? varve_error_errno(err, flushed, "the change could not be made durable") : 0;

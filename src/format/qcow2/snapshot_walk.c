@@ -216,7 +216,7 @@ int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, o
 	struct walk w = { .l1 = l1, .fn = release_ref, .arg = &rel, .left = UINT64_MAX, .err = err };
 	int ret = walk(f, q, &w);
 
-	(void)alloc_settle(f, q);
+	(void)alloc_settle_all(f, q);
 	return ret;
 }
 
