@@ -43,8 +43,11 @@ struct l1_copy {
 
 /* What it leads to lies in the file, where data may be, and is counted: nothing else is touched before that is known. */
 int tables_verify(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, struct varve_error *err);
-/* +1 or -1 for every cluster, tables included. All or nothing. */
-int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, struct varve_error *err);
+/*
+ * +1 or -1 for every cluster, tables included. All or nothing, or *ret_whole is false: what was done could not be undone, and the
+ * dirty bit has to stay.
+ */
+int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, bool *ret_whole, struct varve_error *err);
 /* -1 for every cluster once `gone` is durable, and the space goes back to the file system where nobody else needs it. */
 int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, order_mark gone, struct varve_error *err);
 /* The entries of the L2 tables lose their COPIED flags, on disk, and in memory if the tables are those of the disk. */

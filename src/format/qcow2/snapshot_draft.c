@@ -86,6 +86,7 @@ static int share_l1(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1)
 static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, struct varve_error *err)
 {
 	int ret = copy_l1(q, d, err);
+	bool whole;
 
 	if (ret == 0)
 		ret = tables_verify(f, q, &d->l1, err);
@@ -93,9 +94,11 @@ static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft
 		ret = snapshot_dirty_begin(f, q, err);
 	if (ret < 0)
 		return ret;
-	ret = tables_count(f, q, &d->l1, 1, err);
+	ret = tables_count(f, q, &d->l1, 1, &whole, err);
 	if (ret < 0) {
-		(void)snapshot_dirty_end(f, q, NULL); /* counts are as before; at worst the next writer counts anew */
+		/* Counts are as before; else they are too high where flags say "used once", and the next writer counts anew. */
+		if (whole)
+			(void)snapshot_dirty_end(f, q, NULL);
 		return ret;
 	}
 	d->frozen = true; /* from here on there is something to take back */

@@ -252,13 +252,15 @@ static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const
 		 struct varve_error *err)
 {
 	order_mark mark;
+	bool whole;
 	int ret = snapshot_dirty_begin(f, q, err);
 
 	if (ret < 0)
 		return ret;
-	ret = tables_count(f, q, &fd->l1, 1, err);
+	ret = tables_count(f, q, &fd->l1, 1, &whole, err);
 	if (ret < 0) {
-		(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
+		if (whole)
+			(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
 		return ret;
 	}
 	ret = tables_clear_copied(f, q, &fd->l1, false, err);

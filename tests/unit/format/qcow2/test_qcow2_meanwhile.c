@@ -559,6 +559,54 @@ static void what_a_deleted_snapshot_had_is_marked_as_used_once(void **state)
 	disk_free_clean(d);
 }
 
+/* ---- a snapshot cannot be made, and what was counted for it not be taken back ---- */
+
+static uint64_t failing; /* puts that fail, from the first of the counts on */
+
+static int snaps_in_vain(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	struct snapshot_want want = { .name = "never", .door = d->n, .icount = UINT64_MAX, .date_s = 1 };
+	struct snapshot_draft *draft;
+	int ret;
+
+	/* Not the header's, so that the dirty bit could go. */
+	comes_by(q, NULL, 0, 512, UINT64_MAX);
+	meanwhile.fail = failing;
+	ret = qcow2_snapshot_create(f, d->n, &want, &draft, &d->err);
+	if (ret == 0)
+		ret = qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err);
+	nobody();
+	assert_int_equal(ret < 0 ? 0 : -EIO, 0);
+	return 0;
+}
+
+/* The dirty bit stays, and the next writer counts anew; where all was taken back, nothing is to be done. */
+static void counts_that_cannot_be_taken_back_leave_the_dirty_bit(void **state)
+{
+	static const struct {
+		uint64_t fail;
+		bool dirty;
+	} cases[] = { { 1, false }, { 2, false }, { 8, false }, { 6, true }, { 0x18, true }, { 0x38, true }, { 0x30, true } };
+
+	(void)state;
+	for (unsigned i = 0; i < ARRAY_LEN(cases); i++) {
+		struct disk *d = disk_made(KiB(64), SMALL);
+
+		print_message("# puts that fail: 0x%llx\n", (unsigned long long)cases[i].fail);
+		assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+		assert_int_equal(disk_flush(d), 0);
+		failing = cases[i].fail;
+		assert_int_equal(disk_call(d, snaps_in_vain), 0);
+		assert_int_equal(disk_flush(d), 0);
+		assert_int_equal(on_disk(d), cases[i].dirty ? QCOW2_INCOMPAT_DIRTY : 0);
+		disk_reopen(d);
+		assert_int_equal(on_disk(d), 0);
+		disk_expect(d, 0, KiB(64), 0x11);
+		disk_free_clean(d);
+	}
+}
+
 /* ---- bits of the header ---- */
 
 #define LAZY "cluster_size=512,lazy_refcounts=on"
@@ -658,6 +706,7 @@ int main(void)
 		cmocka_unit_test(room_that_is_reserved_is_left_to_who_reserved_it),
 		cmocka_unit_test(room_that_is_not_used_is_given_back),
 		cmocka_unit_test(what_a_deleted_snapshot_had_is_marked_as_used_once),
+		cmocka_unit_test(counts_that_cannot_be_taken_back_leave_the_dirty_bit),
 		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
 	};
 
