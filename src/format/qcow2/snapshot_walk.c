@@ -218,7 +218,9 @@ int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, o
 	struct walk w = { .l1 = l1, .fn = release_ref, .arg = &rel, .left = UINT64_MAX, .err = err };
 	int ret = walk(f, q, &w);
 
-	(void)alloc_settle_all(f, q);
+	/* What is damaged stays counted, and was logged. What the queue has no room for is tried again later, behind the looks at the counts. */
+	if (alloc_settle_all(f, q) == -ENOMEM && ret == 0)
+		ret = varve_error_errno(err, -ENOMEM, "%s: giving back its space", l1->whose);
 	return ret;
 }
 
