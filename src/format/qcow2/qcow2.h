@@ -149,6 +149,8 @@ struct qcow2 {
 	 * been found corrupt (corrupt.c). Set at home; who sees it late has a mapping that was good when it was looked up.
 	 */
 	_Atomic int unmapped;
+
+	unsigned changing; /* changes of snapshots that have begun, and not ended as they should: the dirty bit stays */
 };
 
 /*

@@ -65,7 +65,10 @@ int tables_read_l1(struct fiber *f, struct qcow2 *q, const struct qcow2_snapshot
  * the next writer counts anew what is referred to.
  */
 int snapshot_dirty_begin(struct fiber *f, struct qcow2 *q, struct varve_error *err);
-/* Everything done in between is durable before the bit goes. */
+/*
+ * Everything done in between is durable before the bit goes. A change that has begun and is not ended has left something to be counted anew: then
+ * the bit stays, whatever others end, until the image is opened again.
+ */
 int snapshot_dirty_end(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 /* The whole table, in memory. */
 struct snapshots {
@@ -79,7 +82,7 @@ void snapshots_close(struct snapshots *s);
 int snapshots_find(const struct snapshots *s, const struct snapshot_pick *pick, uint32_t *ret, struct varve_error *err);
 /*
  * Writes the table without one entry (UINT32_MAX: all) to a new place and has the header lead there. The old one is given
- * back. *ret_mark: durable when the header is. clean: the dirty bit goes with the same write.
+ * back. *ret_mark: durable when the header is. clean: the change that has begun ends, and the dirty bit goes with the same write.
  */
 int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s, uint32_t without, bool clean,
 		    order_mark *ret_mark, struct varve_error *err);

@@ -94,10 +94,13 @@ static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve
 	order_mark mark;
 	int ret = snapshot_dirty_begin(f, q, err);
 
-	if (ret == 0)
-		ret = snapshots_write(f, q, &fd->all, fd->index, false, &mark, err);
 	if (ret < 0)
 		return ret;
+	ret = snapshots_write(f, q, &fd->all, fd->index, false, &mark, err);
+	if (ret < 0) {
+		(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
+		return ret;
+	}
 	if (!site_off(q, SITE_SNAPSHOT_GONE))
 		ret = order_wait(f, q->order, mark);
 	if (ret < 0)
