@@ -121,20 +121,6 @@ static int attach_all(struct node *n, struct queue *q, struct varve_error *err)
 	return 0;
 }
 
-/*
- * The end of a drain is told without waiting for an answer: a slot whose queue has not heard of it yet is freed by
- * drain_ended().
- */
-enum { DRAIN_END_NONE, DRAIN_END_SENT, DRAIN_END_ORPHAN };
-
-static void slot_free(struct node_slot *s)
-{
-	unsigned sent = DRAIN_END_SENT;
-
-	if (s && !atomic_compare_exchange_strong(&s->drain_end_state, &sent, DRAIN_END_ORPHAN))
-		slot_put(s);
-}
-
 static void slot_restarted(struct msg *m)
 {
 	struct node_slot *s = container_of(m, struct node_slot, restart);
@@ -181,7 +167,8 @@ static void detach_all(struct fiber *f, struct node *n, struct queue *q)
 		assert(!s || (!s->entered && !s->hot[0] && !s->hot[1] && TAILQ_EMPTY(&s->parked) &&
 			      TAILQ_EMPTY(&s->stopped) && TAILQ_EMPTY(&s->throttled[0]) &&
 			      TAILQ_EMPTY(&s->throttled[1])));
-		slot_free(s);
+		if (s)
+			slot_put(s);
 		fiber_unlock(&n->drain_mutex);
 		fiber_unlock(&n->grace_mutex);
 	}
@@ -478,15 +465,12 @@ static void drain_ended(struct msg *m)
 	struct node_slot *s = container_of(m, struct node_slot, drain_end);
 	struct req *r;
 
-	if (atomic_exchange(&s->drain_end_state, DRAIN_END_NONE) == DRAIN_END_ORPHAN) {
-		slot_put(s);
-		return;
-	}
 	s->quiesced = false;
-	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) {
+	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) { /* then it is attached, and the node is there */
 		TAILQ_REMOVE(&s->parked, r, parked);
 		node_admitted(s->node, s, r);
 	}
+	slot_put(s);
 }
 
 void node_drain_begin(struct fiber *f, struct node *n)
@@ -524,7 +508,8 @@ void node_drain_end(struct node *n)
 
 		if (!s)
 			continue;
-		atomic_store(&s->drain_end_state, DRAIN_END_SENT);
+		/* No answer is waited for: the message keeps the slot. Nor are there ever two: the next drain waits for answers behind this one. */
+		atomic_fetch_add(&s->refs, 1);
 		s->drain_end.run = drain_ended;
 		queue_post(s->q, &s->drain_end);
 	}

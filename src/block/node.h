@@ -375,8 +375,7 @@ struct node_slot {
 	uint64_t hot[2];	 /* hot-path I/O in flight under a mapping: grace */
 	struct msg *grace_reply; /* home waits until hot[!phase] is 0 */
 	struct msg *drain_reply; /* home waits until entered is 0 */
-	struct msg drain_end;	 /* home says: go on */
-	_Atomic unsigned drain_end_state; /* node.c: is drain_end on its way? */
+	struct msg drain_end;	 /* home says: go on; on its way it holds a reference */
 	struct req_list parked;
 	struct req_list stopped;	 /* wait for block/policy.c */
 	struct req_list throttled[2];	 /* reads, others: wait for block/throttle.c */
@@ -385,7 +384,7 @@ struct node_slot {
 	unsigned throttle_hurry;	 /* throttle_hurry_begin() less _end() */
 	struct msg restart;		 /* any thread says: send them again */
 	_Atomic bool restart_sent;
-	_Atomic unsigned refs;		 /* being attached, and messages of restart under way */
+	_Atomic unsigned refs;		 /* being attached, and messages under way: restart, drain_end */
 	struct flush_rounds flushes;
 	uint64_t nr_hot, nr_cold, nr_split; /* requests by path, for the statistics */
 } __attribute__((aligned(64)));
