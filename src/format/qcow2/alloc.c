@@ -44,6 +44,7 @@ struct alloc_state {
 	uint64_t hint;	    /* no cluster below is known to be free */
 	order_mark counted; /* see alloc_counted() */
 	unsigned giving;    /* see alloc_giving() */
+	struct fiber_mutex settling; /* who gives back what was in the list has it */
 	struct pending_list frees;
 };
 
@@ -491,7 +492,7 @@ static int give_back(struct fiber *f, struct qcow2 *q, struct pending_free *p)
  * makes the space available, and the space may be punched. Power lost before the lower counts are on disk
  * leaks; the other way round, the entry on disk would point at space that somebody else has got.
  */
-int alloc_settle(struct fiber *f, struct qcow2 *q)
+static int settle(struct fiber *f, struct qcow2 *q)
 {
 	struct alloc_state *a = q->alloc;
 	struct pending_list due = TAILQ_HEAD_INITIALIZER(due);
@@ -522,5 +523,31 @@ int alloc_settle(struct fiber *f, struct qcow2 *q)
 		}
 		ret = ret ? ret : err;
 	}
+	return ret;
+}
+
+static bool any_due(const struct qcow2 *q)
+{
+	const struct pending_free *p;
+
+	TAILQ_FOREACH (p, &q->alloc->frees, link) {
+		if (p->gone <= order_durable(q->order))
+			return true;
+	}
+	return false;
+}
+
+int alloc_settle(struct fiber *f, struct qcow2 *q)
+{
+	return any_due(q) ? alloc_settle_all(f, q) : 0;
+}
+
+int alloc_settle_all(struct fiber *f, struct qcow2 *q)
+{
+	int ret;
+
+	fiber_lock(f, &q->alloc->settling);
+	ret = settle(f, q);
+	fiber_unlock(&q->alloc->settling);
 	return ret;
 }

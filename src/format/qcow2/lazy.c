@@ -195,7 +195,7 @@ int lazy_end(struct fiber *f, struct qcow2 *q)
 		return 0;
 	err = put_pieces(f, q);
 	if (err == 0)
-		err = put_incompatible(f, q, q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY,
+		err = put_incompatible(f, q, q->changing ? q->h.incompatible : q->h.incompatible & ~QCOW2_INCOMPAT_DIRTY,
 				       site_after(q, SITE_CLEAN, order_all(q->order)), NULL);
 	if (err == 0)
 		err = order_flush(f, q->order);

@@ -149,6 +149,8 @@ struct qcow2 {
 	 * been found corrupt (corrupt.c). Set at home; who sees it late has a mapping that was good when it was looked up.
 	 */
 	_Atomic int unmapped;
+
+	unsigned changing; /* changes of snapshots that have begun, and not ended as they should: the dirty bit stays */
 };
 
 /*
@@ -329,6 +331,8 @@ void alloc_free(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone
 void alloc_free_metadata(struct qcow2 *q, uint64_t host_off, uint64_t nr, order_mark gone);
 /* Does the frees whose mark is durable by now. Called by sync and close. */
 int alloc_settle(struct fiber *f, struct qcow2 *q);
+/* The same; and what others have begun to give back is given back, too: for who looks at the counts next. */
+int alloc_settle_all(struct fiber *f, struct qcow2 *q);
 /*
  * Some are being given back just now: the counts of metadata may be 0 already, and its places still known as metadata, because writing the
  * lower counts waits. That is no damage.

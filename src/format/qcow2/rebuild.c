@@ -186,6 +186,7 @@ static int switch_over(struct fiber *f, struct rebuild *b)
 	q->h.refcount_table_off = (b->first + b->nr_blocks) << q->cluster_bits;
 	q->h.refcount_table_clusters = (uint32_t)b->nr_table;
 	q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+	q->changing = 0;
 	if (q->node->flags & NODE_REPAIR) /* all of it has been examined, or we were not here */
 		q->h.incompatible &= ~QCOW2_INCOMPAT_CORRUPT;
 	/* Who keeps a journal has been recovered, and sets the mark anew. Left here, an old one would be written over the new counts. */

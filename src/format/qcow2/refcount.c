@@ -212,7 +212,11 @@ int refcount_add(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_t nr
 		 * All or nothing: -ENOMEM says that it may be tried again. What was queued is queued again over itself, which fails only
 		 * where the journal is full and the disk takes nothing: then it is half done, and never tried again.
 		 */
-		return refcount_add(f, q, cluster, done, -delta, after, NULL) < 0 ? -EIO : err;
+		if (refcount_add(f, q, cluster, done, -delta, after, NULL) < 0) {
+			q->refcounts->nr_half_done++;
+			err = -EIO;
+		}
+		return err;
 	}
 	if (err == 0 && ret_mark)
 		*ret_mark = mark;

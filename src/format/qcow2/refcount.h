@@ -19,6 +19,7 @@ struct refcounts {
 	/* Clusters below the frontier that are being made into blocks and tables; their counts may not be set
 	 * yet. */
 	uint64_t reserved, reserved_end;
+	uint64_t nr_half_done; /* changes of counts that failed, and could not be undone */
 };
 
 /* Counts in one block, or in one piece of it. */

@@ -43,8 +43,11 @@ struct l1_copy {
 
 /* What it leads to lies in the file, where data may be, and is counted: nothing else is touched before that is known. */
 int tables_verify(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, struct varve_error *err);
-/* +1 or -1 for every cluster, tables included. All or nothing. */
-int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, struct varve_error *err);
+/*
+ * +1 or -1 for every cluster, tables included. All or nothing, or *ret_whole is false: what was done could not be undone, and the
+ * dirty bit has to stay.
+ */
+int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, bool *ret_whole, struct varve_error *err);
 /* -1 for every cluster once `gone` is durable, and the space goes back to the file system where nobody else needs it. */
 int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, order_mark gone, struct varve_error *err);
 /* The entries of the L2 tables lose their COPIED flags, on disk, and in memory if the tables are those of the disk. */
@@ -62,7 +65,10 @@ int tables_read_l1(struct fiber *f, struct qcow2 *q, const struct qcow2_snapshot
  * the next writer counts anew what is referred to.
  */
 int snapshot_dirty_begin(struct fiber *f, struct qcow2 *q, struct varve_error *err);
-/* Everything done in between is durable before the bit goes. */
+/*
+ * Everything done in between is durable before the bit goes. A change that has begun and is not ended has left something to be counted anew: then
+ * the bit stays, whatever others end, until the image is opened again.
+ */
 int snapshot_dirty_end(struct fiber *f, struct qcow2 *q, struct varve_error *err);
 /* The whole table, in memory. */
 struct snapshots {
@@ -76,7 +82,7 @@ void snapshots_close(struct snapshots *s);
 int snapshots_find(const struct snapshots *s, const struct snapshot_pick *pick, uint32_t *ret, struct varve_error *err);
 /*
  * Writes the table without one entry (UINT32_MAX: all) to a new place and has the header lead there. The old one is given
- * back. *ret_mark: durable when the header is. clean: the dirty bit goes with the same write.
+ * back. *ret_mark: durable when the header is. clean: the change that has begun ends, and the dirty bit goes with the same write.
  */
 int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s, uint32_t without, bool clean,
 		    order_mark *ret_mark, struct varve_error *err);

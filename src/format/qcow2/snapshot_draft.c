@@ -32,6 +32,7 @@ struct snapshot_draft {
 	unsigned words; /* of an L2 entry */
 
 	bool frozen;
+	bool begun; /* what snapshot_dirty_end() ends */
 	uint64_t disk_len; /* then */
 	struct l1_copy l1;
 
@@ -79,6 +80,12 @@ static int share_l1(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1)
 	return 0;
 }
 
+static int dirty_end(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, struct varve_error *err)
+{
+	d->begun = false;
+	return snapshot_dirty_end(f, q, err);
+}
+
 /*
  * Counts and flags, in no order among themselves: the dirty bit is durable. (Version 2 has none: a cut in here leaves counts
  * that are too high, and flags that do not agree with them; both are harmless, and check -r mends them.)
@@ -86,6 +93,7 @@ static int share_l1(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1)
 static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, struct varve_error *err)
 {
 	int ret = copy_l1(q, d, err);
+	bool whole;
 
 	if (ret == 0)
 		ret = tables_verify(f, q, &d->l1, err);
@@ -93,9 +101,12 @@ static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft
 		ret = snapshot_dirty_begin(f, q, err);
 	if (ret < 0)
 		return ret;
-	ret = tables_count(f, q, &d->l1, 1, err);
+	d->begun = true;
+	ret = tables_count(f, q, &d->l1, 1, &whole, err);
 	if (ret < 0) {
-		(void)snapshot_dirty_end(f, q, NULL); /* counts are as before; at worst the next writer counts anew */
+		/* Counts are as before; else they are too high where flags say "used once", and the next writer counts anew. */
+		if (whole)
+			(void)dirty_end(f, q, d, NULL);
 		return ret;
 	}
 	d->frozen = true; /* from here on there is something to take back */
@@ -210,7 +221,7 @@ int qcow2_snapshot_create(struct fiber *f, struct node *n, const struct snapshot
 		fiber_lock(f, &q->snapshot_mutex);
 		r = freeze(f, q, d, err);
 		if (r == 0)
-			r = snapshot_dirty_end(f, q, err);
+			r = dirty_end(f, q, d, err);
 		fiber_unlock(&q->snapshot_mutex);
 		if (r < 0) {
 			qcow2_snapshot_abort(f, n, d);
@@ -328,9 +339,9 @@ void qcow2_snapshot_abort(struct fiber *f, struct node *n, struct snapshot_draft
 		 * and copies that are not needed, until check.
 		 */
 		fiber_lock(f, &q->snapshot_mutex);
-		if (snapshot_dirty_begin(f, q, NULL) == 0 && tables_release(f, q, &d->l1, ORDER_NONE, NULL) == 0 &&
+		if ((d->begun || snapshot_dirty_begin(f, q, NULL) == 0) && tables_release(f, q, &d->l1, ORDER_NONE, NULL) == 0 &&
 		    tables_restore_copied(f, q, NULL) == 0)
-			(void)snapshot_dirty_end(f, q, NULL);
+			(void)dirty_end(f, q, d, NULL);
 		fiber_unlock(&q->snapshot_mutex);
 	}
 	if (order_flush(f, q->order) == 0)
@@ -427,7 +438,8 @@ static int commit(struct fiber *f, struct qcow2 *q, struct snapshot_draft *d, ui
 	ret = put_l1(f, q, d, e);
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot write an L1 table");
-	ret = snapshots_write(f, q, s, UINT32_MAX, true, ret_mark, err);
+	ret = snapshots_write(f, q, s, UINT32_MAX, d->begun, ret_mark, err);
+	d->begun &= ret < 0;
 	if (ret < 0 && e->l1_entries)
 		alloc_free_metadata(q, e->l1_off, div_up(e->l1_entries * 8ull, q->cluster_len), order_all(q->order));
 	return ret;

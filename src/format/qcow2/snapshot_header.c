@@ -38,11 +38,12 @@ static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t of
 
 /*
  * In memory first, and put in the same breath: order_put() queues, and waits only then, and whoever puts bits of his meanwhile (lazy.c, corrupt.c)
- * puts ours with them. Back to what it was if it could not be queued; whoever has set it for himself meanwhile keeps it.
+ * puts ours with them. Back to what it was if it could not be queued; whoever has set it for himself meanwhile keeps it, and so does a change
+ * that failed before and left something to be counted anew.
  */
 static void set_dirty(struct qcow2 *q, bool dirty)
 {
-	if (dirty || lazy_behind(q))
+	if (dirty || lazy_behind(q) || q->changing)
 		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
 	else
 		q->h.incompatible &= ~QCOW2_INCOMPAT_DIRTY;
@@ -62,14 +63,19 @@ int snapshot_dirty_begin(struct fiber *f, struct qcow2 *q, struct varve_error *e
 
 	if (ret < 0)
 		return varve_error_errno(err, ret, "cannot set the dirty bit in the header");
+	q->changing++;
 	if (q->h.version < 3 || dirty || (q->h.incompatible & QCOW2_INCOMPAT_DIRTY))
 		return 0;
 	set_dirty(q, true);
 	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, ORDER_NONE, &mark);
-	if (ret < 0)
+	if (ret < 0) {
+		q->changing--;
 		set_dirty(q, false);
-	if (ret == 0 && !site_off(q, SITE_SNAPSHOT_DIRTY))
+	}
+	if (ret == 0 && !site_off(q, SITE_SNAPSHOT_DIRTY)) {
 		ret = order_wait(f, q->order, mark);
+		q->changing -= ret < 0; /* the bit stays until the next change ends */
+	}
 	return ret < 0 ? varve_error_errno(err, ret, "cannot set the dirty bit in the header") : 0;
 }
 
@@ -77,7 +83,9 @@ int snapshot_dirty_end(struct fiber *f, struct qcow2 *q, struct varve_error *err
 {
 	int ret;
 
-	if (!(q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || q->h.version < 3 || lazy_behind(q))
+	assert(q->changing);
+	q->changing--;
+	if (q->changing || !(q->h.incompatible & QCOW2_INCOMPAT_DIRTY) || q->h.version < 3 || lazy_behind(q))
 		return 0;
 	set_dirty(q, false);
 	ret = put_header(f, q, q->h.nr_snapshots, q->h.snapshots_off, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), NULL);
@@ -154,11 +162,14 @@ int snapshots_write(struct fiber *f, struct qcow2 *q, const struct snapshots *s,
 		ranges = meta_ranges_new(q, s->list, s->nr, without, off, len);
 		ret = ranges ? 0 : -ENOMEM;
 	}
+	assert(!clean || q->changing);
+	q->changing -= clean;
 	set_dirty(q, dirty && !clean);
 	if (ret == 0)
 		ret = put_header(f, q, nr, off, site_after(q, SITE_SNAPSHOT_LINK, order_all(q->order)), ret_mark);
 	free(bytes);
 	if (ret < 0) {
+		q->changing += clean;
 		set_dirty(q, dirty);
 		if (off)
 			alloc_free_metadata(q, off, div_up(len, q->cluster_len), order_all(q->order));

@@ -94,10 +94,13 @@ static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve
 	order_mark mark;
 	int ret = snapshot_dirty_begin(f, q, err);
 
-	if (ret == 0)
-		ret = snapshots_write(f, q, &fd->all, fd->index, false, &mark, err);
 	if (ret < 0)
 		return ret;
+	ret = snapshots_write(f, q, &fd->all, fd->index, false, &mark, err);
+	if (ret < 0) {
+		(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
+		return ret;
+	}
 	if (!site_off(q, SITE_SNAPSHOT_GONE))
 		ret = order_wait(f, q->order, mark);
 	if (ret < 0)
@@ -106,7 +109,7 @@ static int drop(struct fiber *f, struct qcow2 *q, struct found *fd, struct varve
 	ret = tables_release(f, q, &fd->l1, mark, err);
 	if (s->l1_entries) /* a disk of 0 bytes has none, and what stands for its place is that of something else, as of the header */
 		alloc_free_metadata(q, s->l1_off, div_up(s->l1_entries * 8ull, q->cluster_len), mark);
-	(void)alloc_settle(f, q); /* what is damaged stays counted, and was logged */
+	(void)alloc_settle_all(f, q); /* what is damaged stays counted, and was logged */
 	if (ret == 0)
 		ret = tables_restore_copied(f, q, err);
 	if (ret == 0)
@@ -120,7 +123,7 @@ static int settle(struct fiber *f, struct qcow2 *q, int ret, struct varve_error 
 	int flushed = order_flush(f, q->order);
 
 	if (flushed == 0)
-		(void)alloc_settle(f, q);
+		(void)alloc_settle_all(f, q);
 	if (ret < 0)
 		return ret;
 	return flushed < 0 ? varve_error_errno(err, flushed, "the change could not be made durable") : 0;
@@ -252,13 +255,15 @@ static int apply(struct fiber *f, struct qcow2 *q, const struct found *fd, const
 		 struct varve_error *err)
 {
 	order_mark mark;
+	bool whole;
 	int ret = snapshot_dirty_begin(f, q, err);
 
 	if (ret < 0)
 		return ret;
-	ret = tables_count(f, q, &fd->l1, 1, err);
+	ret = tables_count(f, q, &fd->l1, 1, &whole, err);
 	if (ret < 0) {
-		(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
+		if (whole)
+			(void)snapshot_dirty_end(f, q, NULL); /* nothing has changed */
 		return ret;
 	}
 	ret = tables_clear_copied(f, q, &fd->l1, false, err);

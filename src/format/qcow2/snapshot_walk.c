@@ -17,6 +17,7 @@
 
 #include "format/cache.h"
 #include "format/qcow2/entry.h"
+#include "format/qcow2/refcount.h"
 
 #define SETTLE_NR 512 /* stretches given back at once */
 
@@ -172,8 +173,9 @@ static int count_ref(struct fiber *f, struct qcow2 *q, uint64_t cluster, uint64_
 	return refcount_add(f, q, cluster, nr, *(int *)arg, ORDER_NONE, NULL);
 }
 
-int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, struct varve_error *err)
+int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int delta, bool *ret_whole, struct varve_error *err)
 {
+	uint64_t half_done = q->refcounts->nr_half_done;
 	int back = -delta, ret;
 	struct walk w = { .l1 = l1, .fn = count_ref, .arg = &delta, .left = UINT64_MAX, .err = err };
 	struct walk undo = { .l1 = l1, .fn = count_ref, .arg = &back };
@@ -184,7 +186,7 @@ int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int
 	if (ret == 0)
 		return 0;
 	undo.left = w.done;
-	(void)walk(f, q, &undo); /* counts that were changed a moment ago; at worst they stay too high, a leak */
+	*ret_whole = walk(f, q, &undo) == 0 && q->refcounts->nr_half_done == half_done;
 	if (ret == -ERANGE)
 		return varve_error_set(err, ret,
 				       "%s: refcounts of %u bits cannot count one more snapshot of the same clusters",
@@ -216,7 +218,9 @@ int tables_release(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, o
 	struct walk w = { .l1 = l1, .fn = release_ref, .arg = &rel, .left = UINT64_MAX, .err = err };
 	int ret = walk(f, q, &w);
 
-	(void)alloc_settle(f, q);
+	/* What is damaged stays counted, and was logged. What the queue has no room for is tried again later, behind the looks at the counts. */
+	if (alloc_settle_all(f, q) == -ENOMEM && ret == 0)
+		ret = varve_error_errno(err, -ENOMEM, "%s: giving back its space", l1->whose);
 	return ret;
 }
 

@@ -50,6 +50,21 @@ int __wrap_order_put(struct fiber *f, struct order *o, uint64_t off, const void 
 	return ret;
 }
 
+/* And behind a read. */
+static void (*after_read)(struct fiber *f, struct qcow2 *q, uint64_t off);
+
+int __real_order_read(struct fiber *f, struct order *o, uint64_t off, void *buf, size_t len);
+int __wrap_order_read(struct fiber *f, struct order *o, uint64_t off, void *buf, size_t len);
+
+int __wrap_order_read(struct fiber *f, struct order *o, uint64_t off, void *buf, size_t len)
+{
+	int ret = __real_order_read(f, o, off, buf, len);
+
+	if (after_read)
+		after_read(f, meanwhile.q, off);
+	return ret;
+}
+
 static void nobody(void)
 {
 	memset(&meanwhile, 0, sizeof(meanwhile));
@@ -473,6 +488,137 @@ static void room_that_is_not_used_is_given_back(void **state)
 	disk_free(d);
 }
 
+/* ---- a snapshot is deleted, and somebody else gives back what it had ---- */
+
+#define TURNS 1000 /* of others, while somebody is at it */
+
+static struct settler {
+	struct fiber_job job;
+	struct qcow2 *q;
+	uint64_t table; /* the second that the snapshot leads to */
+	bool begun, stayed, ended, deleted;
+} settler;
+
+/* Of the first counts that he has lowered, he waits until they are queued. */
+static void stays(struct fiber *f, struct qcow2 *q)
+{
+	(void)q;
+	for (unsigned i = 0; i < TURNS && !settler.deleted; i++)
+		fiber_yield(f);
+	settler.stayed = true;
+}
+
+static void settles(struct fiber *f, struct fiber_job *job)
+{
+	(void)job;
+	comes_by(settler.q, stays, 1, 0, UINT64_MAX);
+	assert_int_equal(alloc_settle(f, settler.q), 0); /* as a flush does, or an allocation */
+	settler.ended = true;
+}
+
+/* What the first table leads to is in the list of what is to be given back. */
+static void lets_others_settle(struct fiber *f, struct qcow2 *q, uint64_t off)
+{
+	if (off != settler.table || settler.begun || alloc_idle(q))
+		return;
+	settler.begun = true;
+	settler.job.run = settles;
+	fiber_start(fiber_queue(f), &settler.job, q->node->level);
+	for (unsigned i = 0; i < TURNS && !meanwhile.nr; i++)
+		fiber_yield(f);
+}
+
+static int deletes_while_others_settle(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	struct snapshot_pick pick = { .name = "full" };
+
+	snaps(f, d, "full");
+	settler = (struct settler){ .q = q, .table = q->l1[1] & QCOW2_OFF_MASK };
+	meanwhile.q = q;
+	after_read = lets_others_settle;
+	assert_int_equal(qcow2_snapshot_delete(f, d->n, &pick, &d->err), 0);
+	after_read = NULL;
+	settler.deleted = true;
+	assert_true(settler.begun);
+	while (!settler.ended)
+		fiber_yield(f);
+	assert_true(settler.stayed);
+	nobody();
+	return 0;
+}
+
+/* Then its clusters are used once, and marked so: not before all counts are down. */
+static void what_a_deleted_snapshot_had_is_marked_as_used_once(void **state)
+{
+	struct disk *d = disk_made(KiB(64), SMALL);
+
+	(void)state;
+	assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+	assert_int_equal(disk_call(d, deletes_while_others_settle), 0);
+	disk_free_clean(d);
+}
+
+/* ---- a snapshot cannot be made, and what was counted for it not be taken back ---- */
+
+static uint64_t failing; /* puts that fail, from the first of the counts on */
+
+static int snaps_in_vain(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	struct snapshot_want want = { .name = "never", .door = d->n, .icount = UINT64_MAX, .date_s = 1 };
+	struct snapshot_draft *draft;
+	int ret;
+
+	/* Not the header's, so that the dirty bit could go. */
+	comes_by(q, NULL, 0, 512, UINT64_MAX);
+	meanwhile.fail = failing;
+	ret = qcow2_snapshot_create(f, d->n, &want, &draft, &d->err);
+	if (ret == 0)
+		(void)qcow2_snapshot_commit(f, d->n, draft, 0, NULL, &d->err);
+	nobody();
+	return 0;
+}
+
+static int snaps_another(struct fiber *f, struct disk *d)
+{
+	struct snapshot_pick pick = { .name = "another" };
+
+	snaps(f, d, "another");
+	assert_int_equal(qcow2_snapshot_delete(f, d->n, &pick, &d->err), 0);
+	return order_flush(f, disk_state(d)->order);
+}
+
+/* Where one put failed, all was taken back. Where two did, the dirty bit stays if it was not, and the next writer counts anew. */
+static void counts_that_cannot_be_taken_back_leave_the_dirty_bit(void **state)
+{
+	unsigned nr_dirty = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < 24; i++) {
+		struct disk *d = disk_made(KiB(64), SMALL);
+
+		assert_int_equal(disk_write(d, 0, KiB(64), 0x11), 0);
+		assert_int_equal(disk_flush(d), 0);
+		failing = (i % 2 ? 3ull : 1ull) << i / 2;
+		print_message("# puts that fail: 0x%llx\n", (unsigned long long)failing);
+		assert_int_equal(disk_call(d, snaps_in_vain), 0);
+		assert_int_equal(disk_flush(d), 0);
+		if (on_disk(d))
+			assert_int_equal(i % 2, 1);
+		if (on_disk(d)) {
+			nr_dirty++;
+			assert_int_equal(disk_call(d, snaps_another), 0);
+			assert_int_equal(on_disk(d), QCOW2_INCOMPAT_DIRTY); /* that one went well does not count anew */
+		}
+		disk_reopen(d);
+		assert_int_equal(on_disk(d), 0);
+		disk_expect(d, 0, KiB(64), 0x11);
+		disk_free_clean(d);
+	}
+	assert_true(nr_dirty > 0);
+}
+
 /* ---- bits of the header ---- */
 
 #define LAZY "cluster_size=512,lazy_refcounts=on"
@@ -571,6 +717,8 @@ int main(void)
 		cmocka_unit_test(stock_that_the_frontier_has_passed_is_given_back),
 		cmocka_unit_test(room_that_is_reserved_is_left_to_who_reserved_it),
 		cmocka_unit_test(room_that_is_not_used_is_given_back),
+		cmocka_unit_test(what_a_deleted_snapshot_had_is_marked_as_used_once),
+		cmocka_unit_test(counts_that_cannot_be_taken_back_leave_the_dirty_bit),
 		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
 	};
 
