@@ -144,8 +144,16 @@ class Job:
 def _link(path):
     try:
         return os.readlink(path)
-    except FileNotFoundError:  # a descriptor that is closed meanwhile
+    except OSError:  # a descriptor that is closed meanwhile
         return None
+
+
+def _text(path):
+    try:
+        with open(path) as f:
+            return f.read()
+    except OSError:
+        return ""
 
 
 class Backend:
@@ -281,7 +289,7 @@ class LentBackend(ControlledBackend):
         """Locks on the image, of any kind, that the process has."""
         folder = f"/proc/{self.proc.pid}"
         of_disk = [n for n in os.listdir(f"{folder}/fd") if _link(f"{folder}/fd/{n}") == os.path.realpath(self.disk)]
-        return sum(open(f"{folder}/fdinfo/{n}").read().count("lock:") for n in of_disk)
+        return sum(_text(f"{folder}/fdinfo/{n}").count("lock:") for n in of_disk)
 
 
 class SlowLentBackend(LentBackend):

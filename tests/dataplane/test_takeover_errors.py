@@ -62,8 +62,7 @@ def test_what_fails_while_a_server_lets_go_is_no_error_of_the_guest(tmp_path, er
                 servers.wait(lambda: servers.errors()["state"] == "running")
             done = Control(servers.control)("stats")["export"]
             assert done["sessions"] == 1 and sum(q[k]["errors"] for q in done["queues"] for k in ("read", "write", "flush")) == 0
-            new = servers.start(servers.daemon())
-            servers.wait_end(old, 0)
+            new = servers.take_over(old, servers.daemon())
             servers.wait_serving(new)
             assert load.end()["reconnects"] == 1
         new.send_signal(signal.SIGTERM)

@@ -45,11 +45,9 @@ class Chain(Servers):
 
     def follow(self, argv):
         """The next one serves, and the one before has ended."""
-        old, self.last = self.last, self.start(argv)
+        self.last = self.take_over(self.last, argv) if self.last else self.start(argv)
         self.wait(lambda: self.last.poll() is not None or self.holder() == self.last.pid)
         assert self.last.poll() is None, self.text()
-        if old:
-            self.wait_end(old, 0)
 
     def refused(self, argv, words):
         had = self.control.exists()

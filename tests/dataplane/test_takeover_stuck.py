@@ -51,8 +51,7 @@ class Two(Servers):
 
 def end(servers, old, loads):
     """All is well again: another server takes over, and what was written is there."""
-    new = servers.start(servers.serve())
-    servers.wait_end(old, 0)
+    new = servers.take_over(old, servers.serve())
     servers.wait_serving(new)
     for load in loads:
         assert load.end()["reconnects"] == 1
