@@ -466,7 +466,7 @@ static void drain_ended(struct msg *m)
 	struct req *r;
 
 	s->quiesced = false;
-	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) { /* then it is attached, and the node is there */
+	while (!s->quiesced && (r = TAILQ_FIRST(&s->parked))) {
 		TAILQ_REMOVE(&s->parked, r, parked);
 		node_admitted(s->node, s, r);
 	}
@@ -508,9 +508,21 @@ void node_drain_end(struct node *n)
 
 		if (!s)
 			continue;
-		/* No answer is waited for: the message keeps the slot. Nor are there ever two: the next drain waits for answers behind this one. */
+		/* Nobody waits for an answer: the slot may be detached before its queue hears of it, or while it lets in what has waited. */
 		atomic_fetch_add(&s->refs, 1);
 		s->drain_end.run = drain_ended;
 		queue_post(s->q, &s->drain_end);
 	}
+}
+
+void node_change_begin(struct fiber *f, struct node *top)
+{
+	fiber_lock(f, &top->change_mutex);
+	node_drain_begin(f, top);
+}
+
+void node_change_end(struct node *top)
+{
+	node_drain_end(top);
+	fiber_unlock(&top->change_mutex);
 }

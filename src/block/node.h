@@ -375,7 +375,7 @@ struct node_slot {
 	uint64_t hot[2];	 /* hot-path I/O in flight under a mapping: grace */
 	struct msg *grace_reply; /* home waits until hot[!phase] is 0 */
 	struct msg *drain_reply; /* home waits until entered is 0 */
-	struct msg drain_end;	 /* home says: go on; on its way it holds a reference */
+	struct msg drain_end;	 /* home says: go on */
 	struct req_list parked;
 	struct req_list stopped;	 /* wait for block/policy.c */
 	struct req_list throttled[2];	 /* reads, others: wait for block/throttle.c */
@@ -384,7 +384,7 @@ struct node_slot {
 	unsigned throttle_hurry;	 /* throttle_hurry_begin() less _end() */
 	struct msg restart;		 /* any thread says: send them again */
 	_Atomic bool restart_sent;
-	_Atomic unsigned refs;		 /* being attached, and messages under way: restart, drain_end */
+	_Atomic unsigned refs;		 /* being attached, and messages of restart and the end of drains under way */
 	struct flush_rounds flushes;
 	uint64_t nr_hot, nr_cold, nr_split; /* requests by path, for the statistics */
 } __attribute__((aligned(64)));
@@ -458,6 +458,7 @@ struct node {
 	struct fiber_mutex grace_mutex;
 	struct fiber_mutex serial_mutex;
 	struct fiber_mutex drain_mutex;
+	struct fiber_mutex change_mutex; /* of a top: see node_change_begin(); taken before all others */
 };
 
 static inline void *node_state(struct node *n)
@@ -553,6 +554,13 @@ void node_grace(struct fiber *f, struct node *n);
 /* No request is in flight at n, none enters, until node_drain_end(). Home queue. Nests. */
 void node_drain_begin(struct fiber *f, struct node *n);
 void node_drain_end(struct node *n);
+/*
+ * The same for who changes what the top of a disk is (its length, its backing chain, its options): one at a time, because one may be reading
+ * from an image of the chain that another one closes. Does not nest. change_mutex alone: who looks along the chain, and does not come in
+ * by the door.
+ */
+void node_change_begin(struct fiber *f, struct node *top);
+void node_change_end(struct node *top);
 
 /*
  * Queue q may submit to n (and everything below) from now on: on q's thread. Detaching: a fiber of the home queue,
