@@ -65,14 +65,15 @@ static int share_l1(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1)
 	enum { CHUNK = 512 };
 	be64 disk[CHUNK];
 
+	/* All of it in memory, whatever can be queued: what is taken back then is what was counted. */
+	for (uint32_t i = 0; i < l1->nr; i++)
+		q->l1[i] &= ~QCOW2_COPIED;
 	for (uint32_t i = 0; i < l1->nr; i += CHUNK) {
 		uint32_t nr = MIN(l1->nr - i, (uint32_t)CHUNK);
 		int ret;
 
-		for (uint32_t k = 0; k < nr; k++) {
-			q->l1[i + k] &= ~QCOW2_COPIED;
+		for (uint32_t k = 0; k < nr; k++)
 			disk[k] = be64_put(q->l1[i + k]);
-		}
 		ret = order_put(f, q->order, q->h.l1_off + i * 8ull, disk, nr * 8ull, ORDER_NONE, NULL);
 		if (ret < 0)
 			return ret;
@@ -111,13 +112,14 @@ static int freeze_locked(struct fiber *f, struct qcow2 *q, struct snapshot_draft
 	}
 	d->frozen = true; /* from here on there is something to take back */
 	q->nr_frozen++;
-	ret = tables_clear_copied(f, q, &d->l1, true, err);
-	if (ret == 0) {
-		ret = share_l1(f, q, &d->l1);
-		if (ret < 0)
-			varve_error_errno(err, ret, "changing the L1 table");
-	}
-	return ret;
+	/*
+	 * The tables first: if the rest fails, guests go on before it is taken back. Who changed a table in place then would have references taken
+	 * back that were never counted, and space would be free that he uses.
+	 */
+	ret = share_l1(f, q, &d->l1);
+	if (ret < 0)
+		return varve_error_errno(err, ret, "changing the L1 table");
+	return tables_clear_copied(f, q, &d->l1, true, err);
 }
 
 static void draft_free(struct qcow2 *q, struct snapshot_draft *d)

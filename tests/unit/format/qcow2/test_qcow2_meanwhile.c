@@ -9,6 +9,7 @@
  */
 #include "disk.h"
 
+#include "block/block.h"
 #include "format/qcow2/lazy.h"
 #include "format/qcow2/refcount.h"
 #include "format/qcow2/snapshot.h"
@@ -619,6 +620,70 @@ static void counts_that_cannot_be_taken_back_leave_the_dirty_bit(void **state)
 	assert_true(nr_dirty > 0);
 }
 
+/* ---- a snapshot cannot be made, and the guest goes on before it is taken back ---- */
+
+static struct guest {
+	struct fiber_job job;
+	struct disk *d;
+	uint64_t table; /* the first that the snapshot would have had */
+	bool begun, ended;
+} guest;
+
+static void guest_writes(struct fiber *f, struct fiber_job *job)
+{
+	static uint8_t bytes[KiB(8)];
+
+	(void)job;
+	memset(bytes, 0x22, sizeof(bytes));
+	assert_int_equal(node_enter_wait(f, guest.d->n, REQ_WRITE, KiB(32) + KiB(12), bytes, sizeof(bytes)), 0);
+	guest.ended = true;
+}
+
+/* Taking back begins with the first table. The guest changes the second one. */
+static void lets_the_guest_write(struct fiber *f, struct qcow2 *q, uint64_t off)
+{
+	if (off != guest.table || guest.begun || meanwhile.nr_puts <= (unsigned)__builtin_ctzll(meanwhile.fail) || ranges_overlap(&q->node->ranges, 0, 1))
+		return;
+	guest.begun = true;
+	guest.job.run = guest_writes;
+	fiber_start(fiber_queue(f), &guest.job, guest.d->n->level);
+	for (unsigned i = 0; i < TURNS && !guest.ended; i++)
+		fiber_yield(f);
+}
+
+static int snaps_in_vain_while_the_guest_writes(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+
+	guest = (struct guest){ .d = d, .table = q->l1[0] & QCOW2_OFF_MASK };
+	after_read = lets_the_guest_write;
+	(void)snaps_in_vain(f, d);
+	after_read = NULL;
+	while (guest.begun && !guest.ended)
+		fiber_yield(f);
+	return guest.begun;
+}
+
+static void what_the_guest_gets_while_a_snapshot_is_taken_back_stays_its_own(void **state)
+{
+	int nr = 0;
+
+	(void)state;
+	for (unsigned i = 0; i < 16; i++) {
+		struct disk *d = disk_made(KiB(64), SMALL);
+
+		assert_int_equal(disk_write(d, 0, KiB(32) + KiB(16), 0x11), 0);
+		assert_int_equal(disk_flush(d), 0);
+		failing = 1ull << i;
+		print_message("# puts that fail: 0x%llx\n", (unsigned long long)failing);
+		nr += disk_call(d, snaps_in_vain_while_the_guest_writes);
+		if (guest.begun)
+			disk_expect(d, KiB(32) + KiB(12), KiB(8), 0x22);
+		disk_free_clean(d);
+	}
+	assert_in_range(nr, 1, 16);
+}
+
 /* ---- bits of the header ---- */
 
 #define LAZY "cluster_size=512,lazy_refcounts=on"
@@ -719,6 +784,7 @@ int main(void)
 		cmocka_unit_test(room_that_is_not_used_is_given_back),
 		cmocka_unit_test(what_a_deleted_snapshot_had_is_marked_as_used_once),
 		cmocka_unit_test(counts_that_cannot_be_taken_back_leave_the_dirty_bit),
+		cmocka_unit_test(what_the_guest_gets_while_a_snapshot_is_taken_back_stays_its_own),
 		cmocka_unit_test(bits_of_the_header_that_are_set_while_others_are_put_are_kept),
 	};
 
