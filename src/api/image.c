@@ -304,6 +304,7 @@ static bool is_attached(const struct varve_image *image, const struct varve_queu
 int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct varve_error *err)
 {
 	struct attach_args a = { .err = err };
+	bool hold;
 	int ret;
 
 	if (!image || !vq)
@@ -317,7 +318,13 @@ int varve_image_attach(struct varve_image *image, struct varve_queue *vq, struct
 		return varve_error_set(err, -EINVAL,
 				       "%s: further queues need an image that was opened with a home queue",
 				       node_name(image->top));
+	/* A stream that ends closes images of the chain: not meanwhile. (It cannot where home does not run: this is its thread, or it has none.) */
+	hold = image->home->has_thread && !queue_is_mine(image->home->q);
+	if (hold)
+		api_call(image, node_chain_hold, a.top);
 	ret = fiber_call(vq->q, attach_fiber, &a);
+	if (hold)
+		api_call(image, node_chain_let_go, a.top);
 	api_announce(vq);
 	if (ret < 0)
 		return ret;

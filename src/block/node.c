@@ -176,8 +176,11 @@ static void detach_all(struct fiber *f, struct node *n, struct queue *q)
 
 void node_detach(struct fiber *f, struct node *n, struct queue *q)
 {
-	if (q != n->home && atomic_fetch_sub(&node_slot(n, q)->users, 1) == 1)
-		detach_all(f, n, q);
+	if (q == n->home || atomic_fetch_sub(&node_slot(n, q)->users, 1) > 1)
+		return;
+	fiber_lock(f, &n->change_mutex); /* it waits in the middle of the chain */
+	detach_all(f, n, q);
+	fiber_unlock(&n->change_mutex);
 }
 
 /* ---- the door ---- */
@@ -525,4 +528,17 @@ void node_change_end(struct node *top)
 {
 	node_drain_end(top);
 	fiber_unlock(&top->change_mutex);
+}
+
+int node_chain_hold(struct fiber *f, void *top)
+{
+	fiber_lock(f, &((struct node *)top)->change_mutex);
+	return 0;
+}
+
+int node_chain_let_go(struct fiber *f, void *top)
+{
+	(void)f;
+	fiber_unlock(&((struct node *)top)->change_mutex);
+	return 0;
 }

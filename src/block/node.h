@@ -561,11 +561,15 @@ void node_drain_end(struct node *n);
  */
 void node_change_begin(struct fiber *f, struct node *top);
 void node_change_end(struct node *top);
+/* change_mutex for who is on another thread, to be called with fiber_call(): the chain of a top stays what it is from one to the other. */
+int node_chain_hold(struct fiber *f, void *top);
+int node_chain_let_go(struct fiber *f, void *top);
 
 /*
  * Queue q may submit to n (and everything below) from now on: on q's thread. Detaching: a fiber of the home queue,
  * with nothing of q in flight at n and q still alive. What was attached several times is detached by the last call;
- * calls for the same queue come one at a time. The home queue itself stays attached until the graph closes.
+ * calls for the same queue come one at a time. The home queue itself stays attached until the graph closes. Who attaches sees to it that the
+ * chain stays what it is (node_chain_hold()); detaching does that itself.
  */
 int node_attach(struct node *n, struct queue *q, struct varve_error *err);
 void node_detach(struct fiber *f, struct node *n, struct queue *q);

@@ -309,19 +309,22 @@ static void detach_queues(struct vublk *v, struct node *top, unsigned nr)
 	}
 }
 
-/* All, or none. */
+/* All, or none. A stream that ends closes images of the chain: not while queues are being attached to them. */
 static int attach_queues(struct vublk *v, struct node *top, struct varve_error *err)
 {
-	for (unsigned i = 0; i < v->nr_queues; i++) {
-		struct attach_call a = { v, top, i, err };
-		int ret = fiber_call(v->queues[i], attach_one, &a);
+	unsigned i;
+	int ret = 0;
 
-		if (ret < 0) {
-			detach_queues(v, top, i);
-			return ret;
-		}
+	fiber_call(top->home, node_chain_hold, top);
+	for (i = 0; i < v->nr_queues && ret == 0; i++) {
+		struct attach_call a = { v, top, i, err };
+
+		ret = fiber_call(v->queues[i], attach_one, &a);
 	}
-	return 0;
+	fiber_call(top->home, node_chain_let_go, top);
+	if (ret < 0)
+		detach_queues(v, top, i - 1);
+	return ret;
 }
 
 /* ---- start and stop ---- */
