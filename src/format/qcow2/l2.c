@@ -273,6 +273,11 @@ void l2_unalloc(struct fiber *f, struct node *n, const struct extent *extent)
 		uint64_t first = align_down(extent->host_off, q->cluster_len);
 
 		alloc_undo(f, q, first, div_up(extent->host_off + extent->len - first, q->cluster_len));
+		/*
+		 * Perhaps the file system is full. Who tries again is given these same clusters, and never looks further; what is due to be given
+		 * back makes room.
+		 */
+		(void)alloc_settle(f, q);
 	}
 }
 

@@ -364,6 +364,35 @@ static void compressed_clusters_lose_each_reference_once(void **state)
 
 /* ---- opening for writing ---- */
 
+static int gives_up_a_write(struct fiber *f, struct disk *d)
+{
+	struct qcow2 *q = disk_state(d);
+	struct extent x;
+	uint64_t host_off, nr;
+	order_mark mark;
+	bool fresh;
+
+	/* Given up, and it is durable that nothing leads there: what a guest's discard has become some seconds later. */
+	assert_int_equal(alloc_clusters(f, q, 1, &host_off, &nr, &fresh, &mark), 0);
+	assert_int_equal(l2_alloc(f, d->n, 0, CLUSTER, &x), 0);
+	alloc_free(q, host_off, 1, order_now(q->order), FREED_OTHER);
+	assert_int_equal(order_flush(f, q->order), 0);
+	assert_false(alloc_idle(q));
+	l2_unalloc(f, d->n, &x); /* the file system is full */
+	assert_true(alloc_idle(q));
+	return 0;
+}
+
+/* Else who tries again gets the same clusters again, for which there is no space: for ever, if the guest does not flush. */
+static void a_write_that_fails_gives_back_what_is_due(void **state)
+{
+	struct disk *d = disk_made(MiB(4), "cluster_size=64k");
+
+	(void)state;
+	assert_int_equal(disk_call(d, gives_up_a_write), 0);
+	disk_free_clean(d);
+}
+
 static void autoclear_bits_are_cleared_before_anything_else(void **state)
 {
 	struct disk *d = disk_made(MiB(1), "cluster_size=64k");
@@ -687,6 +716,7 @@ int main(void)
 		cmocka_unit_test(discard_without_backing_forgets_the_clusters),
 		cmocka_unit_test(what_a_snapshot_shares_is_copied_before_it_is_written),
 		cmocka_unit_test(compressed_clusters_lose_each_reference_once),
+		cmocka_unit_test(a_write_that_fails_gives_back_what_is_due),
 		cmocka_unit_test(autoclear_bits_are_cleared_before_anything_else),
 		cmocka_unit_test(what_cannot_be_written_safely_is_refused),
 		cmocka_unit_test(an_untouched_disk_is_not_written),
