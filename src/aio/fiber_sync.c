@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "aio/loop.h"
+#include "aio/perturb.h"
 #include "aio/worker.h"
 
 /* ---- waitlist, mutex ---- */
@@ -52,6 +53,7 @@ void fiber_lock(struct fiber *f, struct fiber_mutex *m)
 		waitlist_wait(f, &m->waiting); /* woken as the holder */
 	else
 		m->held = true;
+	perturb(f);
 }
 
 void fiber_unlock(struct fiber_mutex *m)

@@ -4,6 +4,7 @@
  *
  * Assumes: the fiber's queue is attached to the node. The request lies on the fiber's stack.
  */
+#include "aio/perturb.h"
 #include "base/iov.h"
 #include "block/block.h"
 
@@ -29,9 +30,11 @@ int node_submit_wait(struct fiber *f, struct node *n, struct req *r)
 	/* The last hop is ours; it ends the request here instead of calling r->done. */
 	r->at = n;
 	req_set_state(r, (uintptr_t)&w);
+	perturb(f);
 	req_forward(r, n, r->off, wait_done);
 	while (!w.finished)
 		fiber_wait(f);
+	perturb(f);
 	return w.ret;
 }
 
@@ -58,6 +61,7 @@ int node_enter_wait(struct fiber *f, struct node *n, enum req_op op, uint64_t of
 	node_submit(n, &e.r);
 	while (!e.w.finished)
 		fiber_wait(f);
+	perturb(f);
 	return e.w.ret;
 }
 
@@ -126,6 +130,7 @@ int node_write_all(struct fiber *f, struct node *n, struct node_write *writes, u
 	}
 	while (w.in_flight)
 		fiber_wait(f);
+	perturb(f);
 	return w.error;
 }
 
@@ -138,6 +143,7 @@ int node_flush(struct fiber *f, struct node *n)
 	flush_share(n, &e.r);
 	while (!e.w.finished)
 		fiber_wait(f);
+	perturb(f);
 	return e.w.ret;
 }
 

@@ -7,6 +7,7 @@
  * Never:   lets a later locker overtake an earlier one that it overlaps, so nobody starves.
  */
 #include "block/range.h"
+#include "aio/perturb.h"
 
 void ranges_init(struct ranges *rs)
 {
@@ -41,6 +42,7 @@ void range_lock(struct fiber *f, struct ranges *rs, struct range *r, uint64_t of
 	TAILQ_INSERT_TAIL(&rs->list, r, link);
 	while ((other = range_find(rs, r, r->off, r->end)))
 		waitlist_wait(f, &other->waiting);
+	perturb(f);
 }
 
 void range_unlock(struct ranges *rs, struct range *r)

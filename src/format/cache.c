@@ -7,6 +7,7 @@
  * Never:   frees what another queue may be looking at: first unpublish, then a grace period, then free.
  */
 #include "format/cache.h"
+#include "aio/perturb.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -384,6 +385,7 @@ int cache_get(struct fiber *f, struct cache *c, uint32_t table, uint32_t nr, boo
 		return err;
 	}
 	*ret = p;
+	perturb(f);
 	return 0;
 }
 

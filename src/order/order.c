@@ -8,6 +8,7 @@
  *
  * writeout.c brings sections to the disk.
  */
+#include "aio/perturb.h"
 #include "base/trace.h"
 #include "order/queue.h"
 
@@ -280,6 +281,7 @@ int order_put(struct fiber *f, struct order *o, uint64_t off, const void *bytes,
 	if (ret_mark)
 		*ret_mark = nr;
 	order_relieve(f, o);
+	perturb(f);
 	return 0;
 }
 

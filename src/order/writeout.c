@@ -7,6 +7,7 @@
  *          before.
  * Never:   writes an entry of a section before the sync of the section before it succeeded.
  */
+#include "aio/perturb.h"
 #include "base/trace.h"
 #include "block/event.h"
 #include "order/queue.h"
@@ -203,6 +204,7 @@ int order_wait(struct fiber *f, struct order *o, order_mark mark)
 	bool served = false;
 
 	assert(mark <= order_all(o));
+	perturb(f);
 	while (o->durable < mark) {
 		uint64_t errors = o->stats.errors;
 
