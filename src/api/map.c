@@ -19,9 +19,9 @@ static int map_fiber(struct fiber *f, void *arg)
 	struct map_args *a = arg;
 	int ret;
 
-	fiber_lock(f, &a->top->change_mutex);
+	fiber_lock(f, &a->top->chain_mutex);
 	ret = graph_map(f, a->top, a->off, a->len, &a->extent, &a->depth, &a->present);
-	fiber_unlock(&a->top->change_mutex);
+	fiber_unlock(&a->top->chain_mutex);
 	return ret;
 }
 

@@ -30,9 +30,9 @@ static int count_fiber(struct fiber *f, void *arg)
 		bool present;
 		int ret;
 
-		fiber_lock(f, &m->top->change_mutex);
+		fiber_lock(f, &m->top->chain_mutex);
 		ret = graph_map(f, m->top, off, m->len - off, &e, &depth, &present);
-		fiber_unlock(&m->top->change_mutex);
+		fiber_unlock(&m->top->chain_mutex);
 		if (ret == 0 && e.kind == EXTENT_ERROR)
 			ret = e.error;
 		if (ret < 0)

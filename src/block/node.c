@@ -178,9 +178,9 @@ void node_detach(struct fiber *f, struct node *n, struct queue *q)
 {
 	if (q == n->home || atomic_fetch_sub(&node_slot(n, q)->users, 1) > 1)
 		return;
-	fiber_lock(f, &n->change_mutex); /* it waits in the middle of the chain */
+	fiber_lock(f, &n->chain_mutex); /* it waits in the middle of the chain */
 	detach_all(f, n, q);
-	fiber_unlock(&n->change_mutex);
+	fiber_unlock(&n->chain_mutex);
 }
 
 /* ---- the door ---- */
@@ -522,23 +522,25 @@ void node_change_begin(struct fiber *f, struct node *top)
 {
 	fiber_lock(f, &top->change_mutex);
 	node_drain_begin(f, top);
+	fiber_lock(f, &top->chain_mutex);
 }
 
 void node_change_end(struct node *top)
 {
+	fiber_unlock(&top->chain_mutex);
 	node_drain_end(top);
 	fiber_unlock(&top->change_mutex);
 }
 
 int node_chain_hold(struct fiber *f, void *top)
 {
-	fiber_lock(f, &((struct node *)top)->change_mutex);
+	fiber_lock(f, &((struct node *)top)->chain_mutex);
 	return 0;
 }
 
 int node_chain_let_go(struct fiber *f, void *top)
 {
 	(void)f;
-	fiber_unlock(&((struct node *)top)->change_mutex);
+	fiber_unlock(&((struct node *)top)->chain_mutex);
 	return 0;
 }

@@ -459,6 +459,7 @@ struct node {
 	struct fiber_mutex serial_mutex;
 	struct fiber_mutex drain_mutex;
 	struct fiber_mutex change_mutex; /* of a top: see node_change_begin(); taken before all others */
+	struct fiber_mutex chain_mutex;	 /* of a top: see node_chain_hold(); taken with nothing that a drain waits for */
 };
 
 static inline void *node_state(struct node *n)
@@ -556,12 +557,14 @@ void node_drain_begin(struct fiber *f, struct node *n);
 void node_drain_end(struct node *n);
 /*
  * The same for who changes what the top of a disk is (its length, its backing chain, its options): one at a time, because one may be reading
- * from an image of the chain that another one closes. Does not nest. change_mutex alone: who looks along the chain, and does not come in
- * by the door.
+ * from an image of the chain that another one closes. Does not nest.
  */
 void node_change_begin(struct fiber *f, struct node *top);
 void node_change_end(struct node *top);
-/* change_mutex for who is on another thread, to be called with fiber_call(): the chain of a top stays what it is from one to the other. */
+/*
+ * Who looks along the chain of a top, and does not come in by the door: it stays what it is from one to the other. chain_mutex alone, which a
+ * change takes when all queues have answered its drain: the thread that waits for this may be one that had to answer. For fiber_call().
+ */
 int node_chain_hold(struct fiber *f, void *top);
 int node_chain_let_go(struct fiber *f, void *top);
 

@@ -135,6 +135,30 @@ def test_who_changes_anything_clears_the_bits_of_others(tmp_path, args):
     assert len(img("info", "--output=json", disk).json["format-specific"]["data"]["bitmaps"]) == 2 + ("c" in args) - ("--remove" in args)
 
 
+@pytest.mark.parametrize("what", ["leaks", "all"])
+def test_who_repairs_clears_the_bits_of_others(tmp_path, what):
+    """What they stand for is not counted by a repair."""
+    disk = tmp_path / "disk.qcow2"
+    img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", disk, "1M", check=True)
+    io(disk, "write -P 1 0 64k", check=True)
+    with open(disk, "r+b") as f:
+        f.seek(MARK["qcow2"][0])
+        f.write((1 << 20).to_bytes(8, "big"))
+        f.seek(0, os.SEEK_END)
+        end = f.tell() // 512
+        f.seek(48)
+        table = int.from_bytes(f.read(8), "big")
+        f.seek(table + end // 256 * 8)
+        block = int.from_bytes(f.read(8), "big")
+        f.seek(block + end % 256 * 2)
+        f.write((1).to_bytes(2, "big"))  # a cluster that nobody has
+        f.truncate((end + 1) * 512)
+    assert img("check", disk).rc == 3
+    did = img("check", "-r", what, disk)
+    assert did.rc == 0, did
+    assert disk.read_bytes()[88:96] == bytes(8)
+
+
 @pytest.mark.parametrize("args, warns", [
     (("img", "convert", "-O", "raw", "DISK", "OUT"), True), (("img", "compare", "DISK", "DISK"), True), (("img", "check", "DISK"), True),
     (("img", "check", "-r", "all", "DISK"), True),

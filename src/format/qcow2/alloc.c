@@ -521,7 +521,8 @@ static int settle(struct fiber *f, struct qcow2 *q)
 		} else {
 			free(p); /* damaged or unreadable counts stay as they are: at worst a leak */
 		}
-		ret = ret ? ret : err;
+		if (ret == 0 || err == -ENOMEM) /* that is what somebody may have to wait for */
+			ret = err;
 	}
 	return ret;
 }

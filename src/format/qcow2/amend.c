@@ -198,6 +198,20 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
  * before the first. (A lack of space is met when it comes.) Narrower counts are judged by the step itself where nothing comes
  * before it: judging takes a look at everything that is counted.
  */
+/* Snapshots are made and deleted by threads that do not wait for us, and count with the counts of now. */
+static int change_counts(struct fiber *f, struct amend *a, bool judge)
+{
+	int ret;
+
+	fiber_lock(f, &a->q->snapshot_mutex);
+	if (a->q->nr_drafts)
+		ret = varve_error_set(a->err, -EBUSY, "a snapshot is being made: no option changes meanwhile");
+	else
+		ret = qcow2_change_refcount_order(f, a->q, a->refcount_order, judge, a->err);
+	fiber_unlock(&a->q->snapshot_mutex);
+	return ret;
+}
+
 static int check_image(struct fiber *f, struct amend *a)
 {
 	const struct qcow2 *q = a->q;
@@ -208,7 +222,7 @@ static int check_image(struct fiber *f, struct amend *a)
 	if (ret == 0 && (version_differs(a) || data_file_differs(a)))
 		ret = with_header(f, a, a->version, a->lazy_refcounts, false);
 	if (ret == 0 && a->version > q->h.version && a->refcount_order < q->h.refcount_order)
-		ret = qcow2_change_refcount_order(f, a->q, a->refcount_order, true, a->err);
+		ret = change_counts(f, a, true);
 	return ret;
 }
 
@@ -353,7 +367,7 @@ int qcow2_amend(struct fiber *f, struct node *n, struct opts *o, varve_progress_
 	if (ret == 0 && a.version > q->h.version)
 		ret = change_version(f, &a);
 	if (ret == 0 && a.refcount_order != q->h.refcount_order)
-		ret = qcow2_change_refcount_order(f, q, a.refcount_order, false, err);
+		ret = change_counts(f, &a, false);
 	if (ret == 0 && a.disk_len != q->h.disk_len)
 		ret = qcow2_truncate(f, n, a.disk_len, PREALLOC_OFF, err);
 	if (ret == 0 && version_differs(&a))

@@ -5,7 +5,8 @@
  * Assumes: fibers of the home queue. With NODE_NO_IO (info) and NODE_CHECK (check) only the header is read:
  *          those look at the rest themselves, and expect damage.
  * Never:   changes an image that it then refuses. With NODE_BITMAPS, the marks in the header that every change clears stay until
- *          the first one: a command that is refused for what it finds in the image leaves it, and a dead server's journal, as it was.
+ *          the first one: a command that is refused for what it finds in the image leaves it, and a dead server's journal, as it was. (With the
+ *          dirty bit, opening is a change: counts are made anew.)
  */
 #include "format/cache.h"
 #include "format/qcow2/qcow2.h"
@@ -259,7 +260,9 @@ static int open_writable(struct fiber *f, struct qcow2 *q, const struct settings
 static int open_tables(struct fiber *f, struct qcow2 *q, const struct settings *set,
 		       struct varve_error *err)
 {
-	bool later = (q->node->flags & NODE_BITMAPS) && !set->state_dir;
+	/* Counts that are made anew are a change, and so is a repair. */
+	bool later = (q->node->flags & NODE_BITMAPS) && !(q->node->flags & NODE_REPAIR) && !set->state_dir &&
+		     !(q->h.incompatible & QCOW2_INCOMPAT_DIRTY);
 	int ret = read_l1(f, q, err);
 
 	if (ret < 0)

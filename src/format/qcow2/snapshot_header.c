@@ -43,6 +43,8 @@ static int put_header(struct fiber *f, struct qcow2 *q, uint32_t nr, uint64_t of
  */
 static void set_dirty(struct qcow2 *q, bool dirty)
 {
+	if (q->h.version < 3) /* has no such bit */
+		return;
 	if (dirty || lazy_behind(q) || q->changing)
 		q->h.incompatible |= QCOW2_INCOMPAT_DIRTY;
 	else

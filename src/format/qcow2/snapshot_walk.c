@@ -186,7 +186,7 @@ int tables_count(struct fiber *f, struct qcow2 *q, const struct l1_copy *l1, int
 	if (ret == 0)
 		return 0;
 	undo.left = w.done;
-	*ret_whole = walk(f, q, &undo) == 0 && q->refcounts->nr_half_done == half_done;
+	*ret_whole = (!w.done || walk(f, q, &undo) == 0) && q->refcounts->nr_half_done == half_done;
 	if (ret == -ERANGE)
 		return varve_error_set(err, ret,
 				       "%s: refcounts of %u bits cannot count one more snapshot of the same clusters",

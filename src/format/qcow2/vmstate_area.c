@@ -118,6 +118,7 @@ int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const 
 	struct qcow2 *q = node_state(n);
 	uint64_t end, start, nr;
 	struct range range;
+	bool moved;
 	int ret = 0;
 
 	if (!q->order)
@@ -143,9 +144,11 @@ int qcow2_state_area_write(struct fiber *f, struct node *n, uint64_t off, const 
 	start = area_start(q) + off;
 	range_lock(f, &n->ranges, &range, align_down(start, q->cluster_len),
 		   align_up(start + len, q->cluster_len) - align_down(start, q->cluster_len));
-	ret = write_area(f, n, start, buf, len);
+	moved = start != area_start(q) + off; /* the disk has another length since */
+	if (!moved)
+		ret = write_area(f, n, start, buf, len);
 	range_unlock(&n->ranges, &range);
-	return ret;
+	return moved ? qcow2_state_area_write(f, n, off, buf, len) : ret;
 }
 
 /* The entries behind the disk's; *ret->nr 0: none of them leads anywhere. */
