@@ -193,11 +193,6 @@ static int change_header(struct fiber *f, struct amend *a, uint32_t version, boo
 	return with_header(f, a, version, lazy, true);
 }
 
-/*
- * What only the image can say. Steps come one after the other and each is durable: what would be refused by a later one is refused
- * before the first. (A lack of space is met when it comes.) Narrower counts are judged by the step itself where nothing comes
- * before it: judging takes a look at everything that is counted.
- */
 /* Snapshots are made and deleted by threads that do not wait for us, and count with the counts of now. */
 static int change_counts(struct fiber *f, struct amend *a, bool judge)
 {
@@ -212,6 +207,11 @@ static int change_counts(struct fiber *f, struct amend *a, bool judge)
 	return ret;
 }
 
+/*
+ * What only the image can say. Steps come one after the other and each is durable: what would be refused by a later one is refused
+ * before the first. (A lack of space is met when it comes.) Narrower counts are judged by the step itself where nothing comes
+ * before it: judging takes a look at everything that is counted.
+ */
 static int check_image(struct fiber *f, struct amend *a)
 {
 	const struct qcow2 *q = a->q;

@@ -10,7 +10,7 @@
  *          Room in it is reserved before it is needed: between the two the fiber may wait, and others reserve and add, too.
  * Assumes: home queue. The header, L1 and refcount table are where struct qcow2_header says.
  *          What becomes metadata is in it before the frontier (alloc.c) is behind it: whoever looks at an entry in between must not
- *          find a cluster that is behind the end no more, and not metadata yet.
+ *          find a cluster that is no longer behind the end, and not metadata yet.
  * Never:   knows the L2 tables that only snapshots have, unless it is asked to (overlap-check=all: finding them costs reading
  *          the L1 tables of all snapshots at open); their clusters are counted, like data.
  */
@@ -90,11 +90,6 @@ void meta_unreserve(struct qcow2 *q, uint64_t nr)
 {
 	assert(nr <= q->meta->nr_reserved);
 	q->meta->nr_reserved -= nr;
-}
-
-uint64_t meta_reserved(const struct qcow2 *q)
-{
-	return q->meta->nr_reserved;
 }
 
 void meta_add(struct qcow2 *q, uint64_t cluster)

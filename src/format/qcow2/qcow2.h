@@ -354,7 +354,6 @@ bool meta_holds(const struct qcow2 *q, uint64_t cluster);
 /* Room for nr more, that nobody else uses: meta_add() takes it, one each time, and cannot fail. What is not needed is given back. */
 int meta_reserve(struct qcow2 *q, uint64_t nr);
 void meta_unreserve(struct qcow2 *q, uint64_t nr);
-uint64_t meta_reserved(const struct qcow2 *q);
 void meta_add(struct qcow2 *q, uint64_t cluster);
 /* It is free. */
 void meta_remove(struct qcow2 *q, uint64_t cluster);

@@ -477,7 +477,7 @@ static int fails_to_grow(struct fiber *f, struct disk *d)
 	assert_int_equal(refcount_extend(f, q, RUN, &first, &mark), -ENOMEM);
 	assert_int_equal(alloc_metadata(f, q, RUN, &off, &zero, &mark), -ENOMEM);
 	nobody();
-	return meta_reserved(q) ? -EIO : 0;
+	return 0; /* meta_close() looks whether anything is reserved still */
 }
 
 static void room_that_is_not_used_is_given_back(void **state)
