@@ -10,15 +10,13 @@ VARVE_SEED=N    only this one
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from seeds import seeds
-from unixsock import listens
+from serving import Server
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "crash"))
 import cuts  # noqa: E402 (of tests/crash)
@@ -64,27 +62,14 @@ def test_what_was_written_reads_back_and_checks_clean(tmp_path, fmt, options, ho
     for seed in seeds(2):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        disk, sock = folder / "disk", folder / "s.sock"
-        env = {**os.environ, "VARVE_PERTURB": str(seed)}
+        disk = folder / "disk"
         subprocess.run([VARVE, "img", "create", "-q", "-f", fmt, "-o", options.replace("data_file=data", f"data_file={folder / 'data'}"), disk, "32M"],
                        check=True, timeout=SECONDS)
-        with open(folder / "log", "w+", encoding="utf-8") as log:
-            server = subprocess.Popen([VARVE, "serve", disk, "--vhost-user", sock, "-f", fmt, "--num-queues", str(queues), *how],
-                                      stdout=log, stderr=log, env=env)
-            try:
-                deadline = time.monotonic() + SECONDS
-                while not listens(sock, server.pid):
-                    assert server.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
-                    time.sleep(.01)
-                load = subprocess.run([VARVE, "blkload", "--socket", sock, "--rw", "randrw", "--verify", "--ops", "1500", "--flush-every", "50",
-                                       "--discard-percent", "5", "--write-zeroes-percent", "3", "--queues", str(queues), "--depth", "16",
-                                       "--timeout", str(SECONDS // 2)], capture_output=True, text=True, timeout=SECONDS)
-                assert load.returncode == 0, f"VARVE_PERTURB={seed}: {load.stderr}\n{(folder / 'log').read_text()}"
-                server.send_signal(signal.SIGTERM)
-                assert server.wait(SECONDS) == 0, f"VARVE_PERTURB={seed}: {(folder / 'log').read_text()}"
-            finally:
-                server.kill()
-                server.wait()
+        with Server(disk, fmt, folder / "s.sock", folder / "pid", "--num-queues", queues, *how, under=("env", f"VARVE_PERTURB={seed}")) as server:
+            status, _, said = server.load("--rw", "randrw", "--verify", "--ops", 1500, "--flush-every", 50, "--discard-percent", 5,
+                                          "--write-zeroes-percent", 3, "--queues", queues, "--depth", 16)
+            ended, told = server.stop()
+        assert status == 0 and ended == 0, f"VARVE_PERTURB={seed}: {said}\n{told}"
         found = subprocess.run([VARVE, "img", "check", "--output=json", "-f", fmt, disk], capture_output=True, text=True, timeout=SECONDS)
         told = json.loads(found.stdout)
         assert found.returncode == 0 and not told.get("leaks") and not told.get("corruptions"), f"VARVE_PERTURB={seed}: {found.stdout}"

@@ -413,6 +413,39 @@ static void autoclear_bits_are_cleared_before_anything_else(void **state)
 	disk_free(d);
 }
 
+/* Opened for changes of metadata only, they stay until the first of these; the power may be lost at any step of it. */
+static void autoclear_bits_go_with_the_first_change_before_anything_else(void **state)
+{
+	unsigned at = offsetof(struct qcow2_header_disk, autoclear);
+	struct disk *d = disk_made(MiB(1), "cluster_size=64k");
+	struct cuts cuts;
+	unsigned kept = 0;
+
+	(void)state;
+	disk_close(d);
+	image_put(d->im, at, 8, 0x8000000000000004);
+	assert_int_equal(disk_open(d, NODE_WRITABLE | NODE_BITMAPS), 0);
+	assert_int_equal(image_get(d->im, at, 8), 0x8000000000000004);
+	cuts_begin(&cuts, d);
+	cuts_add(&cuts, 0, 0); /* as it was */
+	assert_int_equal(disk_truncate(d, MiB(64)), 0);
+	cuts_end(&cuts);
+	for (unsigned i = 0; i < cuts.nr; i++) {
+		const struct cut *c = &cuts.all[i];
+		be64 bits;
+
+		memcpy(&bits, c->bytes + at, 8);
+		if (!be64_get(bits))
+			continue;
+		kept++;
+		assert_int_equal(c->len, cuts.all[0].len);
+		assert_memory_equal(c->bytes, cuts.all[0].bytes, c->len);
+	}
+	assert_in_range(kept, 1, cuts.nr - 1);
+	cuts_free(&cuts);
+	disk_free(d);
+}
+
 static void expect_refused(struct disk *d, int code, const char *words)
 {
 	uint64_t writes = d->im->nr_writes;
@@ -718,6 +751,7 @@ int main(void)
 		cmocka_unit_test(compressed_clusters_lose_each_reference_once),
 		cmocka_unit_test(a_write_that_fails_gives_back_what_is_due),
 		cmocka_unit_test(autoclear_bits_are_cleared_before_anything_else),
+		cmocka_unit_test(autoclear_bits_go_with_the_first_change_before_anything_else),
 		cmocka_unit_test(what_cannot_be_written_safely_is_refused),
 		cmocka_unit_test(an_untouched_disk_is_not_written),
 		cmocka_unit_test(a_longer_disk_keeps_what_it_had),
